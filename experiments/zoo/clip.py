@@ -70,7 +70,7 @@ def model(vocab, args):
     }
     vision = {
         "image_size": 32,
-        "patch_size": 4,
+        "patch_size": 8,
         "hidden_size": 128,
         "intermediate_size": 512,
         "num_hidden_layers": 4,
@@ -81,7 +81,7 @@ def model(vocab, args):
 
 
 def main() -> None:
-    parser = arguments(__doc__, steps=1200, batch=192, lr=1e-3, ema=0.99)
+    parser = arguments(__doc__, steps=2400, batch=192, lr=1e-3, ema=0.99)
     parser.add_argument("--name", default="clip", help="folder under --store")
     args = parser.parse_args()
     from transformers import CLIPImageProcessorPil

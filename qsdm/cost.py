@@ -1,0 +1,72 @@
+"""What a configuration costs: bytes, average bits, bit operations; and the table of errors and sizes that calibration fills."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from qsdm.graph import Graph
+from qsdm.qconfig import OutsideSpace, QuantConfig, QuantMethod
+
+
+def size_bytes(graph: Graph, qconfig: QuantConfig, full_bits: int = 16) -> int:
+    """Bytes of the quantizable weights: codes, scales, zero points, codebooks; full precision where no method is named.
+
+    Raises:
+        OutsideSpace: the configuration names a weight that the graph does not have.
+    """
+    if odd := set(qconfig.methods) - {weight.name for weight in graph.weights}:
+        raise OutsideSpace(f"the graph of {graph.denoiser!r} has no weight {min(odd)!r}")
+    full = QuantMethod("fp", full_bits)
+    return sum(qconfig.methods.get(weight.name, full).size_bits(weight, full_bits) for weight in graph.weights) // 8
+
+
+def avg_bits(graph: Graph, qconfig: QuantConfig, full_bits: int = 16) -> float:
+    """Bits per quantizable weight, overhead included."""
+    return 8 * size_bytes(graph, qconfig, full_bits) / graph.num_values
+
+
+def tera_bops(graph: Graph, qconfig: QuantConfig, full_bits: int = 16, activation_bits: int = 16) -> float:
+    """10^12 bit operations of the weights' multiply-accumulates at batch 1: MACs x weight bits x activation bits.
+
+    References: Bayesian Bits (van Baalen et al., 2020), section 2.3.
+    """
+    full = QuantMethod("fp", full_bits)
+    return sum(
+        node.macs * qconfig.methods.get(node.weight.name, full).bits * activation_bits for node in graph.nodes if node.weight is not None
+    ) / 1e12
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MethodTable:
+    """Error and size of every weight under every method.
+
+    Attributes:
+        weights: names, W of them.
+        methods: M of them.
+        rel_error: float64 [W, M], ||W - W^||^2 / ||W||^2, one definition for every method; NaN where a method is not on offer.
+        size_bytes: int64 [W, M].
+    """
+
+    weights: tuple[str, ...]
+    methods: tuple[QuantMethod, ...]
+    rel_error: np.ndarray
+    size_bytes: np.ndarray
+
+    def __post_init__(self) -> None:
+        wanted = (len(self.weights), len(self.methods))
+        for name in ("rel_error", "size_bytes"):
+            if getattr(self, name).shape != wanted:
+                raise ValueError(f"wanted {name} of shape {wanted}, weights by methods (got {getattr(self, name).shape})")
+
+    def of(self, qconfig: QuantConfig) -> tuple[np.ndarray, np.ndarray]:
+        """Error and bytes of the configuration's weights, each [W]; full precision where no method is named has error 0 and 0 bytes."""
+        column = {method: i for i, method in enumerate(self.methods)}
+        error, size = np.zeros(len(self.weights)), np.zeros(len(self.weights), dtype=np.int64)
+        for i, name in enumerate(self.weights):
+            if (method := qconfig.methods.get(name)) is not None:
+                if method not in column or np.isnan(self.rel_error[i, column[method]]):
+                    raise OutsideSpace(f"{method} was not calibrated for {name!r}: run calibrate with a space that offers it")
+                error[i], size[i] = self.rel_error[i, column[method]], self.size_bytes[i, column[method]]
+        return error, size

@@ -1,0 +1,139 @@
+"""``conf/model/NAME.yaml`` => a diffusers pipeline, or its denoiser's class and config."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import diffusers
+    from torch import nn
+
+ZOO = Path(__file__).parent / "zoo"
+
+
+class ModelError(Exception):
+    """A model cannot be loaded; the message says how to get it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One entry of ``conf/model``.
+
+    Attributes:
+        name: of the model; its artifacts lie under it in the store.
+        path: Hugging Face hub id, a directory, or ``zoo`` for a pipeline that qsdm ships.
+        denoiser: class in diffusers, as UNet2DConditionModel.
+        config: the denoiser's published config, by which it is traced without weights.
+        component: the pipeline's attribute that holds the denoiser: unet or transformer.
+        full_bits: precision of the published weights, 16 or 32.
+        num_params: parameters of the denoiser, checked when it is traced.
+        revision: of the hub repository.
+        resolution_px: edge of the square pictures.
+        steps: of the sampler.
+        guidance: scale of classifier-free guidance.
+        load: further arguments of from_pretrained.
+        call: further arguments of the pipeline's call.
+        inputs: shapes by name that override the inputs built for tracing.
+        exclude: regular expression of module paths that are not quantized.
+        tied: regular expressions; parameters that match one of them with the same groups hold equal values.
+        dtype: in which the denoiser computes, as torch spells it.
+        prompts: JSON file with a list of captions, or ``zoo`` for the shipped one.
+        metrics: what is measured by default, by name (see `qsdm.metrics`).
+        source: where each figure comes from.
+    """
+
+    name: str
+    path: str
+    denoiser: str
+    component: str
+    resolution_px: int
+    steps: int
+    guidance: float
+    config: Mapping[str, Any] = field(default_factory=dict)
+    full_bits: int = 16
+    num_params: int | None = None
+    revision: str | None = None
+    load: Mapping[str, Any] = field(default_factory=dict)
+    call: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    exclude: str | None = None
+    tied: Sequence[str] = ()
+    dtype: str = "float32"
+    prompts: str | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    source: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.component not in ("unet", "transformer"):
+            raise ValueError(f"model {self.name}: component must be unet or transformer (got {self.component!r})")
+        if self.full_bits not in (16, 32):
+            raise ValueError(f"model {self.name}: full_bits must be 16 or 32 (got {self.full_bits})")
+        if self.steps < 1 or self.resolution_px < 1 or self.guidance < 0:
+            raise ValueError(
+                f"model {self.name}: steps and resolution_px must be positive and guidance not negative "
+                f"(got {self.steps}, {self.resolution_px}, {self.guidance})"
+            )
+
+    @property
+    def directory(self) -> Path | None:
+        """The pipeline's directory, if it is local."""
+        if self.path == "zoo":
+            return ZOO / self.name / "pipeline"
+        path = Path(self.path).expanduser()
+        return path if path.is_dir() else None
+
+
+def load_pipeline(model: Model, dtype: str = "float32") -> diffusers.DiffusionPipeline:
+    """The pipeline, on the CPU, without a progress bar of its own.
+
+    Raises:
+        ModelError: there are no weights here.
+    """
+    import diffusers
+    import torch
+
+    source = model.directory or model.path
+    try:
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(
+            source, revision=model.revision, dtype=getattr(torch, dtype), **{"use_safetensors": True, **model.load}
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"no weights of {model.name!r} at {str(source)!r}: give model.path=DIRECTORY of a diffusers pipeline, or download it once "
+            f"with `hf download {model.path}`"
+        ) from error
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def denoiser_of(pipeline: diffusers.DiffusionPipeline, model: Model) -> nn.Module:
+    return getattr(pipeline, model.component)
+
+
+def denoiser_class(model: Model) -> type[nn.Module]:
+    """Raises ModelError if this version of diffusers has no such class."""
+    import diffusers
+
+    found = getattr(diffusers, model.denoiser, None)
+    if found is None or not re.fullmatch(r"[A-Z]\w+", model.denoiser):
+        raise ModelError(f"diffusers {diffusers.__version__} has no class {model.denoiser!r} (model {model.name})")
+    return found
+
+
+def weights_digest(model: Model) -> str:
+    """sha256 over names and contents of the pipeline's safetensors; the hub id and revision where it is not local."""
+    digest = hashlib.sha256()
+    directory = model.directory
+    if directory is None:
+        digest.update(f"{model.path}@{model.revision}".encode())
+        return digest.hexdigest()
+    for path in sorted(directory.rglob("*.safetensors")):
+        digest.update(str(path.relative_to(directory)).encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

@@ -1,0 +1,274 @@
+"""A denoiser as plain data: nodes with op and role, edges, and the weights that get a quantization method.
+
+Nodes are calls, weights are decisions: a parameter that is used by two calls is one `Weight` on two nodes, and a parameter whose input
+channels are a concatenation (a U-Net's skip connection) is one `Weight` per input, named ``conv1#0`` and ``conv1#1``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import heapq
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import networkx
+
+SCHEMA = "qsdm/graph/1"
+
+
+class Op(StrEnum):
+    """What a node computes; one vocabulary for all denoisers."""
+
+    INPUT = "input"
+    OUTPUT = "output"
+    LINEAR = "linear"
+    CONV = "conv"
+    EMBEDDING = "embedding"
+    PARAM_MATMUL = "param_matmul"
+    SDPA = "sdpa"
+    MHA = "mha"
+    MATMUL = "matmul"
+    ADD = "add"
+    ADD_COND = "add_cond"
+    MUL = "mul"
+    GATE = "gate"
+    MODULATE = "modulate"
+    CONCAT = "concat"
+    NORM = "norm"
+    SELECT = "select"
+    MIX = "mix"
+
+
+class Role(StrEnum):
+    """What a weight is for, derived from where its data goes."""
+
+    NONE = ""
+    ATTN_Q = "attn_q"
+    ATTN_K = "attn_k"
+    ATTN_V = "attn_v"
+    ATTN_QK = "attn_qk"
+    ATTN_KV = "attn_kv"
+    ATTN_QKV = "attn_qkv"
+    ATTN_MM = "attn_mm"
+    ATTN_OUT = "attn_out"
+    ATTN_FF_OUT = "attn_ff_out"
+    FF_IN = "ff_in"
+    FF_OUT = "ff_out"
+    ADALN = "adaln"
+    COND_PROJ = "cond_proj"
+    COND_IN = "cond_in"
+    COND_MLP = "cond_mlp"
+    EMBED_IN = "embed_in"
+    CONV_IN = "conv_in"
+    CONV = "conv"
+    CONV_OUT = "conv_out"
+    PROJ_OUT = "proj_out"
+    SKIP_PROJ = "skip_proj"
+    LINEAR = "linear"
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A Linear's or Conv's weight, or a slice of its input channels: the thing that gets a quantization method.
+
+    Attributes:
+        name: module path, with ``#k`` for the k-th input slice.
+        parameter: name in the denoiser's state dict.
+        shape: of the slice, [out, in, *kernel].
+        start: first input channel of the slice.
+        ties: other parameters that hold the same values and follow the same decision.
+    """
+
+    name: str
+    parameter: str
+    shape: tuple[int, ...]
+    start: int = 0
+    ties: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.shape) < 2 or min(self.shape) < 1:
+            raise ValueError(f"a weight needs a shape [out, in, ...] of positive sizes (got {self.shape} for {self.name!r})")
+
+    @property
+    def numel(self) -> int:
+        """Stored values, those of tied parameters included."""
+        return math.prod(self.shape) * (1 + len(self.ties))
+
+    @property
+    def fan_in(self) -> int:
+        return math.prod(self.shape[1:])
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One op of the compact graph.
+
+    Attributes:
+        name: unique; for a weight its name, with ``@k`` for the k-th repeated call.
+        stage: outermost part of the denoiser that the op lies in.
+        block: innermost repeated part of the denoiser that the op lies in.
+        activation: shape of the output at batch 1.
+        macs: multiply-accumulates at batch 1.
+        depth: longest path from an input, relative to the longest of all, in [0, 1].
+        dead: no path leads to an output.
+    """
+
+    name: str
+    op: Op
+    role: Role = Role.NONE
+    stage: str = ""
+    block: str = ""
+    weight: Weight | None = None
+    activation: tuple[int, ...] = ()
+    macs: int = 0
+    depth: float = 0.0
+    dead: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """A denoiser's computational graph, topologically sorted.
+
+    Attributes:
+        edges: (source, target) as indices into ``nodes``.
+        weights: the distinct weights of the nodes, in order of first use.
+        digest: sha256 of the canonical JSON.
+    """
+
+    denoiser: str
+    nodes: tuple[Node, ...]
+    edges: tuple[tuple[int, int], ...]
+    weights: tuple[Weight, ...] = field(init=False, compare=False, repr=False)
+    digest: str = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        names = [node.name for node in self.nodes]
+        if len(set(names)) != len(names):
+            twice = next(name for i, name in enumerate(names) if name in names[:i])
+            raise ValueError(f"node names must be unique (got {twice!r} twice)")
+        for source, target in self.edges:
+            if not 0 <= source < target < len(names):
+                raise ValueError(f"nodes must be topologically sorted (got the edge {source} -> {target} of {len(names)} nodes)")
+        weights = {node.weight.name: node.weight for node in self.nodes if node.weight is not None}
+        object.__setattr__(self, "weights", tuple(weights.values()))
+        object.__setattr__(self, "digest", hashlib.sha256(canonical(self.to_json())).hexdigest())
+
+    @property
+    def num_values(self) -> int:
+        """Quantizable values, those of tied parameters included."""
+        return sum(weight.numel for weight in self.weights)
+
+    def node_of(self, name: str) -> Node:
+        """The first node that uses the weight called ``name``."""
+        for node in self.nodes:
+            if node.weight is not None and node.weight.name == name:
+                return node
+        raise KeyError(f"no weight {name!r} in the graph of {self.denoiser!r}")
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema": SCHEMA,
+            "denoiser": self.denoiser,
+            "nodes": [dataclasses.asdict(node) for node in self.nodes],
+            "edges": [list(edge) for edge in self.edges],
+        }
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Graph:
+        """Raises ValueError if ``data`` is no graph of this schema."""
+        if not isinstance(data, Mapping) or data.get("schema") != SCHEMA:
+            found = data.get("schema") if isinstance(data, Mapping) else type(data).__name__
+            raise ValueError(f"wanted a graph of schema {SCHEMA!r}, got {found!r}: trace the denoiser again")
+        try:
+            nodes = tuple(_node(dict(entry)) for entry in data["nodes"])
+            return Graph(data["denoiser"], nodes, tuple((int(a), int(b)) for a, b in data["edges"]))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"the graph is damaged ({error!r}): trace the denoiser again") from error
+
+    def to_networkx(self) -> networkx.DiGraph:
+        """Nodes by name, with the fields of `Node` as attributes (``weight`` as its name)."""
+        import networkx
+
+        graph = networkx.DiGraph(denoiser=self.denoiser)
+        for node in self.nodes:
+            fields = {f.name: getattr(node, f.name) for f in dataclasses.fields(node) if f.name != "weight"}
+            fields |= {"op": str(node.op), "role": str(node.role), "weight": node.weight.name if node.weight else ""}
+            graph.add_node(node.name, **fields)
+        graph.add_edges_from((self.nodes[a].name, self.nodes[b].name) for a, b in self.edges)
+        return graph
+
+
+def _node(entry: dict[str, Any]) -> Node:
+    if entry["weight"] is not None:
+        weight = dict(entry["weight"])
+        entry["weight"] = Weight(**weight | {"shape": tuple(weight["shape"]), "ties": tuple(weight["ties"])})
+    return Node(**entry | {"op": Op(entry["op"]), "role": Role(entry["role"]), "activation": tuple(entry["activation"])})
+
+
+def canonical(data: Any) -> bytes:
+    """The one JSON text of ``data``: sorted keys, no spaces, no NaN."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def merge_splits(graph: Graph, keep: str) -> Graph:
+    """The graph in which only weights whose module path matches the regular expression ``keep`` stay split by input.
+
+    The slices of any other weight become one weight again, on the node of the first slice.
+    """
+    pattern = re.compile(keep)
+    slices: dict[str, list[Node]] = {}
+    for node in graph.nodes:
+        if node.weight is not None and "#" in node.weight.name and not pattern.search(node.weight.name.partition("#")[0]):
+            slices.setdefault(node.name.replace(node.weight.name, node.weight.name.partition("#")[0]), []).append(node)
+    merged_into = {}  # name of a slice's node => node of the whole
+    for name, parts in slices.items():
+        weights = [part.weight for part in parts if part.weight is not None]
+        first = weights[0]
+        channels = sum(weight.shape[1] for weight in weights)
+        whole = dataclasses.replace(
+            first, name=first.name.partition("#")[0], shape=(first.shape[0], channels, *first.shape[2:]), start=0
+        )
+        node = dataclasses.replace(parts[0], name=name, weight=whole, macs=sum(part.macs for part in parts))
+        merged_into |= {part.name: node for part in parts}
+    nodes: list[Node] = []
+    index: dict[str, int] = {}
+    for old in graph.nodes:
+        new = merged_into.get(old.name, old)
+        if new.name not in index:
+            index[new.name] = len(nodes)
+            nodes.append(new)
+    renamed = [index[merged_into.get(node.name, node).name] for node in graph.nodes]
+    edges = dict.fromkeys((renamed[a], renamed[b]) for a, b in graph.edges if renamed[a] != renamed[b])
+    return sorted_graph(graph.denoiser, nodes, list(edges))
+
+
+def sorted_graph(denoiser: str, nodes: list[Node], edges: list[tuple[int, int]]) -> Graph:
+    """A `Graph` of nodes in any order: topologically sorted, otherwise in the given order (Kahn's algorithm).
+
+    Raises:
+        ValueError: there is a cycle.
+    """
+    targets: list[list[int]] = [[] for _ in nodes]
+    waiting = [0] * len(nodes)
+    for a, b in edges:
+        targets[a].append(b)
+        waiting[b] += 1
+    ready = [i for i, n in enumerate(waiting) if n == 0]
+    order = []
+    while ready:
+        order.append(i := heapq.heappop(ready))
+        for b in targets[i]:
+            waiting[b] -= 1
+            if waiting[b] == 0:
+                heapq.heappush(ready, b)
+    if len(order) != len(nodes):
+        raise ValueError(f"the graph of {denoiser!r} has a cycle")
+    place = {old: new for new, old in enumerate(order)}
+    return Graph(denoiser, tuple(nodes[i] for i in order), tuple(sorted((place[a], place[b]) for a, b in edges)))

@@ -1,0 +1,131 @@
+"""What one configuration measured, and how: `Protocol`, `Outcome`, `Objective`."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from qsdm.graph import canonical
+from qsdm.qconfig import QuantConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Protocol:
+    """How pictures are made and scored. Outcomes of different protocols are never compared.
+
+    Attributes:
+        denoiser: name of the model.
+        weights: sha256 of the pipeline's files.
+        fit: options of the quantizers' fit that are not in a method's name, and the version of its algorithms.
+        sampler: class of the scheduler.
+        dtype: in which the denoiser computes.
+        prompts: sha256 of the captions in order.
+        seed_set: pictures of two seed sets share no starting noise.
+        metrics: version of each metric by its name, with all that changes its value.
+    """
+
+    denoiser: str
+    weights: str
+    fit: str
+    sampler: str
+    steps: int
+    guidance: float
+    resolution_px: int
+    dtype: str
+    prompts: str
+    seed_set: int
+    num_images: int
+    metrics: Mapping[str, str]
+    digest: str = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.num_images < 2:
+            raise ValueError(f"num_images must be at least 2 (got {self.num_images})")
+        object.__setattr__(self, "metrics", dict(self.metrics))
+        object.__setattr__(self, "digest", hashlib.sha256(canonical(self.to_json())).hexdigest())
+
+    def to_json(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "digest"}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Protocol:
+        return Protocol(**data)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The metrics of one configuration under one protocol.
+
+    Attributes:
+        qconfig: no methods at all is the full-precision denoiser.
+        protocol: the digest of the protocol.
+        metrics: value by name; None where a metric is not defined (PSNR of full precision to itself).
+        halves: value on the first and on the second half of the pictures, for the noise of a label; may lack a metric.
+        num_images: that every metric was computed from.
+        provenance: versions, commit, seconds.
+
+    Raises:
+        ValueError: a metric is not finite.
+    """
+
+    qconfig: QuantConfig
+    protocol: str
+    metrics: Mapping[str, float | None]
+    num_images: int
+    halves: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, value in self.metrics.items():
+            if value is not None and not math.isfinite(value):
+                raise ValueError(f"metric {name} of configuration {self.qconfig.digest[:12]} is {value}: it is not stored")
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.qconfig.digest, self.protocol
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "qconfig": self.qconfig.to_json(),
+            "protocol": self.protocol,
+            "metrics": dict(self.metrics),
+            "num_images": self.num_images,
+            "halves": {name: list(pair) for name, pair in self.halves.items()},
+            "provenance": dict(self.provenance),
+        }
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Outcome:
+        halves = {name: (float(a), float(b)) for name, (a, b) in data["halves"].items()}
+        return Outcome(
+            QuantConfig.from_json(data["qconfig"]), data["protocol"], data["metrics"], data["num_images"], halves, data["provenance"]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """A linear form of metrics and costs; larger is better.
+
+    Attributes:
+        weights: by name of a metric or of a cost (``avg_bits``), as {"fid": -1, "avg_bits": -150}.
+    """
+
+    weights: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        if not self.weights or not all(math.isfinite(w) for w in self.weights.values()):
+            raise ValueError(f"an objective needs finite weights by metric, as {{fid: -1, avg_bits: -150}} (got {dict(self.weights)})")
+
+    def __call__(self, values: Mapping[str, float | None]) -> float:
+        """Raises KeyError if a metric of the objective is missing."""
+        total = 0.0
+        for name, weight in self.weights.items():
+            value = values.get(name)
+            if value is None:
+                raise KeyError(f"the objective needs the metric {name!r} (measured: {', '.join(sorted(values)) or 'none'})")
+            total += weight * value
+        return total

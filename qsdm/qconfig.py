@@ -1,0 +1,252 @@
+"""Which method and bits each weight gets: methods by name, configurations, and the space they are drawn from.
+
+A method's text form is ``name-bits`` (``uaq-4``, ``kmeans_c-3``, ``uaq_g64-4``, ``fp-16``). All that changes a weight's values is in it.
+
+References:
+    Qua²SeDiMo: Quantifiable Quantization Sensitivity of Diffusion Models (Mills et al., 2025), section 3: the methods, their overhead, the sampling.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from qsdm.graph import Graph, Weight, canonical, merge_splits
+
+SCHEMA = "qsdm/qconfig/1"
+_NAME = re.compile(r"(fp|uaq|uaq_refined|uaq_asym|uaq_g(?:32|64|128)|nf4_g64|kmeans_c|kmeans_a|fp8_e4m3)-(\d+)")
+
+
+class OutsideSpace(ValueError):
+    """A configuration names a weight or a method that the space does not hold."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class QuantMethod:
+    """A quantization method at a bit width.
+
+    Raises:
+        ValueError: the bit width is not one that the method has.
+    """
+
+    name: str
+    bits: int
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(f"{self.name}-{self.bits}"):
+            raise ValueError(f"wanted a method such as uaq-4, kmeans_c-3, uaq_g64-4, nf4_g64-4 or fp-16 (got '{self.name}-{self.bits}')")
+        allowed = {"fp": (16, 32), "nf4_g64": (4,), "fp8_e4m3": (8,)}.get(self.name, range(2, 9))
+        if self.bits not in allowed:
+            raise ValueError(f"{self.name} has {', '.join(map(str, allowed))} bits (got {self.bits})")
+
+    @staticmethod
+    def parse(text: str) -> QuantMethod:
+        """The inverse of ``str``."""
+        match = _NAME.fullmatch(text)
+        if match is None:
+            raise ValueError(f"wanted a method such as uaq-4, kmeans_c-3, uaq_g64-4, nf4_g64-4 or fp-16 (got {text!r})")
+        return QuantMethod(match[1], int(match[2]))
+
+    def __str__(self) -> str:
+        return f"{self.name}-{self.bits}"
+
+    @property
+    def group_size(self) -> int | None:
+        """Input values that share a scale, for block-wise methods."""
+        group = re.search(r"_g(\d+)", self.name)
+        return int(group[1]) if group else None
+
+    def overhead_bits(self, weight: Weight, full_bits: int) -> int:
+        """Bits of scales, zero points and codebooks beside the codes of one stored tensor.
+
+        Args:
+            full_bits: P, the precision in which scales and codebooks are stored.
+        """
+        rows = weight.shape[0]
+        if self.name == "fp":
+            return 0
+        if self.name == "fp8_e4m3":
+            return full_bits * rows
+        if self.name == "kmeans_a":
+            return 2**self.bits * full_bits
+        if self.name == "kmeans_c":
+            return 2**self.bits * full_bits * rows
+        if self.group_size is None:
+            return 2 * full_bits * rows
+        groups = rows * math.ceil(weight.fan_in / self.group_size)
+        if self.name == "nf4_g64":  # QLoRA (Dettmers et al., 2023), section 3: 8-bit scales, one 32-bit scale per 256 of them, one 32-bit mean
+            return 8 * groups + 32 * math.ceil(groups / 256) + 32
+        return 2 * full_bits * groups
+
+    def size_bits(self, weight: Weight, full_bits: int) -> int:
+        """Bits of all stored copies of ``weight``: the codes, filled up to whole bytes, and the overhead."""
+        copies = 1 + len(weight.ties)
+        codes = 8 * math.ceil(math.prod(weight.shape) * self.bits / 8)
+        return copies * (codes + self.overhead_bits(weight, full_bits))
+
+
+@dataclass(frozen=True, slots=True)
+class QuantConfig:
+    """A method for every weight of a denoiser.
+
+    Attributes:
+        methods: by weight name. Weights that are not named keep full precision.
+        digest: sha256 of the canonical JSON; names the configuration everywhere.
+    """
+
+    denoiser: str
+    methods: Mapping[str, QuantMethod]
+    digest: str = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "methods", dict(self.methods))
+        object.__setattr__(self, "digest", hashlib.sha256(canonical(self.to_json())).hexdigest())
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"schema": SCHEMA, "denoiser": self.denoiser, "methods": {k: str(m) for k, m in self.methods.items()}}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> QuantConfig:
+        """Raises ValueError if ``data`` is no configuration of this schema."""
+        if not isinstance(data, Mapping) or data.get("schema") != SCHEMA or not isinstance(data.get("methods"), Mapping):
+            found = data.get("schema") if isinstance(data, Mapping) else type(data).__name__
+            raise ValueError(f"wanted a configuration of schema {SCHEMA!r} (got {found!r})")
+        return QuantConfig(data["denoiser"], {name: QuantMethod.parse(text) for name, text in data["methods"].items()})
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """The configurations of a graph: for each of its W weights the methods on offer.
+
+    Attributes:
+        options: per weight of ``graph.weights``, one or more methods, by bits and then as listed.
+        full_bits: precision of the stored full-precision denoiser, 16 or 32.
+    """
+
+    graph: Graph
+    options: tuple[tuple[QuantMethod, ...], ...]
+    full_bits: int = 16
+
+    def __post_init__(self) -> None:
+        if len(self.options) != len(self.graph.weights) or not all(self.options):
+            raise ValueError(
+                f"a space needs at least one method for each of the {len(self.graph.weights)} weights (got {len(self.options)})"
+            )
+
+    @staticmethod
+    def of(graph: Graph, methods: Sequence[str | QuantMethod], full_bits: int = 16, max_overhead: float = 1.0) -> Space:
+        """The same methods for every weight, but none whose overhead is too much for a small one.
+
+        Args:
+            max_overhead: bits per weight; above it K-Means-A of the same bits takes the method's place.
+        """
+        parsed = sorted((m if isinstance(m, QuantMethod) else QuantMethod.parse(m) for m in methods), key=lambda m: m.bits)
+        options = tuple(
+            tuple(dict.fromkeys(_affordable(method, weight, full_bits, max_overhead) for method in parsed)) for weight in graph.weights
+        )
+        return Space(graph, options, full_bits)
+
+    @property
+    def methods(self) -> tuple[QuantMethod, ...]:
+        """All methods on offer for any weight, sorted."""
+        return tuple(sorted({method for offered in self.options for method in offered}))
+
+    def sample(self, rng: np.random.Generator) -> QuantConfig:
+        """A random configuration whose average bits spread evenly over the space's range.
+
+        Each weight draws its bits, then uniformly a method of these bits. The distribution of bits is tilted towards a target drawn
+        uniformly between the smallest and the largest; with 3 and 4 bits that is p3 ~ U(0, 1), the paper's rule.
+        """
+        widths = sorted({method.bits for offered in self.options for method in offered})
+        probability = _tilted(widths, rng.uniform(widths[0], widths[-1]))
+        genes = np.empty(len(self.options), dtype=np.int64)
+        for i, offered in enumerate(self.options):
+            p = np.array([probability[m.bits] / sum(o.bits == m.bits for o in offered) for m in offered])
+            genes[i] = rng.choice(len(offered), p=p / p.sum())
+        return self.decode(genes)
+
+    def uniform(self, method: str | QuantMethod) -> QuantConfig:
+        """The same method for every weight, or what takes its place where it is not on offer (K-Means-A of the same bits)."""
+        wanted = QuantMethod.parse(method) if isinstance(method, str) else method
+        chosen = {}
+        for weight, offered in zip(self.graph.weights, self.options, strict=True):
+            near = [m for m in offered if m.bits == wanted.bits]
+            if not near:
+                raise OutsideSpace(f"no {wanted.bits}-bit method is on offer for {weight.name!r} (offered: {', '.join(map(str, offered))})")
+            substitute = next((m for m in near if m.name == "kmeans_a"), near[0])
+            chosen[weight.name] = wanted if wanted in near else substitute
+        return QuantConfig(self.graph.denoiser, chosen)
+
+    def encode(self, qconfig: QuantConfig) -> np.ndarray:
+        """Configuration => genes, int64 [W]: index into the options of each weight.
+
+        Raises:
+            OutsideSpace: it is of another denoiser, leaves a weight out, names one too many, or a method that is not on offer.
+        """
+        if qconfig.denoiser != self.graph.denoiser:
+            raise OutsideSpace(f"wanted a configuration of {self.graph.denoiser!r} (got one of {qconfig.denoiser!r})")
+        names = {weight.name for weight in self.graph.weights}
+        if odd := sorted(names ^ set(qconfig.methods)):
+            raise OutsideSpace(f"configuration and space must name the same weights (only one of them has {odd[0]!r})")
+        genes = np.empty(len(self.options), dtype=np.int64)
+        for i, (weight, offered) in enumerate(zip(self.graph.weights, self.options, strict=True)):
+            method = qconfig.methods[weight.name]
+            if method not in offered:
+                raise OutsideSpace(f"{method} is not on offer for {weight.name!r} (offered: {', '.join(map(str, offered))})")
+            genes[i] = offered.index(method)
+        return genes
+
+    def decode(self, genes: np.ndarray) -> QuantConfig:
+        """The inverse of `encode`."""
+        if len(genes) != len(self.options):
+            raise OutsideSpace(f"wanted {len(self.options)} genes (got {len(genes)})")
+        pairs = zip(self.graph.weights, self.options, genes, strict=True)
+        return QuantConfig(self.graph.denoiser, {weight.name: offered[int(gene)] for weight, offered, gene in pairs})
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceSpec:
+    """One entry of ``conf/space``: what makes the `Space` of any graph.
+
+    Attributes:
+        methods: text forms, offered for every weight that affords them.
+        splits: regular expression; weights whose module path matches it stay split by their concatenated inputs.
+        max_overhead: bits per weight of scales and codebooks, above which K-Means-A takes a method's place.
+    """
+
+    name: str
+    methods: Sequence[str]
+    splits: str = ""
+    max_overhead: float = 1.0
+
+    def of(self, graph: Graph, full_bits: int = 16) -> Space:
+        return Space.of(merge_splits(graph, self.splits), self.methods, full_bits, self.max_overhead)
+
+
+def _affordable(method: QuantMethod, weight: Weight, full_bits: int, max_overhead: float) -> QuantMethod:
+    if method.name == "fp" or method.overhead_bits(weight, full_bits) <= max_overhead * math.prod(weight.shape):
+        return method
+    return QuantMethod("kmeans_a", method.bits)
+
+
+def _tilted(widths: Sequence[int], target: float) -> dict[int, float]:
+    """The distribution over ``widths`` of greatest entropy whose mean is ``target``: p(b) ~ exp(t b), t by bisection."""
+    values = np.array(widths, dtype=np.float64)
+    if len(values) == 1:
+        return {widths[0]: 1.0}
+    low, high = -60.0, 60.0
+    for _ in range(100):
+        tilt = (low + high) / 2
+        p = np.exp(tilt * (values - values.mean()) - np.abs(tilt) * np.ptp(values) / 2)
+        p /= p.sum()
+        low, high = (tilt, high) if p @ values < target else (low, tilt)
+    return dict(zip(widths, p.tolist(), strict=True))
