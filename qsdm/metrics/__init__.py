@@ -1,0 +1,81 @@
+"""What pictures are scored by. Every metric is a frozen dataclass of paths and options in a file of its own; ``conf/metrics`` names them.
+
+A metric works in two steps, so that any subset of the pictures can be scored again without making them again: `Metric.features`, per
+picture, and `Metric.reduce`, over pictures. Networks are loaded at the first use and shared by all metrics of a process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+ZOO = Path(__file__).parents[1] / "zoo"
+
+
+class MetricError(Exception):
+    """A metric cannot be computed; the message says what it lacks."""
+
+
+class Metric(Protocol):
+    """The contract.
+
+    Attributes:
+        name: as in outcomes and objectives.
+        version: all that changes the value: layer, resize, digests of networks and references.
+        larger_is_better: the direction.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def version(self) -> str: ...
+
+    @property
+    def larger_is_better(self) -> bool: ...
+
+    def features(self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None) -> np.ndarray:
+        """What the metric needs of each picture.
+
+        Args:
+            images: uint8 [N, H, W, 3].
+            captions: N of them.
+            full: uint8 [N, H, W, 3], the same prompts and seeds at full precision; None where `images` are these themselves.
+
+        Returns:
+            float32 [N, F].
+        """
+        ...
+
+    def reduce(self, features: np.ndarray) -> float | None:
+        """Features [N, F] => the value; None where it is not defined (PSNR of full precision to itself)."""
+        ...
+
+
+def file_digest(path: Path) -> str:
+    """First 12 hex digits of the sha256 of a file, or of all files of a folder with their names.
+
+    Raises:
+        MetricError: there is no such file.
+    """
+    if not path.exists():
+        raise MetricError(f"no file {path}, which a metric needs: give its path in conf/metrics, or restore it")
+    return _digest(
+        path,
+        max((p.stat().st_mtime_ns for p in path.rglob("*")), default=0) if path.is_dir() else path.stat().st_mtime_ns,
+    )
+
+
+@lru_cache(maxsize=64)
+def _digest(path: Path, _changed: int) -> str:
+    digest = hashlib.sha256()
+    for part in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+        digest.update(part.name.encode())
+        with part.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:12]

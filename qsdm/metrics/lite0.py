@@ -1,0 +1,123 @@
+"""Features of a small ImageNet network for Fréchet distances of small pictures: the mean of EfficientNet-Lite0's stage 5, 112 numbers.
+
+Pictures of 32 px are shown to it at 96 px (bicubic without antialiasing, clamped): another resize moves a distance by more than most
+configurations do, so it is fixed here and named in `VERSION`.
+
+References:
+    EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks (Tan and Le, 2019), table 1; its Lite0 variant has no
+    squeeze-and-excitation, ReLU6 for swish, and input (v - 127) / 128.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+WEIGHTS = Path(__file__).with_name("lite0.safetensors")
+INPUT_PX = 96
+NUM_FEATURES = 112
+
+
+class Stage(NamedTuple):
+    """One row of the reference's table 1."""
+
+    repeats: int
+    kernel: int
+    stride: int
+    expansion: int
+    in_channels: int
+    out_channels: int
+
+
+STAGES = (
+    Stage(1, 3, 1, 1, 32, 16),
+    Stage(2, 3, 2, 6, 16, 24),
+    Stage(2, 5, 2, 6, 24, 40),
+    Stage(3, 3, 2, 6, 40, 80),
+    Stage(3, 5, 1, 6, 80, 112),
+)
+
+
+class SameConv2d(nn.Conv2d):
+    """A convolution with TensorFlow's "SAME" padding: what is odd of it comes after the last pixel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        padding: list[int] = []
+        for size, kernel, stride in zip(
+            reversed(x.shape[2:]), reversed(self.kernel_size), reversed(self.stride), strict=True
+        ):
+            total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+            padding += [total // 2, total - total // 2]
+        return super().forward(F.pad(x, padding) if any(padding) else x)
+
+
+class InvertedBottleneck(nn.Module):
+    """Expand, filter every channel, project; added to the input where the shapes allow it. Batch normalization is folded in."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        hidden = in_channels * expansion
+        self.expand = nn.Conv2d(in_channels, hidden, 1) if expansion != 1 else None
+        self.depthwise = SameConv2d(hidden, hidden, kernel, stride, groups=hidden)
+        self.project = nn.Conv2d(hidden, out_channels, 1)
+        self.is_residual = stride == 1 and in_channels == out_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x if self.expand is None else F.relu6(self.expand(x))
+        y = self.project(F.relu6(self.depthwise(y)))
+        return x + y if self.is_residual else y
+
+
+class Lite0(nn.Module):
+    """Stem and stages 1-5: pictures [N, 3, H, W], 0 to 255 => mean of stage 5 [N, 112]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = SameConv2d(3, STAGES[0].in_channels, 3, 2)
+        self.blocks = nn.Sequential(
+            *(
+                InvertedBottleneck(
+                    s.out_channels if i else s.in_channels, s.out_channels, s.kernel, 1 if i else s.stride, s.expansion
+                )
+                for s in STAGES
+                for i in range(s.repeats)
+            )
+        )
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = F.relu6(self.stem((pixels - 127) / 128))
+        return self.blocks(x).mean((2, 3))
+
+
+@lru_cache(maxsize=1)
+def network() -> Lite0:
+    """The network in evaluation mode, with the shipped weights in float32."""
+    with torch.device("meta"):
+        made = Lite0()
+    made.load_state_dict({key: value.float() for key, value in load_file(WEIGHTS).items()}, assign=True)
+    return made.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+@lru_cache(maxsize=1)
+def version() -> str:
+    """All that changes the features: resize, layer, weights."""
+    return f"stage 5 mean, {INPUT_PX} px bicubic, {hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()[:12]}"
+
+
+@torch.inference_mode()
+def features(images: np.ndarray, batch_size: int = 64) -> np.ndarray:
+    """Pictures NHWC uint8 => float32 [N, 112]."""
+    found = np.empty((len(images), NUM_FEATURES), dtype=np.float32)
+    for start in range(0, len(images), batch_size):
+        pixels = torch.from_numpy(images[start : start + batch_size]).permute(0, 3, 1, 2).float()
+        shown = F.interpolate(pixels, size=(INPUT_PX, INPUT_PX), mode="bicubic", align_corners=False, antialias=False)
+        found[start : start + batch_size] = network()(shown.clamp(0, 255)).numpy()
+    return found
