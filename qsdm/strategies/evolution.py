@@ -1,0 +1,128 @@
+"""NSGA-II over the space: genomes are rows of an int matrix, the operators are our own, duplicates are removed by hash.
+
+References: Deb et al., A Fast and Elitist Multiobjective Genetic Algorithm: NSGA-II (2002).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qsdm.strategies import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Evolution:
+    """Options of the evolutionary search.
+
+    Attributes:
+        population: configurations that survive a generation.
+        offspring: configurations per `ask`.
+        crossover: probability that a child has two parents.
+        mutation: largest share of a child's weights that change; the share is drawn per child, log-uniform, one weight at least.
+    """
+
+    population: int = 100
+    offspring: int = 100
+    crossover: float = 0.9
+    mutation: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.population < 4 or self.offspring < 1:
+            raise ValueError(
+                f"evolution needs a population of at least 4 and offspring (got {self.population} and {self.offspring})"
+            )
+        if not (0 <= self.crossover <= 1 and 0 < self.mutation <= 1):
+            raise ValueError(
+                f"crossover and mutation are shares between 0 and 1 (got {self.crossover} and {self.mutation})"
+            )
+
+    def start(self, problem: Problem, seeds: np.ndarray, rng: np.random.Generator) -> EvolutionSearch:
+        return EvolutionSearch(self, problem, seeds, rng)
+
+
+class EvolutionSearch:
+    """One run of NSGA-II. The first `ask` returns the seeds, filled up with random configurations to the population."""
+
+    def __init__(self, options: Evolution, problem: Problem, seeds: np.ndarray, rng: np.random.Generator) -> None:
+        from pymoo.algorithms.moo.nsga2 import NSGA2
+        from pymoo.core.problem import Problem as PymooProblem
+
+        self._problem = PymooProblem(
+            n_var=len(problem.num_options), n_obj=2, xl=0, xu=problem.num_options - 1, vtype=int, requires_kwargs=False
+        )
+        random = problem.sample(rng, max(0, options.population - len(seeds)))
+        first = np.unique(np.concatenate([seeds, random]), axis=0)
+        crossover, mutation, duplicates = _operators(options, problem, rng)
+        self._algorithm = NSGA2(
+            pop_size=options.population,
+            n_offsprings=options.offspring,
+            sampling=first,
+            crossover=crossover,
+            mutation=mutation,
+            eliminate_duplicates=duplicates,
+        )
+        self._algorithm.setup(self._problem, termination=("n_gen", 10**9), seed=int(rng.integers(2**31)), verbose=False)
+        self._asked: Any = None
+
+    def ask(self) -> np.ndarray:
+        self._asked = self._algorithm.ask()
+        return np.asarray(self._asked.get("X"), dtype=np.int64)
+
+    def tell(self, genes: np.ndarray, values: np.ndarray) -> None:
+        from pymoo.core.evaluator import Evaluator
+        from pymoo.problems.static import StaticProblem
+
+        if self._asked is None or not np.array_equal(genes, self._asked.get("X")):
+            raise ValueError("tell needs the configurations of the last ask")
+        Evaluator().eval(StaticProblem(self._problem, F=values), self._asked)
+        self._algorithm.tell(infills=self._asked)
+        self._asked = None
+
+
+def _operators(options: Evolution, problem: Problem, rng: np.random.Generator) -> tuple[Any, Any, Any]:
+    from pymoo.core.crossover import Crossover
+    from pymoo.core.duplicate import DuplicateElimination
+    from pymoo.core.mutation import Mutation
+
+    class Mix(Crossover):
+        """Half of the pairs exchange weights one by one, half exchange a contiguous run: neighbours in the graph act together."""
+
+        def __init__(self) -> None:
+            super().__init__(n_parents=2, n_offsprings=2, prob=options.crossover)
+
+        def _do(self, _: Any, x: np.ndarray, **__: Any) -> np.ndarray:  # x: [2, pairs, W]
+            _, pairs, num = x.shape
+            ends = np.sort(rng.integers(num + 1, size=(pairs, 2)), axis=1)
+            place = np.arange(num)
+            run = (place >= ends[:, :1]) & (place < ends[:, 1:])
+            swap = np.where(rng.random((pairs, 1)) < 0.5, run, rng.random((pairs, num)) < 0.5)
+            return np.stack([np.where(swap, x[1], x[0]), np.where(swap, x[0], x[1])])
+
+    class Redraw(Mutation):
+        """Some weights draw another of their options, uniformly."""
+
+        def _do(self, _: Any, x: np.ndarray, **__: Any) -> np.ndarray:  # x: [B, W]
+            batch, num = x.shape
+            low, high = np.log(1 / num), np.log(max(options.mutation, 1 / num))
+            rate = np.exp(rng.uniform(low, high, size=(batch, 1)))
+            hit = rng.random((batch, num)) < rate
+            hit[np.arange(batch), rng.integers(num, size=batch)] = True
+            others = np.maximum(problem.num_options - 1, 1)
+            shifted = (x + 1 + rng.integers(others, size=(batch, num))) % problem.num_options
+            return np.where(hit, shifted, x)
+
+    class SameBytes(DuplicateElimination):
+        """Equal genomes, found by hash."""
+
+        def _do(self, pop: Any, other: Any, is_duplicate: np.ndarray) -> np.ndarray:
+            seen = set() if other is None else {row.tobytes() for row in np.asarray(other.get("X"), dtype=np.int64)}
+            for i, row in enumerate(np.asarray(pop.get("X"), dtype=np.int64)):
+                key = row.tobytes()
+                is_duplicate[i] |= key in seen
+                seen.add(key)
+            return is_duplicate
+
+    return Mix(), Redraw(prob=1.0), SameBytes()

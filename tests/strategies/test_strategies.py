@@ -1,0 +1,202 @@
+"""Laws of the strategies, on spaces small enough to know the answer."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from qsdm.cost import size_bytes
+from qsdm.graph import Graph, Node, Op, Weight
+from qsdm.qconfig import Space
+from qsdm.strategies import Problem
+from qsdm.strategies.evolution import Evolution
+from qsdm.strategies.front import front, hypervolume
+from qsdm.strategies.greedy import Greedy, path, spread
+from qsdm.strategies.random import Random, near
+
+METHODS = ["uaq-3", "uaq-4", "kmeans_c-3", "kmeans_c-4", "kmeans_a-3", "kmeans_a-4"]
+STRATEGIES = [Evolution(population=20, offspring=20), Random(batch=20), Greedy(batch=20)]
+
+
+def chain(num: int) -> Space:
+    """Linear layers of different sizes; the last one is too small for K-Means-C."""
+    shapes = [(8 + 4 * (i % 3), 640 + 64 * (i % 5)) for i in range(num - 1)] + [(8, 48)]
+    nodes = [
+        Node(f"layer{i}", Op.LINEAR, weight=Weight(f"layer{i}", f"layer{i}.weight", shape))
+        for i, shape in enumerate(shapes)
+    ]
+    return Space.of(Graph("chain", tuple(nodes), tuple((i, i + 1) for i in range(num - 1))), METHODS)
+
+
+def toy(num: int, seed: int = 0) -> Problem:
+    space = chain(num)
+    rng = np.random.default_rng(seed)
+    error = np.full((num, max(map(len, space.options))), np.inf)
+    for i, offered in enumerate(space.options):
+        error[i, : len(offered)] = (
+            rng.uniform(0.1, 1) * np.array([4.0**-m.bits for m in offered]) * rng.uniform(0.8, 1.2, len(offered))
+        )
+    return Problem(space, error)
+
+
+def values_of(problem: Problem, genes: np.ndarray) -> np.ndarray:
+    """A separable problem: the sum of errors, and bytes."""
+    rows = np.arange(genes.shape[1])
+    return np.stack([problem.error[rows, genes].sum(axis=1), problem.size_of(genes).astype(float)], axis=1)
+
+
+def everything(problem: Problem) -> np.ndarray:
+    return np.array(list(itertools.product(*map(range, problem.num_options))), dtype=np.int64)
+
+
+def no_seeds(problem: Problem) -> np.ndarray:
+    return np.empty((0, len(problem.num_options)), dtype=np.int64)
+
+
+def test_sizes_are_those_of_cost():
+    problem = toy(6)
+    genes = problem.sample(np.random.default_rng(0), 10)
+    assert problem.size_of(genes).tolist() == [
+        size_bytes(problem.space.graph, problem.space.decode(row)) for row in genes
+    ]
+
+
+def test_front_holds_exactly_what_nothing_dominates():
+    values = np.random.default_rng(0).integers(0, 12, size=(60, 2)).astype(float)
+    found = values[front(values)]
+    for point in found:
+        assert not ((values <= point).all(axis=1) & (values < point).any(axis=1)).any()
+    for value in values:
+        assert (found <= value).all(axis=1).any()
+    assert (np.diff(found[:, 1]) > 0).all()
+    assert (np.diff(found[:, 0]) < 0).all()
+
+
+def test_hypervolume_is_the_dominated_share_of_the_box():
+    rng = np.random.default_rng(0)
+    values = rng.random((8, 2))
+    darts = rng.random((40_000, 2))
+    share = (values[None] <= darts[:, None]).all(axis=2).any(axis=1).mean()
+    assert hypervolume(values, np.ones(2)) == pytest.approx(share, abs=0.01)
+    assert hypervolume(values[:0], np.ones(2)) == 0
+
+
+def test_greedy_path_is_the_best_of_each_of_its_sizes():
+    problem = toy(5)
+    genes = path(problem, problem.error)
+    every = values_of(problem, everything(problem))
+    walked = values_of(problem, genes)
+    assert (np.diff(walked[:, 1]) < 0).all()
+    for harm, size in walked:
+        assert harm <= every[every[:, 1] <= size, 0].min() + 1e-12
+    assert walked[-1, 1] == every[:, 1].min()
+
+
+def test_greedy_refuses_a_harm_that_is_not_finite():
+    problem = toy(4)
+    harm = problem.error.copy()
+    harm[1, 0] = np.nan
+    with pytest.raises(ValueError, match="finite harm"):
+        path(problem, harm)
+
+
+def test_spread_keeps_the_ends():
+    genes = np.arange(40).reshape(20, 2)
+    few = spread(genes, 5)
+    assert len(few) == 5
+    assert few[0].tolist() == genes[0].tolist()
+    assert few[-1].tolist() == genes[-1].tolist()
+    assert spread(genes, 50) is genes
+
+
+@pytest.mark.parametrize("options", STRATEGIES, ids=lambda o: type(o).__name__)
+def test_what_is_asked_lies_in_the_space_and_follows_the_seed(options):
+    problem = toy(12)
+    runs = []
+    for _ in range(2):
+        search = options.start(problem, path(problem, problem.error)[:5], np.random.default_rng(7))
+        asked = []
+        for _ in range(4):
+            genes = search.ask()
+            assert genes.dtype == np.int64
+            assert genes.shape[1] == 12
+            assert ((genes >= 0) & (genes < problem.num_options)).all()
+            search.tell(genes, values_of(problem, genes))
+            asked.append(genes)
+        runs.append(np.concatenate(asked))
+    assert np.array_equal(*runs)
+
+
+def test_evolution_finds_the_optimum_of_a_separable_toy():
+    problem = toy(5)
+    every = values_of(problem, everything(problem))
+    reference = every.max(axis=0) * 1.01
+    search = Evolution(population=40, offspring=40).start(problem, no_seeds(problem), np.random.default_rng(0))
+    found = []
+    for _ in range(40):
+        genes = search.ask()
+        found.append(values_of(problem, genes))
+        search.tell(genes, found[-1])
+    reached = hypervolume(np.concatenate(found), reference) / hypervolume(every, reference)
+    assert reached > 0.995
+
+
+def test_evolution_proposes_no_configuration_twice_among_parents_and_children():
+    problem = toy(12)
+    search = Evolution(population=20, offspring=20).start(problem, no_seeds(problem), np.random.default_rng(0))
+    for _ in range(5):
+        genes = search.ask()
+        assert len(np.unique(genes, axis=0)) == len(genes)
+        search.tell(genes, values_of(problem, genes))
+
+
+def test_evolution_begins_with_its_seeds():
+    problem = toy(12)
+    seeds = path(problem, problem.error)
+    first = Evolution(population=40).start(problem, seeds, np.random.default_rng(0)).ask()
+    assert {row.tobytes() for row in seeds} <= {row.tobytes() for row in first}
+    assert len(first) >= len(seeds)
+
+
+def test_evolution_learns_only_of_what_it_asked():
+    problem = toy(6)
+    search = Evolution(population=8, offspring=8).start(problem, no_seeds(problem), np.random.default_rng(0))
+    genes = search.ask()
+    with pytest.raises(ValueError, match="last ask"):
+        search.tell(genes[::-1], values_of(problem, genes))
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.5, 0.9])
+def test_near_has_the_size_that_is_asked_for(share):
+    space = chain(40)
+    problem = toy(40)
+    sizes = problem.size_of(problem.sample(np.random.default_rng(0), 200))
+    wanted = int(np.quantile(sizes, share))
+    rng = np.random.default_rng(1)
+    drawn = [near(space, wanted, 0.005, rng) for _ in range(20)]
+    for qconfig in drawn:
+        assert size_bytes(space.graph, qconfig) == pytest.approx(wanted, rel=0.005)
+    assert len({qconfig.digest for qconfig in drawn}) == 20
+
+
+def test_near_draws_methods_evenly():
+    space = chain(40)
+    middle = int(np.median(toy(40).size_of(toy(40).sample(np.random.default_rng(0), 200))))
+    rng = np.random.default_rng(2)
+    names = [m.name for _ in range(50) for m in near(space, middle, 0.01, rng).methods.values()]
+    for name in ("uaq", "kmeans_c", "kmeans_a"):
+        assert names.count(name) / len(names) == pytest.approx(1 / 3, abs=0.05)
+
+
+def test_near_says_what_the_space_reaches():
+    space = chain(8)
+    with pytest.raises(ValueError, match="reaches from"):
+        near(space, 10, 0.01, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("bad", [{"population": 2}, {"mutation": 0.0}, {"crossover": 1.5}])
+def test_options_out_of_range_are_refused(bad):
+    with pytest.raises(ValueError, match="got"):
+        Evolution(**bad)
