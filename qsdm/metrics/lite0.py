@@ -103,7 +103,7 @@ def network() -> Lite0:
     with torch.device("meta"):
         made = Lite0()
     made.load_state_dict({key: value.float() for key, value in load_file(WEIGHTS).items()}, assign=True)
-    return made.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    return made.eval().requires_grad_(False)
 
 
 @lru_cache(maxsize=1)
