@@ -1,7 +1,8 @@
 """Search strategies: `Strategy.ask` proposes configurations, `Strategy.tell` learns what they are worth.
 
-A strategy never evaluates anything: the command that runs it owns budget, scoring and logging. What is chosen on the command line (one
-entry of ``conf/strategy``) is a small frozen dataclass of options whose ``start`` makes the strategy; every other file here is one of them.
+A strategy never evaluates anything: the command that runs it owns budget, scoring and logging. What is chosen on the
+command line (one entry of ``conf/strategy``) is a small frozen dataclass of options whose ``start`` makes the strategy;
+every other file here is one of them.
 
 Axes: B configurations, W weights, O options of the weight that has most, K objectives.
 """
@@ -50,7 +51,8 @@ class Problem:
     Attributes:
         num_options: int64 [W].
         size_bytes: int64 [W, O]; 0 beyond a weight's options.
-        error: float64 [W, O], relative squared error of the weight (see `MethodTable`); infinite beyond a weight's options.
+        error: float64 [W, O], relative squared error of the weight (see `MethodTable`); infinite beyond a weight's
+            options.
     """
 
     space: Space
@@ -70,19 +72,13 @@ class Problem:
         """Raises ValueError if the table lacks a weight or a method of the space."""
         column = {method: i for i, method in enumerate(table.methods)}
         row = {name: i for i, name in enumerate(table.weights)}
-        options, sizes = sizes_of(space)
-        error = np.full(sizes.shape, np.inf)
+        error = np.full(sizes_of(space)[1].shape, np.inf)
         for i, (weight, offered) in enumerate(zip(space.graph.weights, space.options, strict=True)):
             for o, method in enumerate(offered):
-                if (
-                    weight.name not in row
-                    or method not in column
-                    or np.isnan(table.rel_error[row[weight.name], column[method]])
-                ):
-                    raise ValueError(
-                        f"{method} was not calibrated for {weight.name!r}: run calibrate with this space again"
-                    )
-                error[i, o] = table.rel_error[row[weight.name], column[method]]
+                known = weight.name in row and method in column
+                error[i, o] = table.rel_error[row[weight.name], column[method]] if known else np.nan
+                if np.isnan(error[i, o]):
+                    raise ValueError(f"{method} was not calibrated for {weight.name!r}: calibrate this space again")
         return Problem(space, error)
 
     def size_of(self, genes: np.ndarray) -> np.ndarray:
@@ -90,9 +86,33 @@ class Problem:
         return self.size_bytes[np.arange(len(self.num_options)), genes].sum(axis=-1)
 
     def sample(self, rng: np.random.Generator, num: int) -> np.ndarray:
-        """Random configurations (see `Space.sample`): genes, int64 [num, W]."""
-        drawn = [self.space.encode(self.space.sample(rng)) for _ in range(num)]
-        return np.array(drawn, dtype=np.int64).reshape(num, len(self.num_options))
+        """Random configurations by the rule of `Space.sample`, many at once: genes, int64 [num, W]."""
+        bits, share = bits_of(self.space)
+        widths = np.unique(bits[share > 0])
+        target = rng.uniform(widths[0], widths[-1], size=num)
+        low, high = np.full(num, -60.0), np.full(num, 60.0)
+        for _ in range(60):  # p(b) ~ exp(t b) with mean ``target``
+            tilt = (low + high) / 2
+            p = np.exp(tilt[:, None] * (widths - widths.mean()))
+            below = p @ widths / p.sum(axis=1) < target
+            low, high = np.where(below, tilt, low), np.where(below, high, tilt)
+        return np.array([draw(share * np.exp(t * (bits - widths.mean())), rng) for t in low]).reshape(num, len(bits))
+
+
+def draw(weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """One option for each weight: float64 [W, O], not negative, a row need not sum to 1 => genes, int64 [W]."""
+    cumulative = weights.cumsum(axis=1)
+    return (rng.random((len(weights), 1)) * cumulative[:, -1:] >= cumulative).sum(axis=1)
+
+
+def bits_of(space: Space) -> tuple[np.ndarray, np.ndarray]:
+    """Bits of each option, and 1 / (options of the weight with these bits); float64 [W, O], 0 beyond its options."""
+    num = max(len(offered) for offered in space.options)
+    bits, share = np.zeros((2, len(space.options), num))
+    for i, offered in enumerate(space.options):
+        bits[i, : len(offered)] = [method.bits for method in offered]
+        share[i, : len(offered)] = [1 / sum(other.bits == method.bits for other in offered) for method in offered]
+    return bits, share
 
 
 def sizes_of(space: Space) -> tuple[np.ndarray, np.ndarray]:

@@ -21,7 +21,8 @@ class Evolution:
         population: configurations that survive a generation.
         offspring: configurations per `ask`.
         crossover: probability that a child has two parents.
-        mutation: largest share of a child's weights that change; the share is drawn per child, log-uniform, one weight at least.
+        mutation: largest share of a child's weights that change; the share is drawn per child, log-uniform, one weight
+            at least.
     """
 
     population: int = 100
@@ -32,12 +33,10 @@ class Evolution:
     def __post_init__(self) -> None:
         if self.population < 4 or self.offspring < 1:
             raise ValueError(
-                f"evolution needs a population of at least 4 and offspring (got {self.population} and {self.offspring})"
+                f"evolution needs a population >= 4 and offspring (got {self.population} and {self.offspring})"
             )
         if not (0 <= self.crossover <= 1 and 0 < self.mutation <= 1):
-            raise ValueError(
-                f"crossover and mutation are shares between 0 and 1 (got {self.crossover} and {self.mutation})"
-            )
+            raise ValueError(f"crossover and mutation are shares in [0, 1] (got {self.crossover} and {self.mutation})")
 
     def start(self, problem: Problem, seeds: np.ndarray, rng: np.random.Generator) -> EvolutionSearch:
         return EvolutionSearch(self, problem, seeds, rng)
@@ -88,7 +87,9 @@ def _operators(options: Evolution, problem: Problem, rng: np.random.Generator) -
     from pymoo.core.mutation import Mutation
 
     class Mix(Crossover):
-        """Half of the pairs exchange weights one by one, half exchange a contiguous run: neighbours in the graph act together."""
+        """Half of the pairs exchange weights one by one, half exchange a contiguous run: neighbours in the graph act
+        together.
+        """
 
         def __init__(self) -> None:
             super().__init__(n_parents=2, n_offsprings=2, prob=options.crossover)

@@ -1,4 +1,6 @@
-"""Fronts of two objectives that are both minimised: which points no other point beats, and the area that they dominate."""
+"""Fronts of two objectives that are both minimised: which points no other point beats, and the area that they
+dominate.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ def front(values: np.ndarray) -> np.ndarray:
 
 
 def hypervolume(values: np.ndarray, reference: np.ndarray) -> float:
-    """Area between the front of ``values`` and the point ``reference``; points that are not better than it in both add nothing.
+    """Area between the front of ``values`` and the point ``reference``; points that are not better than it in both add
+    nothing.
 
     Args:
         values: float64 [B, 2], to be minimised.

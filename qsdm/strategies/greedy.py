@@ -1,13 +1,16 @@
-"""The greedy path of an additive model: from the least harm to the fewest bytes, one weight at a time, least harm per saved byte first.
+"""The greedy path of an additive model: from the least harm to the fewest bytes, one weight at a time, least harm per
+saved byte first.
 
-For each weight only options on the lower convex hull of (bytes, harm) are taken; then the steps of all weights sort by slope into one
-path, and every configuration on it is the best of its size (the linear relaxation of the multiple-choice knapsack problem).
+For each weight only options on the lower convex hull of (bytes, harm) are taken; then the steps of all weights sort by
+slope into one path, and every configuration on it is the best of its size (the linear relaxation of the multiple-choice
+knapsack problem).
 
 References: Sinha and Zoltners, The Multiple-Choice Knapsack Problem (1979), sections 1 and 2.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,8 +22,8 @@ def path(problem: Problem, harm: np.ndarray) -> np.ndarray:
     """Configurations from least harm to fewest bytes.
 
     Args:
-        harm: float64 [W, O], what each option of each weight costs in quality, on one scale for all weights (an error, or a loss of
-            predicted quality); whatever stands beyond a weight's options is ignored.
+        harm: float64 [W, O], what each option of each weight costs in quality, on one scale for all weights (an error,
+            or a loss of predicted quality); whatever stands beyond a weight's options is ignored.
 
     Returns:
         Genes, int64 [P, W], by falling bytes.
@@ -30,15 +33,13 @@ def path(problem: Problem, harm: np.ndarray) -> np.ndarray:
     """
     offered = np.arange(problem.size_bytes.shape[1]) < problem.num_options[:, None]
     if harm.shape != offered.shape or not np.isfinite(harm[offered]).all():
-        raise ValueError(
-            f"greedy needs a finite harm for each option, of shape {offered.shape} (got shape {harm.shape})"
-        )
+        raise ValueError(f"greedy needs a finite harm of each option, shape {offered.shape} (got shape {harm.shape})")
     start = np.empty(len(problem.num_options), dtype=np.int64)
     steps: list[tuple[float, int, int]] = []  # (harm per saved byte, weight, option)
     for weight, num in enumerate(problem.num_options):
         hull = _hull(problem.size_bytes[weight, :num], harm[weight, :num])
         start[weight] = hull[0]
-        for a, b in zip(hull, hull[1:], strict=False):
+        for a, b in itertools.pairwise(hull):
             saved = problem.size_bytes[weight, a] - problem.size_bytes[weight, b]
             steps.append(((harm[weight, b] - harm[weight, a]) / saved, weight, b))
     genes = np.repeat(start[None], len(steps) + 1, axis=0)
@@ -74,7 +75,8 @@ def spread(genes: np.ndarray, num: int) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class Greedy:
-    """Options of the greedy search: it proposes its seeds and the path of the weights' errors, and then only random single changes.
+    """Options of the greedy search: it proposes its seeds and the path of the weights' errors, and then only random
+    single changes.
 
     Attributes:
         batch: configurations per `ask`.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qsdm.qconfig import QuantConfig, Space
-from qsdm.strategies import Problem, sizes_of
+from qsdm.strategies import Problem, bits_of, draw, sizes_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,9 @@ def near(
 ) -> QuantConfig:
     """A random configuration of about ``size_bytes``.
 
-    Each weight draws its bits from a distribution that is tilted so that the expected size is the wanted one, then uniformly a method
-    of these bits, as `Space.sample` does; random single changes towards the wanted size follow until the tolerance is met.
+    Each weight draws its bits from a distribution that is tilted so that the expected size is the wanted one, then
+    uniformly a method of these bits, as `Space.sample` does; random single changes towards the wanted size follow until
+    the tolerance is met.
 
     Args:
         size_bytes: of the quantizable weights, overhead included.
@@ -72,36 +73,29 @@ def near(
     largest = int(sizes.max(axis=1).sum())
     slack = tolerance * size_bytes
     if size_bytes + slack < smallest or size_bytes - slack > largest:
-        raise ValueError(
-            f"the space reaches from {smallest} to {largest} bytes (wanted {size_bytes} within {tolerance:.2%})"
-        )
-    probability = _tilted(space, sizes, offered, size_bytes)
+        raise ValueError(f"the space reaches from {smallest} to {largest} bytes (wanted {size_bytes})")
+    weights = _tilted(space, sizes, size_bytes)
     for _ in range(tries):
-        # Inverse of the cumulative distribution, for all weights at once.
-        genes = (rng.random((len(options), 1)) >= probability.cumsum(axis=1)).sum(axis=1)
-        genes = np.minimum(genes, options - 1)
+        genes = draw(weights, rng)
         if _repair(genes, sizes, offered, size_bytes, slack, rng):
             return space.decode(genes)
     raise ValueError(
-        f"no configuration within {tolerance:.2%} of {size_bytes} bytes was found in {tries} tries: give a larger tolerance"
+        f"found nothing within {tolerance:.2%} of {size_bytes} bytes in {tries} tries: give a larger tolerance"
     )
 
 
-def _tilted(space: Space, sizes: np.ndarray, offered: np.ndarray, size_bytes: int) -> np.ndarray:
-    """Probability of each option [W, O]: exp(t bits), shared by the options of equal bits, with t such that the expected size fits."""
-    bits = np.zeros(sizes.shape)
-    share = np.zeros(sizes.shape)
-    for i, methods in enumerate(space.options):
-        for o, method in enumerate(methods):
-            bits[i, o] = method.bits
-            share[i, o] = 1 / sum(other.bits == method.bits for other in methods)
+def _tilted(space: Space, sizes: np.ndarray, size_bytes: int) -> np.ndarray:
+    """Probability of each option, float64 [W, O]: exp(t bits), shared by the options of equal bits, t such that the
+    expected size fits.
+    """
+    bits, share = bits_of(space)
+    centre = bits[share > 0].mean()
     low, high = -60.0, 60.0
-    centre = bits[offered].mean()
     probability = share
-    for _ in range(80):
+    for _ in range(60):
         tilt = (low + high) / 2
-        probability = share * np.exp(np.clip(tilt * (bits - centre), -300, 300))
-        probability = probability / probability.sum(axis=1, keepdims=True)
+        probability = share * np.exp(tilt * (bits - centre))
+        probability /= probability.sum(axis=1, keepdims=True)
         low, high = (tilt, high) if (probability * sizes).sum() < size_bytes else (low, tilt)
     return probability
 
@@ -109,7 +103,9 @@ def _tilted(space: Space, sizes: np.ndarray, offered: np.ndarray, size_bytes: in
 def _repair(
     genes: np.ndarray, sizes: np.ndarray, offered: np.ndarray, size_bytes: int, slack: float, rng: np.random.Generator
 ) -> bool:
-    """Change random weights, in place, until the size is within ``slack`` of the wanted one; False if no single change helps."""
+    """Change random weights, in place, until the size is within ``slack`` of the wanted one; False if no single change
+    helps.
+    """
     rows = np.arange(len(genes))
     while abs(excess := int(sizes[rows, genes].sum()) - size_bytes) > slack:
         change = sizes - sizes[rows, genes][:, None]

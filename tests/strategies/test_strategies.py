@@ -63,6 +63,16 @@ def test_sizes_are_those_of_cost():
     ]
 
 
+def test_many_samples_follow_the_rule_of_the_space():
+    problem = toy(30)
+    rng = np.random.default_rng(0)
+    many = problem.size_of(problem.sample(rng, 2000))
+    one_by_one = problem.size_of(np.array([problem.space.encode(problem.space.sample(rng)) for _ in range(400)]))
+    span = np.ptp(many)
+    for share in (0.1, 0.3, 0.5, 0.7, 0.9):
+        assert np.quantile(many, share) == pytest.approx(np.quantile(one_by_one, share), abs=0.1 * span)
+
+
 def test_front_holds_exactly_what_nothing_dominates():
     values = np.random.default_rng(0).integers(0, 12, size=(60, 2)).astype(float)
     found = values[front(values)]

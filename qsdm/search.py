@@ -1,0 +1,295 @@
+"""Search configurations on the predictor: best predicted quality against bytes.
+
+    python -m qsdm.search +model=emoji_unet
+    python -m qsdm.search +model=emoji_unet strategy=random budget=5000
+    python -m qsdm.search +model=emoji_unet max_bits=3.5 kappa=1
+
+Writes ``search/<space>.json``:
+
+    schema              qsdm/front/1
+    denoiser, space, objective, strategy, seed, budget, kappa, max_bits
+    num_evaluations     configurations that the predictor was asked for, baselines included
+    points              the front of all of them, by rising bytes:
+                        qconfig, predicted (mean of the folds), std (over the folds), avg_bits, size_bytes
+    baselines           by name: points (predicted, std, avg_bits, size_bytes; its own front) of
+                        greedy (predicted sensitivity per byte), greedy_error (weight error per byte), random, uniform
+    hypervolume         by name, ``front`` and ``strategy`` (the strategy's own proposals) among them: the share of the
+                        box between the best and the worst of all evaluated configurations that the front dominates
+    provenance
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qsdm.denoisers import Model
+from qsdm.graph import Graph
+from qsdm.log import Log, ignore
+from qsdm.outcome import Objective
+from qsdm.qconfig import Space, SpaceSpec
+from qsdm.store import Store, provenance, read_json, write_json
+from qsdm.strategies import Problem, StrategyOptions
+from qsdm.strategies.front import front, hypervolume
+from qsdm.strategies.greedy import path, spread
+
+SCHEMA = "qsdm/front/1"
+Predict = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""Genes, int64 [B, W] => mean and standard deviation of the quality over the folds, float64 [B] each."""
+
+
+def search(
+    model: Model,
+    space: SpaceSpec,
+    objective: Objective,
+    strategy: StrategyOptions,
+    store: Path = Path("store"),
+    max_bits: float | None = None,
+    budget: int = 10_000,
+    kappa: float = 0.0,
+    max_points: int = 200,
+    seed: int = 0,
+    log: Log = ignore,
+) -> dict[str, Any]:
+    """Minimise (-predicted quality, bytes) and store the front.
+
+    Args:
+        max_bits: average bits above which configurations are of no interest; None for no limit.
+        budget: configurations that the strategy may have predicted.
+        kappa: standard deviations over the folds that are taken off the predicted mean, >= 0.
+        max_points: of the stored front, evenly spaced over it.
+
+    Returns:
+        What was written.
+
+    Raises:
+        StoreError: an earlier stage has not run.
+        ValueError: a value is out of range, or nothing in the space has at most ``max_bits``.
+    """
+    from qsdm.calibration import read_table
+    from qsdm.predictor import Predictor
+
+    files = Store(store, model.name)
+    made = space.of(Graph.from_json(read_json(files.find("graph.json", "trace"))), model.full_bits)
+    table = read_table(files.find(f"calibration/{space.name}", "calibrate"))
+    predictor = Predictor.load(files.find(f"predictor/{space.name}", "train"), made, table)
+    result = search_front(
+        predictor.predict, Problem.of(made, table), strategy, max_bits, budget, kappa, max_points, seed, log
+    )
+    about = {"denoiser": model.name, "space": space.name, "objective": dict(objective.weights)}
+    result = {"schema": SCHEMA, **about, **result, "provenance": provenance()}
+    write_json(files.path(f"search/{space.name}.json"), result)
+    print_front(result)
+    return result
+
+
+def search_front(
+    predict: Predict,
+    problem: Problem,
+    strategy: StrategyOptions,
+    max_bits: float | None = None,
+    budget: int = 10_000,
+    kappa: float = 0.0,
+    max_points: int = 200,
+    seed: int = 0,
+    log: Log = ignore,
+) -> dict[str, Any]:
+    """The search itself, on any predictor; see `search`."""
+    from tqdm import tqdm
+
+    if budget < 1 or max_points < 1:
+        raise ValueError(f"budget and max_points must be at least 1 (got {budget} and {max_points})")
+    if not kappa >= 0:
+        raise ValueError(f"kappa must not be negative (got {kappa})")
+    max_bytes = _max_bytes(problem, max_bits)
+    rng = np.random.default_rng(seed)
+    archive = Archive(problem, predict, kappa)
+    progress = tqdm(total=budget, desc="search", unit="config", disable=None)
+
+    starts = {
+        "uniform": uniform_genes(problem.space),
+        "random": problem.sample(rng, min(500, budget)),
+        "greedy_error": spread(path(problem, problem.error), 200),
+    }
+    values = {name: archive.evaluate(genes) for name, genes in starts.items()}
+    harm = sensitivity(archive, references(problem, rng))
+    starts["greedy"] = spread(path(problem, harm), 200)
+    values["greedy"] = archive.evaluate(starts["greedy"])
+
+    affordable = np.concatenate([genes[problem.size_of(genes) <= max_bytes] for genes in seeds_of(starts)])
+    search = strategy.start(problem, np.unique(affordable, axis=0), rng)
+    proposed = [np.empty((0, 2))]
+    scale = np.concatenate(list(values.values()))
+    worst, box = scale.max(axis=0), np.ptp(scale, axis=0) + 1e-12
+    spent = 0
+    while spent < budget:
+        genes = search.ask()
+        if not len(genes):
+            break
+        score = archive.evaluate(genes)
+        over = score[:, 1] > max_bytes
+        proposed.append(score[~over])
+        # What is too large is worse than anything else, the more so the larger it is.
+        excess = np.where(over, (score[:, 1] - max_bytes) / box[1], 0.0)[:, None]
+        search.tell(genes, np.where(over[:, None], worst + box * (1 + excess), score))
+        spent += len(genes)
+        progress.update(len(genes))
+        log(
+            {
+                "search/evaluations": spent,
+                "search/best_predicted": float(-np.concatenate(proposed)[:, 0].min(initial=np.inf)),
+            }
+        )
+    progress.close()
+
+    everything = archive.values
+    low, high = everything.min(axis=0), everything.max(axis=0)
+    span = np.maximum(high - low, 1e-12)
+    areas = {"front": everything, "strategy": np.concatenate(proposed), **values}
+    # The reference point lies 1 % outside, so that the ends of a front count as well.
+    volume = {name: hypervolume((v - low) / span, np.full(2, 1.01)) / 1.01**2 for name, v in areas.items()}
+    log({f"search/hypervolume_{name}": value for name, value in volume.items()})
+    baselines = {
+        name: {"hypervolume": volume[name], "points": archive.points(starts[name], max_points=100)} for name in starts
+    }
+    return {
+        "strategy": _described(strategy),
+        "seed": seed,
+        "budget": budget,
+        "kappa": kappa,
+        "max_bits": max_bits,
+        "num_evaluations": len(everything),
+        "points": archive.points(max_points=max_points, max_bytes=max_bytes, qconfigs=True),
+        "baselines": baselines,
+        "hypervolume": volume,
+    }
+
+
+@dataclass(slots=True, eq=False)
+class Archive:
+    """Every configuration that was predicted, once each.
+
+    Attributes:
+        values: float64 [A, 2]: -(mean - kappa std) of the predicted quality, bytes.
+    """
+
+    problem: Problem
+    predict: Predict
+    kappa: float
+    _rows: dict[bytes, int] = field(default_factory=dict)
+    _genes: list[np.ndarray] = field(default_factory=list)
+    _known: list[tuple[float, float, int]] = field(default_factory=list)  # mean, std, bytes
+
+    @property
+    def values(self) -> np.ndarray:
+        mean, std, size = np.array(self._known, dtype=np.float64).reshape(-1, 3).T
+        return np.stack([self.kappa * std - mean, size], axis=1)
+
+    def evaluate(self, genes: np.ndarray) -> np.ndarray:
+        """Genes, int64 [B, W] => values, float64 [B, 2], to be minimised."""
+        keys = [row.tobytes() for row in np.ascontiguousarray(genes, dtype=np.int64)]
+        new = list({key: i for i, key in enumerate(keys) if key not in self._rows}.values())
+        if new:
+            mean, std = self.predict(genes[new])
+            if not (np.isfinite(mean).all() and np.isfinite(std).all()):
+                raise ValueError("the predictor gave a value that is not finite: train it again")
+            for i, *known in zip(new, mean, std, self.problem.size_of(genes[new]), strict=True):
+                self._rows[keys[i]] = len(self._genes)
+                self._genes.append(genes[i])
+                self._known.append((float(known[0]), float(known[1]), int(known[2])))
+        known_rows = np.array([self._known[self._rows[key]] for key in keys]).reshape(-1, 3)
+        return np.stack([self.kappa * known_rows[:, 1] - known_rows[:, 0], known_rows[:, 2]], axis=1)
+
+    def points(
+        self,
+        among: np.ndarray | None = None,
+        max_points: int = 200,
+        max_bytes: float = np.inf,
+        qconfigs: bool = False,
+    ) -> list[dict[str, Any]]:
+        """The front of what was evaluated (or of the configurations ``among`` it), by rising bytes."""
+        genes = self._genes if among is None else [self._genes[self._rows[row.tobytes()]] for row in among]
+        rows = np.array([self._rows[row.tobytes()] for row in genes], dtype=np.int64)
+        rows = rows[self.values[rows, 1] <= max_bytes]
+        best = rows[front(self.values[rows])]
+        found = []
+        for row in spread(best[:, None], max_points)[:, 0]:
+            mean, std, size = self._known[row]
+            cost = {"avg_bits": 8 * size / self.problem.space.graph.num_values, "size_bytes": int(size)}
+            made = {"qconfig": self.problem.space.decode(self._genes[row]).to_json()} if qconfigs else {}
+            found.append(made | {"predicted": mean, "std": std} | cost)
+        return found
+
+
+def sensitivity(archive: Archive, contexts: np.ndarray) -> np.ndarray:
+    """What each option of each weight costs in predicted quality, averaged over the configurations it is placed into.
+
+    Args:
+        contexts: genes, int64 [R, W].
+
+    Returns:
+        float64 [W, O]; 0 for a weight's best option, infinite beyond its options.
+    """
+    problem = archive.problem
+    harm = np.full(problem.size_bytes.shape, np.inf)
+    for weight, num in enumerate(problem.num_options):
+        genes = np.repeat(contexts, num, axis=0)
+        genes[:, weight] = np.tile(np.arange(num), len(contexts))
+        loss = archive.evaluate(genes)[:, 0].reshape(len(contexts), num).mean(axis=0)
+        harm[weight, :num] = loss - loss.min()
+    return harm
+
+
+def references(problem: Problem, rng: np.random.Generator, num: int = 4) -> np.ndarray:
+    """Configurations into which single weights are placed: random ones, from the space's fewest bits to its most."""
+    drawn = problem.sample(rng, 25 * num)
+    order = np.argsort(problem.size_of(drawn), kind="stable")
+    return drawn[order[np.linspace(0, len(order) - 1, num + 2)[1:-1].astype(np.int64)]]
+
+
+def uniform_genes(space: Space) -> np.ndarray:
+    """The uniform configurations of the space: one per method that is on offer."""
+    return np.unique([space.encode(space.uniform(method)) for method in space.methods], axis=0)
+
+
+def seeds_of(starts: dict[str, np.ndarray], num: int = 40) -> list[np.ndarray]:
+    """What the strategy begins with: all uniform configurations, and an even choice of both greedy paths."""
+    return [starts["uniform"], spread(starts["greedy"], num), spread(starts["greedy_error"], num // 2)]
+
+
+def print_front(result: dict[str, Any], rows: int = 8) -> None:
+    """The front's table and the hypervolumes, on the terminal."""
+    points = result["points"]
+    print(f"{'avg bits':>9} {'bytes':>13} {'predicted':>10} {'std':>8}")
+    for i in np.unique(np.linspace(0, len(points) - 1, rows).astype(int)):
+        p = points[i]
+        print(f"{p['avg_bits']:9.3f} {p['size_bytes']:13,} {p['predicted']:10.4g} {p['std']:8.3g}")
+    print("hypervolume: " + ", ".join(f"{name} {value:.4f}" for name, value in result["hypervolume"].items()))
+
+
+def _max_bytes(problem: Problem, max_bits: float | None) -> float:
+    if max_bits is None:
+        return np.inf
+    offered = np.arange(problem.size_bytes.shape[1]) < problem.num_options[:, None]
+    smallest = np.where(offered, problem.size_bytes, np.iinfo(np.int64).max).min(axis=1).sum()
+    num_values = problem.space.graph.num_values
+    if not max_bits * num_values / 8 >= smallest:
+        least = 8 * smallest / num_values
+        raise ValueError(f"max_bits={max_bits:g} is below the smallest configuration of the space, {least:.3f} bits")
+    return max_bits * num_values / 8
+
+
+def _described(strategy: StrategyOptions) -> dict[str, Any]:
+    name = {"name": type(strategy).__name__.lower()}
+    return name | dataclasses.asdict(strategy) if dataclasses.is_dataclass(strategy) else name  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    from qsdm import run
+
+    run.main(search)

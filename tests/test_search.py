@@ -1,0 +1,139 @@
+"""The search on a predictor whose truth is known."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from qsdm.graph import Graph, Node, Op, Weight
+from qsdm.qconfig import QuantConfig, Space
+from qsdm.search import search_front
+from qsdm.strategies import Problem
+from qsdm.strategies.evolution import Evolution
+from qsdm.strategies.greedy import Greedy
+from qsdm.strategies.random import Random
+
+METHODS = ["uaq-3", "uaq-4", "kmeans_c-3", "kmeans_c-4", "kmeans_a-3", "kmeans_a-4"]
+EVOLUTION = Evolution(population=40, offspring=40)
+
+
+@pytest.fixture(scope="module")
+def problem() -> Problem:
+    """A chain of 16 layers whose weight errors say little of what is sensitive."""
+    rng = np.random.default_rng(0)
+    names = [f"layer{i}" for i in range(16)]
+    nodes = [
+        Node(name, Op.LINEAR, weight=Weight(name, f"{name}.weight", (16, int(n))))
+        for name, n in zip(names, rng.integers(300, 900, 16), strict=True)
+    ]
+    space = Space.of(Graph("chain", tuple(nodes), tuple((i, i + 1) for i in range(15))), METHODS)
+    error = np.full((16, 6), np.inf)
+    for i, offered in enumerate(space.options):
+        error[i, : len(offered)] = [4.0**-m.bits * rng.uniform(0.5, 2) for m in offered]
+    return Problem(space, error)
+
+
+@dataclasses.dataclass
+class Additive:
+    """A predictor with a sensitivity for each weight, and an interaction between neighbours."""
+
+    problem: Problem
+    calls: int = 0
+
+    def __call__(self, genes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        self.calls += len(genes)
+        num = genes.shape[1]
+        sensitivity = np.random.default_rng(1).lognormal(0, 1.5, num)
+        loss = sensitivity * self.problem.error[np.arange(num), genes] * 256
+        mean = -loss.sum(axis=1) - 0.3 * np.sqrt(loss[:, 1:] * loss[:, :-1]).sum(axis=1)
+        return mean, 0.1 + 0.1 * (genes % 2).mean(axis=1)
+
+
+def run(problem: Problem, strategy=EVOLUTION, **options) -> dict:
+    return search_front(Additive(problem), problem, strategy, **{"budget": 800, **options})
+
+
+def test_front_rises_and_can_be_read_back(problem):
+    result = json.loads(json.dumps(run(problem), allow_nan=False))
+    points = result["points"]
+    assert len(points) > 5
+    for a, b in itertools.pairwise(points):
+        assert a["size_bytes"] < b["size_bytes"]
+        assert a["predicted"] < b["predicted"]
+    for point in points:
+        genes = problem.space.encode(QuantConfig.from_json(point["qconfig"]))[None]
+        assert problem.size_of(genes)[0] == point["size_bytes"]
+        assert Additive(problem)(genes)[0][0] == point["predicted"]
+        assert 8 * point["size_bytes"] / problem.space.graph.num_values == pytest.approx(point["avg_bits"])
+
+
+def test_no_baseline_has_more_volume_than_the_front_of_everything(problem):
+    volume = run(problem)["hypervolume"]
+    assert set(volume) == {"front", "strategy", "uniform", "random", "greedy", "greedy_error"}
+    assert all(0 <= value <= volume["front"] <= 1 for value in volume.values())
+    assert volume["greedy"] > volume["greedy_error"]  # errors do not know what is sensitive here
+    assert volume["strategy"] >= volume["greedy"] - 0.01 > volume["uniform"]
+
+
+def test_more_evaluations_find_no_smaller_volume(problem):
+    few, many = (run(problem, budget=budget)["hypervolume"]["strategy"] for budget in (100, 2000))
+    assert many >= few
+
+
+@pytest.mark.parametrize("strategy", [EVOLUTION, Random(50), Greedy(50)], ids=lambda s: type(s).__name__)
+def test_limit_and_seed(problem, strategy):
+    first, second = (run(problem, strategy, max_bits=3.5, budget=200, seed=3) for _ in range(2))
+    assert first == second
+    assert max(point["avg_bits"] for point in first["points"]) <= 3.5
+    assert first["strategy"]["name"] == type(strategy).__name__.lower()
+
+
+def test_limit_concentrates_the_search_below_it(problem):
+    def best(result):
+        return max(point["predicted"] for point in result["points"] if point["avg_bits"] <= 3.4)
+
+    assert best(run(problem, max_bits=3.4)) >= best(run(problem, Random(50)))
+
+
+def test_aversion_to_risk_prefers_what_the_folds_agree_on(problem):
+    bold, careful = run(problem, kappa=0.0), run(problem, kappa=50.0)
+    assert np.mean([p["std"] for p in careful["points"]]) < np.mean([p["std"] for p in bold["points"]])
+
+
+def test_stored_points_are_thinned_with_their_ends(problem):
+    whole, few = run(problem), run(problem, max_points=5)
+    assert len(few["points"]) == 5
+    assert few["points"][0] == whole["points"][0]
+    assert few["points"][-1] == whole["points"][-1]
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"budget": 0}, "budget"),
+        ({"kappa": -1.0}, "kappa"),
+        ({"max_bits": 2.0}, "smallest"),
+        ({"max_points": 0}, "max_points"),
+    ],
+)
+def test_values_out_of_range_are_refused(problem, bad, message):
+    with pytest.raises(ValueError, match=message):
+        run(problem, **bad)
+
+
+def test_a_predictor_that_is_not_finite_is_refused(problem):
+    def broken(genes):
+        return np.full(len(genes), np.nan), np.zeros(len(genes))
+
+    with pytest.raises(ValueError, match="not finite"):
+        search_front(broken, problem, Random(10), budget=10)
+
+
+def test_what_was_predicted_once_is_not_predicted_again(problem):
+    predict = Additive(problem)
+    result = search_front(predict, problem, EVOLUTION, budget=400)
+    assert predict.calls == result["num_evaluations"]
