@@ -1,11 +1,11 @@
 """The door: a command line becomes the keyword arguments of a command's function. Only here are Hydra and W&B known.
 
-A command module ends in ``if __name__ == "__main__": run.main(train)``. The function's signature is the schema of its keys: names, types
-and defaults; ``conf/<function>.yaml`` adds the groups that are chosen by default (``space: traced``). Nested values are made from their
-``_target_``, after their keys were checked against the target's signature too.
+A command module ends in ``if __name__ == "__main__": run.main(train)``. The function's signature is the schema of its
+keys: names, types and defaults; ``conf/<function>.yaml`` adds the groups chosen by default (``space: traced``). Nested
+values are made from their ``_target_``, after their keys were checked against the target's signature too.
 
-What the user can mend (an unknown key, a missing artifact, a full disk) is told in one sentence, with exit status 1; Ctrl-C gives 130.
-``QSDM_TRACEBACK=1`` or ``hydra.verbose=true`` shows the traceback as well.
+What the user can mend (an unknown key, a missing artifact, a full disk) is told in one sentence, with exit status 1;
+Ctrl-C gives 130. ``QSDM_TRACEBACK=1`` or ``hydra.verbose=true`` shows the traceback as well.
 """
 
 from __future__ import annotations
@@ -148,7 +148,8 @@ def _seed(seed: int) -> None:
 def schema(target: Callable[..., Any], wandb: bool = False) -> list[Any]:
     """Fields of `dataclasses.make_dataclass` for the keys that ``target`` takes.
 
-    Numbers, strings, paths and enums keep their type and default. Anything else is free at this point and checked when it is made.
+    Numbers, strings, paths and enums keep their type and default. Anything else is free at this point and checked
+    when it is made.
     """
     fields = []
     for name, parameter in inspect.signature(target).parameters.items():
@@ -176,7 +177,7 @@ def _hint(target: Callable[..., Any], parameter: inspect.Parameter) -> Any:
 
 
 def _simple(hint: Any) -> Any:
-    """The type that OmegaConf checks: a plain one, perhaps optional; otherwise Any. Paths are plain text in a config."""
+    """The type that OmegaConf checks: a plain one, perhaps optional; otherwise Any. A config holds paths as text."""
     union = typing.get_origin(hint) in (typing.Union, UnionType)
     kinds = [str if kind is Path else kind for kind in (typing.get_args(hint) if union else [hint])]
     plain = [kind for kind in kinds if kind is not type(None)]
@@ -188,7 +189,7 @@ def _simple(hint: Any) -> Any:
 
 
 def spelled(arguments: Sequence[str], function: Callable[..., Any]) -> list[str]:
-    """Arguments as Hydra wants them: a group gets a ``+`` exactly where the command chooses none by default, and comes first.
+    """Arguments as Hydra wants them: groups first, with a ``+`` exactly where the command chooses none by default.
 
     Raises:
         BadInput: a key is none of the command's.
@@ -333,23 +334,24 @@ def sentence(error: BaseException) -> str | None:
     from hydra.errors import HydraException, MissingConfigException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
 
-    from qsdm.denoisers import ModelError
-    from qsdm.store import StoreError
-
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; what was stored before is kept"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and "/" in error.missing_cfg_file:
         group, _, wrong = error.missing_cfg_file.rpartition("/")
         offered = error.options or choices().get(group, [])
         close = difflib.get_close_matches(wrong, offered, 1)
-        return f"no {group} is called {wrong!r}{f'; did you mean {close[0]!r}?' if close else ''} (there are: {', '.join(offered)})"
+        guess = f"; did you mean {close[0]!r}?" if close else ""
+        return f"no {group} is called {wrong!r}{guess} (there are: {', '.join(offered)})"
     if isinstance(error, OverrideParseException):
         return f"cannot read {error.override!r}: wanted KEY=VALUE, with quotes around anything but words and numbers"
     if isinstance(error, OmegaConfBaseException):
         return f"{error.full_key}: {_first_line(error)}" if error.full_key else _first_line(error)
     if isinstance(error, HydraException):
         return sentence(error.__cause__) if isinstance(error.__cause__, OmegaConfBaseException) else _first_line(error)
-    if isinstance(error, StoreError | ModelError | BadInput):
+    if type(error).__module__.split(".")[0] in (
+        "qsdm",
+        "__main__",
+    ):  # StoreError, ModelError, OutsideSpace and their like
         return str(error)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
@@ -397,7 +399,7 @@ def wandb_log(mode: Wandb, command: str, folder: Path, group: str | None, cfg: A
 
     if mode is Wandb.online and not wandb.login(prompt=False, verify=False):
         raise BadInput("wandb=online needs an account: run `wandb login` once, or choose wandb=offline")
-    config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False, enum_to_str=True)
+    config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False, enum_to_str=True)
     settings = wandb.Settings(console="off", silent=True)
     run = wandb.init(
         project="qsdm",
@@ -460,7 +462,7 @@ def help_text(function: Callable[..., Any]) -> str:
     parts += [f"  {default:<{width}}  {text}".rstrip() for default, text in rows]
     parts += [
         "",
-        "-m sweeps over values with commas: -m seed=0,1,2. --cfg job prints the config. --hydra-help lists Hydra's flags.",
+        "-m seed=0,1,2 sweeps over values, --cfg job prints the config, --hydra-help lists the other flags.",
     ]
     return "\n".join(parts)
 

@@ -1,0 +1,221 @@
+"""The main job: from a pipeline to a measured mixed-precision configuration of its denoiser.
+
+    python -m qsdm +model=emoji_unet
+    python -m qsdm +model=emoji_unet avg_bits=3.25 candidates=12
+    python -m qsdm +model=emoji_unet force=true
+
+Runs trace, calibrate, measure, train, attribute, search and realize. A stage is skipped when the store holds what it
+makes and nothing that it is made from has changed: ``stages.json`` in the model's store remembers, per stage, a digest of
+its arguments and of the files that it reads, and one of the files that it wrote. measure runs only while there are fewer
+than ``num_labels`` labels. Outcomes that realize adds do not make the predictor stale; run qsdm.train to learn from them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import qsdm
+from qsdm import run
+from qsdm.denoisers import Model, weights_digest
+from qsdm.graph import canonical
+from qsdm.log import Log, ignore
+from qsdm.qconfig import SpaceSpec
+from qsdm.store import Store, read_json, write_json
+
+SKIPPED_ARGUMENTS = {"model", "store", "log", "engine", "batch_size", "page"}  # change no result, or are digested apart
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One command of the main job.
+
+    Attributes:
+        reads: artifacts that it is made from, beside the model's weights and its arguments.
+        makes: artifacts that say it is done.
+    """
+
+    name: str
+    reads: tuple[str, ...]
+    makes: tuple[str, ...]
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        return getattr(import_module(f"qsdm.{self.name}"), self.name)
+
+
+def stages(space: str) -> list[Stage]:
+    """The stages in order, for a space's name."""
+    tables = (f"calibration/{space}/table.safetensors", f"calibration/{space}/weights.safetensors")
+    report, sensitivity, front = f"predictor/{space}/report.json", f"sensitivity/{space}.json", f"search/{space}.json"
+    return [
+        Stage("trace", (), ("graph.json",)),
+        Stage("calibrate", ("graph.json",), tables),
+        Stage("measure", ("graph.json", *tables), ()),
+        Stage("train", ("graph.json", tables[0]), (report,)),
+        Stage("attribute", ("graph.json", tables[0], report), (sensitivity,)),
+        Stage("search", ("graph.json", tables[0], report), (front,)),
+        Stage("realize", ("graph.json", *tables, front), ("summary.json", "chosen.json", "report.html")),
+    ]
+
+
+def main(
+    model: Model,
+    space: SpaceSpec,
+    objective: Any,
+    predictor: Any,
+    attribution: Any,
+    strategy: Any,
+    engine: Any,
+    store: Path = Path("store"),
+    num_labels: int = 80,
+    num_images: int = 256,
+    seed_set: int = 0,
+    avg_bits: float = 3.5,
+    candidates: int = 6,
+    num_random: int = 5,
+    batch_size: int = 64,
+    seed: int = 0,
+    force: bool = False,
+    log: Log = ignore,
+) -> dict[str, Any]:
+    """Run every stage whose artifacts are missing or stale.
+
+    Args:
+        model: whose denoiser is quantized.
+        space: methods on offer, and which weights are split.
+        objective: what is learnt and searched for: a linear form of metrics and costs.
+        predictor: how the graph network is fitted.
+        attribution: how sensitivities are computed.
+        strategy: of the search.
+        engine: where measurements run.
+        store: folder of the artifacts.
+        num_labels: measured configurations that the predictor needs; what is missing is measured.
+        num_images: pictures per measured configuration.
+        seed_set: of the labels; the final table uses the next one.
+        avg_bits: the most bits per weight that the chosen configuration may have.
+        candidates: points of the front that are measured to choose one.
+        num_random: random configurations of our size in the final table.
+        batch_size: pictures drawn at a time.
+        seed: of sampling, folds and search.
+        force: rerun stages that are up to date.
+
+    Returns:
+        Seconds per stage, 0 for a skipped one.
+    """
+    given = dict(locals())
+    # The final table is measured on seeds that no label used.
+    renamed = {
+        "realize": {"label_seed_set": seed_set, "seed_set": seed_set + 1},
+        "measure": {"num_configs": num_labels},
+    }
+    weights, seconds = weights_digest(model), {}
+    place, ordered, began = Store(store, model.name), stages(space.name), time.perf_counter()
+    for number, stage in enumerate(ordered, 1):
+        accepted = inspect.signature(stage.function).parameters
+        arguments = {k: v for k, v in (given | renamed.get(stage.name, {})).items() if k in accepted}
+        heading = f"[{number}/{len(ordered)}] {stage.name}"
+        if stage.name == "measure":
+            labels = num_measured(model, place, seed_set, num_images)
+            why = f"{labels} of {num_labels} labels are measured" if labels >= num_labels else None
+        else:
+            inputs = inputs_of(place, stage, model, weights, arguments)
+            why = "up to date" if not force and is_current(place, stage, inputs) else None
+        seconds[f"{stage.name}_s"] = 0.0
+        if why is not None:
+            print(f"\n{heading}: {why}", flush=True)
+            continue
+        print(f"\n{heading}", flush=True)
+        start, before = time.perf_counter(), outcome_keys(place)
+        stage.function(**arguments)
+        seconds[f"{stage.name}_s"] = round(time.perf_counter() - start, 3)
+        if stage.name != "measure":
+            added = outcome_keys(place) - before if stage.name == "realize" else set()
+            remember(place, stage, inputs_of(place, stage, model, weights, arguments), added)
+        print(f"{stage.name} took {seconds[f'{stage.name}_s']:.1f} s", flush=True)
+    print(f"\n{time.perf_counter() - began:.0f} s in all; see {place.path('report.html')}")
+    return seconds
+
+
+def num_measured(model: Model, place: Store, seed_set: int, num_images: int) -> int:
+    """Quantized configurations that were measured under the protocol of the labels."""
+    from qsdm import evaluation
+
+    protocol = evaluation.protocol_of(model, model.metrics, evaluation.prompts_of(model), seed_set, num_images)
+    return sum(bool(outcome.qconfig.methods) for outcome in place.outcomes(protocol))
+
+
+def outcome_keys(place: Store) -> set[tuple[str, str]]:
+    return {outcome.key for outcome in place.outcomes()}
+
+
+def inputs_of(place: Store, stage: Stage, model: Model, weights: str, arguments: Mapping[str, Any]) -> str:
+    """Digest of all that decides what a stage makes.
+
+    Args:
+        weights: digest of the pipeline's weights.
+    """
+    settings = {key: plain(value) for key, value in arguments.items() if key not in SKIPPED_ARGUMENTS}
+    parts: dict[str, Any] = {
+        "version": qsdm.__version__,
+        "model": plain(model),
+        "weights": weights,
+        "settings": settings,
+    }
+    parts["reads"] = {name: content(place.path(name)) for name in stage.reads}
+    if stage.name == "train":
+        added = {tuple(key) for key in remembered(place).get("realize", {}).get("added", [])}
+        parts["outcomes"] = sorted(outcome_keys(place) - added)
+    return hashlib.sha256(canonical(parts)).hexdigest()
+
+
+def is_current(place: Store, stage: Stage, inputs: str) -> bool:
+    """Whether the store holds what the stage would make of these inputs."""
+    entry = remembered(place).get(stage.name, {})
+    return entry.get("inputs") == inputs and entry.get("makes") == {
+        name: content(place.path(name)) for name in stage.makes
+    }
+
+
+def remember(place: Store, stage: Stage, inputs: str, added: set[tuple[str, str]]) -> None:
+    known = remembered(place)
+    earlier = {tuple(key) for key in known.get(stage.name, {}).get("added", [])}
+    makes = {name: content(place.path(name)) for name in stage.makes}
+    known[stage.name] = {"inputs": inputs, "makes": makes, "added": sorted(added | earlier)}
+    write_json(place.path("stages.json"), known)
+
+
+def remembered(place: Store) -> dict[str, Any]:
+    path = place.path("stages.json")
+    return read_json(path) if path.exists() else {}
+
+
+def content(path: Path) -> str | None:
+    """sha256 of a file; None if there is none."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def plain(value: Any) -> Any:
+    """What JSON can hold of an argument; objects by their class and fields."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"class": type(value).__qualname__, **fields}
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    return value if isinstance(value, bool | int | float | str | type(None)) else repr(value)
+
+
+if __name__ == "__main__":
+    run.main(main)
