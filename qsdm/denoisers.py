@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -88,8 +90,11 @@ class Model:
         return path if path.is_dir() else None
 
 
-def load_pipeline(model: Model, dtype: str = "float32") -> diffusers.DiffusionPipeline:
+def load_pipeline(model: Model, dtype: str = "float32", **components: Any) -> diffusers.DiffusionPipeline:
     """The pipeline, on the CPU, without a progress bar of its own.
+
+    Args:
+        components: taken instead of the pipeline's own, which are then not loaded.
 
     Raises:
         ModelError: there are no weights here.
@@ -100,7 +105,10 @@ def load_pipeline(model: Model, dtype: str = "float32") -> diffusers.DiffusionPi
     source = model.directory or model.path
     try:
         pipeline = diffusers.DiffusionPipeline.from_pretrained(
-            source, revision=model.revision, dtype=getattr(torch, dtype), **{"use_safetensors": True, **model.load}
+            source,
+            revision=model.revision,
+            dtype=getattr(torch, dtype),
+            **{"use_safetensors": True, **model.load, **components},
         )
     except (OSError, ValueError) as error:
         raise ModelError(
@@ -123,6 +131,115 @@ def denoiser_class(model: Model) -> type[nn.Module]:
     if found is None or not re.fullmatch(r"[A-Z]\w+", model.denoiser):
         raise ModelError(f"diffusers {diffusers.__version__} has no class {model.denoiser!r} (model {model.name})")
     return found
+
+
+def denoiser_config(model: Model) -> Mapping[str, Any]:
+    """The denoiser's config: of its directory, else the published one in the model's YAML.
+
+    Raises:
+        ModelError: there is neither.
+    """
+    path = model.directory / model.component / "config.json" if model.directory else None
+    if path is not None and path.is_file():
+        return _read(path)
+    if not model.config:
+        raise ModelError(
+            f"no config of {model.name!r}: give model.path=DIRECTORY of a diffusers pipeline, or model.config in its YAML"
+        )
+    return model.config
+
+
+def has_text_encoder(model: Model) -> bool:
+    """Whether the model's directory holds a pipeline that can be called with a prompt."""
+    path = model.directory / "model_index.json" if model.directory else None
+    return path is not None and path.is_file() and any(_read(path).get("text_encoder", (None,)))
+
+
+def first_call(pipeline: diffusers.DiffusionPipeline, model: Model) -> dict[str, Any]:
+    """Arguments of the pipeline's call for one step of one picture, without classifier-free guidance."""
+    takes = inspect.signature(type(pipeline).__call__).parameters
+    wanted = {
+        "prompt": "a picture",
+        "num_inference_steps": 1,
+        "guidance_scale": 1.0,
+        "height": model.resolution_px,
+        "width": model.resolution_px,
+        "output_type": "latent",
+    }
+    return {name: value for name, value in wanted.items() if name in takes} | dict(model.call)
+
+
+def found_model(
+    path: str,
+    name: str | None = None,
+    resolution_px: int | None = None,
+    steps: int = 20,
+    guidance: float = 5.0,
+    **fields: Any,
+) -> Model:
+    """A `Model` that no YAML describes: name from the path, denoiser and config from the pipeline's files.
+
+    Args:
+        path: a directory, or a hub id whose configs are downloaded (a few kB).
+        resolution_px: 8 times the denoiser's sample size, if it is not given.
+
+    Raises:
+        ModelError: there is no diffusers pipeline, or none with a denoiser.
+    """
+    directory = Path(path).expanduser()
+    index = _pipeline_file(path, "model_index.json")
+    component = next((c for c in ("unet", "transformer") if (index.get(c) or (None,))[0] is not None), None)
+    if component is None:
+        found = ", ".join(sorted(key for key in index if not key.startswith("_")))
+        raise ModelError(f"no denoiser in the pipeline {path!r}: wanted a unet or a transformer (got {found})")
+    config = _pipeline_file(path, f"{component}/config.json")
+    size = config.get("sample_size")
+    return Model(
+        name=name
+        or re.sub(r"[^\w.-]+", "_", directory.resolve().name if directory.is_dir() else path.replace("/", "--")),
+        path=path,
+        denoiser=index[component][1],
+        component=component,
+        config={key: value for key, value in config.items() if not key.startswith("_")},
+        resolution_px=resolution_px or (8 * size if isinstance(size, int) else 512),
+        steps=steps,
+        guidance=guidance,
+        **fields,
+    )
+
+
+def _pipeline_file(path: str, name: str) -> dict[str, Any]:
+    """A JSON file of a pipeline, from its directory or from the hub."""
+    directory = Path(path).expanduser()
+    if directory.is_dir():
+        if not (directory / name).is_file():
+            raise ModelError(
+                f"{path!r} is no diffusers pipeline: it has no {name} (give model.path=DIRECTORY that has one)"
+            )
+        return _read(directory / name)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
+        raise ModelError(
+            f"no directory {path!r}, and no hub id either (OWNER/NAME): give model.path=DIRECTORY of a diffusers pipeline"
+        )
+    import huggingface_hub
+
+    try:
+        return _read(Path(huggingface_hub.hf_hub_download(path, name)))
+    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:  # offline errors are OSErrors
+        raise ModelError(
+            f"{name} of {path!r} cannot be had from the hub ({type(error).__name__}): check the name and the network, or give "
+            "model.path=DIRECTORY of a diffusers pipeline"
+        ) from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read as JSON ({error}): restore it") from error
+    if not isinstance(data, dict):
+        raise ModelError(f"{path} is no config: wanted a mapping (got a {type(data).__name__})")
+    return data
 
 
 def weights_digest(model: Model) -> str:

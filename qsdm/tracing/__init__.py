@@ -1,0 +1,92 @@
+"""nn.Module -> Graph: any diffusers denoiser, without a line of code for it and without its weights.
+
+skeleton   a module that weighs nothing
+inputs     arguments for one forward: captured from the pipeline, or built from signature and config
+lazy       torch functions run for their shapes
+record     every torch call of the forward, with where its operands come from
+compact    the calls that matter, as a `Graph`; roles, sketch: parts of it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from qsdm.graph import Graph, Op
+from qsdm.tracing import skeleton
+from qsdm.tracing.compact import QUANTIZABLE, compact
+from qsdm.tracing.record import TraceError, record
+
+__all__ = ["TraceError", "trace", "uncovered"]
+
+
+def trace(
+    module: nn.Module, inputs: Mapping[str, Any], name: str, exclude: str | None = None, tied: Sequence[str] = ()
+) -> Graph:
+    """The graph of a denoiser; ``module`` is neither run nor changed, a skeleton of it is.
+
+    Args:
+        module: with or without real weights, on any device.
+        inputs: arguments of its forward by name, batch 1 (see `qsdm.tracing.inputs`).
+        name: of the denoiser.
+        exclude: regular expression of module paths whose weights are not quantized.
+        tied: regular expressions; parameters whose names match one of them with the same groups hold equal values.
+
+    Raises:
+        TraceError: the module is quantized, wrapped or offloaded, its forward fails on these inputs, or it uses no weight.
+    """
+    check(module)
+    twin = skeleton.of(module)
+    try:
+        recording = record(twin, skeleton.real(dict(inputs)))
+    except Exception as error:
+        raise TraceError(
+            f"{type(module).__name__} does not run on {', '.join(inputs)} ({_brief(error)}): give inputs.NAME=[shape] for those that are wrong"
+        ) from error
+    graph = compact(recording, twin, name, exclude, tied)
+    if not graph.weights:
+        raise TraceError(f"{type(module).__name__} calls no Linear or Conv: this is no denoiser that can be quantized")
+    return graph
+
+
+def check(module: nn.Module) -> None:
+    """Raises TraceError if the module's weights are not the plain ones that were published."""
+    kind = type(module).__name__
+    if not isinstance(module, nn.Module):
+        raise TraceError(f"wanted a torch.nn.Module, a denoiser (got {kind})")
+    config = getattr(module, "config", None)
+    if getattr(module, "hf_quantizer", None) is not None or (
+        isinstance(config, Mapping) and config.get("quantization_config")
+    ):
+        raise TraceError(f"{kind} is already quantized: load it without quantization_config")
+    for path, child in module.named_modules():
+        if hasattr(child, "lora_A") or hasattr(child, "base_layer"):
+            raise TraceError(
+                f"{kind} is wrapped in adapters (at {path!r}): call fuse_lora() and unload_lora_weights() first"
+            )
+        if hasattr(child, "_hf_hook"):
+            raise TraceError(
+                f"{kind} is offloaded by accelerate (at {path or 'its root'!r}): load it without enable_*_offload()"
+            )
+        weight = child._parameters.get("weight")
+        named = type(child).__name__
+        if weight is not None and ("Linear" in named or "Conv" in named):
+            if not weight.is_floating_point() or type(weight.data).__module__.split(".")[0] != "torch":
+                raise TraceError(
+                    f"{kind} is already quantized (at {path!r}, a {named} of {weight.dtype}): load the published weights"
+                )
+
+
+def uncovered(module: nn.Module, graph: Graph) -> list[str]:
+    """Paths of Linear and Conv modules whose weight no node of the graph uses."""
+    called = {node.name.partition("@")[0].partition("#")[0] for node in graph.nodes if node.op in (Op.LINEAR, Op.CONV)}
+    owners = [(path, child) for path, child in module.named_modules() if isinstance(child, QUANTIZABLE)]
+    used = {id(child.weight) for path, child in owners if path in called}  # a shared parameter counts under all its names
+    return [path for path, child in owners if id(child.weight) not in used]
+
+
+def _brief(error: Exception) -> str:
+    text = str(error).strip().split("\n")[0]
+    return f"{type(error).__name__}: {text[:200]}"

@@ -1,0 +1,287 @@
+"""Record what a denoiser's forward calls: one `Call` per torch function, with the calls that its operands come from.
+
+A `TorchFunctionMode` sees functions as they are written (``F.linear``, ``torch.cat``, ``x * y``), module hooks say where.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from qsdm.tracing import lazy
+
+KINDS = {
+    kind: frozenset(names.split())
+    for kind, names in {
+        "linear": "linear",
+        "conv": "conv1d conv2d conv3d",
+        "conv_transpose": "conv_transpose1d conv_transpose2d conv_transpose3d",
+        "embedding": "embedding",
+        "matmul": "matmul __matmul__ __rmatmul__ bmm mm einsum baddbmm addmm addbmm tensordot _grouped_mm",
+        "sdpa": "scaled_dot_product_attention",
+        "mha": "multi_head_attention_forward",
+        "norm": "layer_norm group_norm rms_norm instance_norm batch_norm normalize",
+        "add": "add __add__ __radd__ __iadd__ add_ sub __sub__ __rsub__ __isub__ sub_ rsub addcmul lerp",
+        "mul": "mul __mul__ __rmul__ __imul__ mul_ multiply div __truediv__ __rtruediv__ __itruediv__ div_ true_divide",
+        "concat": "cat concat concatenate stack hstack vstack",
+        "select": "where masked_fill masked_fill_ masked_scatter scatter scatter_ scatter_add scatter_add_ index_add index_add_ "
+        "index_copy index_put index_put_ __setitem__ copy_ topk gather index_select take_along_dim",
+    }.items()
+}
+KIND_OF = {name: kind for kind, names in KINDS.items() for name in names}
+# Questions about a tensor, not computations with it
+_QUERIES = frozenset(
+    ["is_floating_point", "is_complex", "size", "dim", "numel", "stride", "item", "tolist", "is_contiguous", "requires_grad_", "data_ptr", "element_size", "__len__", "__bool__", "__int__", "__float__", "__format__", "__repr__", "untyped_storage", "storage_offset", "get_device", "is_inference"]
+)
+_PROPERTIES = frozenset(["T", "mT", "H", "mH", "data", "real", "imag"])  # of a tensor, that are tensors of the same data
+_SDPA_ROLES = ("q", "k", "v", "mask")
+_SDPA_NAMES = {"query": "q", "key": "k", "value": "v", "attn_mask": "mask"}
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """A tensor that a call takes: ``source`` is the index of the call that made it, ``role`` its place among the arguments."""
+
+    source: int
+    role: str
+    shape: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Call:
+    """One call of a torch function.
+
+    Attributes:
+        kind: a key of `KINDS`, ``input``, ``output`` or ``other``.
+        module: path of the innermost module whose forward runs.
+        frames: ids of the module calls on the stack, outermost first.
+        parameters: names of the parameters among the operands.
+        concat_dim: the dimension of a concatenation.
+    """
+
+    kind: str
+    function: str
+    module: str
+    frames: tuple[int, ...] = ()
+    operands: list[Operand] = field(default_factory=list)
+    parameters: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
+    shape: tuple[int, ...] = ()
+    macs: int = 0
+    concat_dim: int | None = None
+    plumbing: bool = False
+
+
+@dataclass(slots=True)
+class Recording:
+    """All calls of one forward, in order; ``frames`` has the module path of each module call."""
+
+    calls: list[Call]
+    frames: dict[int, str]
+
+
+class TraceError(Exception):
+    """The module cannot be traced; the message says why and what to do."""
+
+
+def record(module: nn.Module, inputs: Mapping[str, Any]) -> Recording:
+    """Run the forward of a skeleton once, for its shapes.
+
+    Raises:
+        Exception: whatever the forward raises; ``failed_call`` of it is (function, args, kwargs) of the torch call that did.
+    """
+    recorder = Recorder(module)
+    with torch.no_grad(), torch.device("cpu"), _plain_attention(), recorder.hooked():
+        for name, tensor in lazy.tensors(inputs):
+            recorder.add_input(name, tensor)
+        with recorder:
+            result = module(**inputs)
+    recorder.add_output(result)
+    return Recording(recorder.calls, recorder.frames)
+
+
+class Recorder(TorchFunctionMode):
+    """The mode and the hooks; `record` is the way to use it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.calls: list[Call] = []
+        self.frames: dict[int, str] = {}
+        self.failed: tuple[Callable, Sequence[Any], Mapping[str, Any]] | None = None
+        self._names = {id(p): name for name, p in reversed(list(module.named_parameters(remove_duplicate=False)))}
+        self._stack: list[int] = []
+        # Weak keys: ids of tensors are reused as soon as the forward frees them
+        self._source = WeakTensorKeyDictionary()
+        self._derived = WeakTensorKeyDictionary()  # tensor => parameters it is a view or cast of
+        self._written: dict[
+            StorageWeakRef, int
+        ] = {}  # storage => the last call that wrote to it, perhaps through a view
+
+    @contextlib.contextmanager
+    def hooked(self) -> Iterator[None]:
+        handles = []
+        for path, module in self.module.named_modules():
+            handles.append(module.register_forward_pre_hook(self._enter(path)))
+            handles.append(module.register_forward_hook(self._leave, always_call=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _enter(self, path: str) -> Callable:
+        def hook(module: nn.Module, args: Any) -> None:
+            self.frames[len(self.frames)] = path
+            self._stack.append(len(self.frames) - 1)
+
+        return hook
+
+    def _leave(self, module: nn.Module, args: Any, result: Any) -> None:
+        self._stack.pop()
+
+    def add_input(self, name: str, tensor: Tensor) -> None:
+        self._source[tensor] = len(self.calls)
+        self.calls.append(Call("input", name, "", shape=tuple(tensor.shape), plumbing=is_plumbing(name, tensor)))
+
+    def add_output(self, result: Any) -> None:
+        if hasattr(result, "to_tuple"):
+            result = result.to_tuple()
+        call = Call("output", "output", "")
+        for role, tensor in lazy.tensors(result):
+            call.operands += self._operands(role, tensor)
+            call.shape = call.shape or tuple(tensor.shape)
+        self.calls.append(call)
+
+    def __torch_function__(self, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", str(func))
+        if name in ("__get__", "__set__", "__delete__"):
+            name = getattr(getattr(func, "__self__", None), "__name__", name)
+            if name not in _PROPERTIES:
+                return func(*args, **kwargs)
+        if name in _QUERIES:
+            return func(*args, **kwargs)
+        try:
+            result = lazy.call(func, name, args, kwargs, lambda tensor: id(tensor) in self._names)
+        except Exception:
+            self.failed = self.failed or (func, args, kwargs)
+            raise
+        self._record(name, args, kwargs, result)
+        return result
+
+    def _record(self, name: str, args: Any, kwargs: Mapping[str, Any], result: Any) -> None:
+        results = [tensor for _, tensor in lazy.tensors(result)]
+        given = _arguments(name, args, kwargs)
+        if lazy.writes(name, kwargs) and args and isinstance(args[0], Tensor):
+            results = [args[0]]
+        elif not results or all(any(out is tensor for _, tensor in given) for out in results):
+            return  # nothing was made: .to() of the same dtype, dropout in eval mode
+        kind = KIND_OF.get(name, "other")
+        call = Call(kind, name, self.frames[self._stack[-1]] if self._stack else "", tuple(self._stack))
+        for role, tensor in given:
+            call.parameters += [(parameter, tuple(tensor.shape)) for parameter in self._parameters(tensor)]
+            call.operands += self._operands(role, tensor)
+        call.shape = tuple(results[0].shape)
+        call.macs = _macs(kind, given, results[0])
+        if kind == "concat" and name != "stack":
+            dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+            call.concat_dim = dim % max(1, results[0].dim()) if isinstance(dim, int) else None
+        for tensor in results:
+            self._source[tensor] = len(self.calls)
+            if call.parameters and not call.operands:
+                self._derived[tensor] = tuple(dict.fromkeys(name for name, _ in call.parameters))
+        if lazy.writes(name, kwargs) and results:
+            with contextlib.suppress(NotImplementedError, RuntimeError):  # wrapped tensors inside vmap have no storage
+                self._written[StorageWeakRef(results[0].untyped_storage())] = len(self.calls)
+        self.calls.append(call)
+
+    def _parameters(self, tensor: Tensor) -> tuple[str, ...]:
+        if id(tensor) in self._names:
+            return (self._names[id(tensor)],)
+        return self._derived.get(tensor, ())
+
+    def _operands(self, role: str, tensor: Tensor) -> list[Operand]:
+        if id(tensor) in self._names or tensor in self._derived:
+            return []
+        sources = [self._source[tensor]] if tensor in self._source else []
+        if self._written:
+            with contextlib.suppress(NotImplementedError, RuntimeError):
+                writer = self._written.get(StorageWeakRef(tensor.untyped_storage()))
+                if writer is not None and (not sources or writer > sources[0]):
+                    sources.append(writer)
+        return [Operand(source, role, tuple(tensor.shape)) for source in sources]
+
+
+def is_plumbing(name: str, tensor: Tensor) -> bool:
+    """Whether an input is positions, masks or sizes rather than data or conditioning."""
+    import re
+
+    if re.search(
+        r"(^|_|\.)(ids|masks?|rotary|rope|freqs|cis|positions?|coords|ind(ices|exes)|shapes?|sizes?|lens|pos_embeds?)(_|\.|$)",
+        name,
+    ):
+        return True
+    return not tensor.is_floating_point() and not re.search("label|time", name)
+
+
+def _arguments(name: str, args: Any, kwargs: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
+    """(role, tensor) of all operands; q, k, v and mask for attention."""
+    if KIND_OF.get(name) != "sdpa":
+        return list(lazy.tensors(args)) + list(lazy.tensors(kwargs))
+    named = dict(zip(_SDPA_ROLES, args, strict=False)) | {
+        _SDPA_NAMES.get(key, key): value for key, value in kwargs.items()
+    }
+    return [(role, named[role]) for role in _SDPA_ROLES if isinstance(named.get(role), Tensor)]
+
+
+def _macs(kind: str, given: Sequence[tuple[str, Tensor]], result: Tensor) -> int:
+    """Multiply-accumulates of a call."""
+    operands = [tensor for _, tensor in given]
+    if kind == "linear":
+        return result.numel() * operands[1].shape[-1]
+    if kind == "conv":
+        return result.numel() * math.prod(operands[1].shape[1:])
+    if kind == "conv_transpose":
+        return operands[0].numel() * math.prod(operands[1].shape[1:])
+    if kind == "sdpa":
+        q, k, v = operands[:3]
+        return math.prod(q.shape[:-1]) * k.shape[-2] * (q.shape[-1] + v.shape[-1])
+    if kind == "matmul" and len(operands) >= 2:
+        inner = operands[-2] if len(operands) > 2 else operands[0]  # baddbmm(bias, a, b)
+        return result.numel() * inner.shape[-1]
+    return 0
+
+
+@contextlib.contextmanager
+def _plain_attention() -> Iterator[None]:
+    """flex_attention compiles itself and cannot run inside a mode: while tracing, plain attention stands for it."""
+
+    def attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return F.scaled_dot_product_attention(query, key, value, enable_gqa=query.shape[1] != key.shape[1])
+
+    def no_mask(*args: Any, **kwargs: Any) -> None:
+        return None
+
+    replaced = []
+    for name, module in list(sys.modules.items()):
+        if name.startswith("diffusers.models") or name == "torch.nn.attention.flex_attention":
+            for key, stand_in in (("flex_attention", attention), ("create_block_mask", no_mask)):
+                if callable(original := vars(module).get(key)):
+                    replaced.append((module, key, original))
+                    setattr(module, key, stand_in)
+    try:
+        yield
+    finally:
+        for module, key, original in replaced:
+            setattr(module, key, original)

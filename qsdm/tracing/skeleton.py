@@ -1,0 +1,81 @@
+"""A denoiser without its memory: parameters are expanded zeros of stride 0, so that a model of any size weighs nothing.
+
+Buffers stay real: positions and frequencies decide shapes and indices.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def build(cls: type[nn.Module], config: Mapping[str, Any]) -> nn.Module:
+    """The skeleton of ``cls(**config)``, on the CPU in float32, without its weights ever being allocated.
+
+    Raises:
+        ValueError: the class does not take this config.
+    """
+    with torch.device("meta"):
+        try:
+            module = cls(**{key: _plain(value) for key, value in config.items() if not key.startswith("_")})
+        except (TypeError, ValueError, AssertionError) as error:
+            raise ValueError(
+                f"{cls.__name__} does not take this config ({error}): compare it with the class's arguments"
+            ) from error
+    for child in module.modules():
+        for name, parameter in child._parameters.items():
+            if parameter is not None:
+                child._parameters[name] = _weightless(parameter)
+        for name, buffer in child._buffers.items():
+            if buffer is not None:
+                child._buffers[name] = real(buffer)
+        for name, value in list(vars(child).items()):
+            if not name.startswith("_") and not isinstance(value, nn.Module):
+                setattr(child, name, real(value)) if _holds_meta(value) else None
+    return module.eval().requires_grad_(False)
+
+
+def of(module: nn.Module) -> nn.Module:
+    """The skeleton of a loaded module, on any device and in any dtype; ``module`` is not touched."""
+    memo: dict[int, Any] = {}
+    for parameter in module.parameters():
+        memo[id(parameter)] = _weightless(parameter)
+    for buffer in module.buffers():
+        memo[id(buffer)] = real(buffer)
+    return copy.deepcopy(module, memo).eval().requires_grad_(False)
+
+
+def _plain(value: Any) -> Any:
+    """Lists of a YAML or JSON config as the class wants them: some classes hash them, all take tuples where lists are typed."""
+    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def _weightless(parameter: Tensor) -> nn.Parameter:
+    dtype = torch.float32 if parameter.is_floating_point() else parameter.dtype
+    return nn.Parameter(torch.zeros((), dtype=dtype).expand(parameter.shape), requires_grad=False)
+
+
+def _holds_meta(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.device.type == "meta"
+    if isinstance(value, list | tuple):
+        return any(map(_holds_meta, value))
+    return isinstance(value, dict) and any(map(_holds_meta, value.values()))
+
+
+def real(value: Any) -> Any:
+    """Tensors on the CPU, floats in float32: the skeleton runs in one dtype, whatever the loaded model uses."""
+    if isinstance(value, Tensor):
+        dtype = torch.float32 if value.dtype in (torch.float16, torch.bfloat16) else value.dtype
+        if value.device.type == "meta":
+            return torch.zeros((), dtype=dtype).expand(value.shape)
+        return value.detach().to("cpu", dtype)
+    if isinstance(value, dict):
+        return {key: real(entry) for key, entry in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(real(entry) for entry in value)
+    return value
