@@ -1,0 +1,39 @@
+# The targets that need packages set up .venv first, from python3.11 (or newer) and constraints.txt alone.
+# On a machine without a GPU, a smaller torch: make install PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PIP_FLAGS ?=
+VENV := .venv
+PY := $(VENV)/bin/python
+MODEL ?= emoji_unet
+STAMP := $(VENV)/.installed
+
+.PHONY: help install demo test check bench
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+install: $(STAMP) ## set up .venv; quick when nothing changed
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "no python3 here: install Python 3.11 or newer, or give PYTHON=PATH"; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "qsdm needs Python 3.11 or newer, and $(PYTHON) is older: give PYTHON=PATH"; exit 1; }
+	test -x $(PY) || "$(PYTHON)" -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: install ## the main job on the shipped pipeline, under ten minutes on two cores: table, pictures, HTML page
+	$(PY) -m qsdm +model=$(MODEL)
+
+test: install ## all tests, fast and slow
+	$(PY) -m pytest
+
+check: install ## lint, format and types
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+
+bench: install ## measure speed
+	$(PY) -m pytest --no-header -q -m bench -o addopts= benchmarks
