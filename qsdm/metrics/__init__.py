@@ -17,7 +17,7 @@ import numpy as np
 ZOO = Path(__file__).parents[1] / "zoo"
 
 
-class MetricError(Exception):
+class MetricError(ValueError):
     """A metric cannot be computed; the message says what it lacks."""
 
 

@@ -1,0 +1,52 @@
+"""Who does many tasks: the contract. ``conf/engine`` names the members.
+
+Workers load what they need once and return results; the driver alone writes, so that a store needs no locks. A task that kills its worker is
+done again by another one, then set aside and named; the others go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+Start = Callable[[], Callable[[Any], Any]]
+
+
+class EngineError(ValueError):
+    """No worker can start; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A task that was set aside.
+
+    Attributes:
+        reason: one sentence.
+    """
+
+    reason: str
+
+
+class Pool(Protocol):
+    """Workers that are running."""
+
+    def map(self, tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        """Results as they come: (index of the task, what the worker returned or a `Failure`).
+
+        Raises:
+            EngineError: the workers cannot start.
+        """
+        ...
+
+
+class Engine(Protocol):
+    def open(self, start: Start) -> AbstractContextManager[Pool]:
+        """Start workers. When the block ends, however it ends, they end too.
+
+        Args:
+            start: called once in each worker before its first task; returns the function from a task to its result. All three must
+                be importable from the worker's process.
+        """
+        ...

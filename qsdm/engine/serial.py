@@ -1,0 +1,34 @@
+"""One task after the other in this process: for debuggers, notebooks and devices that cannot be shared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from qsdm.engine import Failure, Start
+
+
+@dataclass(frozen=True, slots=True)
+class Serial:
+    """No options."""
+
+    @contextmanager
+    def open(self, start: Start) -> Iterator[_SerialPool]:
+        yield _SerialPool(start)
+
+
+class _SerialPool:
+    def __init__(self, start: Start) -> None:
+        self._start = start
+        self._work: Callable[[Any], Any] | None = None
+
+    def map(self, tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        for i, task in enumerate(tasks):
+            if self._work is None:
+                self._work = self._start()
+            try:
+                yield i, self._work(task)
+            except Exception as error:  # whatever a task raises concerns this task only
+                yield i, Failure(f"{type(error).__name__}: {error}")

@@ -1,0 +1,315 @@
+"""Pipeline, configuration, prompts and seeds => pictures; pictures and metrics => `Outcome`.
+
+Picture i of a seed set has a caption and a generator of its own, so the pictures of any two configurations begin with the same noise, and
+batch size and number of processes change a metric by rounding only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import json
+import time
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from typing import Protocol as Interface
+
+import numpy as np
+import torch
+from torch import nn
+
+from qsdm.denoisers import ZOO, Model, ModelError, denoiser_of, load_pipeline, weights_digest
+from qsdm.graph import Graph, canonical
+from qsdm.metrics import Metric
+from qsdm.outcome import Outcome, Protocol
+from qsdm.qconfig import QuantConfig, QuantMethod
+from qsdm.store import provenance
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class EvaluationError(ValueError):
+    """A configuration cannot be measured; nothing is stored for it."""
+
+
+class Packed(Interface):
+    """The quantized weights that `qsdm.calibration` wrote."""
+
+    def dequantize(self, weight: str, method: QuantMethod, out: Tensor | None = None) -> Tensor: ...
+
+
+def seed_of(seed_set: int, i: int) -> int:
+    """Seed of picture ``i``, 63 bits. A hash, so two seed sets share no noise."""
+    return int.from_bytes(hashlib.sha256(f"qsdm {seed_set} {i}".encode()).digest()[:8], "big") >> 1
+
+
+def prompts_of(model: Model) -> list[str]:
+    """The captions that the model draws.
+
+    Raises:
+        ModelError: the model names none, or the file holds no list of texts.
+    """
+    if model.prompts is None:
+        raise ModelError(f"model {model.name} has no prompts: give model.prompts=FILE, a JSON list of captions")
+    path = ZOO / model.name / "prompts.json" if model.prompts == "zoo" else Path(model.prompts).expanduser()
+    try:
+        prompts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"no prompts of {model.name!r} in {path} ({error}): give model.prompts=FILE, a JSON list of captions"
+        ) from error
+    if not isinstance(prompts, list) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+        raise ModelError(f"{path} must hold a JSON list of one or more captions")
+    return prompts
+
+
+def protocol_of(
+    model: Model, metrics: Mapping[str, Metric], prompts: Sequence[str], seed_set: int, num_images: int
+) -> Protocol:
+    """How `Evaluator` makes and scores pictures, in digests and versions.
+
+    Args:
+        prompts: as many as there are; picture i draws the i-th, and again from the first after the last.
+    """
+    from qsdm.quant.methods import VERSION
+
+    captions = [prompts[i % len(prompts)] for i in range(num_images)]
+    return Protocol(
+        denoiser=model.name,
+        weights=weights_digest(model),
+        fit=str(VERSION),
+        sampler=sampler_of(model),
+        steps=model.steps,
+        guidance=float(model.guidance),
+        resolution_px=model.resolution_px,
+        dtype=model.dtype,
+        prompts=hashlib.sha256(canonical(captions)).hexdigest(),
+        seed_set=seed_set,
+        num_images=num_images,
+        metrics={name: metric.version for name, metric in sorted(metrics.items())},
+    )
+
+
+def sampler_of(model: Model) -> str:
+    """The scheduler's class, with a digest of its options and of what else the pipeline is called with."""
+    if model.directory is None:
+        from diffusers import DiffusionPipeline
+
+        try:
+            index: Mapping[str, Any] = DiffusionPipeline.load_config(model.path, revision=model.revision)
+        except OSError as error:
+            raise ModelError(
+                f"no pipeline {model.path!r} here: download it once with `hf download {model.path}`"
+            ) from error
+        options: Any = model.revision
+    else:
+        try:
+            index = json.loads((model.directory / "model_index.json").read_text(encoding="utf-8"))
+            options = json.loads((model.directory / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ModelError(
+                f"{model.directory} is no diffusers pipeline ({error}): give model.path=DIRECTORY of one"
+            ) from error
+        options.pop("_diffusers_version", None)
+    # Not `canonical`: a scheduler's options may hold infinity.
+    digest = hashlib.sha256(json.dumps([options, dict(model.call)], sort_keys=True).encode()).hexdigest()
+    return f"{index['scheduler'][1]} {digest[:12]}"
+
+
+def drawing_digest(protocol: Protocol) -> str:
+    """Digest of what decides the full-precision pictures: the protocol without metrics and fit."""
+    return dataclasses.replace(protocol, metrics={}, fit="").digest
+
+
+class Evaluator:
+    """Draws and scores pictures of one model, one configuration after the other.
+
+    From one configuration to the next only weights whose method changes are written. Prompt embeddings are made once.
+
+    Args:
+        graph: that of the space, whose weights configurations name.
+        packed: quantized weights; None if only full precision is drawn.
+        metrics: by name; all of them are in every outcome.
+        prompts: see `protocol_of`.
+        batch_size: pictures at a time.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        graph: Graph,
+        packed: Packed | None,
+        metrics: Mapping[str, Metric],
+        protocol: Protocol,
+        prompts: Sequence[str],
+        batch_size: int = 64,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be positive (got {batch_size})")
+        self.model, self.graph, self.metrics, self.protocol, self.batch_size = (
+            model,
+            graph,
+            dict(metrics),
+            protocol,
+            batch_size,
+        )
+        self.captions = [prompts[i % len(prompts)] for i in range(protocol.num_images)]
+        if hashlib.sha256(canonical(self.captions)).hexdigest() != protocol.prompts:
+            raise EvaluationError(
+                f"the prompts are not those of the protocol {protocol.digest[:12]}: they changed since it was made"
+            )
+        self.pipeline = load_pipeline(model)
+        self.denoiser = denoiser_of(self.pipeline, model)
+        compute_in(self.denoiser, getattr(torch, model.dtype))
+        if hasattr(self.pipeline, "encode_prompt"):
+            self.pipeline.encode_prompt = remembered(self.pipeline.encode_prompt)
+        self._switch: Any = None
+        if packed is not None:
+            from qsdm.quant.swap import Switch
+
+            self._switch = Switch(self.denoiser, graph, packed.dequantize)
+        self._full: np.ndarray | None = None
+
+    def under(self, protocol: Protocol, prompts: Sequence[str]) -> Evaluator:
+        """An evaluator of another protocol (seeds, number of pictures) that shares the loaded pipeline with this one."""
+        other = object.__new__(Evaluator)
+        other.__dict__.update(self.__dict__)
+        other.protocol, other._full = protocol, None
+        other.captions = [prompts[i % len(prompts)] for i in range(protocol.num_images)]
+        return other
+
+    def switch(self, qconfig: QuantConfig) -> int:
+        """Realize ``qconfig`` in the denoiser; how many weights were written."""
+        if self._switch is not None:
+            return self._switch.to(qconfig)
+        if qconfig.methods:
+            raise EvaluationError(
+                f"no quantized weights of {self.model.name!r}: run python -m qsdm.calibrate +model={self.model.name}"
+            )
+        return 0
+
+    @torch.inference_mode()
+    def pictures(self, qconfig: QuantConfig, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Pictures ``start`` to ``stop`` (default: all) of the protocol, uint8 [N, H, W, 3].
+
+        Raises:
+            EvaluationError: a picture is not finite.
+        """
+        self.switch(qconfig)
+        made = []
+        stop = self.protocol.num_images if stop is None else stop
+        for first in range(start, stop, self.batch_size):
+            places = range(first, min(first + self.batch_size, stop))
+            images = self.pipeline(  # type: ignore[operator]
+                [self.captions[i] for i in places],
+                num_inference_steps=self.model.steps,
+                guidance_scale=self.model.guidance,
+                height=self.model.resolution_px,
+                width=self.model.resolution_px,
+                generator=[torch.Generator().manual_seed(seed_of(self.protocol.seed_set, i)) for i in places],
+                output_type="pt",
+                **self.model.call,
+            ).images
+            finite = torch.isfinite(images).flatten(1).all(1)
+            if not finite.all():
+                bad = places[int((~finite).nonzero()[0])]
+                raise EvaluationError(
+                    f"picture {bad} of configuration {qconfig.digest[:12]} is not finite: nothing is stored for it"
+                )
+            made.append(images.mul(255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy())
+        return np.concatenate(made)
+
+    @property
+    def has_full(self) -> bool:
+        return self._full is not None
+
+    def full(self, images: np.ndarray | None = None) -> np.ndarray:
+        """The full-precision pictures: those given before, or made now."""
+        if images is not None:
+            self._full = images
+        if self._full is None:
+            self._full = self.pictures(QuantConfig(self.model.name, {}))
+        return self._full
+
+    def outcome(self, qconfig: QuantConfig) -> Outcome:
+        """Draw the protocol's pictures and score them.
+
+        Raises:
+            EvaluationError: a picture or a metric is not finite.
+        """
+        began = time.perf_counter()
+        images = self.pictures(qconfig) if qconfig.methods else self.full()
+        drawn = time.perf_counter()
+        return self.score(qconfig, images, {"drawing_s": round(drawn - began, 3), "batch_size": self.batch_size})
+
+    def score(self, qconfig: QuantConfig, images: np.ndarray, about: Mapping[str, Any]) -> Outcome:
+        """The outcome of pictures that are there already."""
+        began = time.perf_counter()
+        values: dict[str, float | None] = {}
+        halves: dict[str, tuple[float, float]] = {}
+        for name, metric in self.metrics.items():
+            features = metric.features(images, self.captions, self.full() if qconfig.methods else None)
+            values[name] = metric.reduce(features)
+            if len(images) >= 4:
+                pair = metric.reduce(features[0::2]), metric.reduce(features[1::2])
+                if pair[0] is not None and pair[1] is not None:
+                    halves[name] = (pair[0], pair[1])
+        about = {
+            **made_by(),
+            **about,
+            "scoring_s": round(time.perf_counter() - began, 3),
+            "num_threads": torch.get_num_threads(),
+        }
+        try:
+            return Outcome(qconfig, self.protocol.digest, values, len(images), halves, about)
+        except ValueError as error:
+            raise EvaluationError(str(error)) from error
+
+
+@cache
+def made_by() -> dict[str, Any]:
+    """Provenance of this process, asked for once."""
+    return provenance()
+
+
+def compute_in(denoiser: nn.Module, dtype: torch.dtype) -> None:
+    """Let the denoiser compute in ``dtype`` between float32 inputs and outputs: the sampler around it keeps its precision."""
+    if dtype == torch.float32:
+        return
+    nn.Module.to(denoiser, dtype)  # diffusers' own `to` warns
+
+    def cast(value: Any, wanted: torch.dtype) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value.to(wanted) if value.is_floating_point() else value
+        if isinstance(value, Mapping):
+            entries = {key: cast(entry, wanted) for key, entry in value.items()}
+            return entries if type(value) is dict else type(value)(**entries)  # a diffusers ModelOutput
+        if isinstance(value, tuple | list):
+            return type(value)(cast(entry, wanted) for entry in value)
+        return value
+
+    denoiser.register_forward_pre_hook(
+        lambda _, args, kwargs: (cast(args, dtype), cast(kwargs, dtype)), with_kwargs=True
+    )
+    denoiser.register_forward_hook(lambda _, __, out: cast(out, torch.float32))
+
+
+def remembered(encode: Any) -> Any:
+    """A pipeline's ``encode_prompt`` that encodes the same captions with the same options once."""
+    names = inspect.signature(encode)
+    known: dict[str, Any] = {}
+
+    def encode_once(*args: Any, **kwargs: Any) -> Any:
+        given = names.bind(*args, **kwargs).arguments
+        if any(isinstance(value, torch.Tensor) for value in given.values()):
+            return encode(*args, **kwargs)
+        key = repr(sorted(given.items(), key=lambda pair: pair[0]))
+        if key not in known:
+            known[key] = encode(*args, **kwargs)
+        return known[key]
+
+    return encode_once

@@ -1,0 +1,135 @@
+"""Random configurations generate real pictures, which are scored.
+
+    python -m qsdm.measure +model=emoji_unet num_configs=80
+    python -m qsdm.measure +model=emoji_unet configs=FILE          # these instead of random ones
+    python -m qsdm.measure +model=emoji_unet seed_set=1            # the same configurations with other noise
+
+What the same protocol has measured before is skipped, so a killed run goes on where it was. Picture i of all configurations has the same
+caption and starting noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qsdm import run
+from qsdm.cost import avg_bits
+from qsdm.engine.local import Local
+from qsdm.log import Log, ignore
+from qsdm.outcome import Outcome
+from qsdm.qconfig import QuantConfig, Space, SpaceSpec
+from qsdm.store import StoreError, read_json
+
+if TYPE_CHECKING:
+    from qsdm.denoisers import Model
+    from qsdm.engine import Engine
+
+
+def measure(
+    model: Model,
+    space: SpaceSpec,
+    store: Path = Path("store"),
+    num_configs: int = 80,
+    configs: Path | None = None,
+    num_images: int = 256,
+    seed_set: int = 0,
+    seed: int = 0,
+    batch_size: int = 64,
+    engine: Engine = Local(),  # noqa: B008 (a frozen value)
+    log: Log = ignore,
+) -> list[Outcome]:
+    """Outcomes of random configurations, or of those in a file, and of full precision.
+
+    Args:
+        num_configs: random configurations that the protocol shall have outcomes of.
+        configs: JSON with a configuration, a list of them, or what `search` wrote.
+        num_images: per configuration.
+        seed_set: which starting noise; pictures of two seed sets have nothing in common but the captions.
+        seed: of the random configurations; the first ones of two runs with the same seed are the same.
+        batch_size: pictures at a time.
+
+    Returns:
+        The outcomes of the configurations in their order, without those that were set aside.
+
+    Raises:
+        StoreError: the model is not traced or not calibrated, or the store cannot be written.
+        EvaluationError: no configuration has an outcome.
+    """
+    from qsdm.bench import bench
+    from qsdm.evaluation import EvaluationError
+
+    if num_configs < 1 or num_images < 2:
+        raise ValueError(f"num_configs must be positive and num_images at least 2 (got {num_configs}, {num_images})")
+    with bench(model, space, store, engine, batch_size) as ready:
+        chosen = read_configs(configs) if configs is not None else sample(ready.space, num_configs, seed)
+        protocol = ready.protocol(seed_set, num_images)
+        full = QuantConfig(model.name, {})
+        measured = ready.measure([full, *chosen], protocol, log=log)
+    outcomes = [measured.outcomes[qconfig.digest] for qconfig in chosen if qconfig.digest in measured.outcomes]
+    if not outcomes:
+        raise EvaluationError(f"no configuration has an outcome: {next(iter(measured.failures.values()))}")
+    rows = [("fp", measured.outcomes.get(full.digest))] if full.digest in measured.outcomes else []
+    print(table(ready.space, [*rows, *((outcome.qconfig.digest[:12], outcome) for outcome in outcomes)]))
+    if measured.failures:
+        named = ", ".join(digest[:12] for digest in measured.failures)
+        print(f"{len(measured.failures)} configurations were set aside and have no outcome: {named}")
+    return outcomes
+
+
+def sample(space: Space, num_configs: int, seed: int) -> list[QuantConfig]:
+    """Distinct random configurations; those of a smaller number are the first of a larger one.
+
+    Raises:
+        ValueError: the space holds fewer.
+    """
+    rng = np.random.default_rng(seed)
+    found: dict[str, QuantConfig] = {}
+    for _ in range(100 * num_configs):
+        qconfig = space.sample(rng)
+        found.setdefault(qconfig.digest, qconfig)
+        if len(found) == num_configs:
+            return list(found.values())
+    raise ValueError(
+        f"the space holds about {len(found)} configurations (wanted {num_configs}): give a smaller num_configs"
+    )
+
+
+def read_configs(path: Path) -> list[QuantConfig]:
+    """Configurations of a JSON file: one, a list, or the points of a front.
+
+    Raises:
+        StoreError: there are none in it.
+    """
+    data = read_json(path)
+    if isinstance(data, dict):
+        data = data.get("points", [data])
+    try:
+        found = [QuantConfig.from_json(entry.get("qconfig", entry)) for entry in data]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise StoreError(
+            f"{path} holds no configurations ({error}): give a list of them, or what search wrote"
+        ) from error
+    if not found:
+        raise StoreError(f"{path} holds an empty list of configurations")
+    return found
+
+
+def table(space: Space, rows: Sequence[tuple[str, Outcome]]) -> str:
+    """Average bits and metrics, one line per outcome; of many the first and the last."""
+    names = list(rows[0][1].metrics)
+    lines = [f"{'configuration':<14}{'bits':>8}" + "".join(f"{name:>12}" for name in names)]
+    for label, outcome in rows if len(rows) <= 24 else [*rows[:12], *rows[-12:]]:
+        values: list[Any] = [outcome.metrics.get(name) for name in names]
+        cells = "".join(f"{'-':>12}" if value is None else f"{value:>12.4f}" for value in values)
+        lines.append(f"{label:<14}{avg_bits(space.graph, outcome.qconfig, space.full_bits):>8.4f}{cells}")
+    if len(rows) > 24:
+        lines.insert(13, f"... {len(rows) - 24} more")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run.main(measure)
