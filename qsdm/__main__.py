@@ -5,9 +5,10 @@
     python -m qsdm +model=emoji_unet force=true
 
 Runs trace, calibrate, measure, train, attribute, search and realize. A stage is skipped when the store holds what it
-makes and nothing that it is made from has changed: ``stages.json`` in the model's store remembers, per stage, a digest of
-its arguments and of the files that it reads, and one of the files that it wrote. measure runs only while there are fewer
-than ``num_labels`` labels. Outcomes that realize adds do not make the predictor stale; run qsdm.train to learn from them.
+makes and nothing that it is made from has changed: ``stages.json`` in the model's store remembers for each stage a digest
+of its arguments and of the files that it reads, and those of the files that it wrote. measure runs only while there are
+fewer than ``num_labels`` labels. Outcomes that realize adds do not make the predictor stale: run qsdm.train to learn from
+them.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from typing import Any
 import qsdm
 from qsdm import run
 from qsdm.denoisers import Model, weights_digest
-from qsdm.graph import canonical
+from qsdm.graph import Graph, canonical
 from qsdm.log import Log, ignore
-from qsdm.qconfig import SpaceSpec
+from qsdm.qconfig import OutsideSpace, SpaceSpec
 from qsdm.store import Store, read_json, write_json
 
 SKIPPED_ARGUMENTS = {"model", "store", "log", "engine", "batch_size", "page"}  # change no result, or are digested apart
@@ -105,7 +106,7 @@ def main(
         num_random: random configurations of our size in the final table.
         batch_size: pictures drawn at a time.
         seed: of sampling, folds and search.
-        force: rerun stages that are up to date.
+        force: rerun stages that are up to date; what was measured is never measured again.
 
     Returns:
         Seconds per stage, 0 for a skipped one.
@@ -123,7 +124,7 @@ def main(
         arguments = {k: v for k, v in (given | renamed.get(stage.name, {})).items() if k in accepted}
         heading = f"[{number}/{len(ordered)}] {stage.name}"
         if stage.name == "measure":
-            labels = num_measured(model, place, seed_set, num_images)
+            labels = num_measured(model, space, place, seed_set, num_images)
             why = f"{labels} of {num_labels} labels are measured" if labels >= num_labels else None
         else:
             inputs = inputs_of(place, stage, model, weights, arguments)
@@ -144,12 +145,20 @@ def main(
     return seconds
 
 
-def num_measured(model: Model, place: Store, seed_set: int, num_images: int) -> int:
-    """Quantized configurations that were measured under the protocol of the labels."""
+def num_measured(model: Model, space: SpaceSpec, place: Store, seed_set: int, num_images: int) -> int:
+    """Configurations of the space that were measured under the protocol of the labels."""
     from qsdm import evaluation
 
     protocol = evaluation.protocol_of(model, model.metrics, evaluation.prompts_of(model), seed_set, num_images)
-    return sum(bool(outcome.qconfig.methods) for outcome in place.outcomes(protocol))
+    made = space.of(Graph.from_json(read_json(place.find("graph.json", "trace"))), model.full_bits)
+    count = 0
+    for outcome in place.outcomes(protocol):
+        try:
+            made.encode(outcome.qconfig)
+        except OutsideSpace:  # full precision, and configurations of other spaces
+            continue
+        count += 1
+    return count
 
 
 def outcome_keys(place: Store) -> set[tuple[str, str]]:
