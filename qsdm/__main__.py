@@ -5,10 +5,10 @@
     python -m qsdm +model=emoji_unet force=true
 
 Runs trace, calibrate, measure, train, attribute, search and realize. A stage is skipped when the store holds what it
-makes and nothing that it is made from has changed: ``stages.json`` in the model's store remembers for each stage a digest
-of its arguments and of the files that it reads, and those of the files that it wrote. measure runs only while there are
-fewer than ``num_labels`` labels. Outcomes that realize adds do not make the predictor stale: run qsdm.train to learn from
-them.
+makes and nothing that it is made from has changed: ``stages.json`` in the model's store remembers for each stage a
+digest of its arguments and of the files that it reads, and those of the files that it wrote. measure runs only while
+there are fewer than ``num_labels`` labels. Outcomes that realize adds do not make the predictor stale: run qsdm.train
+to learn from them.
 """
 
 from __future__ import annotations

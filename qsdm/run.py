@@ -18,6 +18,7 @@ import os
 import random
 import re
 import sys
+import textwrap
 import traceback
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -438,33 +439,47 @@ def _panel(wandb: Any, value: Any) -> Any:
 
 # ---- help
 
+COMMON = {
+    "model": "whose denoiser it is.",
+    "space": "methods on offer, and which weights are split by their inputs.",
+    "objective": "what is good: a linear form of metrics and costs.",
+    "engine": "where measurements run.",
+    "strategy": "of the search.",
+    "predictor": "how the graph network is fitted.",
+    "attribution": "how sensitivities are computed.",
+    "store": "folder of the artifacts.",
+    "seed": "of all random draws.",
+}
+
 
 def help_text(function: Callable[..., Any]) -> str:
     """What a command does, by its docstrings, and its keys with their defaults."""
     name = function.__name__
-    module = sys.modules[function.__module__]
-    meaning = arguments_of(inspect.getdoc(function) or "")
+    page = sys.modules[function.__module__].__doc__ or inspect.getdoc(function) or name
+    meaning = COMMON | arguments_of(inspect.getdoc(function) or "")
     chosen, offered = defaults(name), choices()
     rows = []
     for key, parameter in inspect.signature(function).parameters.items():
         if key == "log":
             continue
+        text = meaning.get(key, "")
         if key in offered:
-            default = f"{key}={chosen[key]}" if key in chosen else f"+{key}=NAME"
-            text = f"{meaning.get(key, '')} ({' | '.join(offered[key])})"
+            rows.append(
+                (
+                    f"{key}={chosen[key]}" if key in chosen else f"+{key}=NAME",
+                    f"{text} One of {', '.join(offered[key])}.",
+                )
+            )
         else:
-            default = f"{key}={'VALUE' if parameter.default is parameter.empty else parameter.default}"
-            text = meaning.get(key, "")
-        rows.append((default, text.strip()))
-    rows.append(("wandb=disabled", "where the run is logged to (disabled | offline | online)"))
-    width = max(len(default) for default, _ in rows)
-    parts = [inspect.cleandoc(module.__doc__ or inspect.getdoc(function) or name), "", "Keys, with their defaults:"]
-    parts += [f"  {default:<{width}}  {text}".rstrip() for default, text in rows]
-    parts += [
-        "",
-        "-m seed=0,1,2 sweeps over values, --cfg job prints the config, --hydra-help lists the other flags.",
-    ]
-    return "\n".join(parts)
+            rows.append((f"{key}={'VALUE' if parameter.default is parameter.empty else parameter.default}", text))
+    rows.append(("wandb=disabled", "where the run is logged to: disabled, offline or online."))
+    margin = max(len(key) for key, _ in rows) + 4
+    lines = []
+    for key, text in rows:
+        first, *rest = textwrap.wrap(text.strip(), 118 - margin) or [""]
+        lines += [f"  {key:<{margin - 2}}{first}".rstrip(), *(" " * margin + line for line in rest)]
+    flags = "-m seed=0,1,2 sweeps over values, --cfg job prints the config, --hydra-help lists the other flags."
+    return "\n".join([page.strip(), "", "Keys, with their defaults:", *lines, "", flags])
 
 
 def arguments_of(docstring: str) -> dict[str, str]:
