@@ -6,6 +6,7 @@ it is. A value that a model's YAML gives takes precedence over the built one.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 import re
@@ -88,6 +89,9 @@ def build(module: nn.Module, overrides: Mapping[str, Any] | None = None) -> dict
     main = given.get(parameters[0].name)
     if isinstance(main, Tensor):
         shapes = shapes.around(main)
+    text = given.get("encoder_hidden_states")
+    if isinstance(text, Tensor) and text.dim() == 3:
+        shapes = dataclasses.replace(shapes, tokens=text.shape[1])
     inputs: dict[str, Any] = {}
     for i, parameter in enumerate(parameters):
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) or parameter.name in given:
@@ -196,8 +200,6 @@ class _Shapes:
         elif main.dim() == 3 and self.layout == "BNC":
             edge = math.isqrt(main.shape[1])
             sizes = {"height": 2 * edge, "width": 2 * main.shape[1] // max(1, edge)}
-        import dataclasses
-
         return dataclasses.replace(self, **sizes)
 
     @property
@@ -285,6 +287,8 @@ def _rotary(s: _Shapes, p: inspect.Parameter) -> tuple[Tensor, Tensor] | None:
 
 
 def _text_mask(s: _Shapes, p: inspect.Parameter) -> Tensor | None:
+    if p.default is not inspect.Parameter.empty:
+        return None
     tokens = first(s.config, "text_len_t5", default=s.tokens) if p.name.endswith("t5") else s.tokens
     return torch.ones(1, tokens, dtype=torch.bool if "Bool" in str(p.annotation) else torch.int64)
 
