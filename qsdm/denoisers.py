@@ -102,6 +102,7 @@ def load_pipeline(model: Model, dtype: str = "float32", **components: Any) -> di
     import diffusers
     import torch
 
+    quiet()
     source = model.directory or model.path
     try:
         pipeline = diffusers.DiffusionPipeline.from_pretrained(
@@ -117,6 +118,16 @@ def load_pipeline(model: Model, dtype: str = "float32", **components: Any) -> di
         ) from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def quiet() -> None:
+    """Let diffusers and transformers speak of errors only, without bars for files that load in a moment."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
 
 
 def denoiser_of(pipeline: diffusers.DiffusionPipeline, model: Model) -> nn.Module:
