@@ -130,7 +130,7 @@ class OutcomeDatabase:
             return {digest: Protocol.from_json(json.loads(text)) for digest, text in db.execute("SELECT digest, json FROM protocol")}
 
 
-def _replace(path: Path, write: Any) -> None:
+def replace(path: Path, write: Any) -> None:
     """Write beside ``path`` and rename: a reader sees the old file or the new one, never a half."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -144,7 +144,7 @@ def _replace(path: Path, write: Any) -> None:
 
 
 def write_json(path: Path, data: Any) -> None:
-    _replace(path, lambda partial: partial.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8"))
+    replace(path, lambda partial: partial.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8"))
 
 
 def read_json(path: Path) -> Any:
@@ -155,7 +155,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_text(path: Path, text: str) -> None:
-    _replace(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    replace(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
@@ -163,7 +163,7 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], about: Mapping[
     from safetensors.numpy import save_file
 
     arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    _replace(path, lambda partial: save_file(arrays, partial, metadata={"qsdm": json.dumps(about, allow_nan=False)}))
+    replace(path, lambda partial: save_file(arrays, partial, metadata={"qsdm": json.dumps(about, allow_nan=False)}))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], Any]:
@@ -189,7 +189,7 @@ def write_outcomes_parquet(path: Path, outcomes: Iterable[Outcome]) -> None:
         | {"json": json.dumps(o.to_json(), allow_nan=False)}
         for o in outcomes
     ]
-    _replace(path, lambda partial: pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), partial, compression="zstd"))
+    replace(path, lambda partial: pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), partial, compression="zstd"))
 
 
 def read_outcomes_parquet(path: Path) -> list[Outcome]:

@@ -1,0 +1,80 @@
+"""Quantizes every weight of a denoiser with every method of a space: errors, sizes, and a packed store to measure from.
+
+python -m qsdm.calibrate +model=emoji_unet
+python -m qsdm.calibrate +model=sdxl model.path=DIRECTORY space=blockwise
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qsdm import run
+from qsdm.cost import MethodTable
+from qsdm.graph import Graph
+from qsdm.log import Log, ignore
+from qsdm.qconfig import Space, SpaceSpec
+from qsdm.store import Store, read_json
+
+if TYPE_CHECKING:
+    import torch
+
+    from qsdm.denoisers import Model
+
+
+def calibrate(model: Model, space: SpaceSpec, store: Path = Path("store"), log: Log = ignore) -> MethodTable:
+    """Errors and bytes of every weight under every method.
+
+    Returns:
+        The table, which lies with the packed weights in ``store``/<model>/calibration/<space>/.
+
+    Raises:
+        StoreError: the denoiser was not traced yet.
+        ModelError: there are no weights.
+    """
+    from qsdm import calibration
+
+    place = Store(store, model.name)
+    graph = Graph.from_json(read_json(place.find("graph.json", made_by="trace")))
+    spaced = space.of(graph, model.full_bits)
+    table = calibration.calibrate(parameters(model), spaced, place.path(f"calibration/{space.name}"), log)
+    print(summary(spaced, table))
+    return table
+
+
+def parameters(model: Model) -> Callable[[str], torch.Tensor]:
+    """The denoiser's parameters by name, one by one from a local pipeline's safetensors, else from the loaded pipeline."""
+    from safetensors import safe_open
+
+    from qsdm.denoisers import denoiser_of, load_pipeline
+
+    if (directory := model.directory) is not None:
+        files = sorted((directory / model.component).glob("*.safetensors"))
+        variant = model.load.get("variant")
+        plain = [file for file in files if file.name.split(".")[1].split("-")[0] in ("safetensors", variant)]
+        where: dict[str, Any] = {}
+        for file in plain or files:
+            opened = safe_open(file, "pt")
+            where |= dict.fromkeys(opened.keys(), opened)
+        if where:
+            return lambda name: where[name].get_tensor(name)
+    module = denoiser_of(load_pipeline(model), model)
+    return module.get_parameter
+
+
+def summary(space: Space, table: MethodTable) -> str:
+    """One line per method: how many weights it is on offer for, average bits and mean error over these."""
+    import numpy as np
+
+    numel = np.array([weight.numel for weight in space.graph.weights], dtype=np.float64)
+    lines = [f"{'method':<16}{'weights':>8}{'avg_bits':>10}{'rel_error':>11}"]
+    for i, method in enumerate(table.methods):
+        on_offer = ~np.isnan(table.rel_error[:, i])
+        bits = 8 * table.size_bytes[on_offer, i].sum() / numel[on_offer].sum()
+        lines.append(f"{method!s:<16}{on_offer.sum():>8}{bits:>10.4f}{table.rel_error[on_offer, i].mean():>11.5f}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run.main(calibrate)

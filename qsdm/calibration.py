@@ -1,0 +1,196 @@
+"""Streams a denoiser's weights through the methods of a space: a table of errors and sizes, and a packed store of all quantized versions.
+
+One weight at a time is in memory. The store is one safetensors file whose keys are ``NAME|METHOD|part``; it is written in place, because the sizes of
+all parts are known from the shapes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from qsdm.cost import MethodTable
+from qsdm.graph import Weight
+from qsdm.log import Log, ignore
+from qsdm.qconfig import QuantMethod, Space
+from qsdm.quant import Quantized
+from qsdm.quant.methods import VERSION, dequantize, fit, layout
+from qsdm.quant.rows import rel_error
+from qsdm.store import StoreError, provenance, read_tensors, replace, write_tensors
+
+SCHEMA = "qsdm/calibration/1"
+_DTYPE = {torch.uint8: "U8", torch.int8: "I8", torch.float16: "F16", torch.float32: "F32"}
+
+
+def calibrate(tensors: Callable[[str], torch.Tensor], space: Space, path: Path, log: Log = ignore) -> MethodTable:
+    """Quantizes every weight with every method on offer for it, into ``path``/table.safetensors and ``path``/weights.safetensors.
+
+    Args:
+        tensors: the denoiser's parameters by name.
+        path: a directory; made if need be.
+
+    Raises:
+        ValueError: a parameter is not what the graph says, holds NaN, or tied parameters differ.
+    """
+    weights, methods = space.graph.weights, space.methods
+    errors = np.full((len(weights), len(methods)), np.nan)
+    sizes = np.array([[method.size_bits(weight, space.full_bits) // 8 for method in methods] for weight in weights])
+    parts = {
+        f"{weight.name}|{method}|{part}": kind
+        for weight, offered in zip(weights, space.options, strict=True)
+        for method in offered
+        for part, kind in layout(method, weight.shape).items()
+    }
+
+    def fill(partial: Path) -> None:
+        shapes = {weight.name: weight.shape for weight in weights}
+        with _Writer(partial, parts, {"schema": SCHEMA, "version": VERSION, "shapes": shapes}) as writer:
+            for i, (weight, offered) in enumerate(
+                zip(tqdm(weights, "calibrate", disable=None, unit="weight"), space.options, strict=True)
+            ):
+                tensor = _read(tensors, weight)
+                rows = tensor.float().reshape(tensor.shape[0], -1).numpy()
+                for method in offered:
+                    quantized = fit(tensor, method)
+                    writer.write(f"{weight.name}|{method}|", quantized)
+                    errors[i, methods.index(method)] = rel_error(rows, dequantize(quantized).view(rows.shape).numpy())
+                log(
+                    {"calibrate/weights": i + 1}
+                    | {f"calibrate/error/{m}": errors[i, methods.index(m)] for m in offered}
+                )
+
+    replace(path / "weights.safetensors", fill)
+    table = MethodTable(tuple(weight.name for weight in weights), methods, errors, sizes)
+    about = {"schema": SCHEMA, "version": VERSION, "graph": space.graph.digest, "provenance": provenance()}
+    about |= {"weights": table.weights, "methods": [str(method) for method in methods]}
+    write_tensors(path / "table.safetensors", {"rel_error": errors, "size_bytes": sizes}, about)
+    return table
+
+
+def read_table(path: Path) -> MethodTable:
+    """The table that `calibrate` wrote into the directory ``path``.
+
+    Raises:
+        StoreError: it is damaged or not ours.
+    """
+    arrays, about = read_tensors(path / "table.safetensors")
+    try:
+        if about["schema"] != SCHEMA:
+            raise ValueError(f"schema {about['schema']!r}, wanted {SCHEMA!r}")
+        methods = tuple(map(QuantMethod.parse, about["methods"]))
+        return MethodTable(tuple(about["weights"]), methods, arrays["rel_error"], arrays["size_bytes"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(
+            f"{path / 'table.safetensors'} is no table of methods ({error}): run calibrate again"
+        ) from error
+
+
+class PackedWeights:
+    """All quantized versions of a denoiser's weights, mapped from the file that `calibrate` wrote; nothing is read before it is asked for.
+
+    Args:
+        path: the directory.
+
+    Raises:
+        StoreError: the file is missing, damaged or not ours.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        self.path = Path(path)
+        try:
+            self._file = safe_open(self.path / "weights.safetensors", "pt")
+            about = json.loads((self._file.metadata() or {})["qsdm"])
+            if about["schema"] != SCHEMA:
+                raise ValueError(f"schema {about['schema']!r}, wanted {SCHEMA!r}")
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise StoreError(
+                f"{self.path / 'weights.safetensors'} is no store of packed weights ({error}): run calibrate again"
+            ) from error
+        self.version: str = about["version"]
+        self._shapes: dict[str, tuple[int, ...]] = {name: tuple(shape) for name, shape in about["shapes"].items()}
+        self._parts: dict[tuple[str, str], list[str]] = {}
+        for key in self._file.keys():  # noqa: SIM118 (no mapping)
+            name, method, part = key.rsplit("|", 2)
+            self._parts.setdefault((name, method), []).append(part)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PackedWeights, (self.path,)  # another process maps the file anew
+
+    def __contains__(self, key: tuple[str, QuantMethod]) -> bool:
+        return (key[0], str(key[1])) in self._parts
+
+    def quantized(self, name: str, method: QuantMethod) -> Quantized:
+        """Raises StoreError if this weight was not calibrated with this method."""
+        if (parts := self._parts.get((name, str(method)))) is None:
+            raise StoreError(f"{self.path} holds no {method} of {name!r}: run calibrate with a space that offers it")
+        found = {part: self._file.get_tensor(f"{name}|{method}|{part}") for part in parts}
+        return Quantized(method, self._shapes[name], found.pop("codes"), found)
+
+    def dequantize(self, name: str, method: QuantMethod, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Float32 values of the weight under the method; into ``out``, if given."""
+        return dequantize(self.quantized(name, method), out)
+
+
+class _Writer:
+    """A safetensors file of known parts, filled in any order.
+
+    References:
+        https://huggingface.co/docs/safetensors: 8 bytes of the header's length, the header as JSON, the data.
+    """
+
+    def __init__(
+        self, path: Path, parts: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], about: Mapping[str, Any]
+    ) -> None:
+        header: dict[str, Any] = {"__metadata__": {"qsdm": json.dumps(about, allow_nan=False)}}
+        self._places: dict[str, int] = {}
+        end = 0
+        for key in sorted(
+            parts, key=lambda key: (-parts[key][0].itemsize, key)
+        ):  # large types first: then all are aligned
+            dtype, shape = parts[key]
+            start, end = end, end + math.prod(shape) * dtype.itemsize
+            header[key] = {"dtype": _DTYPE[dtype], "shape": list(shape), "data_offsets": [start, end]}
+            self._places[key] = start
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        self._file = path.open("wb")
+        self._file.write(struct.pack("<Q", len(text)) + text)
+        self._start = 8 + len(text)
+        self._file.truncate(self._start + end)
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def write(self, prefix: str, quantized: Quantized) -> None:
+        for part, tensor in {"codes": quantized.codes, **quantized.tensors}.items():
+            self._file.seek(self._start + self._places[prefix + part])
+            self._file.write(tensor.numpy().tobytes())
+
+
+def _read(tensors: Callable[[str], torch.Tensor], weight: Weight) -> torch.Tensor:
+    """The weight's slice of its parameter, on the CPU, contiguous; tied parameters must hold the same values."""
+    found = [tensors(name).detach().cpu() for name in (weight.parameter, *weight.ties)]
+    slices = [tensor[:, weight.start : weight.start + weight.shape[1]].contiguous() for tensor in found]
+    if tuple(slices[0].shape) != weight.shape:
+        raise ValueError(
+            f"wanted {weight.name!r} of shape {weight.shape} (got {tuple(found[0].shape)}): weights and graph are of different models"
+        )
+    for name, other in zip(weight.ties, slices[1:], strict=True):
+        if not torch.equal(slices[0], other):
+            raise ValueError(
+                f"{name!r} is tied to {weight.parameter!r}, but holds other values: remove it from the model's tied list"
+            )
+    return slices[0]

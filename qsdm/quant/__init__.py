@@ -1,0 +1,44 @@
+"""Quantization of weights: every method makes codes and a few numbers that turn a code into a value.
+
+    methods     the registry: fit, dequantize, layout of what is stored
+    uaq         uniform affine quantization per channel or per group: searched ranges
+    kmeans      codebooks per channel (K-Means-C) or per tensor (K-Means-A)
+    blockwise   NF4 with double-quantized scales, fp8
+    packing     codes of any bit width without gaps; decoding through tables
+    swap        a module's weights change from one configuration to the next
+    kernels     fake quantization on CUDA and CPU from one source, and its reference in plain torch
+
+The contract of a method's module: ``fit(x, bits) -> (codes, tensors)`` for ``x`` float32 [rows, fan_in], codes uint8 of the same shape, tensors by name
+as they are stored; ``table(tensors, bits, fan_in) -> float32 [groups, 2**bits]``, the value of every code in every group, where a group is a run of
+``group`` values of one row. A stored number is rounded before the codes are chosen, so decoding gives what the fit saw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from qsdm.qconfig import QuantMethod
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Quantized:
+    """A quantized weight as it is stored.
+
+    Attributes:
+        shape: of the weight, [out, in, *kernel].
+        codes: uint8 [ceil(numel * bits / 8)], packed without gaps (see `qsdm.quant.packing`).
+        tensors: scale, zero_point, codebook ... as the method names them.
+    """
+
+    method: QuantMethod
+    shape: tuple[int, ...]
+    codes: torch.Tensor
+    tensors: Mapping[str, torch.Tensor]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of codes and tensors."""
+        return self.codes.nbytes + sum(tensor.nbytes for tensor in self.tensors.values())

@@ -1,0 +1,140 @@
+"""Laws that every method of the registry keeps."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from qsdm.graph import Weight
+from qsdm.qconfig import QuantMethod
+from qsdm.quant.methods import dequantize, fit, layout
+from qsdm.quant.rows import rel_error
+
+WIDTHS = range(2, 9)
+NAMES = ("uaq", "uaq_refined", "uaq_asym", "uaq_g32", "uaq_g64", "uaq_g128", "kmeans_c", "kmeans_a")
+METHODS = [
+    *(QuantMethod(name, bits) for name, bits in itertools.product(NAMES, WIDTHS)),
+    QuantMethod("nf4_g64", 4),
+    QuantMethod("fp8_e4m3", 8),
+    QuantMethod("fp", 16),
+]
+by_method = pytest.mark.parametrize("method", METHODS, ids=str)
+
+
+def heavy(shape: tuple[int, ...], seed: int = 0, dtype: torch.dtype = torch.float16) -> torch.Tensor:
+    """Student-t values of channels of different size, as trained weights are."""
+    rng = np.random.default_rng(seed)
+    size = np.exp(rng.normal(0, 0.5, (shape[0], *[1] * (len(shape) - 1))))
+    return torch.from_numpy(0.02 * size * rng.standard_t(4, shape)).to(dtype)
+
+
+def error(weight: torch.Tensor, method: QuantMethod) -> float:
+    rows = weight.float().reshape(weight.shape[0], -1).numpy()
+    return rel_error(rows, dequantize(fit(weight, method)).view(rows.shape).numpy())
+
+
+EDGES = {
+    "constant rows": torch.full((4, 40), 0.3).half(),
+    "negative constant": torch.full((4, 40), -0.3).half(),
+    "zeros": torch.zeros(3, 50).half(),
+    "a zero row": torch.cat(
+        [torch.zeros(1, 70), torch.randn(2, 70, generator=torch.Generator().manual_seed(0))]
+    ).half(),
+    "two values": torch.tensor([0.25, -1.5]).repeat(5, 20).half(),
+    "fewer values than centroids": heavy((3, 4)),
+    "one input": heavy((5, 1)),
+    "one value": torch.tensor([[0.7]]).half(),
+    "far from zero": (100 + heavy((4, 300))).half(),
+    "odd length": heavy((7, 333)),
+    "one sign": heavy((6, 100)).abs() + 0.01,
+    "outlier": torch.cat([heavy((2, 1023)), torch.full((2, 1), 100.0).half()], 1),
+    "tiny": heavy((4, 100)) * 1e-4,
+}
+
+
+@by_method
+def test_bytes_are_those_of_the_cost_model(method: QuantMethod) -> None:
+    for shape in ((6, 130), (5, 3, 3, 3), (257, 64), (1, 1)):
+        quantized = fit(heavy(shape), method)
+        assert 8 * quantized.size_bytes == method.size_bits(Weight("w", "w.weight", shape), 16)
+        stored = {"codes": quantized.codes, **quantized.tensors}
+        assert {name: (t.dtype, tuple(t.shape)) for name, t in stored.items()} == layout(method, shape)
+
+
+@by_method
+@pytest.mark.parametrize("name", EDGES)
+def test_edge_cases_stay_finite_and_within_the_range(method: QuantMethod, name: str) -> None:
+    weight = EDGES[name]
+    values = dequantize(fit(weight, method))
+    assert values.shape == weight.shape
+    assert values.dtype == torch.float32
+    assert torch.isfinite(values).all()
+    # Half a step beyond the range at most: a zero point is a whole number. NF4's scales are rounded too.
+    assert values.abs().max() <= 1.5 * weight.float().abs().max() + 1e-6
+
+
+@pytest.mark.parametrize("name", ["constant rows", "negative constant", "zeros", "one value", "one input"])
+@pytest.mark.parametrize("method", [m for m in METHODS if m.name.startswith("uaq") or m.name == "kmeans_c"], ids=str)
+def test_a_single_value_per_channel_is_exact(method: QuantMethod, name: str) -> None:
+    assert torch.equal(dequantize(fit(EDGES[name], method)), EDGES[name].float())
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m.name.startswith("kmeans")], ids=str)
+def test_two_values_are_exact(method: QuantMethod) -> None:
+    assert torch.equal(dequantize(fit(EDGES["two values"], method)), EDGES["two values"].float())
+
+
+@by_method
+def test_an_output_is_filled_and_returned(method: QuantMethod) -> None:
+    quantized = fit(heavy((9, 4, 3, 3)), method)
+    out = torch.full((9, 4, 3, 3), torch.nan)
+    assert dequantize(quantized, out) is out
+    assert torch.equal(out, dequantize(quantized))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_error_falls_with_bits(name: str) -> None:
+    weight = heavy((16, 320))
+    errors = [error(weight, QuantMethod(name, bits)) for bits in WIDTHS]
+    assert all(b < a for a, b in itertools.pairwise(errors))
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_methods_stand_in_their_order(bits: int) -> None:
+    weight = heavy((32, 640))
+    of = {name: error(weight, QuantMethod(name, bits)) for name in NAMES}
+    assert of["kmeans_c"] < of["uaq"]  # its optimum contains every uniform grid
+    assert of["uaq_g32"] < of["uaq_g128"] < of["uaq"]
+
+
+@pytest.mark.parametrize("method", [QuantMethod(n, b) for n in ("kmeans_a", "kmeans_c") for b in (3, 4)], ids=str)
+def test_codebooks_quantize_their_own_output_to_itself(method: QuantMethod) -> None:
+    once = dequantize(fit(heavy((8, 200)), method))
+    assert torch.equal(dequantize(fit(once.half(), method)), once)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@by_method
+def test_any_float_type(method: QuantMethod, dtype: torch.dtype) -> None:
+    weight = heavy((8, 96), dtype=dtype)
+    assert error(weight, method) < {2: 0.5, 3: 0.2, 4: 0.06, 5: 0.02}.get(method.bits, 0.01)
+
+
+def test_nf4_is_close_to_its_textbook_form() -> None:
+    weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(1))
+    assert error(weight, QuantMethod("nf4_g64", 4)) == pytest.approx(0.0083, rel=0.1)  # QLoRA's NF4 of normal weights
+
+
+def test_not_a_number_is_refused_in_a_sentence() -> None:
+    weight = heavy((4, 8))
+    weight[2, 3] = math.nan
+    with pytest.raises(ValueError, match="NaN or infinities: repair"):
+        fit(weight, QuantMethod("uaq", 4))
+    with pytest.raises(ValueError, match=r"wanted a floating-point weight \[out, in"):
+        fit(torch.zeros(3), QuantMethod("uaq", 4))
+    with pytest.raises(ValueError, match="wanted a contiguous float32 output"):
+        dequantize(fit(heavy((4, 8)), QuantMethod("uaq", 4)), torch.empty(8, 4))

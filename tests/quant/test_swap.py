@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from qsdm.graph import Graph, Node, Op, Weight
+from qsdm.qconfig import OutsideSpace, QuantConfig, QuantMethod
+from qsdm.quant.methods import dequantize, fit
+from qsdm.quant.swap import Switch, quantized
+
+UAQ3, UAQ4 = QuantMethod("uaq", 3), QuantMethod("uaq", 4)
+
+
+class Toy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(6, 8)
+        self.b = nn.Conv2d(12, 4, 3)
+        self.c = nn.Linear(8, 8)
+        self.d = nn.Linear(8, 8)
+
+
+WEIGHTS = (
+    Weight("a", "a.weight", (8, 6)),
+    Weight("b#0", "b.weight", (4, 5, 3, 3)),
+    Weight("b#1", "b.weight", (4, 7, 3, 3), start=5),
+    Weight("c", "c.weight", (8, 8), ties=("d.weight",)),
+)
+GRAPH = Graph("toy", tuple(Node(w.name, Op.LINEAR, weight=w) for w in WEIGHTS), ())
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16, torch.float64], ids=str)
+def toy(request: pytest.FixtureRequest) -> Toy:
+    torch.manual_seed(0)
+    module = Toy()
+    module.d.load_state_dict(module.c.state_dict())
+    return module.to(request.param)
+
+
+class Fits:
+    """Quantized versions of a module's weights as they were at first, and how often each was asked for."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.originals = {name: p.detach().clone() for name, p in module.named_parameters()}
+        self.calls: list[str] = []
+
+    def __call__(self, name: str, method: QuantMethod, out: torch.Tensor | None = None) -> torch.Tensor:
+        self.calls.append(name)
+        weight = next(w for w in WEIGHTS if w.name == name)
+        slice_ = self.originals[weight.parameter][:, weight.start : weight.start + weight.shape[1]]
+        return dequantize(fit(slice_, method), out)
+
+
+def test_only_changed_weights_are_touched(toy: Toy) -> None:
+    fits = Fits(toy)
+    switch = Switch(toy, GRAPH, fits)
+    assert switch.to(QuantConfig("toy", dict.fromkeys(["a", "b#0", "c"], UAQ4))) == 3
+    fits.calls.clear()
+    assert switch.to(QuantConfig("toy", {"a": UAQ4, "b#0": UAQ3, "c": UAQ4})) == 1
+    assert fits.calls == ["b#0"]
+    assert switch.to(QuantConfig("toy", {"a": UAQ4, "b#0": UAQ3})) == 1
+    assert fits.calls == ["b#0"]
+    assert torch.equal(toy.c.weight, fits.originals["c.weight"])
+    assert torch.equal(toy.d.weight, fits.originals["d.weight"])
+
+
+def test_values_are_the_methods_own(toy: Toy) -> None:
+    fits = Fits(toy)
+    parameter = toy.b.weight
+    with quantized(toy, GRAPH, QuantConfig("toy", {"b#1": UAQ3, "c": UAQ4}), fits):
+        assert toy.b.weight is parameter
+        assert torch.equal(toy.b.weight[:, :5], fits.originals["b.weight"][:, :5])
+        assert torch.equal(toy.b.weight[:, 5:], fits("b#1", UAQ3).to(toy.b.weight.dtype))
+        assert torch.equal(toy.c.weight, fits("c", UAQ4).to(toy.c.weight.dtype))
+        assert torch.equal(toy.c.weight, toy.d.weight)
+
+
+def test_any_order_of_configurations_leads_to_the_same_weights(toy: Toy) -> None:
+    fits = Fits(toy)
+    first = QuantConfig("toy", {"a": UAQ3, "b#1": UAQ4})
+    second = QuantConfig("toy", {"a": UAQ4, "c": UAQ3})
+    switch = Switch(toy, GRAPH, fits)
+    switch.to(second)
+    direct = {name: p.detach().clone() for name, p in toy.named_parameters()}
+    switch.to(first)
+    switch.to(second)
+    assert all(torch.equal(p, direct[name]) for name, p in toy.named_parameters())
+
+
+def test_an_error_leaves_the_module_restored(toy: Toy) -> None:
+    fits = Fits(toy)
+    with pytest.raises(RuntimeError), quantized(toy, GRAPH, QuantConfig("toy", {"a": UAQ3, "b#0": UAQ4}), fits):
+        raise RuntimeError
+    assert all(torch.equal(p, fits.originals[name]) for name, p in toy.named_parameters())
+
+
+def test_foreign_configurations_and_modules_are_refused(toy: Toy) -> None:
+    with pytest.raises(OutsideSpace, match="has no weight 'x'"):
+        Switch(toy, GRAPH, Fits(toy)).to(QuantConfig("toy", {"x": UAQ3}))
+    with pytest.raises(ValueError, match=r"no parameter 'a\.weight'.*trace it again"):
+        Switch(nn.Linear(2, 2), GRAPH, Fits(toy))
+    toy.a = nn.Linear(5, 8)
+    with pytest.raises(ValueError, match="different models"):
+        Switch(toy, GRAPH, Fits(toy))
