@@ -1,0 +1,205 @@
+"""A store's artifacts as plain data, and the numbers that page, notebooks and W&B draw from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qsdm import cost
+from qsdm.graph import Graph
+from qsdm.outcome import Objective, Outcome, Protocol
+from qsdm.qconfig import QuantConfig
+from qsdm.store import Store, StoreError, read_json
+
+OURS, FULL = "ours", "fp"
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """What a store holds of one denoiser and space. A field is None, or empty, where its command has not run.
+
+    Attributes:
+        graph: as traced (`trace`).
+        outcomes: labels of measured configurations: avg_bits, metrics, predicted-quality scale ``quality`` if the
+            objective is known; only those of the protocol that has most.
+        predictor: quality of the predictor (`train`).
+        sensitivity: of weights, ops, roles, blocks (`attribute`).
+        front: of the search (`search`).
+        summary: the measured table (`realize`).
+        chosen: method by weight name of the configuration that was chosen.
+        pictures: PNG by name, in the order of the page.
+        protocol: of the labels.
+    """
+
+    denoiser: str
+    graph: Graph | None = None
+    outcomes: Sequence[Mapping[str, Any]] = ()
+    predictor: Mapping[str, Any] | None = None
+    sensitivity: Mapping[str, Any] | None = None
+    front: Mapping[str, Any] | None = None
+    summary: Mapping[str, Any] | None = None
+    chosen: Mapping[str, str] | None = None
+    pictures: Mapping[str, bytes] = field(default_factory=dict)
+    protocol: Mapping[str, Any] | None = None
+
+
+def read(store: Store, space: str = "traced", full_bits: int = 16) -> Results:
+    """All that ``store`` holds; what is missing is left out.
+
+    Args:
+        space: name of the space that was calibrated and searched.
+
+    Raises:
+        StoreError: an artifact is damaged.
+    """
+    graph_json = _optional(store, "graph.json")
+    graph = None if graph_json is None else Graph.from_json(graph_json)
+    front = _optional(store, f"search/{space}.json")
+    summary = _optional(store, "summary.json")
+    chosen = _optional(store, "chosen.json")
+    protocol, outcomes = most_measured(store)
+    objective = None if front is None else Objective(front["objective"])
+    folder = _found(store, "pictures")
+    return Results(
+        denoiser=store.denoiser,
+        graph=graph,
+        outcomes=[] if graph is None else labels(outcomes, graph, full_bits, objective),
+        predictor=_optional(store, f"predictor/{space}/report.json"),
+        sensitivity=_optional(store, f"sensitivity/{space}.json"),
+        front=front,
+        summary=summary,
+        chosen=None if chosen is None else {k: str(m) for k, m in QuantConfig.from_json(chosen).methods.items()},
+        pictures={} if folder is None else {path.stem: path.read_bytes() for path in sorted(folder.glob("*.png"))},
+        protocol=None if protocol is None else protocol.to_json(),
+    )
+
+
+def most_measured(store: Store) -> tuple[Protocol | None, list[Outcome]]:
+    """The protocol with most outcomes, and these."""
+    protocols = store.protocols()
+    outcomes = [outcome for outcome in store.outcomes() if outcome.protocol in protocols]
+    if not outcomes:
+        return None, []
+    names = [outcome.protocol for outcome in outcomes]
+    most = max(dict.fromkeys(names), key=names.count)
+    return protocols[most], [outcome for outcome in outcomes if outcome.protocol == most]
+
+
+def labels(
+    outcomes: Sequence[Outcome], graph: Graph, full_bits: int, objective: Objective | None = None
+) -> list[dict[str, Any]]:
+    """Average bits, metrics and, on the objective's scale, quality of each outcome; full precision left out."""
+    # A space may merge split weights; sizes are then those of the merged names, which only that space's graph knows.
+    found = []
+    for outcome in outcomes:
+        if not outcome.qconfig.methods:
+            continue
+        bits = _avg_bits(graph, outcome.qconfig, full_bits)
+        values = dict(outcome.metrics) | {"avg_bits": bits}
+        entry: dict[str, Any] = {"avg_bits": bits, "metrics": dict(outcome.metrics)}
+        if objective is not None and all(values.get(name) is not None for name in objective.weights):
+            entry["quality"] = objective(values)
+        found.append(entry)
+    return found
+
+
+def _avg_bits(graph: Graph, qconfig: QuantConfig, full_bits: int) -> float:
+    from qsdm.graph import merge_splits
+
+    names = {weight.name for weight in graph.weights}
+    if set(qconfig.methods) <= names:
+        return cost.avg_bits(graph, qconfig, full_bits)
+    split = {name.partition("#")[0] for name in qconfig.methods if "#" in name}
+    kept = "|".join(f"^{name.replace('.', '[.]')}$" for name in sorted(split)) or r"\A\b\Z"
+    return cost.avg_bits(merge_splits(graph, kept), qconfig, full_bits)
+
+
+def rows(summary: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+    """The measured rows, in the order in which they are read: full precision, ours, uniform by bits, random."""
+    found = list(summary["rows"]) if summary else []
+
+    def place(row: Mapping[str, Any]) -> tuple[int, float]:
+        kind = kind_of(row["name"])
+        return ("fp", "ours", "uniform", "random").index(kind), -row["avg_bits"] if kind == "uniform" else 0.0
+
+    return sorted(found, key=place)
+
+
+def kind_of(name: str) -> str:
+    """fp, ours, random or uniform, from the name of a row."""
+    if name in (FULL, OURS):
+        return name
+    return "random" if name.startswith("random") else "uniform"
+
+
+def verdict(summary: Mapping[str, Any] | None, metric: str = "fd_lite0") -> dict[str, Any] | None:
+    """Ours against what it must beat, on one metric of which less is better.
+
+    Returns:
+        ours, fp, random_mean, random_best (values, or None), rival (the best uniform row that is not larger) and
+        ``better_than_random``, ``better_than_uniform``; None without a row of ours.
+    """
+    found = {row["name"]: row for row in rows(summary)}
+    if OURS not in found or found[OURS]["metrics"].get(metric) is None:
+        return None
+    ours = found[OURS]
+    value = ours["metrics"][metric]
+    random = [row["metrics"][metric] for name, row in found.items() if kind_of(name) == "random"]
+    smaller = [
+        row for name, row in found.items() if kind_of(name) == "uniform" and row["size_bytes"] <= ours["size_bytes"]
+    ]
+    rival = min(smaller, key=lambda row: row["metrics"][metric], default=None)
+    return {
+        "metric": metric,
+        "ours": value,
+        "avg_bits": ours["avg_bits"],
+        "size_bytes": ours["size_bytes"],
+        "fp": found[FULL]["metrics"][metric] if FULL in found else None,
+        "fp_bytes": found[FULL]["size_bytes"] if FULL in found else None,
+        "random_mean": float(np.mean(random)) if random else None,
+        "random_best": min(random) if random else None,
+        "num_random": len(random),
+        "rival": rival,
+        "better_than_random": bool(random) and value < float(np.mean(random)),
+        "better_than_uniform": rival is not None and value < rival["metrics"][metric],
+    }
+
+
+def sentence(summary: Mapping[str, Any] | None, metric: str = "fd_lite0") -> str | None:
+    """The result in one sentence, whichever way it went."""
+    found = verdict(summary, metric)
+    if found is None:
+        return None
+    text = f"At {found['avg_bits']:.2f} bits per weight, mixed precision scores {metric} {found['ours']:.4g}"
+    if found["fp"] is not None:
+        text += f" ({found['fp']:.4g} at full precision)"
+    parts = []
+    if found["rival"] is not None:
+        other = found["rival"]["metrics"][metric]
+        word = "below" if found["better_than_uniform"] else "not below"
+        parts.append(f"{word} the best uniform configuration of no larger size ({found['rival']['name']}, {other:.4g})")
+    if found["random_mean"] is not None:
+        word = "below" if found["better_than_random"] else "not below"
+        parts.append(f"{word} the mean of {found['num_random']} random ones of its size ({found['random_mean']:.4g})")
+    return text + (": " if parts else "") + " and ".join(parts) + "."
+
+
+def megabytes(size_bytes: float) -> str:
+    """10^6 bytes, to three figures."""
+    return f"{size_bytes / 1e6:.3g} MB" if size_bytes < 1e9 else f"{size_bytes / 1e9:.3g} GB"
+
+
+def _found(store: Store, name: str) -> Path | None:
+    try:
+        return store.find(name, "realize")
+    except StoreError:
+        return None
+
+
+def _optional(store: Store, name: str) -> Any:
+    path = _found(store, name)
+    return None if path is None else read_json(path)

@@ -1,0 +1,172 @@
+"""A store with every artifact, made up: for tests of what reads stores, without measuring anything."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+
+from qsdm.cost import size_bytes
+from qsdm.graph import Graph, Node, Op, Role, Weight
+from qsdm.outcome import Outcome, Protocol
+from qsdm.qconfig import QuantConfig, Space, SpaceSpec
+from qsdm.search import SCHEMA, search_front
+from qsdm.store import OutcomeDatabase, Store, provenance, write_json
+from qsdm.strategies import Problem
+from qsdm.strategies.evolution import Evolution
+
+NAME = "fabricated"
+SPEC = SpaceSpec("traced", ["uaq-3", "uaq-4", "kmeans_c-3", "kmeans_c-4", "kmeans_a-3", "kmeans_a-4"], splits="#")
+ROLES = [
+    Role.CONV,
+    Role.CONV,
+    Role.COND_PROJ,
+    Role.ATTN_Q,
+    Role.ATTN_K,
+    Role.ATTN_V,
+    Role.ATTN_OUT,
+    Role.FF_IN,
+    Role.FF_OUT,
+]
+
+
+def graph_of(num_blocks: int = 6) -> Graph:
+    """A chain of blocks with nine weights each, between a first and a last convolution."""
+    nodes = [Node("sample", Op.INPUT)]
+    nodes.append(weighted("conv_in", Op.CONV, Role.CONV_IN, "in", "conv_in", (32, 4, 3, 3)))
+    for block in range(num_blocks):
+        for i, role in enumerate(ROLES):
+            op = Op.CONV if role == Role.CONV else Op.LINEAR
+            shape = (64 + 16 * (block % 3), 640) if op == Op.LINEAR else (48, 32 + 16 * (block % 3), 3, 3)
+            nodes.append(weighted(f"blocks.{block}.{i}", op, role, f"stage{block // 2}", f"blocks.{block}", shape))
+        nodes.append(Node(f"blocks.{block}.add", Op.ADD, block=f"blocks.{block}"))
+    nodes.append(weighted("conv_out", Op.CONV, Role.CONV_OUT, "out", "conv_out", (8, 32, 3, 3)))
+    nodes.append(Node("out", Op.OUTPUT))
+    return Graph(NAME, tuple(nodes), tuple((i, i + 1) for i in range(len(nodes) - 1)))
+
+
+def weighted(name: str, op: Op, role: Role, stage: str, block: str, shape: tuple[int, ...]) -> Node:
+    return Node(name, op, role, stage, block, Weight(name, f"{name}.weight", shape), macs=1000)
+
+
+def problem_of(graph: Graph) -> Problem:
+    space = SPEC.of(graph)
+    rng = np.random.default_rng(0)
+    error = np.full((len(space.options), 6), np.inf)
+    for i, offered in enumerate(space.options):
+        scale = {"uaq": 1.0, "kmeans_c": 0.8, "kmeans_a": 1.1}
+        error[i, : len(offered)] = [4.0**-m.bits * scale[m.name] * rng.uniform(0.7, 1.3) for m in offered]
+    return Problem(space, error)
+
+
+def quality(problem: Problem, genes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Minus an fd_lite0 that some weights raise much and most a little, and a deviation."""
+    num = genes.shape[1]
+    sensitivity = np.random.default_rng(1).lognormal(0, 1.2, num)
+    loss = (sensitivity * problem.error[np.arange(num), genes] * 256).sum(axis=1)
+    return -250 - 3 * loss, 4 + 0.05 * loss
+
+
+def fabricate(root: Path, num_outcomes: int = 60) -> Store:
+    """Write every artifact of a denoiser called ``fabricated`` under ``root``."""
+    store = Store(root, NAME)
+    graph = graph_of()
+    problem = problem_of(graph)
+    write_json(store.path("graph.json"), graph.to_json())
+    rng = np.random.default_rng(2)
+
+    protocol = Protocol(
+        NAME,
+        "0" * 64,
+        "fit 1",
+        "DPMSolverMultistepScheduler",
+        10,
+        2.0,
+        32,
+        "float32",
+        "1" * 64,
+        0,
+        256,
+        {"fd_lite0": "1"},
+    )
+    database = OutcomeDatabase(store.path("outcomes.sqlite"))
+    genes = problem.sample(rng, num_outcomes)
+    for row, value in zip(genes, quality(problem, genes)[0] + rng.normal(0, 3, num_outcomes), strict=True):
+        halves = {"fd_lite0": (-value + 4, -value - 4)}
+        database.add(Outcome(problem.space.decode(row), protocol.digest, metrics(-value), 256, halves), protocol)
+
+    front = search_front(lambda g: quality(problem, g), problem, Evolution(20, 20), budget=400)
+    about = {"schema": SCHEMA, "denoiser": NAME, "space": "traced", "objective": {"fd_lite0": -1.0}}
+    write_json(store.path("search/traced.json"), about | front | {"provenance": provenance()})
+    chosen = QuantConfig.from_json(
+        max((p for p in front["points"] if p["avg_bits"] <= 3.5), key=lambda p: p["predicted"])["qconfig"]
+    )
+    write_json(store.path("chosen.json"), chosen.to_json())
+    write_json(store.path("summary.json"), summary(problem, graph, chosen, rng))
+    write_json(store.path("predictor/traced/report.json"), predictor_report(num_outcomes))
+    for name in ("fp", "uaq-4", "uaq-3", "kmeans_a-4", "kmeans_a-3", "ours"):
+        path = store.path(f"pictures/{name}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(name))
+    return store
+
+
+def metrics(fd_lite0: float, full: bool = False) -> dict[str, float | None]:
+    return {
+        "fd_lite0": float(fd_lite0),
+        "clip_score": float(0.34 - fd_lite0 / 10_000),
+        "psnr": None if full else float(30 - fd_lite0 / 50),
+    }
+
+
+def summary(problem: Problem, graph: Graph, chosen: QuantConfig, rng: np.random.Generator) -> dict:
+    space: Space = problem.space
+    configs = {name: space.uniform(name) for name in map(str, space.methods)} | {"ours": chosen}
+    configs |= {f"random-{i}": space.sample(rng) for i in range(5)}
+    rows = [{"name": "fp", "avg_bits": 16.0, "size_bytes": 2 * graph.num_values, "metrics": metrics(245, full=True)}]
+    for name, qconfig in configs.items():
+        size = size_bytes(graph, qconfig)
+        value = -quality(problem, space.encode(qconfig)[None])[0][0]
+        rows.append(
+            {"name": name, "avg_bits": 8 * size / graph.num_values, "size_bytes": size, "metrics": metrics(value)}
+        )
+    return {"rows": rows, "provenance": provenance()}
+
+
+def predictor_report(num_outcomes: int) -> dict:
+    srcc = {"gnn": 0.91, "additive": 0.9, "ridge": 0.84, "error_sum": 0.8, "avg_bits": 0.71}
+    scores = {
+        name: {
+            q: {"mean": value - drop, "std": 0.03, "folds": [value - drop] * 5}
+            for q, drop in (("srcc", 0), ("ndcg_at_10", 0.1))
+        }
+        for name, value in srcc.items()
+    }
+    noise = {"halves": 0.9, "reliability": 0.947, "ceiling": 0.973}
+    return {"num_outcomes": num_outcomes, "scores": scores, "noise": noise, "provenance": provenance()}
+
+
+def picture(name: str) -> bytes:
+    """A grid of discs, noisier the fewer the bits."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[-1:1:32j, -1:1:32j]
+    tiles = []
+    for _ in range(24):
+        disc = ((x**2 + y**2) < rng.uniform(0.4, 0.9))[..., None]
+        tiles.append(np.where(disc, rng.uniform(60, 240, 3), 255.0))
+    grid = np.concatenate([np.concatenate(tiles[i : i + 4], axis=1) for i in range(0, 24, 4)], axis=0)
+    noise = {"fp": 0, "4": 8, "s": 12, "3": 40}[name if name == "fp" else name[-1]]
+    grid = np.clip(grid + np.random.default_rng(1).normal(0, noise, grid.shape), 0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(grid).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+if __name__ == "__main__":
+    import sys
+
+    print(json.dumps(str(fabricate(Path(sys.argv[1])).root)))
