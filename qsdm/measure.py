@@ -72,8 +72,10 @@ def measure(
     outcomes = [measured.outcomes[qconfig.digest] for qconfig in chosen if qconfig.digest in measured.outcomes]
     if not outcomes:
         raise EvaluationError(f"no configuration has an outcome: {next(iter(measured.failures.values()))}")
-    rows = [("fp", measured.outcomes.get(full.digest))] if full.digest in measured.outcomes else []
-    print(table(ready.space, [*rows, *((outcome.qconfig.digest[:12], outcome) for outcome in outcomes)]))
+    rows = [(outcome.qconfig.digest[:12], outcome) for outcome in outcomes]
+    if full.digest in measured.outcomes:
+        rows.insert(0, ("fp", measured.outcomes[full.digest]))
+    print(table(ready.space, rows))
     if measured.failures:
         named = ", ".join(digest[:12] for digest in measured.failures)
         print(f"{len(measured.failures)} configurations were set aside and have no outcome: {named}")

@@ -24,7 +24,7 @@ CAPTIONS = [
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """8x8x4 latents, 16 px pictures, 2 steps, 65 thousand parameters, on disk; with prompts and with fd_lite0 and psnr as metrics."""
+    """8x8x4 latents, 16 px pictures, 2 steps, 65 thousand parameters, on disk; its metrics are fd_lite0 and psnr."""
     return build_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
@@ -46,7 +46,7 @@ def build_tiny_model(folder: Path, seed: int = 0) -> Model:
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        tokenizer = build_tiny_tokenizer(max_length=12)
+        tokenizer = build_tiny_tokenizer(max_length=24)
         unet = UNet2DConditionModel(
             sample_size=8,
             down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"],
@@ -77,7 +77,7 @@ def build_tiny_model(folder: Path, seed: int = 0) -> Model:
             intermediate_size=32,
             num_hidden_layers=1,
             num_attention_heads=2,
-            max_position_embeddings=12,
+            max_position_embeddings=24,
             **ids,
         )
         pipeline = StableDiffusionPipeline(

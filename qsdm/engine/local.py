@@ -1,8 +1,8 @@
 """A pool of processes on this machine (Pebble): unlike the standard library's, it survives the death of a worker.
 
-Processes are spawned: a fork after OpenMP has started threads hangs. Each worker has one thread; on a CPU many single-threaded workers draw
-more pictures than one with many threads. Ctrl-C reaches the driver only, which then ends the workers; if the driver is killed, they end
-themselves.
+Processes are spawned: a fork after OpenMP has started threads hangs. Each worker has one thread; on a CPU many
+single-threaded workers draw more pictures than one with many threads. Ctrl-C reaches the driver only, which then ends the
+workers; if the driver is killed, they end themselves.
 """
 
 from __future__ import annotations
@@ -68,6 +68,11 @@ class Local:
             pool.join()
 
 
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class _LocalPool:
     def __init__(self, pool: Any, retries: int) -> None:
         self._pool, self._retries = pool, retries
@@ -102,8 +107,12 @@ def _begin(start: Start, num_threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_driver, daemon=True).start()
     import torch
+    from tqdm import tqdm
 
     torch.set_num_threads(num_threads)
+    tqdm.set_lock(
+        threading.RLock()
+    )  # its default is a semaphore of the system, which a worker that is ended would leak
 
 
 def _end_with_driver() -> None:
