@@ -44,7 +44,7 @@ def calibrate(model: Model, space: SpaceSpec, store: Path = Path("store"), log: 
 
 
 def parameters(model: Model) -> Callable[[str], torch.Tensor]:
-    """The denoiser's parameters by name, one by one from a local pipeline's safetensors, else from the loaded pipeline."""
+    """The denoiser's parameters by name, one by one from a local pipeline's files, else from the loaded pipeline."""
     from safetensors import safe_open
 
     from qsdm.denoisers import denoiser_of, load_pipeline

@@ -1,7 +1,7 @@
-"""Streams a denoiser's weights through the methods of a space: a table of errors and sizes, and a packed store of all quantized versions.
+"""Streams a denoiser's weights through the methods of a space: a table of errors and sizes, all versions in a file.
 
-One weight at a time is in memory. The store is one safetensors file whose keys are ``NAME|METHOD|part``; it is written in place, because the sizes of
-all parts are known from the shapes.
+One weight at a time is in memory. The file is safetensors with keys ``NAME|METHOD|part``; as the sizes of all parts
+follow from the shapes, its header comes first and the parts as they are made.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _DTYPE = {torch.uint8: "U8", torch.int8: "I8", torch.float16: "F16", torch.float
 
 
 def calibrate(tensors: Callable[[str], torch.Tensor], space: Space, path: Path, log: Log = ignore) -> MethodTable:
-    """Quantizes every weight with every method on offer for it, into ``path``/table.safetensors and ``path``/weights.safetensors.
+    """Quantizes every weight with every method on offer for it; writes table.safetensors and weights.safetensors.
 
     Args:
         tensors: the denoiser's parameters by name.
@@ -94,7 +94,7 @@ def read_table(path: Path) -> MethodTable:
 
 
 class PackedWeights:
-    """All quantized versions of a denoiser's weights, mapped from the file that `calibrate` wrote; nothing is read before it is asked for.
+    """All quantized versions of a denoiser's weights, mapped from the file that `calibrate` wrote, read when asked for.
 
     Args:
         path: the directory.
@@ -186,11 +186,13 @@ def _read(tensors: Callable[[str], torch.Tensor], weight: Weight) -> torch.Tenso
     slices = [tensor[:, weight.start : weight.start + weight.shape[1]].contiguous() for tensor in found]
     if tuple(slices[0].shape) != weight.shape:
         raise ValueError(
-            f"wanted {weight.name!r} of shape {weight.shape} (got {tuple(found[0].shape)}): weights and graph are of different models"
+            f"wanted {weight.name!r} of shape {weight.shape} (got {tuple(found[0].shape)}): "
+            "weights and graph are of different models"
         )
     for name, other in zip(weight.ties, slices[1:], strict=True):
         if not torch.equal(slices[0], other):
             raise ValueError(
-                f"{name!r} is tied to {weight.parameter!r}, but holds other values: remove it from the model's tied list"
+                f"{name!r} is tied to {weight.parameter!r}, but holds other values: "
+                "remove it from the model's tied list"
             )
     return slices[0]

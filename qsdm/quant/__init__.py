@@ -8,9 +8,10 @@
     swap        a module's weights change from one configuration to the next
     kernels     fake quantization on CUDA and CPU from one source, and its reference in plain torch
 
-The contract of a method's module: ``fit(x, bits) -> (codes, tensors)`` for ``x`` float32 [rows, fan_in], codes uint8 of the same shape, tensors by name
-as they are stored; ``table(tensors, bits, fan_in) -> float32 [groups, 2**bits]``, the value of every code in every group, where a group is a run of
-``group`` values of one row. A stored number is rounded before the codes are chosen, so decoding gives what the fit saw.
+The contract of a method: a fit of ``x``, float32 [rows, fan_in], gives codes, uint8 of the same shape, and tensors by
+name as they are stored; a table made of these tensors, float32 [groups, 2**bits], holds the value of every code in
+every group, where a group is a run of values of one row. Stored numbers are rounded before the codes are chosen:
+decoding gives what the fit saw.
 """
 
 from __future__ import annotations

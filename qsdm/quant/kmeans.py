@@ -1,21 +1,22 @@
-"""Codebooks of 2^b values that minimise the squared error: one per output channel (K-Means-C) or one per tensor (K-Means-A).
+"""Codebooks of 2^b values of least squared error: one per output channel (K-Means-C) or one per tensor (K-Means-A).
 
-Optimal scalar quantization is one-dimensional k-means, which dynamic programming solves exactly: with P0, P1 the prefix sums of counts and values of
-the sorted points, the best k clusters of the first i points reach the gain
+Optimal scalar quantization is one-dimensional k-means, which dynamic programming solves exactly: with P0, P1 the
+prefix sums of counts and values of the sorted points, the best k clusters of the first i points reach the gain
 
     G_k(i) = max_j  G_{k-1}(j) + (P1(i) - P1(j))^2 / (P0(i) - P0(j))
 
 and the best j grows with i, so divide and conquer needs O(K m log m) steps for m points.
 
-    K-Means-A  16-bit weights have fewer than 65,536 distinct values: counting them gives all points, and the result is optimal. float32 weights are
-               counted by their 11 leading bits, each count at the mean of its values.
-    K-Means-C  rows of at most 256 values are solved exactly. Longer ones are counted into 2,048 bins of x / (|x| + 15 MAD), fine in the middle and
-               never too coarse for an outlier; the programme runs over some of the bins' edges, and Lloyd's iteration over all of them follows.
+    K-Means-A  16-bit weights have fewer than 65,536 distinct values: counting them gives all points, and the result is
+               optimal. float32 weights are counted by their 11 leading bits, each count at the mean of its values.
+    K-Means-C  rows of at most 256 values are solved exactly. Longer ones are counted into 2,048 bins of
+               x / (|x| + 15 MAD), fine in the middle and never too coarse for an outlier; the programme runs over some
+               of the bins' edges, and Lloyd's iteration over all of them follows.
 
 References:
     Qua²SeDiMo (Mills et al., 2025), section 3: K-Means-C and K-Means-A.
     Ckmeans.1d.dp: Optimal k-means clustering in one dimension by dynamic programming (Wang & Song, 2011).
-    Fast exact k-means, k-medians and Bregman divergence clustering in 1D (Grønlund et al., 2017), section 2.2: divide and conquer.
+    Fast exact k-means, k-medians and Bregman divergence clustering in 1D (Grønlund et al., 2017), sec. 2.2.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def _count(keys, counts):
 
 @fast
 def optimal(p0, p1, m, K, split):
-    """Dynamic programming over the prefix sums p0, p1 [m + 1]; ``split[k, i]``, int32 [K, m + 1], is the start of the last of k + 1 clusters."""
+    """The programme over prefix sums p0, p1 [m + 1]: ``split[k, i]``, int32, starts the last of k + 1 clusters."""
     gain, new = np.empty(m + 1), np.empty(m + 1)
     for i in range(m + 1):
         gain[i] = p1[i] * p1[i] / p0[i] if p0[i] > 0 else 0.0
@@ -229,9 +230,7 @@ def _fit_rows(first, last, x, out):
         optimal(p0, p1, m, K, split)
         _means(p0, p1, m, K, split, 0.0, out[r])
         below0[K], below1[K] = s0[NUM_BINS], s1[NUM_BINS]
-        for _ in range(
-            30
-        ):  # Lloyd: a cluster ends in the middle between two means; within a bin values are taken as evenly spread
+        for _ in range(30):  # Lloyd; within a bin, values are taken as evenly spread
             for k in range(1, K):
                 y = np.float32(0.5) * (out[r, k - 1] + out[r, k])
                 at = min(max((y / (abs(y) + c) - start) * density, np.float32(0.0)), np.float32(NUM_BINS))
@@ -255,9 +254,10 @@ def _fit_rows(first, last, x, out):
 
 @fast
 def _nodes(s0, s1, num_nodes, p0, p1):
-    """Edges of bins at which clusters may end: evenly spread in the integral of density^0.2. Their number - 1; prefix sums there in p0, p1.
+    """Edges of bins where clusters may end, evenly spread in the integral of density^0.2: prefix sums; how many - 1.
 
-    The optimal quantizer's density grows with the cube root of the values' density (Panter & Dite, 1951); a smaller exponent spares nodes for the tails.
+    The optimal quantizer's density grows with the cube root of the values' density (Panter & Dite, 1951); a smaller
+    exponent spares nodes for the tails.
     """
     coarse, width = 256, NUM_BINS // 256
     cumulative = np.zeros(coarse + 1, np.float32)

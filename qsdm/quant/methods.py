@@ -26,6 +26,8 @@ import torch
 from qsdm.qconfig import QuantMethod
 from qsdm.quant import Quantized, blockwise, kmeans, packing, uaq
 
+Part = tuple[torch.dtype, tuple[int, ...]]  # type and shape of something stored
+
 VERSION = "1"  # of the fits: another one means other codes for the same weight
 
 _SEARCH = {"uaq_refined": uaq.REFINED, "uaq_asym": uaq.ASYMMETRIC}
@@ -112,7 +114,7 @@ def dequantize(quantized: Quantized, out: torch.Tensor | None = None) -> torch.T
 
 
 def table(quantized: Quantized, first: int = 0, last: int | None = None) -> np.ndarray:
-    """The value of every code in the groups ``first`` to ``last``: float32 [groups, 2**bits]; [1, 2**bits] for K-Means-A."""
+    """The value of every code in groups ``first`` to ``last``: float32 [groups, 2**bits]; one line for K-Means-A."""
     tensors: Mapping[str, np.ndarray] = {name: tensor.numpy() for name, tensor in quantized.tensors.items()}
     match quantized.method.name:
         case "kmeans_a":
@@ -128,10 +130,10 @@ def table(quantized: Quantized, first: int = 0, last: int | None = None) -> np.n
             return uaq.table(scale[first:last], zero_point[first:last], quantized.method.bits)
 
 
-def layout(method: QuantMethod, shape: tuple[int, ...]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+def layout(method: QuantMethod, shape: tuple[int, ...]) -> dict[str, Part]:
     """Type and shape of everything that is stored for a weight: ``codes`` and the tensors by name."""
     rows, fan_in = shape[0], math.prod(shape[1:])
-    parts = {"codes": (torch.uint8, (packing.num_bytes(rows * fan_in, method.bits),))}
+    parts: dict[str, Part] = {"codes": (torch.uint8, (packing.num_bytes(rows * fan_in, method.bits),))}
     groups = math.ceil(fan_in / (method.group_size or fan_in))
     match method.name:
         case "fp":

@@ -1,6 +1,7 @@
 """Codes of 1 to 8 bits in bytes without gaps, and their way back to values through tables.
 
-Code i of a tensor, in row-major order, takes the bits i*b ... i*b + b - 1 of the stream; bit k of the stream is bit k % 8 of byte k // 8.
+Code i of a tensor, in row-major order, takes bits i*b ... i*b + b - 1 of the stream; its bit k is bit k % 8 of byte k
+// 8.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def decode(
     """Values float32 [rows, n] of packed codes.
 
     Args:
-        table: float32 [groups, 2**bits], the value of each code; groups run along the rows, and a row has ceil(n / group) of them. One group: for all.
+        table: float32 [groups, 2**bits], the value of each code; a row has ceil(n / group) groups. One line: for all.
         shape: rows, n.
         group: values of a row that share a line of the table.
         out: where to write, float32 [rows, n], contiguous.

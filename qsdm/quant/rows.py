@@ -1,6 +1,7 @@
 """What the numba kernels share: compiler options, rows spread over threads, rounding to fp16.
 
-A compiled kernel in the cache does not notice that a function of another file changed, so kernels call nothing but `half` across files.
+A compiled kernel in the cache does not notice that a function of another file changed, so kernels call nothing but
+`half` across files.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ def over_rows(function: Callable[..., None], num_rows: int, *args: Any, min_rows
 
 
 @exact
-def half(x: float) -> float:
-    """``x`` rounded to fp16 (nearest even), kept in fp32; beyond fp16's range its largest number."""
+def half(x):
+    """float32 ``x`` rounded to fp16 (nearest even), as float32; beyond fp16's range its largest number."""
     x = np.float32(x)
     if abs(x) >= np.float32(65504.0):
         return np.float32(65504.0) if x > 0 else np.float32(-65504.0)

@@ -32,7 +32,8 @@ class Switch:
         names = dict.fromkeys(name for weight in graph.weights for name in (weight.parameter, *weight.ties))
         if missing := [name for name in names if name not in parameters]:
             raise ValueError(
-                f"the module has no parameter {missing[0]!r}, which the graph of {graph.denoiser!r} names: trace it again"
+                f"the module has no parameter {missing[0]!r}, which the graph of {graph.denoiser!r} names: "
+                "trace it again"
             )
         self._parameters = {name: parameters[name] for name in names}
         for weight in graph.weights:
@@ -42,7 +43,7 @@ class Switch:
 
     @torch.no_grad()
     def to(self, qconfig: QuantConfig) -> int:
-        """Sets every weight to its method; full precision where none is named. Returns how many weights were touched."""
+        """Sets every weight to its method; full precision where none is named. Returns how many were touched."""
         if odd := set(qconfig.methods) - set(self._now):
             raise OutsideSpace(f"the graph of {self.graph.denoiser!r} has no weight {min(odd)!r}")
         touched = 0

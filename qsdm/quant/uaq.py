@@ -16,7 +16,7 @@ References:
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 
@@ -55,10 +55,10 @@ def table(scale: np.ndarray, zero_point: np.ndarray, bits: int) -> np.ndarray:
 
 
 @exact
-def affine(low: float, high: float, levels: float) -> tuple[float, float]:
-    """Scale and zero point of the range, as fp16 holds them.
+def affine(low, high, levels):
+    """float32 scale and zero point of the range, as fp16 holds them.
 
-    A range far from zero is widened to reach it, because fp16 does not hold its zero point. A single value c has scale |c|: it is exact.
+    A range far from zero is widened to reach it, because fp16 does not hold its zero point. A single value c is exact.
     """
     if low == high:
         if low == 0:
