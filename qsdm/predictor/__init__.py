@@ -1,0 +1,189 @@
+"""The predictor: a graph neural network that learns what configurations measured, one network per fold.
+
+encode      a space and its table of errors => arrays
+linear      the additive part of a label, in closed form
+gnn         the network, which learns the rest; losses: what it learns by; fit: folds and early stopping
+scores      rank correlation, NDCG@10, the noise ceiling; baselines: the trivial predictors
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from qsdm.cost import MethodTable
+from qsdm.qconfig import Space
+from qsdm.store import StoreError, read_tensors, write_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from qsdm.predictor.encode import Encoding
+    from qsdm.predictor.fit import Fold
+
+SCHEMA = "qsdm/predictor/1"
+RANKING = ("none", "spearman", "lambda_rank", "hybrid")
+CHUNK = 16  # configurations at a time: what one layer touches stays in the processor's cache
+
+
+@dataclass(frozen=True, slots=True)
+class FitOptions:
+    """How the predictor is trained.
+
+    Attributes:
+        folds: test parts; as many networks.
+        width: of every embedding.
+        hops: attention layers.
+        epochs: at most; the learning rate falls to 0 over them.
+        patience: epochs without a better validation error, after which a fold ends.
+        batch_size: configurations per step.
+        lr: learning rate of AdamW.
+        weight_decay: of AdamW.
+        ranking: loss on the norms of hop embeddings: none, spearman, lambda_rank or hybrid (both).
+        ranking_weight: of that loss, beside the squared error of standardised labels.
+        validation: share of a fold's training part for early stopping and for the weights of hops.
+        ema: decay of the averaged parameters that are validated and kept.
+        additive: the network learns what a linear model of the decisions leaves (see `qsdm.predictor.linear`).
+    """
+
+    folds: int = 5
+    width: int = 64
+    hops: int = 4
+    epochs: int = 80
+    patience: int = 20
+    batch_size: int = 16
+    lr: float = 2e-3
+    weight_decay: float = 1e-2
+    ranking: str = "hybrid"
+    ranking_weight: float = 0.2
+    validation: float = 0.2
+    ema: float = 0.95
+    additive: bool = True
+
+    def __post_init__(self) -> None:
+        if self.ranking not in RANKING:
+            raise ValueError(f"ranking must be one of {', '.join(RANKING)} (got {self.ranking!r})")
+        for name in ("width", "hops", "epochs", "patience", "batch_size", "lr"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive (got {getattr(self, name)})")
+        if self.folds < 2 or self.batch_size < 4:
+            raise ValueError(
+                f"folds must be at least 2 and batch_size at least 4 (got {self.folds} and {self.batch_size})"
+            )
+        if not (0 < self.validation < 1 and 0 <= self.ema < 1):
+            raise ValueError(f"validation and ema are shares between 0 and 1 (got {self.validation} and {self.ema})")
+        if self.weight_decay < 0 or self.ranking_weight < 0:
+            raise ValueError(
+                f"weight_decay and ranking_weight must not be negative "
+                f"(got {self.weight_decay} and {self.ranking_weight})"
+            )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Predictor:
+    """Quality of configurations, as the objective counts it: larger is better.
+
+    Attributes:
+        encoding: of the space whose configurations it predicts.
+        folds: one network each, with the statistics of its training part.
+        objective: weights by metric that the labels were made with.
+    """
+
+    encoding: Encoding
+    folds: Sequence[Fold]
+    objective: dict[str, float]
+
+    def predict(self, genes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation over the folds.
+
+        Args:
+            genes: int64 [B, W], index into the options of each weight.
+
+        Returns:
+            Two float64 [B].
+
+        Raises:
+            ValueError: the genes are not of this space.
+        """
+        import torch
+
+        configurations = torch.from_numpy(self.encoding.one_hot(genes))
+        with torch.no_grad():
+            parts = [self.by_fold(part) for part in configurations.split(CHUNK)]
+        values = torch.cat(parts, dim=1).double().numpy()
+        return values.mean(axis=0), values.std(axis=0)
+
+    def by_fold(self, configurations: Tensor) -> Tensor:
+        """One-hot or relaxed [B, W, M + 1] => [folds, B], differentiable."""
+        import torch
+
+        return torch.stack([fold.mean + fold.deviation * fold.gnn(configurations).value for fold in self.folds])
+
+    def save(self, directory: Path) -> None:
+        """Write fold-K.safetensors; folds of an earlier, larger training are removed."""
+        for k, fold in enumerate(self.folds):
+            state = {name: tensor.numpy() for name, tensor in fold.gnn.state_dict().items()}
+            arrays = {f: np.asarray(getattr(fold, f)) for f in ("test", "hop_quality", "hop_mean", "hop_deviation")}
+            about = {
+                "schema": SCHEMA,
+                "encoding": self.encoding.digest,
+                "objective": self.objective,
+                "width": fold.gnn.width,
+                "hops": fold.gnn.hops,
+                "mean": fold.mean,
+                "deviation": fold.deviation,
+                "epochs": fold.epochs,
+            }
+            write_tensors(
+                directory / f"fold-{k}.safetensors", {f"gnn.{n}": a for n, a in state.items()} | arrays, about
+            )
+        for path in directory.glob("fold-*.safetensors"):
+            if int(path.stem.partition("-")[2]) >= len(self.folds):
+                path.unlink()
+
+    @staticmethod
+    def load(directory: Path, space: Space, table: MethodTable) -> Predictor:
+        """The predictor that `train` saved for this space and table.
+
+        Raises:
+            StoreError: it is missing, damaged, or was trained for another space or table.
+        """
+        import torch
+
+        from qsdm.predictor.encode import encode
+        from qsdm.predictor.fit import Fold
+        from qsdm.predictor.gnn import Gnn
+
+        encoding = encode(space, table)
+        paths = sorted(directory.glob("fold-*.safetensors"), key=lambda path: int(path.stem.partition("-")[2]))
+        if not paths:
+            raise StoreError(f"no predictor in {directory}: run python -m qsdm.train +model={space.graph.denoiser}")
+        folds, objective = [], {}
+        for path in paths:
+            arrays, about = read_tensors(path)
+            if not isinstance(about, dict) or about.get("schema") != SCHEMA:
+                raise StoreError(f"{path} is no predictor of schema {SCHEMA!r}: run python -m qsdm.train again")
+            if about["encoding"] != encoding.digest:
+                raise StoreError(
+                    f"{path} was trained for another graph, space or table of errors: run python -m qsdm.train again"
+                )
+            gnn = Gnn(encoding, about["width"], about["hops"])
+            gnn.load_state_dict(
+                {n.removeprefix("gnn."): torch.from_numpy(a) for n, a in arrays.items() if n.startswith("gnn.")}
+            )
+            rest = {name: array for name, array in arrays.items() if not name.startswith("gnn.")}
+            folds.append(Fold(gnn.eval(), about["mean"], about["deviation"], epochs=about["epochs"], **rest))
+            objective = about["objective"]
+        return Predictor(encoding, tuple(folds), objective)
+
+    def require(self, objective: dict[str, float]) -> None:
+        """Raises StoreError if the predictor was trained for another objective."""
+        if dict(objective) != dict(self.objective):
+            raise StoreError(
+                f"the predictor was trained for the objective {self.objective}, not {dict(objective)}: "
+                "run python -m qsdm.train again"
+            )

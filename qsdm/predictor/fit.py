@@ -1,0 +1,166 @@
+"""Training: folds, early stopping and weights of hops on a validation part of each fold's training part.
+
+The reported test fold decides nothing: not the stopping, not the standardisation of labels, not the weights of hops.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from qsdm.log import Log, ignore
+from qsdm.predictor import FitOptions
+from qsdm.predictor.encode import Encoding
+from qsdm.predictor.gnn import Gnn
+from qsdm.predictor.linear import fit_additive
+from qsdm.predictor.losses import ranking_loss
+from qsdm.predictor.scores import relevance, srcc
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fold:
+    """One trained network.
+
+    Attributes:
+        gnn: in evaluation mode.
+        mean, deviation: of the labels of its training part; a prediction is mean + deviation x value.
+        test: indices of the outcomes that it has not seen.
+        hop_quality: [H + 1], rank correlation of each hop's norm with the label on the validation part, not negative.
+        hop_mean, hop_deviation: [H + 1], of the weights' norms over the training part.
+        epochs: until the kept state.
+    """
+
+    gnn: Gnn
+    mean: float
+    deviation: float
+    test: np.ndarray
+    hop_quality: np.ndarray
+    hop_mean: np.ndarray
+    hop_deviation: np.ndarray
+    epochs: int
+
+
+def split(num: int, folds: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Disjoint sorted test parts that cover all of ``num`` outcomes, of sizes that differ by one at most.
+
+    Raises:
+        ValueError: a part would hold fewer than two outcomes, or training parts fewer than eight.
+    """
+    if folds < 2 or num < 2 * folds or num - num // folds < 8:
+        raise ValueError(
+            f"{folds} folds need at least {max(2 * folds, 10)} outcomes (got {num}): measure more configurations"
+        )
+    return [np.sort(part) for part in np.array_split(rng.permutation(num), folds)]
+
+
+def fit_folds(
+    encoding: Encoding, genes: np.ndarray, labels: np.ndarray, options: FitOptions, seed: int = 0, log: Log = ignore
+) -> list[Fold]:
+    """Train one network per fold.
+
+    Args:
+        genes: int64 [B, W], distinct configurations.
+        labels: float64 [B], larger is better.
+    """
+    configurations = torch.from_numpy(encoding.one_hot(genes))
+    folds = []
+    with tqdm(total=options.folds * options.epochs, desc="train", unit="epoch", disable=None) as progress:
+        for k, test in enumerate(split(len(labels), options.folds, np.random.default_rng(seed))):
+            train = np.setdiff1d(np.arange(len(labels)), test)
+            folds.append(_fit_fold(encoding, configurations, labels, train, test, options, (seed, k), log, progress))
+    return folds
+
+
+def _fit_fold(
+    encoding: Encoding,
+    configurations: Tensor,
+    labels: np.ndarray,
+    train: np.ndarray,
+    test: np.ndarray,
+    options: FitOptions,
+    seed: tuple[int, int],
+    log: Log,
+    progress: tqdm,
+) -> Fold:
+    rng = np.random.default_rng((*seed, 1))
+    mean, deviation = float(labels[train].mean()), float(labels[train].std()) or 1.0
+    y = torch.from_numpy((labels - mean) / deviation).float()
+    additive = (
+        fit_additive(encoding, configurations[train].numpy(), y[train].double().numpy()) if options.additive else None
+    )
+    target = y.clone()  # what is left for the network: labels minus additive predictions that did not see them
+    if additive is not None:
+        target[train] -= torch.from_numpy(additive.left_out).float()
+    low, high = float(np.quantile(labels[train], 0.2)), float(labels[train].max())
+    gain = torch.from_numpy(relevance(labels, low, high)).float()
+    shuffled = rng.permutation(train)
+    num_val = max(2, round(options.validation * len(train)))
+    val, fit = shuffled[:num_val], shuffled[num_val:]
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(rng.integers(2**31)))
+        gnn = Gnn(encoding, options.width, options.hops)
+        optimizer = torch.optim.AdamW(gnn.parameters(), lr=options.lr, weight_decay=options.weight_decay)
+        steps = max(1, len(fit) // options.batch_size)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.epochs * steps)
+        best, kept, kept_epoch = np.inf, copy.deepcopy(gnn.state_dict()), 0
+        averaged = torch.optim.swa_utils.AveragedModel(
+            gnn, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(options.ema), use_buffers=True
+        )
+        for epoch in range(1, options.epochs + 1):
+            gnn.train()
+            total = 0.0
+            for batch in np.array_split(rng.permutation(fit), steps):
+                out = gnn(configurations[batch])
+                loss = torch.nn.functional.mse_loss(out.value, target[batch])
+                if options.ranking != "none":
+                    loss = loss + options.ranking_weight * ranking_loss(
+                        options.ranking, out.norms, y[batch], gain[batch]
+                    )
+                optimizer.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(gnn.parameters(), 1.0)
+                optimizer.step()
+                schedule.step()
+                averaged.update_parameters(gnn)
+                total += loss.item() / steps
+            value = evaluate(averaged.module, configurations[val])[0]
+            found = float(np.mean((value - target[val].numpy()) ** 2))
+            log(
+                {
+                    "train/loss": total,
+                    "val/mse": found,
+                    "val/srcc": srcc(value + (y - target)[val].numpy(), labels[val]),
+                    "train/fold": seed[1],
+                }
+            )
+            progress.update()
+            if found < best:
+                best, kept, kept_epoch = found, copy.deepcopy(averaged.module.state_dict()), epoch
+            if epoch - kept_epoch >= options.patience:
+                progress.update(options.epochs - epoch)
+                break
+    gnn.load_state_dict(kept)
+    if additive is not None:
+        gnn.additive.copy_(torch.from_numpy(additive.contributions))
+        gnn.offset.fill_(additive.offset)
+    gnn.eval()
+    norms = evaluate(gnn, configurations[val])[1]
+    quality = np.array([max(srcc(hop, labels[val]), 0.0) for hop in norms])
+    nodes = evaluate(gnn, configurations[train])[2]
+    flat = nodes.reshape(len(nodes), -1)
+    return Fold(gnn, mean, deviation, test, quality, flat.mean(axis=1), flat.std(axis=1) + 1e-6, kept_epoch)
+
+
+def evaluate(gnn: Gnn, configurations: Tensor, chunk: int = 16) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Value [B], norms [H + 1, B] and norms of the weights [H + 1, W, B] of a network in evaluation mode."""
+    gnn.eval()
+    with torch.no_grad():
+        parts = [gnn(part) for part in configurations.split(chunk)]
+    value, norms, nodes = (torch.cat([part[i] for part in parts], dim=-1).double().numpy() for i in range(3))
+    return value, norms, nodes

@@ -1,0 +1,97 @@
+"""The graph neural network: four attention layers over the denoiser's graph, one scalar per configuration.
+
+The graph is the same for all configurations, so a batch lies along GATv2Conv's head axis, [N, B, F], and one list of
+edges serves all of it.
+
+References:
+    How Attentive are Graph Attention Networks? (Brody et al., 2022), Eq. 7.
+    Qua²SeDiMo: Quantifiable Quantization Sensitivity of Diffusion Models (Mills et al., 2025), section 4.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.nn.conv import GATv2Conv
+
+from qsdm.predictor.encode import Encoding
+
+
+class StaticGATv2Conv(GATv2Conv):
+    """GATv2Conv with one head, for many feature sets on one graph: its own messages, with the batch as heads."""
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:  # type: ignore[override]
+        """[N, B, F] => [N, B, F']; ``edge_index`` [2, E] holds the loops already."""
+        sources, targets = self.lin_l(x), self.lin_r(x)
+        alpha = self.edge_updater(edge_index, x=(sources, targets), edge_attr=None)
+        return self.propagate(edge_index, x=(sources, targets), alpha=alpha) + self.bias
+
+
+class Prediction(NamedTuple):
+    """
+    Attributes:
+        value: [B], standardised label.
+        norms: [H + 1, B], L1 norm of each hop's graph embedding.
+        nodes: [H + 1, W, B], L1 norm of each weight's embedding at each hop.
+    """
+
+    value: Tensor
+    norms: Tensor
+    nodes: Tensor
+
+
+class Gnn(nn.Module):
+    """Configurations of one space => standardised labels and the norms of hop embeddings.
+
+    Args:
+        width: of every embedding.
+        hops: number of attention layers.
+    """
+
+    static: Tensor
+    decisions: Tensor
+    edges: Tensor
+    node_weight: Tensor
+    weight_node: Tensor
+    additive: Tensor
+    offset: Tensor
+
+    def __init__(self, encoding: Encoding, width: int = 64, hops: int = 4) -> None:
+        super().__init__()
+        self.width, self.hops = width, hops
+        num_weights = encoding.num_weights
+        first = [int((encoding.node_weight == w).argmax()) for w in range(num_weights)]
+        for name, array in (("static", encoding.static), ("decisions", encoding.decisions), ("edges", encoding.edges)):
+            self.register_buffer(name, torch.from_numpy(array), persistent=False)
+        self.register_buffer("node_weight", torch.from_numpy(encoding.node_weight), persistent=False)
+        self.register_buffer("weight_node", torch.tensor(first), persistent=False)
+        self.register_buffer("additive", torch.zeros(num_weights, encoding.decisions.shape[1]))
+        self.register_buffer("offset", torch.zeros(()))
+        self.embed_static = nn.Linear(encoding.static.shape[1], width)
+        self.embed_decision = nn.Linear(encoding.decisions.shape[2], width, bias=False)
+        self.convs = nn.ModuleList(StaticGATv2Conv(width, width, add_self_loops=False) for _ in range(hops))
+        self.norms = nn.ModuleList(nn.BatchNorm1d(width) for _ in range(hops))
+        self.contribution = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
+
+    def embed(self, configurations: Tensor) -> Tensor:
+        """One-hot or relaxed [B, W, M + 1] => [N, B, width]."""
+        table = self.embed_decision(self.decisions)  # [W, M + 1, width]
+        chosen = torch.einsum("bwm,wmf->wbf", configurations, table)
+        chosen = torch.cat([chosen, chosen.new_zeros(1, *chosen.shape[1:])])  # nodes without a weight
+        return self.embed_static(self.static)[:, None] + chosen[self.node_weight]
+
+    def forward(self, configurations: Tensor) -> Prediction:
+        """One-hot or relaxed [B, W, M + 1] => `Prediction`."""
+        h = torch.relu(self.embed(configurations))
+        hops = [h]
+        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            new = conv(h, self.edges)
+            new = torch.relu(norm(new.flatten(0, 1)).view_as(new))
+            h = new + h if i > 0 else new
+            hops.append(h)
+        units = torch.stack([hop[self.weight_node] for hop in hops])  # [H + 1, W, B, width]
+        learned = self.contribution(units[-1]).mean(dim=(0, 2)) * len(self.weight_node) ** 0.5
+        value = torch.einsum("bwm,wm->b", configurations, self.additive) + self.offset + learned
+        return Prediction(value, units.mean(dim=1).abs().sum(dim=-1), units.abs().sum(dim=-1))

@@ -1,0 +1,54 @@
+"""Whether scores say the truth.
+
+additive_srcc   rank correlation of measured labels with minus the sum of the configuration's scores
+deletion        full precision is given to one weight after the other, the most harmful first: the mean share of the
+                total harm that is undone along the way, minus the same for a random order; larger is better
+agreement       rank correlation over weights with the harm of quantizing each weight alone (ablation)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qsdm.predictor import Predictor
+from qsdm.predictor.scores import srcc
+from qsdm.sensitivity import Sensitivity
+
+
+def additive_srcc(sensitivity: Sensitivity, columns: np.ndarray, labels: np.ndarray) -> float:
+    """Rank correlation of labels with minus the sum of scores.
+
+    Args:
+        columns: int64 [B, W], the method's column of each decision.
+        labels: [B], larger is better.
+    """
+    scores = np.where(np.isnan(sensitivity.scores), 0, sensitivity.scores)
+    return srcc(-scores[np.arange(columns.shape[1]), columns].sum(axis=1), labels)
+
+
+def deletion(
+    predictor: Predictor, genes: np.ndarray, per_weight: np.ndarray, rng: np.random.Generator, steps: int = 16
+) -> float:
+    """Mean share of the harm undone by the scores' order, over that of a random order.
+
+    Args:
+        genes: int64 [W], one configuration.
+        per_weight: harm of each weight in it, [W].
+        steps: points along the way.
+    """
+    import torch
+
+    encoding = predictor.encoding
+    start, full = encoding.one_hot(genes[None])[0], encoding.full_precision()[0]
+    counts = np.unique(np.linspace(0, len(genes), steps + 1).astype(int))
+
+    def undone(order: np.ndarray) -> float:
+        path = np.repeat(start[None], len(counts), axis=0)
+        for row, count in zip(path, counts, strict=True):
+            row[order[:count]] = full[order[:count]]
+        with torch.no_grad():
+            values = predictor.by_fold(torch.from_numpy(path)).mean(dim=0).double().numpy()
+        return float(np.trapezoid((values - values[0]) / (values[-1] - values[0]), counts / counts[-1]))
+
+    chance = np.mean([undone(rng.permutation(len(genes))) for _ in range(4)])
+    return undone(np.argsort(-per_weight)) - float(chance)

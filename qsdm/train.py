@@ -1,0 +1,216 @@
+"""Train the predictor on measured outcomes, and say how well it ranks configurations that it has not seen.
+
+    python -m qsdm.train +model=emoji_unet
+    python -m qsdm.train +model=emoji_unet objective=paper predictor.ranking=spearman
+    python -m qsdm.train -m +model=emoji_unet seed=0,1,2
+
+Writes ``predictor/<space>/fold-K.safetensors`` and ``predictor/<space>/report.json``:
+
+    schema              qsdm/predictor-report/1
+    denoiser, space, objective, predictor, seed, protocol, num_outcomes, seconds
+    scores              by name (gnn, additive, ridge, error_sum, avg_bits): srcc and ndcg_at_10 on held-out
+                        configurations, {mean, std, folds}
+    noise               halves (rank correlation of the two halves' labels), reliability, ceiling; null without halves
+    held_out            configurations' digests with measured and predicted label, each by the fold that has not seen it
+    provenance
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from qsdm import cost
+from qsdm.cost import MethodTable
+from qsdm.denoisers import Model
+from qsdm.graph import Graph
+from qsdm.log import Log, ignore
+from qsdm.outcome import Objective, Outcome
+from qsdm.predictor import FitOptions
+from qsdm.qconfig import OutsideSpace, Space, SpaceSpec
+from qsdm.store import Store, StoreError, provenance, read_json, write_json
+
+SCHEMA = "qsdm/predictor-report/1"
+
+
+def train(
+    model: Model,
+    space: SpaceSpec,
+    objective: Objective,
+    predictor: FitOptions,
+    store: Path = Path("store"),
+    seed: int = 0,
+    log: Log = ignore,
+) -> dict[str, Any]:
+    """Train one network per fold and store them with their report.
+
+    Args:
+        objective: the label that is learned; larger is better.
+        seed: of the folds and of the networks' first parameters.
+
+    Returns:
+        The report.
+
+    Raises:
+        StoreError: an earlier stage has not run, or measured too little.
+        ValueError: there are fewer outcomes than the folds need.
+    """
+    from qsdm.calibration import read_table
+    from qsdm.predictor import Predictor
+    from qsdm.predictor.encode import encode
+    from qsdm.predictor.fit import fit_folds
+
+    began = perf_counter()
+    files = Store(store, model.name)
+    made = space.of(Graph.from_json(read_json(files.find("graph.json", "trace"))), model.full_bits)
+    table = read_table(files.find(f"calibration/{space.name}", "calibrate"))
+    outcomes = usable(files.outcomes(), made, objective, model.name)
+    genes = np.stack([made.encode(outcome.qconfig) for outcome in outcomes])
+    labels, halves = labels_of(outcomes, made, objective)
+
+    encoding = encode(made, table)
+    folds = fit_folds(encoding, genes, labels, predictor, seed, log)
+    trained = Predictor(encoding, folds, dict(objective.weights))
+    trained.save(files.path(f"predictor/{space.name}"))
+    predictions = held_out(trained, made, table, genes, labels)
+    report = {
+        "schema": SCHEMA,
+        "denoiser": model.name,
+        "space": space.name,
+        "objective": dict(objective.weights),
+        "predictor": {name: getattr(predictor, name) for name in FitOptions.__slots__},
+        "seed": seed,
+        "protocol": outcomes[0].protocol,
+        "num_outcomes": len(outcomes),
+        "seconds": round(perf_counter() - began, 1),
+        "epochs": [fold.epochs for fold in folds],
+        "scores": score(predictions, labels, [fold.test for fold in folds]),
+        "noise": noise(halves),
+        "held_out": {
+            "qconfig": [outcome.qconfig.digest for outcome in outcomes],
+            "measured": labels.tolist(),
+            **{name: values.tolist() for name, values in predictions.items()},
+        },
+        "provenance": provenance(),
+    }
+    write_json(files.path(f"predictor/{space.name}/report.json"), report)
+    log({f"train/{q}_{name}": s[q]["mean"] for name, s in report["scores"].items() for q in ("srcc", "ndcg_at_10")})
+    print_report(report)
+    return report
+
+
+def usable(outcomes: Sequence[Outcome], space: Space, objective: Objective, denoiser: str) -> list[Outcome]:
+    """The outcomes of the space's configurations under the protocol that has most of them; others are named, not used.
+
+    Raises:
+        StoreError: there are none.
+    """
+    metrics = [name for name in objective.weights if name != "avg_bits"]
+    found = []
+    for outcome in outcomes:
+        try:
+            space.encode(outcome.qconfig)
+        except OutsideSpace:
+            continue  # full precision, and configurations of other spaces
+        if all(outcome.metrics.get(name) is not None for name in metrics):
+            found.append(outcome)
+    if not found:
+        raise StoreError(
+            f"no outcomes with {', '.join(metrics) or 'any metric'} for {denoiser!r} in this space "
+            f"({len(outcomes)} others): run python -m qsdm.measure +model={denoiser}"
+        )
+    (chosen, number), *others = Counter(outcome.protocol for outcome in found).most_common()
+    if others:
+        print(
+            f"{number} outcomes of protocol {chosen[:12]}; not used: "
+            + ", ".join(f"{n} of {p[:12]}" for p, n in others)
+        )
+    return [outcome for outcome in found if outcome.protocol == chosen]
+
+
+def labels_of(outcomes: Sequence[Outcome], space: Space, objective: Objective) -> tuple[np.ndarray, np.ndarray | None]:
+    """Labels, float64 [B], and those of the two halves of the pictures, [2, B]; None if any outcome lacks them."""
+    bits = [cost.avg_bits(space.graph, outcome.qconfig, space.full_bits) for outcome in outcomes]
+    labels = np.array([objective({**o.metrics, "avg_bits": b}) for o, b in zip(outcomes, bits, strict=True)])
+    if not all(name in o.halves for o in outcomes for name in objective.weights if name != "avg_bits"):
+        return labels, None
+    halves = [
+        [
+            objective({**{name: pair[k] for name, pair in o.halves.items()}, "avg_bits": b})
+            for o, b in zip(outcomes, bits, strict=True)
+        ]
+        for k in (0, 1)
+    ]
+    return labels, np.array(halves)
+
+
+def held_out(
+    predictor: Any, space: Space, table: MethodTable, genes: np.ndarray, labels: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Predictions by name, float64 [B] each; every configuration is predicted by the fold whose test part holds it."""
+    import torch
+
+    from qsdm.predictor import baselines
+    from qsdm.predictor.fit import evaluate
+    from qsdm.predictor.linear import fit_additive
+
+    hot = predictor.encoding.one_hot(genes)
+    found = {name: np.empty(len(labels)) for name in ("gnn", "additive", "ridge")}
+    choices = baselines.one_hot(space, genes)
+    for fold in predictor.folds:
+        test, rest = fold.test, np.setdiff1d(np.arange(len(labels)), fold.test)
+        found["gnn"][test] = fold.mean + fold.deviation * evaluate(fold.gnn, torch.from_numpy(hot[test]))[0]
+        found["additive"][test] = fit_additive(predictor.encoding, hot[rest], labels[rest])(hot[test])
+        found["ridge"][test] = baselines.ridge(choices[rest], labels[rest], choices[test])
+    found["error_sum"] = baselines.error_sum(space, table, genes)
+    found["avg_bits"] = baselines.avg_bits(space, genes)
+    return found
+
+
+def score(predictions: dict[str, np.ndarray], labels: np.ndarray, tests: Sequence[np.ndarray]) -> dict[str, Any]:
+    """Rank correlation and NDCG@10 of each predictor: each test part, their mean and standard deviation."""
+    from qsdm.predictor.scores import ndcg, srcc
+
+    found: dict[str, Any] = {}
+    for name, values in predictions.items():
+        found[name] = {}
+        for quantity, function in (("srcc", srcc), ("ndcg_at_10", ndcg)):
+            folds = [function(values[test], labels[test]) for test in tests]
+            found[name][quantity] = {"mean": float(np.mean(folds)), "std": float(np.std(folds)), "folds": folds}
+    return found
+
+
+def noise(halves: np.ndarray | None) -> dict[str, float] | None:
+    from qsdm.predictor.scores import noise_ceiling
+
+    return None if halves is None else noise_ceiling(halves[0], halves[1])
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """Held-out scores by predictor, and the noise ceiling, on the terminal."""
+    print(
+        f"{report['num_outcomes']} outcomes, {len(report['epochs'])} folds, {report['seconds']:.0f} s; "
+        "on held-out configurations:"
+    )
+    print(f"{'predictor':<12}{'srcc':>16}{'ndcg@10':>16}")
+    for name, scores in report["scores"].items():
+        cells = [f"{scores[q]['mean']:.3f} ± {scores[q]['std']:.3f}" for q in ("srcc", "ndcg_at_10")]
+        print(f"{name:<12}{cells[0]:>16}{cells[1]:>16}")
+    if (found := report["noise"]) is None:
+        print("noise ceiling: unknown, the outcomes hold no halves")
+    else:
+        print(
+            f"noise ceiling of srcc: {found['ceiling']:.3f} (halves {found['halves']:.3f}, "
+            f"Spearman-Brown reliability {found['reliability']:.3f})"
+        )
+
+
+if __name__ == "__main__":
+    from qsdm import run
+
+    run.main(train)
