@@ -55,7 +55,7 @@ def main(function: Callable[..., Any]) -> None:
 
 def execute(function: Callable[..., Any], arguments: Sequence[str]) -> int:
     """Run ``function`` on command-line ``arguments``; returns the exit status."""
-    name, failures = function.__name__, list[BaseException]()
+    failures: list[BaseException] = []
     loud = bool(os.environ.get("QSDM_TRACEBACK")) or any(
         a.startswith("hydra.verbose=") and not a.lower().endswith("=false") for a in arguments
     )
@@ -66,7 +66,7 @@ def execute(function: Callable[..., Any], arguments: Sequence[str]) -> int:
         _hydra(function, spelled(arguments, function), failures)
     except (Exception, KeyboardInterrupt) as error:
         if error not in failures:  # a sweep's failures were told as they came
-            tell(name, error, loud)
+            tell(error, loud)
             failures.append(error)
     if any(isinstance(failure, KeyboardInterrupt) for failure in failures):
         return 130
@@ -91,7 +91,7 @@ def _hydra(function: Callable[..., Any], arguments: list[str], failures: list[Ba
             )
         except (Exception, KeyboardInterrupt) as error:
             failures.append(error)
-            tell(function.__name__, error, bool(os.environ.get("QSDM_TRACEBACK")) or bool(settings.verbose))
+            tell(error, bool(os.environ.get("QSDM_TRACEBACK")) or bool(settings.verbose))
             if sweep:  # an ordinary exception marks this job as failed and lets the others go on
                 raise
         finally:
@@ -287,7 +287,7 @@ def check(node: Any, path: str) -> None:
         BadInput: they are not.
     """
     from hydra.utils import get_object
-    from omegaconf import MissingMandatoryValue, OmegaConf, ValidationError
+    from omegaconf import OmegaConf, ValidationError
 
     if OmegaConf.is_list(node):
         for i, child in enumerate(node):
@@ -308,26 +308,28 @@ def check(node: Any, path: str) -> None:
         typed = OmegaConf.structured(
             dataclasses.make_dataclass("Typed", [field for field in fields if field[1] is not Any])
         )
-        for key in own & set(typed):
+        for key in {key for key in own & set(typed) if not OmegaConf.is_missing(node, key)}:
             try:
                 typed[key] = node[key]
-            except (ValidationError, MissingMandatoryValue) as error:
+            except ValidationError as error:
                 raise BadInput(f"{path}.{key}: {_first_line(error)}") from error
     for key in own:
         if not OmegaConf.is_missing(node, key):
             check(node[key], f"{path}.{key}")
+        elif target is not None:
+            raise BadInput(f"{path} needs a {key}: add {path}.{key}=VALUE")
 
 
 # ---- errors
 
 
-def tell(command: str, error: BaseException, loud: bool) -> None:
+def tell(error: BaseException, loud: bool) -> None:
     """Print the one sentence about ``error``, or its traceback if it is a bug of ours."""
     told = sentence(error)
     if loud or told is None:
         traceback.print_exception(error)
     if told is not None:
-        print(f"{command}: {told}", file=sys.stderr, flush=True)
+        print(f"error: {told}", file=sys.stderr, flush=True)
 
 
 def sentence(error: BaseException) -> str | None:

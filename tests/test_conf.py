@@ -1,0 +1,120 @@
+"""Every option of every group composes with its command and becomes what its ``_target_`` makes."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qsdm import run
+
+COMMANDS = ("trace", "calibrate", "measure", "train", "attribute", "search", "realize", "main")
+
+
+def function_of(command: str) -> Any:
+    return getattr(importlib.import_module("qsdm.__main__" if command == "main" else f"qsdm.{command}"), command)
+
+
+def compose(command: str, overrides: list[str]) -> Any:
+    from hydra import compose, initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.global_hydra import GlobalHydra
+
+    function = function_of(command)
+    node = dataclasses.make_dataclass("Signature", run.schema(function, wandb=True))
+    ConfigStore.instance().store(name="signature", node=node)
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(run.CONF), version_base="1.3"):
+        return function, compose(command, run.spelled(overrides, function))
+
+
+def taker(group: str) -> str:
+    """The first command that takes a group."""
+    return next(c for c in COMMANDS if group in inspect.signature(function_of(c)).parameters)
+
+
+def options() -> Iterator[Any]:
+    for group, names in run.choices().items():
+        if group != "metrics":  # comes with a model
+            for name in names:
+                yield pytest.param(group, name, id=f"{group}={name}")
+
+
+@pytest.mark.parametrize(("group", "name"), options())
+def test_an_option_composes_and_builds(group: str, name: str) -> None:
+    path = ["model.path=some/model"] if name == "any" else []
+    if group == "model":
+        function, cfg = compose("trace", [f"model={name}", *path])
+    else:
+        function, cfg = compose(taker(group), ["model=emoji_unet", f"{group}={name}"])
+    run.check(cfg[group], group)
+    if name != "any":  # reads a pipeline
+        made = run.keywords(function, cfg)[group]
+        assert dataclasses.is_dataclass(made)
+        assert getattr(made, "name", name) == name
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_has_defaults_for_all_but_the_model(command: str) -> None:
+    function, cfg = compose(command, ["model=emoji_unet"])
+    values = run.keywords(function, cfg)
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name != "log":
+            assert name in values or parameter.default is not parameter.empty
+    assert set(run.defaults(command)) <= set(run.choices())
+    assert set(run.defaults(command)) <= set(values)
+
+
+@pytest.mark.parametrize("name", run.choices().get("metrics", []))
+def test_metrics_can_be_chosen_for_a_model(name: str) -> None:
+    function, cfg = compose("trace", ["model=emoji_unet", f"metrics@model.metrics={name}"])
+    assert run.keywords(function, cfg)["model"].metrics
+
+
+def test_no_model_is_chosen_by_default() -> None:
+    """``+model=NAME`` works only then."""
+    assert all("model" not in run.defaults(command) for command in COMMANDS)
+
+
+def test_every_file_begins_with_what_it_is_for() -> None:
+    for path in run.CONF.rglob("*.yaml"):
+        assert path.read_text(encoding="utf-8").startswith("# "), path.relative_to(run.CONF)
+
+
+def test_the_paper_space_splits_where_the_paper_does() -> None:
+    import re
+
+    import yaml
+
+    spec = yaml.safe_load((run.CONF / "space" / "paper.yaml").read_text())
+    pattern = re.compile(spec["splits"])
+    split = ["up_blocks.0.resnets.2.conv1", "blocks.25.skip_linear"]
+    whole = [
+        "up_blocks.0.resnets.2.conv_shortcut",
+        "single_transformer_blocks.3.proj_out",
+        "down_blocks.0.resnets.0.conv1",
+    ]
+    assert all(pattern.search(name) for name in split)
+    assert not any(pattern.search(name) for name in whole)
+
+
+def test_the_packaged_configs_are_found_without_a_checkout(tmp_path: Path) -> None:
+    """As in a wheel, where conf/ lies in the package."""
+    import shutil
+    import subprocess
+    import sys
+
+    package = tmp_path / "qsdm"
+    package.mkdir()
+    for path in run.PACKAGE.glob("*.py"):
+        shutil.copy(path, package)
+    shutil.copytree(run.CONF, package / "conf")
+    code = "from qsdm import run; print(run.CONF, len(run.choices()))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[0] == str(package / "conf")
+    assert int(done.stdout.split()[1]) == len(run.choices())

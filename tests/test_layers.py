@@ -1,0 +1,127 @@
+"""Who may import whom: the table of the house's layers, kept by a walk over the syntax trees."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "qsdm"
+
+GROUND = {"graph", "qconfig", "cost", "outcome", "store", "log"}
+MACHINERY = {"tracing", "quant", "denoisers", "metrics", "strategies"}
+JOINS = {"evaluation", "calibration", "engine", "bench", "checkpoint", "predictor"}
+COMMANDS = {"trace", "calibrate", "measure", "train", "attribute", "search", "realize"}
+
+ALLOWED: dict[str, set[str]] = (
+    dict.fromkeys(GROUND | MACHINERY, GROUND)
+    | dict.fromkeys(JOINS - {"predictor"}, GROUND | MACHINERY | JOINS)
+    | {"predictor": GROUND, "sensitivity": GROUND | {"predictor"}, "report": GROUND}
+    | {"run": {"store", "log"}}
+    | {name: GROUND | MACHINERY | JOINS | {"sensitivity", "report", "run"} for name in COMMANDS}
+    | {"__main__": GROUND | MACHINERY | JOINS | COMMANDS | {"run"}, "__init__": set()}
+)
+"""What each module or folder may import of qsdm, anywhere in its files, itself apart."""
+
+DOORS = {
+    "hydra": {"run"},
+    "omegaconf": {"run"},
+    "wandb": {"run"},
+    "diffusers": {"denoisers", "tracing", "checkpoint", "evaluation"},
+    "torch_geometric": {"predictor"},
+    "captum": {"sensitivity"},
+    "networkx": {"graph"},
+    "pymoo": {"strategies"},
+}
+"""Each outside library has one door (evaluation asks diffusers for a pipeline's sampler)."""
+
+HEAVY = {
+    "diffusers",
+    "transformers",
+    "captum",
+    "wandb",
+    "hydra",
+    "pymoo",
+    "plotly",
+    "matplotlib",
+    "pandas",
+    "torch_geometric",
+}
+"""Imported inside the functions that use them."""
+
+
+def files() -> list[Path]:
+    return [path for path in sorted(PACKAGE.rglob("*.py")) if "zoo" not in path.relative_to(PACKAGE).parts]
+
+
+def part_of(path: Path) -> str:
+    """The module or folder of qsdm that a file belongs to."""
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """Dotted names that a file imports, and whether that happens when the file is imported."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    later = set()
+    for node in ast.walk(tree):
+        checking = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        running = isinstance(node, ast.If) and "__main__" in ast.unparse(node.test)
+        if checking or running or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            body = node.body if isinstance(node.body, list) else [node.body]
+            later |= {id(child) for statement in body for child in ast.walk(statement)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, id(node) not in later
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} has a relative import"
+            assert node.module is not None
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}", id(node) not in later
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_file_imports_only_what_its_layer_may(path: Path) -> None:
+    part = part_of(path)
+    for name, at_once in imports(path):
+        top, _, rest = name.partition(".")
+        if top == "qsdm":
+            other = rest.split(".")[0] if rest else ""
+            if (PACKAGE / other).exists() or (PACKAGE / f"{other}.py").exists():
+                assert other in ALLOWED[part] | {part, ""}, f"{part} may not import qsdm.{other}"
+        if top in DOORS:
+            assert part in DOORS[top], f"{part} may not import {top}: its door is {', '.join(sorted(DOORS[top]))}"
+        if top in HEAVY and not (top == "torch_geometric" and part == "predictor"):
+            assert not at_once, (
+                f"{path.name} imports {top} when it is imported: move that into the function that uses it"
+            )
+        if top == "torch":
+            assert part not in {"strategies"}, "strategies work on numpy arrays"
+            if part in GROUND | COMMANDS | {"run", "denoisers", "__main__", "report"}:
+                assert not at_once, f"{path.name} imports torch when it is imported: --help must be fast"
+        assert top not in {"pickle", "dill", "joblib"}, f"{path.name} imports {top}: artifacts are never pickles"
+
+
+def test_every_part_has_its_place() -> None:
+    assert {part_of(path) for path in files()} <= set(ALLOWED)
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nothing_is_evaluated_or_unpickled(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in {"eval", "exec", "torch.load", "pickle.load", "pickle.loads"}, f"{path.name}: {called}"
+
+
+def test_the_ground_needs_only_numpy() -> None:
+    import sys
+
+    for path in files():
+        if part_of(path) in GROUND:
+            for name, at_once in imports(path):
+                top = name.partition(".")[0]
+                assert not at_once or top in sys.stdlib_module_names | {"numpy", "qsdm"}, f"{path.name} imports {name}"
