@@ -85,6 +85,7 @@ def build(module: nn.Module, overrides: Mapping[str, Any] | None = None) -> dict
             f"{type(module).__name__}.forward takes no {odd[0]!r} (it takes {', '.join(sorted(named))}): correct model.inputs"
         )
     given = {name: _given(name, value) for name, value in overrides.items()}
+    roots = {name.partition(".")[0] for name in given}
     shapes = _Shapes.of(module)
     main = given.get(parameters[0].name)
     if isinstance(main, Tensor):
@@ -102,19 +103,15 @@ def build(module: nn.Module, overrides: Mapping[str, Any] | None = None) -> dict
             inputs[parameter.name] = shapes.main(parameter)
         elif _NEVER.search(parameter.name) and parameter.default is not inspect.Parameter.empty:
             continue
-        elif (value := _known(parameter, shapes)) is not None:
-            inputs[parameter.name] = value
-        elif (
-            parameter.default is inspect.Parameter.empty
-            and "Optional" not in str(parameter.annotation)
-            and "None" not in str(parameter.annotation)
-        ):
-            if parameter.name not in {name.partition(".")[0] for name in given}:
-                raise TraceError(
-                    f"{type(module).__name__}.forward needs {parameter.name!r}, which is not known: give model.inputs.{parameter.name}=[shape]"
-                )
-        elif parameter.default is inspect.Parameter.empty:
-            inputs[parameter.name] = None
+        elif (rule := _rule(parameter.name)) is not None:
+            value = rule(shapes, parameter)
+            if value is not None or parameter.default is inspect.Parameter.empty:
+                inputs[parameter.name] = value
+        elif parameter.default is inspect.Parameter.empty and parameter.name not in roots:
+            raise TraceError(
+                f"{type(module).__name__}.forward needs {parameter.name!r}, which is not known: "
+                f"give model.inputs.{parameter.name}=[shape]"
+            )
     for name, value in given.items():
         _place(inputs, name.split("."), value)
     return inputs
@@ -287,7 +284,7 @@ def _rotary(s: _Shapes, p: inspect.Parameter) -> tuple[Tensor, Tensor] | None:
 
 
 def _text_mask(s: _Shapes, p: inspect.Parameter) -> Tensor | None:
-    if p.default is not inspect.Parameter.empty:
+    if p.default is not inspect.Parameter.empty and not p.name.startswith("text_embedding_mask"):  # Hunyuan-DiT needs its masks
         return None
     tokens = first(s.config, "text_len_t5", default=s.tokens) if p.name.endswith("t5") else s.tokens
     return torch.ones(1, tokens, dtype=torch.bool if "Bool" in str(p.annotation) else torch.int64)
@@ -355,8 +352,6 @@ _RULES: tuple[tuple[str, Rule], ...] = (
 )
 
 
-def _known(parameter: inspect.Parameter, shapes: _Shapes) -> Any:
-    for pattern, rule in _RULES:
-        if re.fullmatch(pattern, parameter.name):
-            return rule(shapes, parameter)
-    return None
+def _rule(name: str) -> Rule | None:
+    """How to make a parameter of this name, if it is known."""
+    return next((rule for pattern, rule in _RULES if re.fullmatch(pattern, name)), None)
