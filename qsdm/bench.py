@@ -1,7 +1,8 @@
-"""Many configurations under one or two protocols, through an engine, into the store: what `measure` and `realize` have in common.
+"""Many configurations under one or two protocols, through an engine, into the store: what `measure` and `realize` have
+in common.
 
-The full-precision pictures of a protocol are made first and stored; other pictures are compared with them. What the store already holds
-is not measured again.
+The full-precision pictures of a protocol are made first and stored; other pictures are compared with them. What the
+store already holds is not measured again.
 """
 
 from __future__ import annotations

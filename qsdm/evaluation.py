@@ -1,7 +1,7 @@
 """Pipeline, configuration, prompts and seeds => pictures; pictures and metrics => `Outcome`.
 
-Picture i of a seed set has a caption and a generator of its own, so the pictures of any two configurations begin with the same noise, and
-batch size and number of processes change a metric by rounding only.
+Picture i of a seed set has a caption and a generator of its own, so the pictures of any two configurations begin with
+the same noise, and batch size and number of processes change a metric by rounding only.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ class Evaluator:
         self._full: np.ndarray | None = None
 
     def under(self, protocol: Protocol, prompts: Sequence[str]) -> Evaluator:
-        """An evaluator of another protocol (seeds, number of pictures) that shares the loaded pipeline with this one."""
+        """An evaluator of another protocol (seeds, number of pictures), on the pipeline that this one loaded."""
         other = object.__new__(Evaluator)
         other.__dict__.update(self.__dict__)
         other.protocol, other._full = protocol, None
@@ -188,7 +188,7 @@ class Evaluator:
             return self._switch.to(qconfig)
         if qconfig.methods:
             raise EvaluationError(
-                f"no quantized weights of {self.model.name!r}: run python -m qsdm.calibrate +model={self.model.name}"
+                f"no quantized weights of {self.model.name!r} were given: run qsdm.calibrate first"
             )
         return 0
 
@@ -277,7 +277,7 @@ def made_by() -> dict[str, Any]:
 
 
 def compute_in(denoiser: nn.Module, dtype: torch.dtype) -> None:
-    """Let the denoiser compute in ``dtype`` between float32 inputs and outputs: the sampler around it keeps its precision."""
+    """Let the denoiser compute in ``dtype`` between float32 inputs and outputs: the sampler keeps its precision."""
     if dtype == torch.float32:
         return
     nn.Module.to(denoiser, dtype)  # diffusers' own `to` warns

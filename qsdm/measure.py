@@ -4,8 +4,8 @@
     python -m qsdm.measure +model=emoji_unet configs=FILE          # these instead of random ones
     python -m qsdm.measure +model=emoji_unet seed_set=1            # the same configurations with other noise
 
-What the same protocol has measured before is skipped, so a killed run goes on where it was. Picture i of all configurations has the same
-caption and starting noise.
+What the same protocol has measured before is skipped, so a killed run goes on where it was. Picture i of all
+configurations has the same caption and starting noise.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A pool of processes on this machine (Pebble): unlike the standard library's, it survives the death of a worker.
 
 Processes are spawned: a fork after OpenMP has started threads hangs. Each worker has one thread; on a CPU many
-single-threaded workers draw more pictures than one with many threads. Ctrl-C reaches the driver only, which then ends the
-workers; if the driver is killed, they end themselves.
+single-threaded workers draw more pictures than one with many threads. Ctrl-C reaches the driver only, which then ends
+the workers; if the driver is killed, they end themselves.
 """
 
 from __future__ import annotations

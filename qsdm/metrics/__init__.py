@@ -1,7 +1,9 @@
-"""What pictures are scored by. Every metric is a frozen dataclass of paths and options in a file of its own; ``conf/metrics`` names them.
+"""What pictures are scored by. Every metric is a frozen dataclass of paths and options in a file of its own;
+``conf/metrics`` names them.
 
-A metric works in two steps, so that any subset of the pictures can be scored again without making them again: `Metric.features`, per
-picture, and `Metric.reduce`, over pictures. Networks are loaded at the first use and shared by all metrics of a process.
+A metric works in two steps, so that any subset of the pictures can be scored again without making them again:
+`Metric.features`, per picture, and `Metric.reduce`, over pictures. Networks are loaded at the first use and shared by
+all metrics of a process.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ class Metric(Protocol):
         Args:
             images: uint8 [N, H, W, 3].
             captions: N of them.
-            full: uint8 [N, H, W, 3], the same prompts and seeds at full precision; None where `images` are these themselves.
+            full: uint8 [N, H, W, 3], the same prompts and seeds at full precision; None where `images` are these
+                themselves.
 
         Returns:
             float32 [N, F].

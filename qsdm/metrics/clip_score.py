@@ -1,7 +1,8 @@
 """How well a picture fits its caption: the cosine of their CLIP embeddings.
 
 References:
-    CLIPScore: A Reference-free Evaluation Metric for Image Captioning (Hessel et al., 2021), equation 1 without its factor 2.5.
+    CLIPScore: A Reference-free Evaluation Metric for Image Captioning (Hessel et al., 2021), equation 1 without its
+        factor 2.5.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ class ClipScore:
     """``clip_score``: mean over pictures of max(cosine, 0), between 0 and 1 (some authors give 100 times that).
 
     Attributes:
-        judge: a CLIP model with its processor in the layout of transformers: hub id or directory; ``zoo`` for the small one
-            that qsdm ships for the emoji set, which no generator saw.
+        judge: a CLIP model with its processor in the layout of transformers: hub id or directory; ``zoo`` for the small
+            one that qsdm ships for the emoji set, which no generator saw.
         revision: of the hub repository.
     """
 
@@ -51,7 +52,7 @@ class ClipScore:
         from PIL import Image
         from torch.nn import functional as F
 
-        model, processor, tokenizer = _judge(self.source, self.revision)
+        model, processor, _ = _judge(self.source, self.revision)
         texts = [_text_embedding(self.source, self.revision, caption) for caption in captions]
         found = np.empty((len(images), 1), dtype=np.float32)
         with torch.inference_mode():
@@ -81,8 +82,8 @@ def _judge(source: str, revision: str | None) -> tuple[Any, Any, Any]:
         return model, processor, AutoTokenizer.from_pretrained(source, revision=revision)
     except (OSError, ValueError) as error:
         raise MetricError(
-            f"no CLIP model and processor at {source!r}: give the judge of clip_score in conf/metrics, or download it once with "
-            f"`hf download {source}`"
+            f"no CLIP model and processor at {source!r}: give the judge of clip_score in conf/metrics, "
+            f"or download it once with `hf download {source}`"
         ) from error
 
 

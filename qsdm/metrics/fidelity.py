@@ -12,7 +12,7 @@ CAP_DB = 100.0  # of a picture that is equal in all pixels, whose ratio is infin
 
 @dataclass(frozen=True, slots=True)
 class Psnr:
-    """``psnr``: 10 log10(255^2 / mean squared error) in dB, per picture, then averaged; None for full precision itself."""
+    """``psnr``: mean over pictures of 10 log10(255^2 / mean squared error), in dB; None for full precision itself."""
 
     name: str = "psnr"
     larger_is_better: bool = True

@@ -2,8 +2,9 @@
 
     d = |m1 - m2|^2 + tr(C1) + tr(C2) - 2 tr((C1 C2)^(1/2))
 
-With any factors C = A A^T the last trace is the sum of the singular values of A1^T A2 (the nuclear norm). This form is symmetric, takes
-no root of a rounding error, and is small for few pictures: A^T is then the centred features themselves.
+With any factors C = A A^T the last trace is the sum of the singular values of A1^T A2 (the nuclear norm). This form is
+symmetric, takes no root of a rounding error, and is small for few pictures: A^T is then the centred features
+themselves.
 
 References:
     GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium (Heusel et al., 2017), equation 6.
@@ -100,10 +101,12 @@ def write_reference(path: Path, features: np.ndarray) -> None:
 
 @dataclass(frozen=True, slots=True)
 class FrechetLite0:
-    """``fd_lite0``: over 112 features of EfficientNet-Lite0, for small pictures. It is not FID and not comparable with it.
+    """``fd_lite0``: over 112 features of EfficientNet-Lite0, for small pictures. It is not FID and not comparable with
+    it.
 
     Attributes:
-        reference: safetensors file with mean [112] and cov [112, 112] of the reference pictures; ``zoo`` for that of the emoji set.
+        reference: safetensors file with mean [112] and cov [112, 112] of the reference pictures; ``zoo`` for that of
+            the emoji set.
     """
 
     reference: str = "zoo"
@@ -140,7 +143,8 @@ class FrechetInception:
     """``fid``: over the 2048 pooled features of the Inception network of the original FID, as torch-fidelity ports it.
 
     Attributes:
-        reference: safetensors file with mean [2048] and cov [2048, 2048] of the reference pictures (see `write_reference`).
+        reference: safetensors file with mean [2048] and cov [2048, 2048] of the reference pictures (see
+            `write_reference`).
         weights: the network's file; None downloads it once.
     """
 
@@ -175,5 +179,6 @@ def _inception(weights: str | None):  # type: ignore[no-untyped-def]
         ).eval()
     except (ImportError, OSError) as error:
         raise MetricError(
-            f"fid needs torch-fidelity and its Inception weights ({error}): pip install 'qsdm[inception]', or measure without the metric fid"
+            f"fid needs torch-fidelity and its Inception weights ({error}): pip install 'qsdm[inception]', "
+            f"or measure without the metric fid"
         ) from error

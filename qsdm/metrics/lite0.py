@@ -1,11 +1,12 @@
-"""Features of a small ImageNet network for Fréchet distances of small pictures: the mean of EfficientNet-Lite0's stage 5, 112 numbers.
+"""Features of a small ImageNet network for Fréchet distances of small pictures: the mean of EfficientNet-Lite0's stage
+5, 112 numbers.
 
-Pictures of 32 px are shown to it at 96 px (bicubic without antialiasing, clamped): another resize moves a distance by more than most
-configurations do, so it is fixed here and named in `VERSION`.
+Pictures of 32 px are shown to it at 96 px (bicubic without antialiasing, clamped): another resize moves a distance by
+more than most configurations do, so it is fixed here and named in `version`.
 
 References:
-    EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks (Tan and Le, 2019), table 1; its Lite0 variant has no
-    squeeze-and-excitation, ReLU6 for swish, and input (v - 127) / 128.
+    EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks (Tan and Le, 2019), table 1; its Lite0
+        variant has no squeeze-and-excitation, ReLU6 for swish, and input (v - 127) / 128.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class SameConv2d(nn.Conv2d):
 
 
 class InvertedBottleneck(nn.Module):
-    """Expand, filter every channel, project; added to the input where the shapes allow it. Batch normalization is folded in."""
+    """Expand, filter every channel, project, and add the input where shapes allow it; batch normalization is folded in."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()

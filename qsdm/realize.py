@@ -1,0 +1,228 @@
+"""The best configurations of the search are realized, measured and compared; the best becomes ours.
+
+    python -m qsdm.realize +model=emoji_unet
+    python -m qsdm.realize +model=emoji_unet avg_bits=3.25 candidates=12
+
+The front's best predicted points are measured under the protocol of the labels, by which the best of them is chosen.
+Then it is measured on fresh seeds that nothing before has seen, beside full precision, every uniform configuration, and
+random ones of its size.
+
+Writes ``summary.json`` (measured values only), ``chosen.json`` (the configuration), ``pictures/*.png`` and
+``report.html``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qsdm import cost, run
+from qsdm.engine.local import Local
+from qsdm.log import Log, ignore
+from qsdm.outcome import Objective, Outcome
+from qsdm.qconfig import QuantConfig, Space, SpaceSpec
+from qsdm.store import StoreError, provenance, read_json, write_json
+
+if TYPE_CHECKING:
+    from qsdm.bench import Bench, Measured
+    from qsdm.denoisers import Model
+    from qsdm.engine import Engine
+    from qsdm.outcome import Protocol
+
+SCHEMA = "qsdm/summary/1"
+NUM_SHOWN = 16  # pictures in a grid
+
+
+def realize(
+    model: Model,
+    space: SpaceSpec,
+    objective: Objective,
+    store: Path = Path("store"),
+    avg_bits: float = 3.5,
+    candidates: int = 6,
+    num_images: int = 256,
+    label_seed_set: int = 0,
+    seed_set: int = 1,
+    num_random: int = 5,
+    seed: int = 0,
+    batch_size: int = 64,
+    engine: Engine = Local(),  # noqa: B008 (a frozen value)
+    log: Log = ignore,
+) -> dict[str, Any]:
+    """Choose among the front's points by measuring them, and measure the chosen one beside what it must beat.
+
+    Args:
+        avg_bits: of the chosen configuration, at most.
+        candidates: points of the front that are measured.
+        num_images: per configuration, in both rounds.
+        label_seed_set: noise of the first round, that of the labels.
+        seed_set: noise of the second round.
+        num_random: random configurations within 1 % of the chosen one's bytes.
+        seed: of the random configurations.
+
+    Returns:
+        What summary.json holds.
+
+    Raises:
+        StoreError: an earlier stage has not run.
+        ValueError: a value is out of range, or the front has nothing of at most ``avg_bits``.
+        EvaluationError: a configuration that the table needs cannot be measured.
+    """
+    from qsdm.bench import bench
+
+    if candidates < 1 or num_random < 0 or num_images < 2:
+        raise ValueError(
+            f"candidates must be positive, num_random not negative, num_images at least 2 "
+            f"(got {candidates}, {num_random}, {num_images})"
+        )
+    if seed_set == label_seed_set:
+        raise ValueError(f"wanted fresh noise, a seed_set other than label_seed_set (got {seed_set} for both)")
+    with bench(model, space, store, engine, batch_size) as ready:
+        points = best_points(read_json(ready.store.find(f"search/{space.name}.json", "search")), avg_bits, candidates)
+        proposed = [QuantConfig.from_json(point["qconfig"]) for point in points]
+        labels = ready.protocol(label_seed_set, num_images)
+        measured = ready.measure(proposed, labels, "candidates", log)
+        ours = choose(ready.space, objective, measured, proposed)
+        write_json(ready.store.path("chosen.json"), ours.to_json())
+
+        rows = compared(ready.space, ours, num_random, np.random.default_rng(seed))
+        fresh = ready.protocol(seed_set, num_images)
+        found = ready.measure(list(rows.values()), fresh, "realize", log)
+        summary = {
+            "schema": SCHEMA,
+            "denoiser": model.name,
+            "space": space.name,
+            "objective": dict(objective.weights),
+            "max_avg_bits": avg_bits,
+            "num_images": num_images,
+            "seed_set": seed_set,
+            "label_seed_set": label_seed_set,
+            "protocol": fresh.to_json(),
+            "rows": [row(ready.space, name, found.of(qconfig)) for name, qconfig in rows.items()],
+            "candidates": [
+                {"predicted": point["predicted"]} | row(ready.space, qconfig.digest[:12], measured.of(qconfig))
+                for point, qconfig in zip(points, proposed, strict=True)
+                if qconfig.digest in measured.outcomes
+            ],
+            "provenance": provenance(),
+        }
+        write_json(ready.store.path("summary.json"), summary)
+        draw(ready, rows, summary["rows"], fresh)
+    finish(ready, space, summary, log)
+    return summary
+
+
+def best_points(front: Mapping[str, Any], avg_bits: float, candidates: int) -> list[dict[str, Any]]:
+    """The best predicted points of at most ``avg_bits``, best first.
+
+    Raises:
+        ValueError: there is none.
+    """
+    points = sorted((p for p in front["points"] if p["avg_bits"] <= avg_bits), key=lambda point: -point["predicted"])
+    if not points:
+        least = min((point["avg_bits"] for point in front["points"]), default=float("nan"))
+        raise ValueError(f"wanted a larger avg_bits: the front's least point has {least:.4f} (got {avg_bits})")
+    return points[:candidates]
+
+
+def choose(space: Space, objective: Objective, measured: Measured, proposed: Sequence[QuantConfig]) -> QuantConfig:
+    """The candidate whose measured outcome the objective likes best."""
+    from qsdm.evaluation import EvaluationError
+
+    def quality(qconfig: QuantConfig) -> float:
+        bits = cost.avg_bits(space.graph, qconfig, space.full_bits)
+        return objective({**measured.outcomes[qconfig.digest].metrics, "avg_bits": bits})
+
+    able = [qconfig for qconfig in proposed if qconfig.digest in measured.outcomes]
+    if not able:
+        raise EvaluationError(
+            f"no candidate could be measured: {next(iter(measured.failures.values()), 'there is none')}"
+        )
+    return max(able, key=quality)
+
+
+def compared(space: Space, ours: QuantConfig, num_random: int, rng: np.random.Generator) -> dict[str, QuantConfig]:
+    """Rows of the final table by name."""
+    from qsdm.strategies.random import near
+
+    methods = sorted((m for m in space.methods if m.name != "fp"), key=lambda m: (-m.bits, m.name))
+    size = cost.size_bytes(space.graph, ours, space.full_bits)
+    return {
+        "fp": QuantConfig(ours.denoiser, {}),
+        **{str(method): space.uniform(method) for method in methods},
+        **{f"random-{i}": near(space, size, 0.01, rng) for i in range(num_random)},
+        "ours": ours,
+    }
+
+
+def row(space: Space, name: str, outcome: Outcome) -> dict[str, Any]:
+    return {
+        "name": name,
+        "avg_bits": cost.avg_bits(space.graph, outcome.qconfig, space.full_bits),
+        "size_bytes": cost.size_bytes(space.graph, outcome.qconfig, space.full_bits),
+        "metrics": dict(outcome.metrics),
+        "halves": {metric: list(pair) for metric, pair in outcome.halves.items()},
+        "num_images": outcome.num_images,
+        "qconfig": outcome.qconfig.digest,
+    }
+
+
+def draw(ready: Bench, rows: Mapping[str, QuantConfig], table: Sequence[Mapping[str, Any]], protocol: Protocol) -> None:
+    """Grids of full precision, of the best uniform configuration of each bit width, of ours; and all of them in one."""
+    from qsdm.bench import read_full
+    from qsdm.report import grids
+
+    by_name = {entry["name"]: entry for entry in table}
+    shown = ["fp", *best_uniform(ready, table), "ours"]
+    count = min(NUM_SHOWN, protocol.num_images)
+    pictures = {name: ready.draw(rows[name], protocol, count, batch=-(-count // 2)) for name in shown if name != "fp"}
+    pictures["fp"] = read_full(ready.full(protocol))[:count]
+    for name in shown:
+        grids.write(ready.store.path(f"pictures/{name}.png"), grids.grid(pictures[name]))
+    titles = {"fp": "full precision", "ours": "ours"}
+    labels = {name: f"{titles.get(name, 'uniform ' + name)}\n{by_name[name]['avg_bits']:.2f} bits" for name in shown}
+    grids.write(
+        ready.store.path("pictures/comparison.png"), grids.strips({labels[name]: pictures[name][:8] for name in shown})
+    )
+
+
+def best_uniform(ready: Bench, table: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of the uniform rows of each bit width that are best by the first metric, most bits first."""
+    name_of, metric = next(iter(ready.model.metrics.items()))
+    sign = 1 if metric.larger_is_better else -1
+    widths: dict[int, list[Mapping[str, Any]]] = {}
+    names = {str(method): method.bits for method in ready.space.methods if method.name != "fp"}
+    for entry in table:
+        if entry["name"] in names:
+            widths.setdefault(names[entry["name"]], []).append(entry)
+    best = {bits: max(rows, key=lambda row: sign * row["metrics"][name_of]) for bits, rows in widths.items()}
+    return [best[bits]["name"] for bits in sorted(best, reverse=True)]
+
+
+def finish(ready: Bench, space: SpaceSpec, summary: Mapping[str, Any], log: Log) -> None:
+    """Print the table, write the page, log both."""
+    from qsdm.report import page, results
+
+    names = list(summary["rows"][0]["metrics"])
+    print(f"{'':<14}{'bits':>8}{'bytes':>12}" + "".join(f"{name:>12}" for name in names))
+    for entry in summary["rows"]:
+        cells = "".join(f"{'-':>12}" if (v := entry["metrics"][n]) is None else f"{v:>12.4f}" for n in names)
+        print(f"{entry['name']:<14}{entry['avg_bits']:>8.4f}{entry['size_bytes']:>12,}{cells}")
+        log({f"realize/{entry['name']}/{name}": value for name, value in entry["metrics"].items() if value is not None})
+    if (said := results.sentence(summary)) is not None:
+        print(said)
+    target = ready.store.path("report.html")
+    try:
+        page.write(target, results.read(ready.store, space.name, ready.space.full_bits))
+    except StoreError as error:  # the measured table is written; a page that cannot be drawn does not undo it
+        print(f"no page: {error}")
+        return
+    print(target)
+    log({"realize/pictures": ready.store.path("pictures/comparison.png"), "realize/page": target})
+
+
+if __name__ == "__main__":
+    run.main(realize)

@@ -1,0 +1,112 @@
+"""realize: from a front to a measured table, on a tiny pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qsdm.calibrate import calibrate
+from qsdm.calibration import read_table
+from qsdm.denoisers import Model
+from qsdm.engine.serial import Serial
+from qsdm.graph import Graph
+from qsdm.outcome import Objective
+from qsdm.qconfig import QuantConfig, Space, SpaceSpec
+from qsdm.realize import best_points, realize
+from qsdm.search import search_front
+from qsdm.store import Store, StoreError, read_json, write_json
+from qsdm.strategies import Problem
+from qsdm.strategies.random import Random
+from qsdm.trace import trace
+
+SPEC = SpaceSpec("small", ("uaq-3", "uaq-4", "kmeans_a-3", "kmeans_a-4"))
+LIMIT = 3.7
+
+
+@pytest.fixture(scope="module")
+def traced(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = tmp_path_factory.mktemp("store")
+    trace(tiny_model, store)
+    calibrate(tiny_model, SPEC, store)
+    return store
+
+
+@pytest.fixture(scope="module")
+def space(tiny_model: Model, traced: Path) -> Space:
+    return SPEC.of(Graph.from_json(read_json(Store(traced, tiny_model.name).path("graph.json"))))
+
+
+@pytest.fixture(scope="module")
+def searched(tiny_model: Model, traced: Path, space: Space) -> Path:
+    """A store with a front of random configurations, whose predictions are made up."""
+    place = Store(traced, tiny_model.name)
+    problem = Problem.of(space, read_table(place.path("calibration/small")))
+
+    def predict(genes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return genes.sum(axis=1) / genes.shape[1], np.zeros(len(genes))
+
+    front = search_front(predict, problem, Random(), budget=100)
+    about = {"schema": "qsdm/front/1", "denoiser": "tiny", "space": "small", "objective": {"fd_lite0": -1}}
+    write_json(place.path("search/small.json"), about | front)
+    return traced
+
+
+def test_measures_ours_beside_what_it_must_beat(tiny_model: Model, searched: Path, space: Space) -> None:
+    place = Store(searched, tiny_model.name)
+    objective = Objective({"fd_lite0": -1})
+    arguments = {
+        "avg_bits": LIMIT,
+        "candidates": 2,
+        "num_images": 4,
+        "num_random": 2,
+        "batch_size": 4,
+        "engine": Serial(),
+    }
+    summary = realize(tiny_model, SPEC, objective, searched, **arguments)
+    assert summary == read_json(place.path("summary.json"))
+    rows = {row["name"]: row for row in summary["rows"]}
+    assert list(rows) == ["fp", "kmeans_a-4", "uaq-4", "kmeans_a-3", "uaq-3", "random-0", "random-1", "ours"]
+    ours = rows["ours"]
+    assert ours["avg_bits"] <= LIMIT
+    for name in ("random-0", "random-1"):
+        assert rows[name]["size_bytes"] == pytest.approx(ours["size_bytes"], rel=0.01)
+    assert rows["fp"]["metrics"]["psnr"] is None
+    assert all(row["metrics"]["psnr"] > 0 for name, row in rows.items() if name != "fp")
+
+    # Chosen by the labels' noise, measured on other noise.
+    best = min(summary["candidates"], key=lambda row: row["metrics"]["fd_lite0"])
+    chosen = QuantConfig.from_json(read_json(place.path("chosen.json")))
+    assert chosen.digest == best["qconfig"] == ours["qconfig"]
+    assert len(summary["candidates"]) == 2
+    assert ours["metrics"]["fd_lite0"] != best["metrics"]["fd_lite0"]
+    assert {protocol.seed_set for protocol in place.protocols().values()} == {0, 1}
+
+    names = {path.stem for path in place.path("pictures").glob("*.png")}
+    assert names >= {"fp", "ours", "comparison"}
+    assert len(names) == 5  # and the best uniform ones of 4 and of 3 bits
+    with Image.open(place.path("pictures/ours.png")) as image:
+        assert np.asarray(image).std() > 1
+    assert "<html" in place.path("report.html").read_text(encoding="utf-8")
+
+
+def test_takes_the_best_predicted_points_below_the_limit() -> None:
+    points = [
+        {"avg_bits": bits, "predicted": value} for bits, value in ((3.1, -3.0), (3.3, -2.0), (3.5, -1.0), (3.6, 0.0))
+    ]
+    assert [p["avg_bits"] for p in best_points({"points": points}, 3.5, 2)] == [3.5, 3.3]
+    with pytest.raises(ValueError, match=r"larger avg_bits.*3\.1000 \(got 3\)"):
+        best_points({"points": points}, 3, 2)
+
+
+def test_bad_input_names_the_remedy(tiny_model: Model, traced: Path, tmp_path: Path) -> None:
+    objective = Objective({"fd_lite0": -1})
+    with pytest.raises(StoreError, match=r"run python -m qsdm\.trace \+model=tiny"):
+        realize(tiny_model, SPEC, objective, tmp_path, engine=Serial())
+    with pytest.raises(ValueError, match="seed_set other than label_seed_set"):
+        realize(tiny_model, SPEC, objective, traced, seed_set=0, engine=Serial())
+    other = SpaceSpec("other", SPEC.methods)
+    with pytest.raises(StoreError, match=r"run python -m qsdm\.calibrate \+model=tiny"):
+        realize(tiny_model, other, objective, traced, engine=Serial())
