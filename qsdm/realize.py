@@ -91,7 +91,7 @@ def realize(
         rows = compared(ready.space, ours, num_random, np.random.default_rng(seed))
         fresh = ready.protocol(seed_set, num_images)
         found = ready.measure(list(rows.values()), fresh, "realize", log)
-        summary = {
+        summary: dict[str, Any] = {
             "schema": SCHEMA,
             "denoiser": model.name,
             "space": space.name,
