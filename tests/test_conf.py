@@ -45,7 +45,7 @@ def options() -> Iterator[Any]:
                 yield pytest.param(group, name, id=f"{group}={name}")
 
 
-@pytest.mark.parametrize(("group", "name"), options())
+@pytest.mark.parametrize(("group", "name"), list(options()))
 def test_an_option_composes_and_builds(group: str, name: str) -> None:
     path = ["model.path=some/model"] if name == "any" else []
     if group == "model":

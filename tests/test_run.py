@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -79,7 +81,7 @@ def grow(
 
 
 @pytest.fixture
-def garden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def garden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder of configs for `grow`, and an empty working directory."""
     conf = tmp_path / "conf"
     (conf / "plant").mkdir(parents=True)
@@ -95,7 +97,9 @@ def garden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.delenv("QSDM_TRACEBACK", raising=False)
     calls.clear()
-    return tmp_path
+    level = logging.getLogger().level
+    yield tmp_path
+    logging.getLogger().setLevel(level)  # hydra.verbose lowers it
 
 
 @pytest.mark.parametrize("argument", ["+plant=rose", "plant=rose", "++plant=rose"])
@@ -184,7 +188,7 @@ def test_a_sweep_goes_on_after_a_failure(garden: Path, capsys: pytest.CaptureFix
         ("oak", 90),
     ]
     assert capsys.readouterr().err.count("error: no water") == 2
-    assert len(list(Path("multirun/grow").glob("*/[0-3]/provenance.json"))) == 2
+    assert len(list(Path("multirun/grow").glob("*/[0-3]/provenance.json"))) == 4
 
 
 def test_a_run_leaves_its_config_and_provenance(garden: Path) -> None:
@@ -280,8 +284,6 @@ def test_help_of_each_command_is_fast(command: str, tmp_path: Path) -> None:
 
 
 def environment() -> dict[str, str]:
-    import os
-
     return {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
