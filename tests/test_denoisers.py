@@ -1,0 +1,74 @@
+"""What a model's YAML becomes, and what is said when its weights are not here."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from qsdm import denoisers
+from qsdm.denoisers import Model, ModelError
+
+TOY = Model(
+    name="toy",
+    path="nobody/nothing",
+    denoiser="UNet2DConditionModel",
+    component="unet",
+    resolution_px=32,
+    steps=4,
+    guidance=1.0,
+)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("component", "vae", "must be unet or transformer"),
+        ("full_bits", 8, "16 or 32"),
+        ("steps", 0, "must be positive"),
+        ("resolution_px", -1, "must be positive"),
+        ("guidance", -0.5, "not negative"),
+    ],
+)
+def test_a_bad_value_is_named(field: str, value: object, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        dataclasses.replace(TOY, **{field: value})
+
+
+def test_a_directory_is_a_model(tmp_path: Path) -> None:
+    assert TOY.directory is None
+    assert dataclasses.replace(TOY, path=str(tmp_path)).directory == tmp_path
+    assert dataclasses.replace(TOY, path="zoo").directory == denoisers.ZOO / "toy" / "pipeline"
+
+
+@pytest.mark.parametrize("name", ["NoSuchModel", "__version__", "os.system", ""])
+def test_a_class_that_diffusers_lacks_is_named(name: str) -> None:
+    with pytest.raises(ModelError, match="has no class"):
+        denoisers.denoiser_class(dataclasses.replace(TOY, denoiser=name))
+
+
+def test_missing_weights_say_how_to_get_them(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no weights of 'toy' .* give model\.path=DIRECTORY"):
+        denoisers.load_pipeline(dataclasses.replace(TOY, path=str(tmp_path)))
+
+
+def test_a_pipeline_is_loaded_from_its_directory(tiny_model: Model) -> None:
+    pipeline = denoisers.load_pipeline(tiny_model)
+    module = denoisers.denoiser_of(pipeline, tiny_model)
+    assert isinstance(module, denoisers.denoiser_class(tiny_model))
+    assert sum(p.numel() for p in module.parameters()) == tiny_model.num_params
+
+
+def test_the_weights_digest_follows_the_files(tmp_path: Path) -> None:
+    model = dataclasses.replace(TOY, path=str(tmp_path))
+    digests = {denoisers.weights_digest(model)}
+    for content in (b"1", b"2"):
+        (tmp_path / "a.safetensors").write_bytes(content)
+        digests.add(denoisers.weights_digest(model))
+    (tmp_path / "a.safetensors").rename(tmp_path / "b.safetensors")
+    digests.add(denoisers.weights_digest(model))
+    assert len(digests) == 4
+    (tmp_path / "note.txt").write_text("x")
+    assert denoisers.weights_digest(model) in digests
+    assert denoisers.weights_digest(TOY) != denoisers.weights_digest(dataclasses.replace(TOY, revision="1"))

@@ -1,0 +1,69 @@
+"""Protocols, outcomes, objectives."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from qsdm.outcome import Objective, Outcome, Protocol
+from qsdm.qconfig import QuantConfig, QuantMethod
+
+PROTOCOL = Protocol(
+    denoiser="toy",
+    weights="w",
+    fit="1",
+    sampler="DDIM",
+    steps=10,
+    guidance=2.0,
+    resolution_px=32,
+    dtype="float32",
+    prompts="p",
+    seed_set=0,
+    num_images=8,
+    metrics={"fd": "1"},
+)
+QCONFIG = QuantConfig("toy", {"a": QuantMethod("uaq", 4)})
+
+
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Protocol) if f.name != "digest"])
+def test_every_field_makes_another_protocol(field: str) -> None:
+    value = getattr(PROTOCOL, field)
+    other = {"x": "2"} if isinstance(value, dict) else value + 1 if isinstance(value, int | float) else value + "x"
+    assert dataclasses.replace(PROTOCOL, **{field: other}).digest != PROTOCOL.digest
+
+
+def test_json_round_trips() -> None:
+    assert Protocol.from_json(json.loads(json.dumps(PROTOCOL.to_json()))).digest == PROTOCOL.digest
+    outcome = Outcome(QCONFIG, PROTOCOL.digest, {"fd": 1.5, "psnr": None}, 8, {"fd": (1.0, 2.0)}, {"seconds": 3})
+    again = Outcome.from_json(json.loads(json.dumps(outcome.to_json())))
+    assert again == outcome
+    assert again.key == (QCONFIG.digest, PROTOCOL.digest)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_metric_that_is_not_finite_is_refused(value: float) -> None:
+    with pytest.raises(ValueError, match=r"metric fd of configuration .* it is not stored"):
+        Outcome(QCONFIG, PROTOCOL.digest, {"fd": value}, 8)
+
+
+def test_a_distance_needs_two_pictures() -> None:
+    with pytest.raises(ValueError, match="at least 2"):
+        dataclasses.replace(PROTOCOL, num_images=1)
+
+
+def test_an_objective_is_linear() -> None:
+    objective = Objective({"fid": -1, "avg_bits": -150})
+    assert objective({"fid": 10.0, "avg_bits": 4.0, "other": None}) == -610
+    with pytest.raises(KeyError, match="needs the metric 'fid'"):
+        objective({"avg_bits": 4.0})
+    with pytest.raises(KeyError, match="needs the metric 'fid'"):
+        objective({"avg_bits": 4.0, "fid": None})
+
+
+@pytest.mark.parametrize("weights", [{}, {"fid": math.nan}])
+def test_an_objective_needs_finite_weights(weights: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="finite weights"):
+        Objective(weights)

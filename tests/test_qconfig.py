@@ -1,0 +1,147 @@
+"""Methods by name, configurations, spaces."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qsdm.graph import Graph, Node, Op, Weight
+from qsdm.qconfig import OutsideSpace, QuantConfig, QuantMethod, Space, SpaceSpec
+
+PAPER = ("uaq-3", "uaq-4", "kmeans_c-3", "kmeans_c-4", "kmeans_a-3", "kmeans_a-4")
+
+
+def graph_of(*shapes: tuple[int, ...]) -> Graph:
+    weights = [Weight(f"layer{i}", f"layer{i}.weight", shape) for i, shape in enumerate(shapes)]
+    nodes = tuple(Node(w.name, Op.LINEAR, weight=w) for w in weights)
+    return Graph("toy", nodes, tuple((i, i + 1) for i in range(len(nodes) - 1)))
+
+
+LARGE = graph_of(*[(64, 2048)] * 12)
+SPACE = Space.of(LARGE, PAPER)
+
+
+@pytest.mark.parametrize("text", [*PAPER, "uaq_g64-4", "nf4_g64-4", "fp-16", "uaq_refined-2", "fp8_e4m3-8"])
+def test_parse_and_print_are_inverse(text: str) -> None:
+    assert str(QuantMethod.parse(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "uaq", "uaq-", "uaq-1", "uaq-9", "nf4_g64-3", "fp-4", "uaq_g60-4", "kmeans-4", "uaq-4 "]
+)
+def test_an_unknown_method_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"wanted a method such as|has .* bits"):
+        QuantMethod.parse(text)
+
+
+def test_overhead_is_the_papers() -> None:
+    weight = Weight("a", "a.weight", (64, 2048))
+    wanted = {"uaq-4": 2 * 16 * 64, "kmeans_a-4": 16 * 16, "kmeans_c-3": 8 * 16 * 64, "fp-16": 0}
+    assert {text: QuantMethod.parse(text).overhead_bits(weight, 16) for text in wanted} == wanted
+
+
+def test_codes_of_tied_weights_are_stored_once_each() -> None:
+    method = QuantMethod("uaq", 4)
+    alone, tied = Weight("a", "a.weight", (8, 64)), Weight("a", "a.weight", (8, 64), ties=("b.weight",))
+    assert method.size_bits(tied, 16) == 2 * method.size_bits(alone, 16)
+
+
+def test_three_bit_codes_fill_whole_bytes() -> None:
+    odd = Weight("a", "a.weight", (1, 3))
+    assert QuantMethod("fp", 16).size_bits(odd, 16) == 48
+    assert QuantMethod("kmeans_a", 3).size_bits(odd, 16) == 16 + 8 * 16  # 9 bits of codes => 2 bytes
+
+
+def test_a_small_layer_is_offered_what_it_affords() -> None:
+    space = Space.of(graph_of((32, 64), (64, 2048)), PAPER)
+    assert [str(m) for m in space.options[0]] == ["uaq-3", "kmeans_a-3", "uaq-4", "kmeans_a-4"]
+    assert len(space.options[1]) == 6
+
+
+def test_json_round_trip_and_digest() -> None:
+    qconfig = SPACE.sample(np.random.default_rng(0))
+    again = QuantConfig.from_json(json.loads(json.dumps(qconfig.to_json())))
+    assert again == qconfig
+    assert again.digest == qconfig.digest
+    turned = QuantConfig("toy", dict(reversed(qconfig.methods.items())))
+    assert turned.digest == qconfig.digest, "the order of weights is no difference"
+
+
+@pytest.mark.parametrize("data", [None, [], {}, {"schema": "qsdm/qconfig/1"}, {"schema": "x", "methods": {}}])
+def test_foreign_json_is_refused(data: object) -> None:
+    with pytest.raises(ValueError, match="wanted a configuration of schema"):
+        QuantConfig.from_json(data)  # type: ignore[arg-type]
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 2**32 - 1))
+def test_encode_and_decode_are_inverse(seed: int) -> None:
+    qconfig = SPACE.sample(np.random.default_rng(seed))
+    genes = SPACE.encode(qconfig)
+    assert SPACE.decode(genes) == qconfig
+    assert (genes >= 0).all()
+    assert all(gene < len(offered) for gene, offered in zip(genes, SPACE.options, strict=True))
+
+
+def test_average_bits_of_samples_spread_evenly() -> None:
+    """The paper's rule: p3 ~ U(0, 1); drawing each weight's bits alone would pile up at 3.5."""
+    space, rng = Space.of(graph_of(*[(64, 2048)] * 200), PAPER), np.random.default_rng(0)
+    bits = [np.mean([m.bits for m in space.sample(rng).methods.values()]) for _ in range(300)]
+    counts = np.histogram(bits, bins=5, range=(3, 4))[0]
+    assert counts.min() > 30
+    assert abs(np.mean(bits) - 3.5) < 0.05
+
+
+def test_methods_of_equal_bits_are_drawn_equally() -> None:
+    rng = np.random.default_rng(0)
+    names = [m.name for _ in range(200) for m in SPACE.sample(rng).methods.values()]
+    shares = [names.count(name) / len(names) for name in ("uaq", "kmeans_c", "kmeans_a")]
+    assert max(shares) - min(shares) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("qconfig", "words"),
+    [
+        (QuantConfig("other", {}), "of 'toy'"),
+        (QuantConfig("toy", {}), "same weights"),
+        (QuantConfig("toy", {f"layer{i}": QuantMethod("uaq", 4) for i in range(13)}), "'layer12'"),
+        (QuantConfig("toy", {f"layer{i}": QuantMethod("uaq", 8) for i in range(12)}), "uaq-8 is not on offer"),
+    ],
+)
+def test_a_configuration_outside_the_space_is_named(qconfig: QuantConfig, words: str) -> None:
+    with pytest.raises(OutsideSpace, match=words):
+        SPACE.encode(qconfig)
+
+
+def test_uniform_takes_the_substitute_where_it_must() -> None:
+    space = Space.of(graph_of((32, 64), (64, 2048)), PAPER)
+    assert [str(m) for m in space.uniform("kmeans_c-4").methods.values()] == ["kmeans_a-4", "kmeans_c-4"]
+    with pytest.raises(OutsideSpace, match="no 8-bit method"):
+        space.uniform("uaq-8")
+
+
+def test_a_space_spec_merges_and_offers() -> None:
+    nodes = (
+        Node("a#0", Op.CONV, weight=Weight("a#0", "a.weight", (64, 1024))),
+        Node("a#1", Op.CONV, weight=Weight("a#1", "a.weight", (64, 1024), 1024)),
+        Node("a+", Op.ADD),
+    )
+    graph = Graph("toy", nodes, ((0, 2), (1, 2)))
+    assert len(SpaceSpec("split", PAPER, splits=".*").of(graph).graph.weights) == 2
+    (whole,) = SpaceSpec("whole", PAPER, splits="^b$").of(graph).graph.weights
+    assert whole.shape == (64, 2048)
+
+
+def test_a_space_file_names_itself() -> None:
+    import yaml
+
+    for path in (Path(__file__).parents[1] / "conf" / "space").glob("*.yaml"):
+        data = yaml.safe_load(path.read_text())
+        assert data.pop("_target_") == "qsdm.qconfig.SpaceSpec"
+        assert SpaceSpec(**data).of(LARGE).methods
+        assert data["name"] == path.stem
