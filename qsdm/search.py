@@ -68,7 +68,7 @@ def search(
         What was written.
 
     Raises:
-        StoreError: an earlier stage has not run.
+        StoreError: an earlier stage has not run, or for another objective.
         ValueError: a value is out of range, or nothing in the space has at most ``max_bits``.
     """
     from qsdm.calibration import read_table
@@ -77,7 +77,9 @@ def search(
     files = Store(store, model.name)
     made = space.of(Graph.from_json(read_json(files.find("graph.json", "trace"))), model.full_bits)
     table = read_table(files.find(f"calibration/{space.name}", "calibrate"))
-    predictor = Predictor.load(files.find(f"predictor/{space.name}", "train"), made, table)
+    directory = files.find(f"predictor/{space.name}/report.json", "train").parent
+    predictor = Predictor.load(directory, made, table)
+    predictor.require(dict(objective.weights))
     result = search_front(
         predictor.predict, Problem.of(made, table), strategy, max_bits, budget, kappa, max_points, seed, log
     )

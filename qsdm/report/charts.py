@@ -20,15 +20,14 @@ COLOURS = {
     "greedy": "#2aa876",
     "greedy_error": "#b8860b",
 }
-DIVERGING = [[0.0, "#2aa876"], [0.5, "#8b93a122"], [1.0, "#e0533d"]]
-SEQUENTIAL = [[0.0, "#3b76f611"], [0.5, "#8a63d2"], [1.0, "#e0533d"]]
-MARKS = {"uaq": "square", "kmeans_a": "diamond", "kmeans_c": "triangle-up"}
+DIVERGING = [[0.0, "#2aa876"], [0.5, "rgba(139,147,161,0.12)"], [1.0, "#e0533d"]]
+SEQUENTIAL = [[0.0, "rgba(59,118,246,0.06)"], [0.5, "#8a63d2"], [1.0, "#e0533d"]]
 Figure = dict[str, Any]
 
 
 def figure(data: Sequence[Mapping[str, Any]], height: int = 380, **layout: Any) -> Figure:
     """What all figures share."""
-    base = {
+    base: dict[str, Any] = {
         "height": height,
         "margin": {"l": 56, "r": 16, "t": 16, "b": 48},
         "paper_bgcolor": "rgba(0,0,0,0)",
@@ -37,8 +36,14 @@ def figure(data: Sequence[Mapping[str, Any]], height: int = 380, **layout: Any) 
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         "hovermode": "closest",
         "bargap": 0.25,
+        "xaxis": {},
+        "yaxis": {},
     }
-    return {"data": [dict(trace) for trace in data], "layout": base | layout}
+    layout = base | layout
+    for axis in ("xaxis", "yaxis"):
+        if "title" in layout[axis]:
+            layout[axis]["title"] = dict(layout[axis]["title"]) | {"font": {"size": 12}, "standoff": 8}
+    return {"data": [dict(trace) for trace in data], "layout": layout}
 
 
 def measured(rows: Sequence[Mapping[str, Any]], metric: str = "fd_lite0") -> Figure | None:
@@ -50,7 +55,7 @@ def measured(rows: Sequence[Mapping[str, Any]], metric: str = "fd_lite0") -> Fig
     names = {"uniform": "uniform", "random": "random, size of ours", "ours": "ours"}
     data = []
     for kind, title in names.items():
-        mine = [row for row in quantized if kind_of(row["name"]) == kind]
+        mine = sorted((row for row in quantized if kind_of(row["name"]) == kind), key=lambda row: row["avg_bits"])
         if not mine:
             continue
         data.append(
@@ -61,15 +66,13 @@ def measured(rows: Sequence[Mapping[str, Any]], metric: str = "fd_lite0") -> Fig
                 "x": [row["avg_bits"] for row in mine],
                 "y": [row["metrics"][metric] for row in mine],
                 "text": [row["name"] for row in mine],
-                "textposition": "top center",
+                "textposition": ["top center" if i % 2 else "bottom center" for i in range(len(mine))],
                 "textfont": {"size": 11},
                 "hovertemplate": "%{text}<br>%{x:.3f} bits<br>" + metric + " %{y:.4g}<extra></extra>",
                 "marker": {
                     "color": COLOURS[kind],
                     "size": {"ours": 17, "uniform": 11, "random": 9}[kind],
-                    "symbol": "star"
-                    if kind == "ours"
-                    else [MARKS.get(r["name"].split("-")[0], "circle") for r in mine],
+                    "symbol": {"ours": "star", "uniform": "square", "random": "circle"}[kind],
                 },
             }
         )
@@ -189,29 +192,28 @@ def heat(
     """Weights by methods, in the order of the graph; None where a method is not on offer."""
     if not names or not methods:
         return None
-    array = np.array([[np.nan if value is None else value for value in row] for row in values], dtype=float)
+    array = np.array([[np.nan if value is None else value for value in row] for row in values], dtype=float).T
     scale = float(np.nanquantile(np.abs(array), 0.98)) or 1.0  # a few weights would fade all others
     signed = bool((array < 0).any())
+    few = len(names) <= 40
     trace = {
         "type": "heatmap",
-        "x": list(methods),
-        "y": list(names),
+        "x": list(names),
+        "y": list(methods),
         "z": [[None if np.isnan(v) else float(v) for v in row] for row in array],
         "zmin": -scale if signed else 0,
         "zmax": scale,
         "colorscale": DIVERGING if signed else SEQUENTIAL,
         "colorbar": {"title": {"text": unit, "side": "right"}, "thickness": 10, "outlinewidth": 0},
-        "hovertemplate": "%{y}<br>%{x}: %{z:.4g}<extra></extra>",
-        "xgap": 1,
-        "ygap": 0 if len(names) > 120 else 1,
+        "hovertemplate": "%{x}<br>%{y}: %{z:.4g}<extra></extra>",
+        "xgap": 1 if few else 0,
+        "ygap": 1,
     }
-    height = int(min(max(320, 11 * len(names) + 90), 1400))
-    y = {"autorange": "reversed", "showticklabels": len(names) <= 60, "automargin": True, "showgrid": False}
-    if len(names) > 60:
-        y |= {"title": {"text": f"{len(names)} weights, from input to output"}}
-    return figure(
-        [trace], height, xaxis={"showgrid": False, "side": "top"}, yaxis=y, margin={"l": 40, "r": 8, "t": 36, "b": 16}
-    )
+    x = {"showticklabels": few, "tickangle": -60, "automargin": True, "showgrid": False, "ticks": ""}
+    if not few:
+        x |= {"title": {"text": f"{len(names)} weights, from input to output"}}
+    y = {"autorange": "reversed", "automargin": True, "showgrid": False, "ticksuffix": "  "}
+    return figure([trace], 110 + 32 * len(methods), xaxis=x, yaxis=y, margin={"l": 40, "r": 8, "t": 8, "b": 40})
 
 
 def predictor(entries: Sequence[Mapping[str, Any]], ceiling: float | None = None) -> Figure | None:

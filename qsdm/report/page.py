@@ -10,14 +10,24 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from qsdm.report import charts
-from qsdm.report.results import FULL, OURS, Results, kind_of, megabytes, rows, sentence, verdict
+from qsdm.report.results import (
+    FULL,
+    OURS,
+    Results,
+    harms,
+    kind_of,
+    matrix,
+    megabytes,
+    rows,
+    sentence,
+    shown_pictures,
+    verdict,
+)
 from qsdm.store import write_text
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
@@ -71,10 +81,8 @@ def tiles(results: Results) -> list[dict[str, str]]:
         return []
     made = [{"value": f"{found['avg_bits']:.2f} bits", "label": f"per weight, {megabytes(found['size_bytes'])} in all"}]
     if found["fp_bytes"]:
-        smaller = found["fp_bytes"] / found["size_bytes"]
-        made.append(
-            {"value": f"{smaller:.1f} × smaller", "label": f"than full precision, {megabytes(found['fp_bytes'])}"}
-        )
+        times = found["fp_bytes"] / found["size_bytes"]
+        made.append({"value": f"{times:.1f}×", "label": f"smaller than full precision, {megabytes(found['fp_bytes'])}"})
     against = "" if found["fp"] is None else f", {found['fp']:.1f} at full precision"
     made.append({"value": f"{found['ours']:.1f}", "label": f"{found['metric']}{against}"})
     if found["random_mean"]:
@@ -91,21 +99,8 @@ def tiles(results: Results) -> list[dict[str, str]]:
 def pictures(results: Results) -> list[dict[str, str]]:
     """Grids side by side: full precision, the best uniform 4-bit and 3-bit ones, ours."""
     by_name = {row["name"]: row for row in rows(results.summary)}
-
-    def quality(name: str) -> float:
-        value = by_name.get(name, {}).get("metrics", {}).get("fd_lite0")
-        return np.inf if value is None else value
-
-    uniform = [name for name in results.pictures if kind_of(name) == "uniform"]
-    shown = [
-        FULL,
-        *(min((n for n in uniform if n.endswith(bits)), key=quality, default="") for bits in ("-4", "-3")),
-        OURS,
-    ]
     made = []
-    for name in shown:
-        if name not in results.pictures:
-            continue
+    for name in shown_pictures(results):
         row = by_name.get(name)
         score = row and row["metrics"].get("fd_lite0")
         note = f"{row['avg_bits']:.2f} bits" if row else ""
@@ -144,7 +139,7 @@ def table(results: Results) -> dict[str, Any] | None:
     return {"heads": ["", "bits", "bytes", *(METRICS.get(name, (name,))[0] for name in names)], "rows": made}
 
 
-CHARTS = ("measured", "search", "mix", "roles", "ops", "blocks", "heat", "predictor", "bits")
+CHARTS = ("measured", "search", "mix", "role", "op", "block", "heat", "predictor", "bits")
 
 
 def charts_of(results: Results) -> dict[str, charts.Figure]:
@@ -156,9 +151,9 @@ def charts_of(results: Results) -> dict[str, charts.Figure]:
         "bits": charts.bits(results.outcomes),
     }
     if results.sensitivity:
-        for name in ("roles", "ops", "blocks"):
-            found[name] = charts.bars(sensitivity_entries(results.sensitivity, name), "loss of predicted quality")
-        found["heat"] = charts.heat(*sensitivity_matrix(results.sensitivity), "loss")
+        for name in ("role", "op", "block"):
+            found[name] = charts.bars(harms(results.sensitivity, name), "harm in predicted quality")
+        found["heat"] = charts.heat(*matrix(results.sensitivity), "harm")
     if results.predictor:
         noise = results.predictor.get("noise") or {}
         entries = [
@@ -225,7 +220,7 @@ def search_hint(front: Mapping[str, Any] | None) -> str:
     volume = front["hypervolume"]
     shares = ", ".join(f"{name.replace('_', ' by ')} {volume[name]:.3f}" for name in volume if name != "front")
     return (
-        f"{front['num_evaluations']:,} configurations predicted. Hypervolume of the front {volume['front']:.3f}; {shares}. "
+        f"{front['num_evaluations']:,} configurations predicted. Hypervolume: front {volume['front']:.3f}, {shares}. "
         "The band is the deviation over the folds."
     )
 
@@ -237,20 +232,10 @@ def about(results: Results) -> list[tuple[str, str]]:
         nodes, weights = len(results.graph.nodes), len(results.graph.weights)
         made.append(("graph", f"{nodes} nodes, {weights} quantizable weights, {results.graph.num_values:,} values"))
     if protocol := results.protocol:
-        made.append(
-            (
-                "sampler",
-                f"{protocol['sampler']}, {protocol['steps']} steps, guidance {protocol['guidance']:g}, "
-                f"{protocol['resolution_px']} px, {protocol['dtype']}",
-            )
-        )
-        made.append(
-            (
-                "labels",
-                f"{len(results.outcomes)} configurations, {protocol['num_images']} pictures each, "
-                f"seed set {protocol['seed_set']}",
-            )
-        )
+        steps = f"{protocol['steps']} steps, guidance {protocol['guidance']:g}"
+        made.append(("sampler", f"{protocol['sampler']}, {steps}, {protocol['resolution_px']} px, {protocol['dtype']}"))
+        each = f"{protocol['num_images']} pictures each, seed set {protocol['seed_set']}"
+        made.append(("labels", f"{len(results.outcomes)} configurations, {each}"))
         made.append(("metrics", "; ".join(f"{name}: {version}" for name, version in protocol["metrics"].items())))
     if results.summary:
         for key in ("num_images", "seed_set", "label_seed_set"):
@@ -258,12 +243,8 @@ def about(results: Results) -> list[tuple[str, str]]:
                 made.append((f"measured rows, {key.replace('_', ' ')}", str(results.summary[key])))
     if front := results.front:
         limit = "" if front["max_bits"] is None else f", at most {front['max_bits']:g} bits"
-        made.append(
-            (
-                "search",
-                f"{front['strategy']['name']}, budget {front['budget']:,}, kappa {front['kappa']:g}, seed {front['seed']}{limit}",
-            )
-        )
+        budget = f"budget {front['budget']:,}, kappa {front['kappa']:g}, seed {front['seed']}"
+        made.append(("search", f"{front['strategy']['name']}, {budget}{limit}"))
         made.append(("objective", ", ".join(f"{weight:+g} × {name}" for name, weight in front["objective"].items())))
     for source in (results.summary, results.front, results.predictor):
         if origin := (source or {}).get("provenance"):
@@ -275,19 +256,13 @@ def about(results: Results) -> list[tuple[str, str]]:
 
 
 def sensitivity_hint(sensitivity: Mapping[str, Any] | None) -> str:
-    return "" if not sensitivity else "What quantization costs in predicted quality; larger is more sensitive."
-
-
-def sensitivity_entries(sensitivity: Mapping[str, Any], name: str, most: int = 24) -> list[dict[str, Any]]:
-    """Bars of ``roles``, ``ops`` or ``blocks``."""
-    return []
-
-
-def sensitivity_matrix(
-    sensitivity: Mapping[str, Any],
-) -> tuple[Sequence[str], Sequence[str], Sequence[Sequence[float | None]]]:
-    """Weights, methods and the loss of each."""
-    return [], [], []
+    if not sensitivity:
+        return ""
+    return (
+        "What quantization costs in predicted quality, by integrated gradients from full precision, mean over "
+        f"{sensitivity['attribution']['num_configs']} configurations; the attributions miss "
+        f"{sensitivity['completeness']['gap']:.2%} of the whole harm at most."
+    )
 
 
 def _script(text: str) -> str:

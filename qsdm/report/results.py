@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from qsdm.graph import Graph
 from qsdm.outcome import Objective, Outcome, Protocol
 from qsdm.qconfig import QuantConfig
 from qsdm.store import Store, StoreError, read_json
+
+if TYPE_CHECKING:
+    import pandas
 
 OURS, FULL = "ours", "fp"
 
@@ -186,6 +189,52 @@ def sentence(summary: Mapping[str, Any] | None, metric: str = "fd_lite0") -> str
         word = "below" if found["better_than_random"] else "not below"
         parts.append(f"{word} the mean of {found['num_random']} random ones of its size ({found['random_mean']:.4g})")
     return text + (": " if parts else "") + " and ".join(parts) + "."
+
+
+def harms(sensitivity: Mapping[str, Any], kind: str, most: int = 24) -> list[dict[str, Any]]:
+    """What quantization costs each role, op or block: name and value, the ``most`` most harmful."""
+    found = [
+        {"name": row["name"] or "other", "value": row["integrated_gradients"]} for row in sensitivity["tables"][kind]
+    ]
+    return sorted(found, key=lambda entry: -entry["value"])[:most]
+
+
+def matrix(sensitivity: Mapping[str, Any]) -> tuple[list[str], list[str], list[list[float | None]]]:
+    """Weights, methods, and the harm of each weight under each method; None where a method is not on offer."""
+    found = sensitivity["sensitivities"]["integrated_gradients"]
+    return found["weights"], found["methods"], found["scores"]
+
+
+def shown_pictures(results: Results) -> list[str]:
+    """Which pictures stand side by side: full precision, the best uniform 4-bit and 3-bit ones, ours."""
+    value = {row["name"]: row["metrics"].get("fd_lite0") for row in rows(results.summary)}
+
+    def best(bits: str) -> str:
+        names = [name for name in results.pictures if kind_of(name) == "uniform" and name.endswith(bits)]
+        return min(names, key=lambda name: np.inf if value.get(name) is None else value[name], default="")
+
+    return [name for name in (FULL, best("-4"), best("-3"), OURS) if name in results.pictures]
+
+
+def table(summary: Mapping[str, Any] | None) -> pandas.DataFrame:
+    """The measured rows as a table: bits, bytes, metrics."""
+    import pandas
+
+    entries = [{key: row[key] for key in ("avg_bits", "size_bytes")} | dict(row["metrics"]) for row in rows(summary)]
+    return pandas.DataFrame(entries, index=[row["name"] for row in rows(summary)])
+
+
+def largest(graph: Graph, most: int = 12) -> pandas.DataFrame:
+    """The weights with most values: role, block, shape, values, multiply-accumulates."""
+    import pandas
+
+    entries = []
+    for weight in sorted(graph.weights, key=lambda weight: -weight.numel)[:most]:
+        node = graph.node_of(weight.name)
+        shape = " × ".join(map(str, weight.shape))
+        about = {"role": str(node.role), "block": node.block, "shape": shape, "values": weight.numel, "macs": node.macs}
+        entries.append({"weight": weight.name} | about)
+    return pandas.DataFrame(entries).set_index("weight")
 
 
 def megabytes(size_bytes: float) -> str:

@@ -1,0 +1,200 @@
+"""The page: complete, honest, self-contained, and quiet in a browser."""
+
+from __future__ import annotations
+
+import dataclasses
+import html.parser
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from fabricated_store import fabricate
+
+from qsdm.report import page, results
+from qsdm.store import Store
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+SECTIONS = (
+    "Pictures",
+    "Measured",
+    "Search",
+    "What was chosen",
+    "Sensitivity",
+    "Predictor and labels",
+    "How it was made",
+)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return fabricate(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def whole(store: Store) -> results.Results:
+    return results.read(store)
+
+
+class Reader(html.parser.HTMLParser):
+    """Headings, table cells, and whatever a browser would load."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.heads: list[str] = []
+        self.cells: list[str] = []
+        self.loaded: list[str] = []
+        self._inside = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self._inside = tag
+        self.loaded += [value for name, value in attrs if name in ("src", "href", "srcset", "data") and value]
+        if tag == "td":
+            self.cells.append("")
+
+    def handle_endtag(self, tag):
+        self._inside = ""
+
+    def handle_data(self, data):
+        if self._inside in ("h1", "h2"):
+            self.heads.append(data)
+        elif self._inside == "td":
+            self.cells[-1] += data
+        elif self._inside == "style":
+            self.loaded += re.findall(r"url\(([^)]*)\)|@import\s+(\S+)", data)
+
+
+def changed(whole: results.Results, **metrics_of_ours: float) -> results.Results:
+    """The same results with another outcome of ours."""
+    assert whole.summary is not None
+    rows = [
+        {**row, "metrics": row["metrics"] | metrics_of_ours} if row["name"] == "ours" else row
+        for row in whole.summary["rows"]
+    ]
+    return dataclasses.replace(whole, summary={**whole.summary, "rows": rows})
+
+
+def test_all_sections_are_there(whole):
+    reader = Reader(page.render(whole))
+    assert [head for head in reader.heads if head in SECTIONS] == list(SECTIONS)
+
+
+def test_every_measured_row_is_in_the_table(whole):
+    assert whole.summary is not None
+    cells = Reader(page.render(whole)).cells
+    for row in whole.summary["rows"]:
+        assert f"{row['size_bytes']:,}" in cells
+        assert f"{row['metrics']['fd_lite0']:.1f}" in cells
+
+
+def test_nothing_is_loaded_from_elsewhere(whole):
+    loaded = Reader(page.render(whole)).loaded
+    assert sum(source.startswith("data:image/png;base64,") for source in loaded) == 4
+    assert all(source.startswith("data:") for source in loaded)
+
+
+@pytest.mark.parametrize(
+    ("field", "head"),
+    [
+        ("pictures", "Pictures"),
+        ("summary", "Measured"),
+        ("front", "Search"),
+        ("chosen", "What was chosen"),
+        ("sensitivity", "Sensitivity"),
+    ],
+)
+def test_a_section_without_data_is_left_out(whole, field, head):
+    less = dataclasses.replace(whole, **{field: {} if field == "pictures" else None})
+    heads = Reader(page.render(less)).heads
+    assert head not in heads
+    assert "How it was made" in heads
+
+
+def test_an_empty_store_makes_a_page_without_sections(tmp_path):
+    found = results.read(Store(tmp_path, "nothing"))
+    text = page.render(found)
+    assert Reader(text).heads == ["nothing: what each layer can bear"]
+    assert len(text) < 20_000  # plotly is not carried for no plot
+
+
+def test_heading_says_which_way_it_went(whole):
+    won, lost = (
+        results.sentence(changed(whole, fd_lite0=1.0).summary),
+        results.sentence(changed(whole, fd_lite0=9e9).summary),
+    )
+    assert won is not None
+    assert lost is not None
+    assert "not below" not in won
+    assert lost.count("not below") == 2
+
+
+def test_rival_is_the_best_uniform_row_that_is_not_larger(whole):
+    assert whole.summary is not None
+    found = results.verdict(whole.summary)
+    assert found is not None
+    ours = next(row for row in whole.summary["rows"] if row["name"] == "ours")
+    smaller = [
+        row["metrics"]["fd_lite0"]
+        for row in whole.summary["rows"]
+        if row["name"].startswith(("uaq", "kmeans")) and row["size_bytes"] <= ours["size_bytes"]
+    ]
+    assert found["rival"]["metrics"]["fd_lite0"] == min(smaller)
+
+
+def test_best_value_is_marked_once_a_metric_and_never_at_full_precision(whole):
+    found = page.table(changed(whole, fd_lite0=1.0, clip_score=1.0, psnr=99.0))
+    assert found is not None
+    marked = [(row["kind"], i) for row in found["rows"] for i, cell in enumerate(row["cells"]) if cell["best"]]
+    assert marked == [("ours", 3), ("ours", 4), ("ours", 5)]
+
+
+def test_text_of_the_store_cannot_become_markup(whole):
+    assert whole.summary is not None
+    evil = "<script>alert(1)</script>"
+    rows = [*whole.summary["rows"], {"name": evil, "avg_bits": 3.0, "size_bytes": 1, "metrics": {"fd_lite0": 1.0}}]
+    text = page.render(dataclasses.replace(whole, denoiser=evil, summary={"rows": rows}))
+    assert evil not in text
+    assert "&lt;script&gt;alert(1)" in text
+
+
+def test_labels_have_bits_and_quality_of_the_objective(whole):
+    assert len(whole.outcomes) == 60
+    for label in whole.outcomes:
+        assert 3 < label["avg_bits"] < 4.6
+        assert label["quality"] == -label["metrics"]["fd_lite0"]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: install it to see the page in a browser")
+@pytest.mark.parametrize("width", [1280, 420])
+def test_page_is_quiet_in_a_browser_and_fits_its_width(whole, tmp_path, width):
+    page.write(tmp_path / "page.html", whole)
+    # A frame has any width; a headless window not less than 500 px. It reports through its title.
+    probe = """<title></title><iframe src="page.html" style="width:WIDTHpx;height:900px;border:0"></iframe><script>
+    addEventListener("load", () => setTimeout(() => {
+      const inside = document.querySelector("iframe").contentDocument;
+      const plots = [...inside.querySelectorAll(".plot")];
+      const wide = inside.documentElement.scrollWidth > inside.documentElement.clientWidth;
+      const drawn = plots.filter((plot) => plot.querySelector("svg.main-svg")).length;
+      const entries = inside.defaultView.performance.getEntriesByType("resource");
+      const loaded = entries.filter((entry) => /^http/.test(entry.name)).length;
+      document.body.innerHTML = `<p id=result>${plots.length} plots, ${drawn} drawn, wide ${wide}, loaded ${loaded}</p>`;
+    }, 1500));</script>"""
+    (tmp_path / "frame.html").write_text(probe.replace("WIDTH", str(width)))
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"]
+    options += ["--enable-logging=stderr", "--virtual-time-budget=20000", f"--user-data-dir={tmp_path / 'profile'}"]
+    made = subprocess.run(
+        [str(CHROMIUM), *options, "--window-size=1400,900", "--dump-dom", (tmp_path / "frame.html").as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert [line for line in made.stderr.splitlines() if "CONSOLE" in line] == []
+    assert "9 plots, 9 drawn, wide false, loaded 0" in made.stdout
+
+
+def test_page_cannot_be_half_written(whole, tmp_path: Path):
+    page.write(tmp_path / "deep" / "page.html", whole)
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["page.html"]
