@@ -11,6 +11,7 @@ Writes ``sensitivity/<space>-{role,block,weights}.png`` and ``sensitivity/<space
                         faithfulness
     hops                by hop: harm of each weight's subgraph, mean over configurations
     tables              by role, op and block: rows (see `qsdm.sensitivity.tables.table`)
+    full_precision      predicted label, from which harms count, and the measured one (null if it was not measured)
     completeness        harm (mean of f(x0) - f(x)), gap (greatest share of it that the attributions miss)
     provenance
 """
@@ -18,6 +19,7 @@ Writes ``sensitivity/<space>-{role,block,weights}.png`` and ``sensitivity/<space
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ import numpy as np
 from qsdm.denoisers import Model
 from qsdm.graph import Graph
 from qsdm.log import Log, ignore
-from qsdm.outcome import Objective
+from qsdm.outcome import Objective, Outcome
 from qsdm.qconfig import SpaceSpec
 from qsdm.sensitivity import AttributionOptions
 from qsdm.store import Store, provenance, read_json, write_json
@@ -68,6 +70,8 @@ def attribute(
     )
 
     result = attributions(predictor, attribution, genes, labels)
+    protocol = read_json(directory / "report.json")["protocol"]
+    result["full_precision"]["measured"] = full_precision(files.outcomes(), protocol, objective, model.full_bits)
     about = {"denoiser": model.name, "space": space.name, "objective": dict(objective.weights)}
     result = {"schema": SCHEMA, **about, **result, "provenance": provenance()}
     target = files.path(f"sensitivity/{space.name}.json")
@@ -85,16 +89,28 @@ def attribute(
     return result
 
 
+def full_precision(outcomes: Sequence[Outcome], protocol: str, objective: Objective, full_bits: int) -> float | None:
+    """The measured label of full precision; None if this protocol has not measured all of it."""
+    for outcome in outcomes:
+        if outcome.protocol == protocol and not outcome.qconfig.methods:
+            values = {**outcome.metrics, "avg_bits": float(full_bits)}
+            if all(values.get(name) is not None for name in objective.weights):
+                return objective(values)
+    return None
+
+
 def attributions(predictor: Any, options: AttributionOptions, genes: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """Everything that is computed, as plain data; see `attribute`.
 
     Args:
         genes, labels: measured configurations, int64 [B, W] and float64 [B], for the faithfulness; may be empty.
     """
+    import torch
     from tqdm import tqdm
 
+    from qsdm.predictor.scores import srcc
     from qsdm.sensitivity import Sensitivity, balanced_genes, by_decision
-    from qsdm.sensitivity.attribution import ablation, integrated_gradients
+    from qsdm.sensitivity.attribution import ablation, answer, integrated_gradients
     from qsdm.sensitivity.faithfulness import additive_srcc, deletion
     from qsdm.sensitivity.hops import hop_harms
     from qsdm.sensitivity.tables import KINDS, groups_of, table
@@ -117,7 +133,7 @@ def attributions(predictor: Any, options: AttributionOptions, genes: np.ndarray,
         progress.update()
     progress.close()
 
-    columns = predictor.encoding.columns[np.arange(len(names)), genes]
+    columns = predictor.encoding.columns_of(genes)
     alone = single["from_full"].mean(axis=0)
     found = {}
     few = explained[: len(single["from_full"])]
@@ -129,8 +145,6 @@ def attributions(predictor: Any, options: AttributionOptions, genes: np.ndarray,
     ):
         scores = by_decision(space, used, values)
         made = Sensitivity(names, space.methods, scores, name)
-        from qsdm.predictor.scores import srcc
-
         faith = {
             "deletion": deletion(predictor, used[0], values[0], np.random.default_rng(options.seed)),
             "agreement": srcc(values.mean(axis=0), alone),
@@ -139,12 +153,15 @@ def attributions(predictor: Any, options: AttributionOptions, genes: np.ndarray,
             faith["additive_srcc"] = additive_srcc(made, columns, labels)
         found[name] = dataclasses.replace(made, faithfulness=faith)
     total = harms.sum(axis=1) + gaps
+    with torch.no_grad():
+        full = float(answer(predictor)(torch.from_numpy(predictor.encoding.full_precision())))
     return {
         "attribution": dataclasses.asdict(options),
         "sensitivities": {name: made.to_json() for name, made in found.items()},
         "hops": {str(m): dict(zip(names, hop.mean(axis=0).tolist(), strict=True)) for m, hop in enumerate(hops)},
         "tables": tables,
         "completeness": {"harm": float(total.mean()), "gap": float(np.abs(gaps / total).max())},
+        "full_precision": {"predicted": full, "measured": None},
     }
 
 
@@ -171,6 +188,9 @@ def print_sensitivity(result: dict[str, Any]) -> None:
         print()
     gap, harm = result["completeness"]["gap"], result["completeness"]["harm"]
     print(f"mean harm of the explained configurations: {harm:.3f}; attributions miss {gap:.2%} of it at most")
+    full = result["full_precision"]
+    measured = "not measured" if full["measured"] is None else f"measured {full['measured']:.3f}"
+    print(f"full precision, from which harms count: predicted {full['predicted']:.3f}, {measured}")
     for name, made in result["sensitivities"].items():
         print(f"{name:<22}" + ", ".join(f"{key} {value:.3f}" for key, value in made["faithfulness"].items()))
 

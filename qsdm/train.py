@@ -78,7 +78,7 @@ def train(
     trained = Predictor(encoding, folds, dict(objective.weights))
     trained.save(files.path(f"predictor/{space.name}"))
     predictions = held_out(trained, made, table, genes, labels)
-    report = {
+    report: dict[str, Any] = {
         "schema": SCHEMA,
         "denoiser": model.name,
         "space": space.name,

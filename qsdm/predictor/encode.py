@@ -1,8 +1,8 @@
 """A space and its table of errors => arrays that the predictor reads; done once per space.
 
 Node features are those that mean the same in any denoiser: op, role, relative depth, sizes, connectivity, the profile
-of the weight's errors over methods. Features of a decision (a weight under a method) are zero for full precision, so that
-it is the origin and no outlier: the grid's step 2^-bits, the relative error and log(1 + error / e0), the overhead.
+of the weight's errors over methods. Features of a decision (a weight under a method) are zero for full precision, which
+is so the origin and no outlier: the step 2^-bits, the relative error and log(1 + error / e0), the overhead.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class Encoding:
     def num_weights(self) -> int:
         return len(self.columns)
 
-    def one_hot(self, genes: np.ndarray) -> np.ndarray:
-        """Genes int64 [B, W] => float32 [B, W, M + 1].
+    def columns_of(self, genes: np.ndarray) -> np.ndarray:
+        """Genes int64 [B, W] => column of each decision's method, int64 [B, W].
 
         Raises:
             ValueError: a gene is not the index of an option of its weight.
@@ -71,8 +71,11 @@ class Encoding:
                 f"genes are indices into each weight's options, from 0 to {counts.max() - 1} at most "
                 f"(got {genes.min()} to {genes.max()})"
             )
-        columns = self.columns[np.arange(self.num_weights), genes]
-        return np.eye(len(self.methods) + 1, dtype=np.float32)[columns]
+        return self.columns[np.arange(self.num_weights), genes]
+
+    def one_hot(self, genes: np.ndarray) -> np.ndarray:
+        """Genes int64 [B, W] => float32 [B, W, M + 1]."""
+        return np.eye(len(self.methods) + 1, dtype=np.float32)[self.columns_of(genes)]
 
     def full_precision(self) -> np.ndarray:
         """The one-hot configuration, float32 [1, W, M + 1], in which nothing is quantized."""

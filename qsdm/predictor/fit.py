@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -108,10 +109,10 @@ def _fit_fold(
         optimizer = torch.optim.AdamW(gnn.parameters(), lr=options.lr, weight_decay=options.weight_decay)
         steps = max(1, len(fit) // options.batch_size)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.epochs * steps)
-        best, kept, kept_epoch = np.inf, copy.deepcopy(gnn.state_dict()), 0
         averaged = torch.optim.swa_utils.AveragedModel(
             gnn, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(options.ema), use_buffers=True
         )
+        best, kept, kept_epoch, share = np.inf, copy.deepcopy(gnn.state_dict()), 0, 1.0
         for epoch in range(1, options.epochs + 1):
             gnn.train()
             total = 0.0
@@ -119,9 +120,8 @@ def _fit_fold(
                 out = gnn(configurations[batch])
                 loss = torch.nn.functional.mse_loss(out.value, target[batch])
                 if options.ranking != "none":
-                    loss = loss + options.ranking_weight * ranking_loss(
-                        options.ranking, out.norms, y[batch], gain[batch]
-                    )
+                    ranking = ranking_loss(options.ranking, out.norms, y[batch], gain[batch])
+                    loss = loss + options.ranking_weight * ranking
                 optimizer.zero_grad()
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(gnn.parameters(), 1.0)
@@ -129,23 +129,31 @@ def _fit_fold(
                 schedule.step()
                 averaged.update_parameters(gnn)
                 total += loss.item() / steps
-            value = evaluate(averaged.module, configurations[val])[0]
-            found = float(np.mean((value - target[val].numpy()) ** 2))
+            value, norms, _ = evaluate(cast(Gnn, averaged.module), configurations[val])
+            wanted = target[val].double().numpy()
+            # What the network adds to the additive model counts as far as it helps on the validation part.
+            useful = float(np.clip(value @ wanted / (value @ value + 1e-12), 0, 1)) if additive else 1.0
+            error = float(np.mean((useful * value - wanted) ** 2))
+            misranked = float(np.mean([1 - srcc(hop, labels[val]) for hop in norms]))
+            found = error + (options.ranking_weight * misranked if options.ranking != "none" else 0.0)
+            known = (y - target)[val].double().numpy()
             log(
                 {
-                    "train/loss": total,
-                    "val/mse": found,
-                    "val/srcc": srcc(value + (y - target)[val].numpy(), labels[val]),
                     "train/fold": seed[1],
+                    "train/loss": total,
+                    "val/mse": error,
+                    "val/srcc": srcc(useful * value + known, labels[val]),
                 }
             )
             progress.update()
             if found < best:
-                best, kept, kept_epoch = found, copy.deepcopy(averaged.module.state_dict()), epoch
+                best, kept_epoch, share = found, epoch, useful
+                kept = copy.deepcopy(averaged.module.state_dict())
             if epoch - kept_epoch >= options.patience:
                 progress.update(options.epochs - epoch)
                 break
     gnn.load_state_dict(kept)
+    gnn.share.fill_(share)
     if additive is not None:
         gnn.additive.copy_(torch.from_numpy(additive.contributions))
         gnn.offset.fill_(additive.offset)

@@ -45,6 +45,9 @@ class Prediction(NamedTuple):
 class Gnn(nn.Module):
     """Configurations of one space => standardised labels and the norms of hop embeddings.
 
+    The value is an additive model of the decisions (zeros until it is fitted) plus ``share`` times what the network
+    learned: the mean over weights of a contribution read from the weight's last embedding.
+
     Args:
         width: of every embedding.
         hops: number of attention layers.
@@ -57,6 +60,7 @@ class Gnn(nn.Module):
     weight_node: Tensor
     additive: Tensor
     offset: Tensor
+    share: Tensor
 
     def __init__(self, encoding: Encoding, width: int = 64, hops: int = 4) -> None:
         super().__init__()
@@ -69,11 +73,14 @@ class Gnn(nn.Module):
         self.register_buffer("weight_node", torch.tensor(first), persistent=False)
         self.register_buffer("additive", torch.zeros(num_weights, encoding.decisions.shape[1]))
         self.register_buffer("offset", torch.zeros(()))
+        self.register_buffer("share", torch.ones(()))
         self.embed_static = nn.Linear(encoding.static.shape[1], width)
         self.embed_decision = nn.Linear(encoding.decisions.shape[2], width, bias=False)
         self.convs = nn.ModuleList(StaticGATv2Conv(width, width, add_self_loops=False) for _ in range(hops))
         self.norms = nn.ModuleList(nn.BatchNorm1d(width) for _ in range(hops))
-        self.contribution = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
+        last = nn.Linear(width, 1)
+        nn.init.zeros_(last.weight)  # at first the additive model alone speaks
+        self.contribution = nn.Sequential(nn.Linear(width, width), nn.ReLU(), last)
 
     def embed(self, configurations: Tensor) -> Tensor:
         """One-hot or relaxed [B, W, M + 1] => [N, B, width]."""
@@ -93,5 +100,5 @@ class Gnn(nn.Module):
             hops.append(h)
         units = torch.stack([hop[self.weight_node] for hop in hops])  # [H + 1, W, B, width]
         learned = self.contribution(units[-1]).mean(dim=(0, 2)) * len(self.weight_node) ** 0.5
-        value = torch.einsum("bwm,wm->b", configurations, self.additive) + self.offset + learned
+        value = torch.einsum("bwm,wm->b", configurations, self.additive) + self.offset + self.share * learned
         return Prediction(value, units.mean(dim=1).abs().sum(dim=-1), units.abs().sum(dim=-1))

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from toy_unet import Toy
+
+from qsdm.cost import MethodTable
+from qsdm.predictor.encode import Encoding, encode
+
+
+def test_full_precision_is_the_origin(encoding: Encoding) -> None:
+    assert not encoding.decisions[:, -1].any()
+    offered = encoding.allowed.copy()
+    offered[:, -1] = False
+    assert (encoding.decisions[offered][:, :3] > 0).all()
+
+
+def test_one_hot_names_the_methods_of_the_configuration(toy: Toy, encoding: Encoding) -> None:
+    rng = np.random.default_rng(0)
+    qconfigs = [toy.space.sample(rng) for _ in range(8)]
+    hot = encoding.one_hot(np.stack([toy.space.encode(qconfig) for qconfig in qconfigs]))
+    assert (hot.sum(axis=2) == 1).all()
+    for qconfig, row in zip(qconfigs, hot, strict=True):
+        named = [encoding.methods[i] for i in row.argmax(axis=1)]
+        assert named == [qconfig.methods[weight.name] for weight in toy.space.graph.weights]
+
+
+def test_errors_of_decisions_are_those_of_the_table(toy: Toy, encoding: Encoding) -> None:
+    """More error, larger features; the order of the table's rows and columns does not matter."""
+    turned = MethodTable(
+        toy.table.weights[::-1],
+        toy.table.methods[::-1],
+        toy.table.rel_error[::-1, ::-1],
+        toy.table.size_bytes[::-1, ::-1],
+    )
+    assert encode(toy.space, turned).digest == encoding.digest
+    worse = dataclasses.replace(
+        toy.table, rel_error=toy.table.rel_error * np.linspace(1, 2, len(toy.table.weights))[:, None]
+    )
+    assert encode(toy.space, worse).digest != encoding.digest
+
+
+def test_every_node_has_a_loop_and_edges_are_sorted_by_target(toy: Toy, encoding: Encoding) -> None:
+    pairs = set(map(tuple, encoding.edges.T.tolist()))
+    assert pairs == set(toy.space.graph.edges) | {(i, i) for i in range(len(toy.space.graph.nodes))}
+    assert (np.diff(encoding.edges[1]) >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("genes", "message"),
+    [
+        (np.zeros((2, 3), dtype=np.int64), "wanted genes of shape"),
+        (np.full((1, 17), 9), "indices into each weight's options"),
+        (np.full((1, 17), -1), "indices into each weight's options"),
+    ],
+)
+def test_genes_of_another_space_are_refused(encoding: Encoding, genes: np.ndarray, message: str) -> None:
+    if genes.shape[1] == 17:
+        genes = np.resize(genes, (1, encoding.num_weights))
+    with pytest.raises(ValueError, match=message):
+        encoding.one_hot(genes)
+
+
+def test_a_table_that_lacks_a_method_is_refused(toy: Toy) -> None:
+    table = MethodTable(
+        toy.table.weights, toy.table.methods[:-1], toy.table.rel_error[:, :-1], toy.table.size_bytes[:, :-1]
+    )
+    with pytest.raises(ValueError, match="run calibrate"):
+        encode(toy.space, table)

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from toy_unet import MODEL, SPACE, Toy, fill_store
+
+from qsdm.outcome import Objective, Outcome
+from qsdm.predictor import FitOptions
+from qsdm.predictor.scores import srcc
+from qsdm.store import Store, StoreError, read_json
+from qsdm.train import labels_of, noise, train, usable
+
+QUICK = FitOptions(folds=2, width=16, hops=2, epochs=2)
+QUALITY = Objective({"fd_lite0": -1})
+
+
+def test_train_reports_held_out_scores_beside_the_baselines(
+    toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill_store(tmp_path, toy, 60)
+    logged: list[dict] = []
+    report = train(MODEL, SPACE, QUALITY, QUICK, tmp_path, log=logged.append)
+    assert read_json(tmp_path / "toy_unet/predictor/traced/report.json") == report
+    assert report["num_outcomes"] == 60
+    held_out = report["held_out"]
+    for name, scores in report["scores"].items():
+        assert len(scores["srcc"]["folds"]) == 2
+        assert scores["srcc"]["mean"] == pytest.approx(np.mean(scores["srcc"]["folds"]))
+        assert srcc(held_out[name], held_out["measured"]) > 0.3, f"{name} knows nothing"
+        assert 0 < scores["ndcg_at_10"]["mean"] <= 1
+    assert report["scores"]["gnn"]["srcc"]["mean"] > report["scores"]["avg_bits"]["srcc"]["mean"]
+    assert 0.9 < report["noise"]["ceiling"] <= 1
+    assert any("val/srcc" in values for values in logged)
+    assert "train/srcc_ridge" in logged[-1]
+    printed = capsys.readouterr().out
+    assert "noise ceiling" in printed
+    assert all(name in printed for name in report["scores"])
+
+
+def test_labels_follow_the_objective(toy: Toy) -> None:
+    outcomes, _ = toy.outcomes(6)
+    objective = Objective({"fd_lite0": -1, "avg_bits": -150})
+    labels, halves = labels_of(outcomes, toy.space, objective)
+    expected = [-o.metrics["fd_lite0"] - 150 * toy.avg_bits(o.qconfig) for o in outcomes]  # type: ignore[operator]
+    np.testing.assert_allclose(labels, expected)
+    assert halves is not None
+    np.testing.assert_allclose(halves.mean(axis=0), labels)
+    bare = [Outcome(o.qconfig, o.protocol, o.metrics, o.num_images) for o in outcomes]
+    assert labels_of(bare, toy.space, objective)[1] is None
+    assert noise(None) is None
+
+
+def test_outcomes_of_another_protocol_are_named_and_not_used(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
+    outcomes, _ = toy.outcomes(6)
+    foreign = [Outcome(o.qconfig, "f" * 64, o.metrics, o.num_images) for o in outcomes[:2]]
+    found = usable([*foreign, *outcomes], toy.space, QUALITY, "toy_unet")
+    assert found == outcomes
+    assert "2 of ffffffffffff" in capsys.readouterr().out
+
+
+def test_missing_stages_are_named(toy: Toy, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"qsdm\.trace"):
+        train(MODEL, SPACE, QUALITY, QUICK, tmp_path)
+    fill_store(tmp_path, toy, 6)
+    with pytest.raises(ValueError, match="measure more configurations"):
+        train(MODEL, SPACE, QUALITY, FitOptions(), tmp_path)
+    with pytest.raises(StoreError, match=r"no outcomes with fid.*qsdm\.measure"):
+        train(MODEL, SPACE, Objective({"fid": -1}), QUICK, tmp_path)
+    Store(tmp_path, "toy_unet").path("outcomes.sqlite").unlink()
+    for side in ("-wal", "-shm"):
+        Store(tmp_path, "toy_unet").path(f"outcomes.sqlite{side}").unlink(missing_ok=True)
+    with pytest.raises(StoreError, match=r"qsdm\.measure"):
+        train(MODEL, SPACE, QUALITY, QUICK, tmp_path)

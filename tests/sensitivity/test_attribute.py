@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from toy_unet import MODEL, SPACE, Toy, fill_store
+
+from qsdm.attribute import attribute
+from qsdm.outcome import Objective
+from qsdm.predictor import FitOptions
+from qsdm.sensitivity import AttributionOptions, Sensitivity
+from qsdm.store import StoreError, read_json
+from qsdm.train import train
+
+QUALITY = Objective({"fd_lite0": -1})
+
+
+def test_attribute_finds_the_hidden_sensitivities(toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fill_store(tmp_path, toy, 60)
+    train(MODEL, SPACE, QUALITY, FitOptions(folds=2, width=16, hops=2, epochs=2), tmp_path)
+    result = attribute(MODEL, SPACE, QUALITY, tmp_path, AttributionOptions(num_configs=12, steps=8))
+    folder = tmp_path / "toy_unet/sensitivity"
+    assert read_json(folder / "traced.json") == result
+    for name in ("role", "block", "weights"):
+        assert (folder / f"traced-{name}.png").stat().st_size > 5000
+    found = {name: Sensitivity.from_json(data) for name, data in result["sensitivities"].items()}
+    assert set(found) == {"integrated_gradients", "ablation_to_full", "ablation_from_full", "hops"}
+    gradients = found["integrated_gradients"]
+    truth = toy.sensitivity * np.nanmean(toy.table.rel_error, axis=1)
+    assert np.corrcoef(gradients.per_weight, truth)[0, 1] > 0.6
+    assert np.nanmean(gradients.at_bits(3)) > np.nanmean(gradients.at_bits(4))
+    assert gradients.faithfulness["additive_srcc"] > 0.8
+    assert result["completeness"]["gap"] < 0.05
+    assert result["full_precision"]["measured"] == -20.0
+    for rows in result["tables"].values():
+        total = sum(row["integrated_gradients"] for row in rows)
+        assert total == pytest.approx(result["completeness"]["harm"], rel=0.05)
+    printed = capsys.readouterr().out
+    assert "conv_in" in printed
+    assert "attributions miss" in printed
+    with pytest.raises(StoreError, match="objective"):
+        attribute(MODEL, SPACE, Objective({"clip_score": 1}), tmp_path)
+
+
+def test_missing_stages_are_named(toy: Toy, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"qsdm\.trace"):
+        attribute(MODEL, SPACE, QUALITY, tmp_path)
+    fill_store(tmp_path, toy, 6)
+    with pytest.raises(StoreError, match=r"qsdm\.train"):
+        attribute(MODEL, SPACE, QUALITY, tmp_path)
