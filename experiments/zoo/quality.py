@@ -89,7 +89,9 @@ def top1(judge: Path, pictures: np.ndarray, rows: list[dict], everything: list[d
 
 def grid(images: np.ndarray, columns: int) -> Image.Image:
     rows = len(images) // columns
-    tiled = images[: rows * columns].reshape(rows, columns, 32, 32, 3).swapaxes(1, 2).reshape(rows * 32, columns * 32, 3)
+    tiled = (
+        images[: rows * columns].reshape(rows, columns, 32, 32, 3).swapaxes(1, 2).reshape(rows * 32, columns * 32, 3)
+    )
     return Image.fromarray(tiled).resize((columns * 64, rows * 64), Image.Resampling.NEAREST)
 
 

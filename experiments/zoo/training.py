@@ -76,8 +76,10 @@ def fit(
     start = resume(checkpoint, module)
     torch.manual_seed(args.seed * 1_000_003 + start)
     rng = np.random.default_rng([args.seed, start])
-    optimizer = torch.optim.AdamW(module.parameters(), lr=args.lr, weight_decay=0.01, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(module.parameters(), lr=args.lr, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
     average = {k: v.detach().clone() for k, v in module.state_dict().items()}
+    floats = {k: v for k, v in module.state_dict().items() if v.is_floating_point()}
+    averaged, current = [average[k] for k in floats], list(floats.values())
     began, running, warmup = time.time(), None, min(200, args.steps // 10 + 1)
     for step, batch in zip(range(start, args.steps), batches(indices, args.batch, rng), strict=False):
         remaining = (args.steps - step) / max(1, args.steps - start)
@@ -93,9 +95,7 @@ def fit(
         optimizer.step()
         beta = min(args.ema, (step + 1) / (step + 10))
         with torch.no_grad():
-            for key, value in module.state_dict().items():
-                if value.is_floating_point():
-                    average[key].lerp_(value, 1 - beta)
+            torch._foreach_lerp_(averaged, current, 1 - beta)
         running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
         if (step + 1) % 50 == 0:
             pace = (time.time() - began) / (step + 1 - start)

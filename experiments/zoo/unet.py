@@ -1,6 +1,7 @@
 """Train the denoiser of emoji_unet in the latents of the zoo's autoencoder, on the captions of its CLIP.
 
-    python experiments/zoo/unet.py --minutes 60        # => store/zoo/emoji_unet.safetensors; run again to go on
+    python experiments/zoo/unet.py                     # => store/zoo/emoji_unet.safetensors
+    python experiments/zoo/unet.py --steps 20000       # train on, from there or else from the shipped pipeline
 
 Flow matching with logit-normal times: Scaling Rectified Flow Transformers for High-Resolution Image Synthesis (Esser et al., 2024),
 section 3.1. The denoiser predicts the velocity noise - latent; its time is 1000 sigma.
@@ -8,12 +9,14 @@ section 3.1. The denoiser predicts the velocity noise - latent; its time is 1000
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional as F
-from training import arguments, emoji_set, fit, to_tensor
+from training import arguments, emoji_set, fit, save, to_tensor
 
 
 def unet():
@@ -46,12 +49,12 @@ def latents_of(folder: Path, images: np.ndarray) -> torch.Tensor:
     return torch.cat(means).mul(vae.config.scaling_factor).clone()
 
 
-def embeddings_of(folder: Path, captions: list[str]) -> torch.Tensor:
+def embeddings_of(tokenizer_at: Path, encoder_at: Path, captions: list[str]) -> torch.Tensor:
     """float32 [N, L, 128], the states that the pipeline gives its denoiser."""
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    tokenizer = CLIPTokenizer.from_pretrained(folder)
-    encoder = CLIPTextModel.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = CLIPTokenizer.from_pretrained(tokenizer_at)
+    encoder = CLIPTextModel.from_pretrained(encoder_at, dtype=torch.float32).eval()
     found = []
     for i in range(0, len(captions), 256):
         tokens = tokenizer(
@@ -68,11 +71,20 @@ def embeddings_of(folder: Path, captions: list[str]) -> torch.Tensor:
 
 def main() -> None:
     parser = arguments(__doc__, steps=7000, batch=64, lr=1e-3, ema=0.999)
+    parser.add_argument("--zoo", type=Path, default=Path("qsdm/zoo"), help="where the shipped pipelines lie")
     args = parser.parse_args()
     images, rows = emoji_set(args.store)
-    latents = latents_of(args.store / "vae", images)
-    states = embeddings_of(args.store / "clip", [row["caption"] for row in rows])
-    empty = embeddings_of(args.store / "clip", [""])[0]
+    checkpoint, shipped = args.store / "emoji_unet.safetensors", args.zoo / "emoji_unet"
+    parts = {"vae": args.store / "vae", "tokenizer": args.store / "clip", "text_encoder": args.store / "clip"}
+    if not checkpoint.exists() and (shipped / "training.json").exists():
+        print(f"going on from {shipped}")
+        parts = {part: shipped / "pipeline" / part for part in parts}
+        step = json.loads((shipped / "training.json").read_text())["steps"]
+        save(checkpoint, load_file(shipped / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors"), step)
+    latents = latents_of(parts["vae"], images)
+    captions = [row["caption"] for row in rows]
+    states = embeddings_of(parts["tokenizer"], parts["text_encoder"], captions)
+    empty = embeddings_of(parts["tokenizer"], parts["text_encoder"], [""])[0]
     torch.manual_seed(args.seed)
     denoiser = unet()
     print(f"{sum(p.numel() for p in denoiser.parameters()):,} parameters")
@@ -88,7 +100,7 @@ def main() -> None:
         return F.mse_loss(velocity.float(), noise - x)
 
     train = np.flatnonzero([not row["held_out"] for row in rows])
-    fit(denoiser, loss_of, train, args.store / "emoji_unet.safetensors", args)
+    fit(denoiser, loss_of, train, checkpoint, args)
 
 
 if __name__ == "__main__":
