@@ -1,4 +1,5 @@
-"""Put a trained pipeline together in diffusers' own layout, with its captions and the reference of its Fréchet distance.
+"""Put a trained pipeline together in diffusers' own layout, with its captions and the reference of its Fréchet
+distance.
 
 python experiments/zoo/assemble.py        # store/zoo/ => qsdm/zoo/emoji_unet/, qsdm/zoo/judge/
 """

@@ -3,8 +3,8 @@
     python experiments/zoo/clip.py                        # the text tower of emoji_unet  => store/zoo/clip/
     python experiments/zoo/clip.py --name judge --seed 1  # the judge of the CLIP score   => store/zoo/judge/
 
-Symmetric contrastive loss: Learning Transferable Visual Models From Natural Language Supervision (Radford et al., 2021), section 2.3.
-Pictures of the same caption words in another style are negatives like any other.
+Symmetric contrastive loss: Learning Transferable Visual Models From Natural Language Supervision (Radford et al.,
+2021), section 2.3. Pictures of the same caption words in another style are negatives like any other.
 """
 
 from __future__ import annotations

@@ -2,10 +2,11 @@
 
     python experiments/zoo/data.py                # => store/zoo/emoji.safetensors, store/zoo/emoji.json
 
-Pictures: Noto Emoji and Twemoji sheets (npm emoji-datasource-*), Fluent Emoji Flat and Noto v1 as SVG (npm @iconify-json/*).
-Captions: the CLDR names of npm emojibase-data, as "grinning face, twemoji". Pictures without skin tones only.
-A code point belongs to the training or to the held-out captions in all four styles; independently of that, every picture belongs to
-fold "a" (its caption may be drawn from) or "b" (it is a reference picture of a Fréchet distance).
+Pictures: Noto Emoji and Twemoji sheets (npm emoji-datasource-*), Fluent Emoji Flat and Noto v1 as SVG (npm
+@iconify-json/*). Captions: the CLDR names of npm emojibase-data, as "grinning face, twemoji". Pictures without skin
+tones only. A code point belongs to the training or to the held-out captions in all four styles; independently of
+that, every picture belongs to fold "a" (its caption may be drawn from) or "b" (it is a reference picture of a
+Fréchet distance).
 """
 
 from __future__ import annotations

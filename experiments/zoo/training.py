@@ -1,7 +1,8 @@
-"""What the zoo's training commands share: the emoji set, moving averages, and checkpoints that a killed run resumes from.
+"""What the zoo's training commands share: the emoji set, moving averages, and checkpoints that a killed run resumes
+from.
 
-A checkpoint is one safetensors file of EMA weights, its metadata the step. A resumed run starts from the EMA weights with a fresh
-optimizer, whose learning rate is warmed up again.
+A checkpoint is one safetensors file of EMA weights, its metadata the step. A resumed run starts from the EMA weights
+with a fresh optimizer, whose learning rate is warmed up again.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def resume(path: Path, module: nn.Module) -> int:
     if not path.exists():
         return 0
     with safe_open(path, "pt") as file:
-        module.load_state_dict({k: file.get_tensor(k).float() for k in file.keys()}, strict=False)
+        module.load_state_dict({k: file.get_tensor(k).float() for k in file.keys()}, strict=False)  # noqa: SIM118
         return int(file.metadata()["step"])
 
 

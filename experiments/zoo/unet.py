@@ -3,8 +3,8 @@
     python experiments/zoo/unet.py                     # => store/zoo/emoji_unet.safetensors
     python experiments/zoo/unet.py --steps 20000       # train on, from there or else from the shipped pipeline
 
-Flow matching with logit-normal times: Scaling Rectified Flow Transformers for High-Resolution Image Synthesis (Esser et al., 2024),
-section 3.1. The denoiser predicts the velocity noise - latent; its time is 1000 sigma.
+Flow matching with logit-normal times: Scaling Rectified Flow Transformers for High-Resolution Image Synthesis (Esser
+et al., 2024), section 3.1. The denoiser predicts the velocity noise - latent; its time is 1000 sigma.
 """
 
 from __future__ import annotations

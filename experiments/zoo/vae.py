@@ -2,8 +2,8 @@
 
     python experiments/zoo/vae.py        # => store/zoo/vae/
 
-Loss: L1 + L2 + 1e-6 KL, as in High-Resolution Image Synthesis with Latent Diffusion Models (Rombach et al., 2022), section 3.1,
-without its adversarial and perceptual terms.
+Loss: L1 + L2 + 1e-6 KL, as in High-Resolution Image Synthesis with Latent Diffusion Models (Rombach et al., 2022),
+section 3.1, without its adversarial and perceptual terms.
 """
 
 from __future__ import annotations
