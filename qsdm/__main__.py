@@ -79,6 +79,7 @@ def main(
     num_labels: int = 80,
     num_images: int = 256,
     seed_set: int = 0,
+    budget: int = 10_000,
     avg_bits: float = 3.5,
     candidates: int = 6,
     num_random: int = 5,
@@ -101,6 +102,7 @@ def main(
         num_labels: measured configurations that the predictor needs; what is missing is measured.
         num_images: pictures per measured configuration.
         seed_set: of the labels; the final table uses the next one.
+        budget: configurations that the search may have predicted.
         avg_bits: the most bits per weight that the chosen configuration may have.
         candidates: points of the front that are measured to choose one.
         num_random: random configurations of our size in the final table.
