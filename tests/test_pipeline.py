@@ -1,0 +1,98 @@
+"""The main job on a tiny pipeline: every stage runs, a second time none does, and a change reruns what it must."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qsdm.__main__ import main, stages
+from qsdm.denoisers import Model
+from qsdm.engine.serial import Serial
+from qsdm.outcome import Objective
+from qsdm.predictor import FitOptions
+from qsdm.qconfig import SpaceSpec
+from qsdm.sensitivity import AttributionOptions
+from qsdm.store import Store, read_json
+from qsdm.strategies.evolution import Evolution
+
+SPACE = SpaceSpec("small", ("uaq-3", "uaq-4", "kmeans_a-3", "kmeans_a-4"), splits=".*")
+NAMES = [stage.name for stage in stages(SPACE.name)]
+
+
+def arguments(model: Model, store: Path) -> dict[str, Any]:
+    return {
+        "model": model,
+        "space": SPACE,
+        "objective": Objective({"fd_lite0": -1}),
+        "predictor": FitOptions(folds=3, width=8, hops=2, epochs=2),
+        "attribution": AttributionOptions(num_configs=4),
+        "strategy": Evolution(population=8, offspring=8),
+        "engine": Serial(),
+        "store": store,
+        "num_labels": 12,
+        "num_images": 4,
+        "budget": 60,
+        "avg_bits": 4.5,
+        "candidates": 2,
+        "num_random": 2,
+    }
+
+
+def ran(seconds: dict[str, float]) -> list[str]:
+    return [name for name in NAMES if seconds[f"{name}_s"] > 0]
+
+
+@pytest.mark.slow
+def test_all_stages(tiny_model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = arguments(tiny_model, tmp_path)
+    place = Store(tmp_path, tiny_model.name)
+    assert ran(main(**given)) == NAMES
+    for stage in stages(SPACE.name):
+        for name in stage.makes:
+            assert place.path(name).stat().st_size > 0, name
+
+    rows = {row["name"]: row for row in read_json(place.path("summary.json"))["rows"]}
+    assert {"fp", "ours", "uaq-4", "uaq-3", "kmeans_a-4", "kmeans_a-3", "random-0", "random-1"} <= set(rows)
+    assert rows["fp"]["avg_bits"] == 16
+    assert rows["fp"]["metrics"]["psnr"] is None
+    assert rows["ours"]["avg_bits"] <= 4.5
+    assert abs(rows["random-0"]["size_bytes"] / rows["ours"]["size_bytes"] - 1) <= 0.01
+    labels = {outcome.protocol for outcome in place.outcomes()}
+    assert len(labels) == 2, "the final table has a protocol of its own: fresh seeds"
+
+    text = capsys.readouterr().out
+    assert [line.split()[1] for line in text.splitlines() if line.startswith("[")] == NAMES
+
+    assert ran(main(**given)) == [], "the second time there is nothing to do"
+    assert capsys.readouterr().out.count("up to date") == len(NAMES) - 1
+
+    changed = {**given, "strategy": Evolution(population=6, offspring=6)}
+    assert ran(main(**changed)) == ["search", "realize"]
+
+    place.path(f"predictor/{SPACE.name}/report.json").write_text("{}")  # another hand was here
+    assert ran(main(**changed))[0] == "train"
+
+    measured = len(place.outcomes())
+    assert ran(main(**{**changed, "num_labels": len(place.outcomes())}))[:2] == ["measure", "train"]
+    assert len(place.outcomes()) > measured
+
+    forced = main(**{**given, "force": True})
+    assert ran(forced) == [name for name in NAMES if name != "measure"], "what was measured is never measured again"
+
+
+def test_the_stages_read_what_earlier_ones_make() -> None:
+    made: set[str] = set()
+    for stage in stages("any"):
+        assert set(stage.reads) <= made
+        made |= set(stage.makes)
+
+
+def test_an_objects_digest_follows_its_fields() -> None:
+    from qsdm.__main__ import plain
+
+    one = plain(SPACE)
+    assert plain(dataclasses.replace(SPACE, max_overhead=2.0)) != one
+    assert plain({"a": (SPACE, Path("x"))})["a"][0] == one
