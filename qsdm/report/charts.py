@@ -19,6 +19,7 @@ COLOURS = {
     "fp": "#2aa876",
     "greedy": "#2aa876",
     "greedy_error": "#b8860b",
+    "candidates": "#c2418f",
 }
 DIVERGING = [[0.0, "#2aa876"], [0.5, "rgba(139,147,161,0.12)"], [1.0, "#e0533d"]]
 SEQUENTIAL = [[0.0, "rgba(59,118,246,0.06)"], [0.5, "#8a63d2"], [1.0, "#e0533d"]]
@@ -46,7 +47,7 @@ def figure(data: Sequence[Mapping[str, Any]], height: int = 380, **layout: Any) 
     return {"data": [dict(trace) for trace in data], "layout": layout}
 
 
-def measured(rows: Sequence[Mapping[str, Any]], metric: str = "fd_lite0") -> Figure | None:
+def measured(rows: Sequence[Mapping[str, Any]], metric: str) -> Figure | None:
     """Measured rows: average bits against a metric; full precision as a line."""
     rows = [row for row in rows if row["metrics"].get(metric) is not None]
     quantized = [row for row in rows if row["name"] != FULL]
@@ -90,8 +91,14 @@ def measured(rows: Sequence[Mapping[str, Any]], metric: str = "fd_lite0") -> Fig
     return figure(data, 420, xaxis=x, yaxis=axis, shapes=shapes, annotations=annotations)
 
 
-def search(front: Mapping[str, Any] | None, labels: Sequence[Mapping[str, Any]] = ()) -> Figure | None:
-    """The predicted front with its fold deviation, the predicted baselines, and what random configurations measured."""
+def search(
+    front: Mapping[str, Any] | None,
+    labels: Sequence[Mapping[str, Any]] = (),
+    candidates: Sequence[Mapping[str, Any]] = (),
+) -> Figure | None:
+    """The predicted front with its fold deviation, the predicted baselines, and what random configurations and the
+    front's candidates measured.
+    """
     if not front or not front["points"]:
         return None
     points = front["points"]
@@ -116,7 +123,7 @@ def search(front: Mapping[str, Any] | None, labels: Sequence[Mapping[str, Any]] 
             "type": "scatter",
             "mode": "lines",
             "x": [*x, *x[::-1]],
-            "y": [*(mean + std), *(mean - std)[::-1]],
+            "y": [*(mean + std).tolist(), *(mean - std)[::-1].tolist()],
             "fill": "toself",
             "fillcolor": "rgba(59,118,246,0.15)",
             "line": {"width": 0},
@@ -154,7 +161,19 @@ def search(front: Mapping[str, Any] | None, labels: Sequence[Mapping[str, Any]] 
             "hovertemplate": "front<br>%{x:.3f} bits<br>%{y:.4g} ± %{customdata:.2g}<extra></extra>",
         }
     )
-    data[1 if known else 0]["y"] = np.asarray(data[1 if known else 0]["y"]).tolist()
+    if candidates:
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": "measured, candidates of the front",
+                "x": [c["avg_bits"] for c in candidates],
+                "y": [c["quality"] for c in candidates],
+                "customdata": [c["predicted"] for c in candidates],
+                "marker": {"color": COLOURS["candidates"], "size": 10, "symbol": "star"},
+                "hovertemplate": "candidate<br>%{x:.3f} bits<br>%{y:.4g}, predicted %{customdata:.4g}<extra></extra>",
+            }
+        )
     y = {"title": {"text": "quality (more is better)"}}
     return figure(data, 460, xaxis={"title": {"text": "average bits per weight"}}, yaxis=y)
 

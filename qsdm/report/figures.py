@@ -9,7 +9,7 @@ import numpy as np
 
 from qsdm.graph import Graph
 from qsdm.report.charts import COLOURS
-from qsdm.report.results import FULL, Results, harms, kind_of, matrix, rows, shown_pictures
+from qsdm.report.results import FULL, Results, candidates, harms, kind_of, main_metric, matrix, rows, shown_pictures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,13 +39,18 @@ def front(results: Results) -> Figure:
         raise ValueError(f"no front of {results.denoiser!r}: run python -m qsdm.search +model={results.denoiser}")
     measured = rows(results.summary)
     made, found = axes(13 if measured else 8, columns=2 if measured else 1)
-    _search(found[0], results.front, results.outcomes)
+    _search(found[0], results.front, results.outcomes, candidates(results))
     if measured:
-        _measured(found[1], measured)
+        _measured(found[1], measured, main_metric(results.summary) or "")
     return made
 
 
-def _search(ax: Axes, search: Mapping[str, Any], labels: Sequence[Mapping[str, Any]]) -> None:
+def _search(
+    ax: Axes,
+    search: Mapping[str, Any],
+    labels: Sequence[Mapping[str, Any]],
+    realized: Sequence[Mapping[str, Any]],
+) -> None:
     known = [label for label in labels if label.get("quality") is not None]
     x, y = [label["avg_bits"] for label in known], [label["quality"] for label in known]
     if known:
@@ -59,11 +64,14 @@ def _search(ax: Axes, search: Mapping[str, Any], labels: Sequence[Mapping[str, A
     bits, mean, std = (np.array([p[key] for p in search["points"]]) for key in ("avg_bits", "predicted", "std"))
     ax.fill_between(bits, mean - std, mean + std, color=COLOURS["ours"], alpha=0.15, linewidth=0)
     ax.plot(bits, mean, color=COLOURS["ours"], label="predicted, front")
+    if realized:
+        x, y = [c["avg_bits"] for c in realized], [c["quality"] for c in realized]
+        ax.scatter(x, y, s=60, marker="*", color=COLOURS["candidates"], label="measured, candidates", zorder=3)
     ax.set(xlabel="average bits per weight", ylabel="quality (more is better)")
     ax.legend(frameon=False, fontsize=8)
 
 
-def _measured(ax: Axes, measured: Sequence[Mapping[str, Any]], metric: str = "fd_lite0") -> None:
+def _measured(ax: Axes, measured: Sequence[Mapping[str, Any]], metric: str) -> None:
     for i, row in enumerate(measured):
         kind, value = kind_of(row["name"]), row["metrics"].get(metric)
         if value is None:

@@ -19,8 +19,10 @@ from qsdm.report.results import (
     FULL,
     OURS,
     Results,
+    candidates,
     harms,
     kind_of,
+    main_metric,
     matrix,
     megabytes,
     rows,
@@ -98,13 +100,14 @@ def tiles(results: Results) -> list[dict[str, str]]:
 
 def pictures(results: Results) -> list[dict[str, str]]:
     """Grids side by side: full precision, the best uniform 4-bit and 3-bit ones, ours."""
+    metric = main_metric(results.summary)
     by_name = {row["name"]: row for row in rows(results.summary)}
     made = []
     for name in shown_pictures(results):
         row = by_name.get(name)
-        score = row and row["metrics"].get("fd_lite0")
+        score = row and row["metrics"].get(metric)
         note = f"{row['avg_bits']:.2f} bits" if row else ""
-        note += f" · fd_lite0 {score:.1f}" if score is not None else ""
+        note += f" · {metric} {score:.4g}" if score is not None else ""
         uri = "data:image/png;base64," + base64.b64encode(results.pictures[name]).decode()
         title = TITLES.get(name, f"uniform {name}")
         made.append({"kind": kind_of(name), "title": title, "note": note, "uri": uri})
@@ -145,8 +148,8 @@ CHARTS = ("measured", "search", "mix", "role", "op", "block", "heat", "predictor
 def charts_of(results: Results) -> dict[str, charts.Figure]:
     """Plotly figures by name; those without data are left out."""
     found: dict[str, charts.Figure | None] = {
-        "measured": charts.measured(rows(results.summary)),
-        "search": charts.search(results.front, results.outcomes),
+        "measured": charts.measured(rows(results.summary), main_metric(results.summary) or ""),
+        "search": charts.search(results.front, results.outcomes, candidates(results)),
         "mix": charts.mix(results.chosen, blocks(results)),
         "bits": charts.bits(results.outcomes),
     }

@@ -139,15 +139,23 @@ def kind_of(name: str) -> str:
     return "random" if name.startswith("random") else "uniform"
 
 
-def verdict(summary: Mapping[str, Any] | None, metric: str = "fd_lite0") -> dict[str, Any] | None:
-    """Ours against what it must beat, on one metric of which less is better.
+def main_metric(summary: Mapping[str, Any] | None) -> str | None:
+    """The Fréchet distance that was measured, `fid` before others: what the heading and the plots speak of."""
+    found = {name for row in rows(summary) for name, value in row["metrics"].items() if value is not None}
+    distances = sorted(name for name in found if name.startswith("fd_"))
+    return "fid" if "fid" in found else distances[0] if distances else None
+
+
+def verdict(summary: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Ours against what it must beat, on `main_metric`, of which less is better.
 
     Returns:
         ours, fp, random_mean, random_best (values, or None), rival (the best uniform row that is not larger) and
         ``better_than_random``, ``better_than_uniform``; None without a row of ours.
     """
+    metric = main_metric(summary)
     found = {row["name"]: row for row in rows(summary)}
-    if OURS not in found or found[OURS]["metrics"].get(metric) is None:
+    if metric is None or OURS not in found or found[OURS]["metrics"].get(metric) is None:
         return None
     ours = found[OURS]
     value = ours["metrics"][metric]
@@ -172,17 +180,18 @@ def verdict(summary: Mapping[str, Any] | None, metric: str = "fd_lite0") -> dict
     }
 
 
-def sentence(summary: Mapping[str, Any] | None, metric: str = "fd_lite0") -> str | None:
+def sentence(summary: Mapping[str, Any] | None) -> str | None:
     """The result in one sentence, whichever way it went."""
-    found = verdict(summary, metric)
+    found = verdict(summary)
     if found is None:
         return None
-    text = f"At {found['avg_bits']:.2f} bits per weight, mixed precision scores {metric} {found['ours']:.4g}"
+    score = f"{found['metric']} {found['ours']:.4g}"
+    text = f"At {found['avg_bits']:.2f} bits per weight, mixed precision scores {score}"
     if found["fp"] is not None:
         text += f" ({found['fp']:.4g} at full precision)"
     parts = []
     if found["rival"] is not None:
-        other = found["rival"]["metrics"][metric]
+        other = found["rival"]["metrics"][found["metric"]]
         word = "below" if found["better_than_uniform"] else "not below"
         parts.append(f"{word} the best uniform configuration of no larger size ({found['rival']['name']}, {other:.4g})")
     if found["random_mean"] is not None:
@@ -193,9 +202,10 @@ def sentence(summary: Mapping[str, Any] | None, metric: str = "fd_lite0") -> str
 
 def harms(sensitivity: Mapping[str, Any], kind: str, most: int = 24) -> list[dict[str, Any]]:
     """What quantization costs each role, op or block: name and value, the ``most`` most harmful."""
-    found = [
-        {"name": row["name"] or "other", "value": row["integrated_gradients"]} for row in sensitivity["tables"][kind]
-    ]
+    found = []
+    for row in sensitivity["tables"][kind]:
+        note = f"{row['num_weights']} weights, {row['share_of_values']:.1%} of the values"
+        found.append({"name": row["name"], "value": row["integrated_gradients"], "note": note})
     return sorted(found, key=lambda entry: -entry["value"])[:most]
 
 
@@ -207,7 +217,8 @@ def matrix(sensitivity: Mapping[str, Any]) -> tuple[list[str], list[str], list[l
 
 def shown_pictures(results: Results) -> list[str]:
     """Which pictures stand side by side: full precision, the best uniform 4-bit and 3-bit ones, ours."""
-    value = {row["name"]: row["metrics"].get("fd_lite0") for row in rows(results.summary)}
+    metric = main_metric(results.summary) or ""
+    value = {row["name"]: row["metrics"].get(metric) for row in rows(results.summary)}
 
     def best(bits: str) -> str:
         names = [name for name in results.pictures if kind_of(name) == "uniform" and name.endswith(bits)]
@@ -235,6 +246,21 @@ def largest(graph: Graph, most: int = 12) -> pandas.DataFrame:
         about = {"role": str(node.role), "block": node.block, "shape": shape, "values": weight.numel, "macs": node.macs}
         entries.append({"weight": weight.name} | about)
     return pandas.DataFrame(entries).set_index("weight")
+
+
+def candidates(results: Results) -> list[dict[str, Any]]:
+    """The front's points that `realize` measured under the protocol of the labels: avg_bits, predicted, quality."""
+    if not results.summary or not results.front:
+        return []
+    objective = Objective(results.front["objective"])
+    return [
+        {
+            "avg_bits": row["avg_bits"],
+            "predicted": row["predicted"],
+            "quality": objective({**row["metrics"], "avg_bits": row["avg_bits"]}),
+        }
+        for row in results.summary.get("candidates", [])
+    ]
 
 
 def megabytes(size_bytes: float) -> str:

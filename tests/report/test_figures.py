@@ -76,7 +76,7 @@ def test_shares_of_a_block_sum_to_the_whole(whole):
 
 
 def test_charts_without_data_are_none():
-    assert charts.measured([]) is None
+    assert charts.measured([], "fid") is None
     assert charts.search(None) is None
     assert charts.bars([], "") is None
     assert charts.heat([], [], [], "") is None

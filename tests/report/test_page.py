@@ -170,8 +170,8 @@ def test_labels_have_bits_and_quality_of_the_objective(whole):
 @pytest.mark.parametrize("width", [1280, 420])
 def test_page_is_quiet_in_a_browser_and_fits_its_width(whole, tmp_path, width):
     page.write(tmp_path / "page.html", whole)
-    # A frame has any width; a headless window not less than 500 px. It reports through its title.
-    probe = """<title></title><iframe src="page.html" style="width:WIDTHpx;height:900px;border:0"></iframe><script>
+    # A frame has any width; a headless window not less than 500 px. It reports what it saw.
+    probe = """<iframe src="page.html" style="width:WIDTHpx;height:900px;border:0"></iframe><script>
     addEventListener("load", () => setTimeout(() => {
       const inside = document.querySelector("iframe").contentDocument;
       const plots = [...inside.querySelectorAll(".plot")];
@@ -179,7 +179,7 @@ def test_page_is_quiet_in_a_browser_and_fits_its_width(whole, tmp_path, width):
       const drawn = plots.filter((plot) => plot.querySelector("svg.main-svg")).length;
       const entries = inside.defaultView.performance.getEntriesByType("resource");
       const loaded = entries.filter((entry) => /^http/.test(entry.name)).length;
-      document.body.innerHTML = `<p id=result>${plots.length} plots, ${drawn} drawn, wide ${wide}, loaded ${loaded}</p>`;
+      document.body.textContent = `${plots.length} plots, ${drawn} drawn, wide ${wide}, loaded ${loaded}`;
     }, 1500));</script>"""
     (tmp_path / "frame.html").write_text(probe.replace("WIDTH", str(width)))
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"]
