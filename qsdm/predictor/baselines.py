@@ -7,9 +7,8 @@ import numpy as np
 from qsdm import cost
 from qsdm.cost import MethodTable
 from qsdm.predictor.encode import errors
+from qsdm.predictor.linear import PENALTIES, ridge_dual
 from qsdm.qconfig import Space
-
-PENALTIES = 10.0 ** np.arange(-2, 4.5, 0.5)
 
 
 def avg_bits(space: Space, genes: np.ndarray) -> np.ndarray:
@@ -49,13 +48,5 @@ def ridge(features: np.ndarray, labels: np.ndarray, new: np.ndarray) -> np.ndarr
     middle, scale = features.mean(axis=0), features.std() + 1e-12
     x, offset = (features - middle) / scale, labels.mean()
     gram = x @ x.T / x.shape[1]
-    values, vectors = np.linalg.eigh(gram)
-    values, centred = np.maximum(values, 0), labels - offset
-    best, dual = np.inf, np.zeros(len(labels))
-    for penalty in PENALTIES * max(values.mean(), 1e-12):
-        inverse = vectors @ np.diag(1 / (values + penalty)) @ vectors.T
-        candidate = inverse @ centred
-        left_out = candidate / np.diag(inverse)  # residuals if each were left out (the mean kept)
-        if (loss := float(left_out @ left_out)) < best:
-            best, dual = loss, candidate
+    dual, _ = ridge_dual(gram, labels - offset, PENALTIES * max(float(np.trace(gram)) / len(gram), 1e-12))
     return ((new - middle) / scale) @ x.T @ dual / x.shape[1] + offset

@@ -6,19 +6,19 @@ penalty, and whether the further features are used, are chosen by the leave-one-
 gives without refitting.
 
 References:
-    The Relationship between Variable Selection and Data Augmentation and a Method for Prediction (Allen, 1974): PRESS;
-    in the dual form, with alpha = (K + penalty I)^-1 y, the left-out residual is alpha_i / ((K + penalty I)^-1)_ii.
+    The Relationship between Variable Selection and Data Augmentation and a Method for Prediction (Allen, 1974): PRESS.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from qsdm.predictor.encode import Encoding
 
-PENALTIES = 10.0 ** np.arange(-3, 1.6, 0.5)
+PENALTIES = 10.0 ** np.arange(-3, 2.6, 0.5)  # in units of the kernels' mean diagonal
 SHARES = (0.0, 0.1)  # of each further kernel, beside 1 of the weights' own errors
 ERROR = 2  # column of the relative error in `Encoding.decisions`
 
@@ -49,7 +49,7 @@ def fit_additive(encoding: Encoding, configurations: np.ndarray, labels: np.ndar
         labels: [B].
     """
     decisions = encoding.decisions.astype(np.float64)
-    num_weights, _, num_features = decisions.shape
+    num_features = decisions.shape[2]
     spread = decisions[encoding.allowed & (np.arange(decisions.shape[1]) < decisions.shape[1] - 1)].std(axis=0)
     decisions = decisions / np.maximum(spread, 1e-6)
     chosen = np.einsum("bwm,wmf->bwf", configurations, decisions)
@@ -57,36 +57,50 @@ def fit_additive(encoding: Encoding, configurations: np.ndarray, labels: np.ndar
     chosen = chosen - middle
     groups = np.array([str(encoding.space.graph.node_of(weight.name).role) for weight in encoding.space.graph.weights])
     member = (groups[:, None] == np.unique(groups)[None]).astype(np.float64)  # [W, G]
-    member /= np.sqrt(member.sum(axis=0))
-    error = (
-        np.arange(decisions.shape[2]) == ERROR
-    )  # the relative error alone, per weight: damage is close to sensitivity x error
-    maps = [  # [W, F', features]: how each kernel reads the decisions
-        np.einsum("vw,fg->vfwg", np.eye(num_weights), np.diag(error.astype(float))),
-        np.einsum("vw,fg->vfwg", np.eye(num_weights), np.eye(num_features)),
-        np.einsum("vw,fg->vfwg", member, np.eye(num_features)),
-        np.einsum("vw,fg->vfwg", np.ones((num_weights, 1)), np.eye(num_features)),
+    error = np.arange(num_features) == ERROR
+    # Each kernel is <x, P x'> with a projection P of decisions, [..., W, F'] => the same shape.
+    projections: list[Callable[[np.ndarray], np.ndarray]] = [
+        lambda x: x * error,  # damage is close to sensitivity x error
+        lambda x: x,
+        lambda x: member @ (member.T @ x),
+        lambda x: np.broadcast_to(x.sum(axis=-2, keepdims=True), x.shape),
     ]
-    maps = [a.reshape(num_weights * num_features, -1) for a in maps]
     flat = chosen.reshape(len(chosen), -1)
-    parts = [flat @ a for a in maps]
-    scales = [max((part**2).sum() / len(part), 1e-12) for part in parts]
-    kernels = [part @ part.T / scale for part, scale in zip(parts, scales, strict=True)]
+    kernels = [flat @ project(chosen).reshape(flat.shape).T for project in projections]
+    scales = [max(np.trace(kernel) / len(kernel), 1e-12) for kernel in kernels]
+    kernels = [kernel / scale for kernel, scale in zip(kernels, scales, strict=True)]
     offset = labels.mean()
-    best = (np.inf, (1.0, 0.0, 0.0, 0.0), np.zeros(len(labels)), np.zeros(len(labels)))
-    for mixture in ((1.0, share, share, share) for share in SHARES):
-        values, vectors = np.linalg.eigh(sum(m * kernel for m, kernel in zip(mixture, kernels, strict=True)))
-        turned = vectors.T @ (labels - offset)
-        for penalty in PENALTIES:
-            inverse = 1 / (np.maximum(values, 0) + penalty)
-            dual = vectors @ (inverse * turned)
-            residual = dual / ((vectors**2) @ inverse)
-            if (loss := float(residual @ residual)) < best[0]:
-                best = (loss, mixture, dual, residual)
-    _, mixture, dual, residual = best
-    theta = sum(
-        m / scale * (a @ (part.T @ dual)) for m, scale, a, part in zip(mixture, scales, maps, parts, strict=True)
-    )
-    per_weight = theta.reshape(num_weights, num_features)
+    found = [(share, ridge_dual(kernels[0] + share * sum(kernels[1:]), labels - offset, PENALTIES)) for share in SHARES]
+    share, (dual, residual) = min(found, key=lambda pair: float(pair[1][1] @ pair[1][1]))
+    total = np.tensordot(dual, chosen, axes=1)  # [W, F']
+    mixture = (1.0, share, share, share)
+    parts = [m / scale * project(total) for m, scale, project in zip(mixture, scales, projections, strict=True)]
+    per_weight = np.sum(parts, axis=0)
     contributions = np.einsum("wmf,wf->wm", decisions, per_weight)
     return Additive(contributions, float(offset - (middle * per_weight).sum()), labels - residual)
+
+
+def ridge_dual(kernel: np.ndarray, labels: np.ndarray, penalties: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ridge regression with the penalty of least leave-one-out error.
+
+    With residuals r and the hat matrix H of the fit, its unpenalised mean included, label i misses the prediction of
+    the fit without it by r_i / (1 - H_ii).
+
+    Args:
+        kernel: [B, B], of centred features.
+        labels: [B], centred.
+
+    Returns:
+        Dual coefficients and left-out residuals, [B] each.
+    """
+    values, vectors = np.linalg.eigh(kernel)
+    values, turned = np.maximum(values, 0), vectors.T @ labels
+    best = None
+    for penalty in penalties:
+        dual = vectors @ (turned / (values + penalty))
+        leverage = 1 / len(labels) + vectors**2 @ (values / (values + penalty))
+        residual = penalty * dual / np.maximum(1 - leverage, 1e-9)
+        if best is None or residual @ residual < best[1] @ best[1]:
+            best = (dual, residual)
+    assert best is not None
+    return best
