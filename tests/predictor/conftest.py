@@ -8,7 +8,7 @@ from qsdm.predictor.encode import Encoding, encode
 
 @pytest.fixture(scope="session")
 def toy() -> Toy:
-    """20 weights."""
+    """27 weights."""
     return make_toy(levels=2, repeats=1)
 
 

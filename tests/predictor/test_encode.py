@@ -28,7 +28,7 @@ def test_one_hot_names_the_methods_of_the_configuration(toy: Toy, encoding: Enco
 
 
 def test_errors_of_decisions_are_those_of_the_table(toy: Toy, encoding: Encoding) -> None:
-    """More error, larger features; the order of the table's rows and columns does not matter."""
+    """The order of the table's rows and columns does not matter, and a greater error is a greater feature."""
     turned = MethodTable(
         toy.table.weights[::-1],
         toy.table.methods[::-1],
@@ -36,10 +36,12 @@ def test_errors_of_decisions_are_those_of_the_table(toy: Toy, encoding: Encoding
         toy.table.size_bytes[::-1, ::-1],
     )
     assert encode(toy.space, turned).digest == encoding.digest
-    worse = dataclasses.replace(
-        toy.table, rel_error=toy.table.rel_error * np.linspace(1, 2, len(toy.table.weights))[:, None]
-    )
-    assert encode(toy.space, worse).digest != encoding.digest
+    rel_error = toy.table.rel_error.copy()
+    rel_error[0] *= 2
+    worse = encode(toy.space, dataclasses.replace(toy.table, rel_error=rel_error))
+    assert worse.digest != encoding.digest
+    offered = encoding.columns[0][encoding.columns[0] >= 0]
+    assert (worse.decisions[0, offered, 1] > encoding.decisions[0, offered, 1]).all()
 
 
 def test_every_node_has_a_loop_and_edges_are_sorted_by_target(toy: Toy, encoding: Encoding) -> None:

@@ -11,7 +11,7 @@ from qsdm.predictor.fit import fit_folds
 
 @pytest.fixture(scope="session")
 def toy() -> Toy:
-    """20 weights."""
+    """27 weights."""
     return make_toy(levels=2, repeats=1)
 
 
@@ -28,5 +28,5 @@ def predictor(toy: Toy) -> Predictor:
     torch.manual_seed(0)
     for fold in folds:
         fold.gnn.share.fill_(1.0)
-        torch.nn.init.normal_(fold.gnn.contribution[-1].weight, std=0.3)
+        torch.nn.init.normal_(fold.gnn.contribution[-1].weight, std=0.05)
     return Predictor(encoding, folds, {"fd_lite0": -1.0})
