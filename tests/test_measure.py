@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,12 +16,15 @@ from qsdm.calibrate import calibrate
 from qsdm.denoisers import Model
 from qsdm.engine.serial import Serial
 from qsdm.evaluation import EvaluationError
+from qsdm.graph import Graph
 from qsdm.measure import measure, read_configs, sample
-from qsdm.qconfig import QuantConfig, SpaceSpec
-from qsdm.store import Store, StoreError
+from qsdm.outcome import Outcome
+from qsdm.qconfig import QuantConfig, QuantMethod, Space, SpaceSpec
+from qsdm.store import Store, StoreError, read_json, write_json
 from qsdm.trace import trace
 
-SPACE = SpaceSpec("small", ("uaq-3", "uaq-4", "kmeans_a-3", "kmeans_a-4"))
+METHODS = ("uaq-3", "uaq-4", "kmeans_a-3", "kmeans_a-4")
+SPACE = SpaceSpec("small", METHODS)
 
 
 @pytest.fixture(scope="module")
@@ -29,16 +36,16 @@ def store(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return store
 
 
+@pytest.fixture(scope="module")
+def space(tiny_model: Model, store: Path) -> Space:
+    return SPACE.of(Graph.from_json(read_json(Store(store, tiny_model.name).path("graph.json"))))
+
+
 def test_measures_each_configuration_once(tiny_model: Model, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     logged: list[dict] = []
-    arguments = {
-        "num_images": 6,
-        "batch_size": 4,
-        "engine": Serial(),
-        "log": lambda values: logged.append(dict(values)),
-    }
+    arguments = {"num_images": 6, "batch_size": 4, "engine": Serial(), "log": lambda row: logged.append(dict(row))}
     first = measure(tiny_model, SPACE, store, num_configs=2, **arguments)
-    assert [len(outcome.qconfig.methods) > 0 for outcome in first] == [True, True]
+    assert all(len(outcome.qconfig.methods) > 0 for outcome in first)
     assert all(outcome.num_images == 6 and outcome.metrics["psnr"] > 5 for outcome in first)
     assert set(first[0].halves) == {"fd_lite0", "psnr"}
     printed = capsys.readouterr().out
@@ -52,3 +59,142 @@ def test_measures_each_configuration_once(tiny_model: Model, store: Path, capsys
     kept = Store(store, tiny_model.name).outcomes()
     assert len(kept) == 4  # full precision is one of them
     assert [outcome.metrics["psnr"] for outcome in kept if not outcome.qconfig.methods] == [None]
+
+
+def test_measures_the_configurations_of_a_file(tiny_model: Model, store: Path, space: Space, tmp_path: Path) -> None:
+    wanted = [space.uniform("uaq-3"), space.uniform("kmeans_a-4")]
+    write_json(tmp_path / "some.json", [qconfig.to_json() for qconfig in wanted])
+    found = measure(tiny_model, SPACE, store, configs=tmp_path / "some.json", num_images=4, engine=Serial())
+    assert [outcome.qconfig for outcome in found] == wanted
+    assert found[0].metrics["psnr"] < found[1].metrics["psnr"]  # 3 bits, 4 bits
+
+
+def test_what_cannot_be_measured_is_named_and_not_stored(
+    tiny_model: Model, store: Path, space: Space, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One configuration asks for a method that was not calibrated; the other is measured all the same."""
+    good = space.uniform("uaq-4")
+    bad = QuantConfig("tiny", good.methods | {space.graph.weights[0].name: QuantMethod("uaq", 7)})
+    write_json(tmp_path / "some.json", [bad.to_json(), good.to_json()])
+    found = measure(tiny_model, SPACE, store, configs=tmp_path / "some.json", num_images=5, engine=Serial())
+    assert [outcome.qconfig for outcome in found] == [good]
+    assert f"1 configurations were set aside and have no outcome: {bad.digest[:12]}" in capsys.readouterr().out
+    assert bad.digest not in {outcome.qconfig.digest for outcome in Store(store, "tiny").outcomes()}
+    write_json(tmp_path / "bad.json", bad.to_json())
+    with pytest.raises(EvaluationError, match="no configuration has an outcome: .*uaq-7"):
+        measure(tiny_model, SPACE, store, configs=tmp_path / "bad.json", num_images=5, engine=Serial())
+
+
+def test_a_smaller_sample_is_the_beginning_of_a_larger_one(space: Space) -> None:
+    few, many = sample(space, 5, seed=3), sample(space, 30, seed=3)
+    assert many[:5] == few
+    assert len({qconfig.digest for qconfig in many}) == 30
+    assert sample(space, 5, seed=4) != few
+
+
+def test_reads_fronts_lists_and_single_configurations(space: Space, tmp_path: Path) -> None:
+    made = [qconfig.to_json() for qconfig in sample(space, 2, seed=0)]
+    forms = {"front": {"points": [{"qconfig": entry} for entry in made]}, "list": made, "single": made[0]}
+    for name, data in forms.items():
+        (tmp_path / name).write_text(json.dumps(data))
+        found = [qconfig.to_json() for qconfig in read_configs(tmp_path / name)]
+        assert found == (made[:1] if name == "single" else made)
+    (tmp_path / "foreign").write_text('{"rows": [1, 2]}')
+    with pytest.raises(StoreError, match="holds no configurations"):
+        read_configs(tmp_path / "foreign")
+    (tmp_path / "empty").write_text("[]")
+    with pytest.raises(StoreError, match="empty list"):
+        read_configs(tmp_path / "empty")
+
+
+def test_bad_input_names_the_remedy(tiny_model: Model, store: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"run python -m qsdm\.trace \+model=tiny"):
+        measure(tiny_model, SPACE, tmp_path, engine=Serial())
+    with pytest.raises(StoreError, match=r"run python -m qsdm\.calibrate \+model=tiny"):
+        measure(tiny_model, SpaceSpec("other", METHODS), store, engine=Serial())
+    with pytest.raises(ValueError, match=r"num_images at least 2 \(got 80, 1\)"):
+        measure(tiny_model, SPACE, store, num_images=1, engine=Serial())
+    with pytest.raises(EvaluationError, match=r"batch_size must be positive \(got 0\)"):
+        measure(tiny_model, SPACE, store, batch_size=0, engine=Serial())
+
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+from qsdm.denoisers import Model
+from qsdm.engine.local import Local
+from qsdm.measure import measure
+from qsdm.metrics.fidelity import Psnr
+from qsdm.metrics.frechet import FrechetLite0
+from qsdm.qconfig import SpaceSpec
+
+if __name__ == "__main__":
+    fields, reference, methods, store, num_configs = json.loads(sys.argv[1])
+    model = Model(**fields, metrics={"fd_lite0": FrechetLite0(reference), "psnr": Psnr()})
+    try:
+        measure(model, SpaceSpec("small", methods), Path(store), num_configs, num_images=4, engine=Local(2))
+    except KeyboardInterrupt:
+        sys.exit(130)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
+def test_what_was_measured_survives(how: signal.Signals, tiny_model: Model, store: Path, tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    for name in ("graph.json", "calibration/small/weights.safetensors", "calibration/small/table.safetensors"):
+        target = root / "tiny" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(Store(store, "tiny").path(name))
+    (tmp_path / "run.py").write_text(SCRIPT)
+    names = ("name", "path", "denoiser", "component", "resolution_px", "steps", "guidance", "prompts")
+    fields = {name: getattr(tiny_model, name) for name in names}
+
+    def command(num_configs: int) -> list[str]:
+        given = [fields, tiny_model.metrics["fd_lite0"].reference, METHODS, str(root), num_configs]
+        return [sys.executable, str(tmp_path / "run.py"), json.dumps(given)]
+
+    def stored() -> list[Outcome]:
+        place = Store(root, "tiny")
+        return place.outcomes() if place.path("outcomes.sqlite").exists() else []
+
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    driver = subprocess.Popen(command(10_000), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: len(stored()) >= 4 or driver.poll() is not None)
+        assert driver.poll() is None
+        workers = children(driver.pid)
+        assert len(workers) >= 2
+        before = stored()
+        driver.send_signal(how)
+        assert driver.wait(timeout=100) == (-signal.SIGKILL if how == signal.SIGKILL else 130)
+    finally:
+        driver.kill()
+    until(lambda: not any(map(alive, workers)))
+    after = stored()
+    assert after[: len(before)] == before
+    assert len({outcome.key for outcome in after}) == len(after)
+
+    more = len(after) + 1  # full precision is one of them
+    subprocess.run(command(more), env=environment, check=True, capture_output=True, timeout=250)
+    final = stored()
+    assert final[: len(after)] == after
+    assert len(final) == more + 1
+
+
+def until(condition, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.2)
+
+
+def children(pid: int) -> list[int]:
+    """Processes that ``pid`` spawned."""
+    listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True, check=True)
+    return [int(line.split()[0]) for line in listed.stdout.splitlines() if "spawn_main" in line]
+
+
+def alive(pid: int) -> bool:
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+    return bool(state.strip()) and not state.startswith("Z")

@@ -42,9 +42,9 @@ class ClipScore:
     @property
     def version(self) -> str:
         directory = Path(self.source).expanduser()
-        return (
-            f"clip {file_digest(directory)}" if directory.is_dir() else f"clip {self.judge}@{self.revision or 'main'}"
-        )
+        if directory.is_dir() or self.judge == "zoo":
+            return f"clip {file_digest(directory)}"
+        return f"clip {self.judge}@{self.revision or 'main'}"
 
     def features(self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None) -> np.ndarray:
         """Pictures and captions => cosine, float32 [N, 1]."""

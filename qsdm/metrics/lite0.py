@@ -61,7 +61,7 @@ class SameConv2d(nn.Conv2d):
 
 
 class InvertedBottleneck(nn.Module):
-    """Expand, filter every channel, project, and add the input where shapes allow it; batch normalization is folded in."""
+    """Expand, filter every channel, project, add the input where shapes allow it; batch normalization is folded in."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
