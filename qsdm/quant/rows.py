@@ -42,10 +42,11 @@ def half(x):
     x = np.float32(x)
     if abs(x) >= np.float32(65504.0):
         return np.float32(65504.0) if x > 0 else np.float32(-65504.0)
-    if abs(x) < np.float32(2.0**-14):  # subnormal: multiples of 2^-24, the spacing of fp32 numbers near 0.75
-        return (x + np.float32(0.75)) - np.float32(0.75)
-    c = x * np.float32(8193.0)  # Veltkamp's split at 2^13 keeps fp16's 11 significant bits
-    return c - (c - x)
+    if abs(x) < np.float32(2.0**-14):  # subnormal: multiples of 2^-24
+        return np.rint(x * np.float32(2.0**24)) * np.float32(2.0**-24)
+    # On the bits: arithmetic that cancels would be simplified away in a caller that may reorder sums.
+    bits = np.float32(x).view(np.int32)
+    return np.int32((bits + 0x0FFF + ((bits >> 13) & 1)) & ~0x1FFF).view(np.float32)
 
 
 @fast

@@ -11,7 +11,7 @@ import torch
 
 from qsdm.graph import Weight
 from qsdm.qconfig import QuantMethod
-from qsdm.quant.methods import dequantize, fit, layout
+from qsdm.quant.methods import dequantize, fit, layout, table
 from qsdm.quant.rows import rel_error
 
 WIDTHS = range(2, 9)
@@ -138,3 +138,18 @@ def test_not_a_number_is_refused_in_a_sentence() -> None:
         fit(torch.zeros(3), QuantMethod("uaq", 4))
     with pytest.raises(ValueError, match="wanted a contiguous float32 output"):
         dequantize(fit(heavy((4, 8)), QuantMethod("uaq", 4)), torch.empty(8, 4))
+
+
+@pytest.mark.parametrize("name", ["uaq", "uaq_g32", "kmeans_c", "kmeans_a"])
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_codes_were_chosen_for_the_stored_numbers(name: str, bits: int) -> None:
+    weight = heavy((16, 320), seed=3)
+    quantized = fit(weight, QuantMethod(name, bits))
+    values = torch.from_numpy(table(quantized))
+    if name == "uaq_g32":
+        lines = values.view(16, 10, -1).repeat_interleave(32, 1)
+    else:
+        lines = values.view(-1, 1, 2**bits).expand(16, 320, -1)
+    nearest = (lines - weight.float()[..., None]).abs().min(-1).values
+    off = (dequantize(quantized) - weight.float()).abs()
+    assert torch.equal(off, nearest) or (off - nearest).max() < 1e-6 * weight.abs().max()  # ties may go either way

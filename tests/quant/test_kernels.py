@@ -1,0 +1,200 @@
+"""The kernels' source compiles for every GPU generation and computes what the torch reference does, bit for bit."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from qsdm.qconfig import QuantMethod
+from qsdm.quant import kernels, packing
+from qsdm.quant.kernels import build, reference
+from qsdm.quant.methods import dequantize, fit, table
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+Twin = Callable[..., torch.Tensor]
+
+
+@pytest.fixture(scope="session")
+def twin(tmp_path_factory: pytest.TempPathFactory) -> Twin:
+    """Runs a kernel on the CPU: ``twin("affine", dtype, (rows, n), inputs, numbers)``."""
+    library = build.compile_twin(tmp_path_factory.mktemp("twin"))
+    if library is None:
+        pytest.skip("no C++ compiler (g++ or clang++): the kernels' CPU twin cannot be built")
+
+    def run(name: str, dtype: torch.dtype, shape: tuple[int, int], inputs: tuple, numbers: tuple) -> torch.Tensor:
+        out = torch.empty(shape, dtype=dtype)
+        place = [ctypes.c_void_p(i.data_ptr()) if isinstance(i, torch.Tensor) else i for i in (*inputs, out)]
+        threads = min(build.MAX_THREADS, max(32, 1 << (shape[1] - 1).bit_length()))
+        getattr(library, f"{name}_{build.SUFFIX[str(dtype)]}")(shape[0], threads, *place, *numbers)
+        return out
+
+    return run
+
+
+def same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal bits; any NaN equals any other."""
+    view = torch.int32 if a.dtype == torch.float32 else torch.int16
+    return a.dtype == b.dtype and bool(((a.view(view) == b.view(view)) | (a.isnan() & b.isnan())).all())
+
+
+def values(shape: tuple[int, int], dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
+    """Of all magnitudes, halves of a step among them."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_t(3, shape) * np.exp(rng.normal(0, 2, (shape[0], 1)))
+    x[:, ::7] = np.round(x[:, ::7] * 8) / 16
+    return torch.from_numpy(x).to(dtype)
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100", "sm_120"])
+def test_nvrtc_compiles_the_source_without_a_gpu(arch: str) -> None:
+    pytest.importorskip("cuda.core", reason="cuda-core is not installed: pip install 'qsdm[cuda]'")
+    code = build.compile_cubin(arch).code
+    assert code[:4] == b"\x7fELF"
+    for name in build.NAMES:
+        assert name.encode() in code
+
+
+@pytest.mark.parametrize(("n", "group"), [(1, 1), (33, 33), (300, 64), (256, 32), (1000, 1000)])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@by_dtype
+def test_affine_twin_is_the_reference(twin: Twin, dtype: torch.dtype, bits: int, n: int, group: int) -> None:
+    x = values((9, n), dtype)
+    groups = -(-n // group)
+    scale = torch.rand(9, groups, generator=torch.Generator().manual_seed(n)) + 1e-3
+    scale[0] = 0.125  # exact ties
+    zero = torch.randint(0, 2**bits, (9, groups), generator=torch.Generator().manual_seed(bits)).float()
+    numbers = (ctypes.c_int64(n), ctypes.c_int64(group), ctypes.c_float(2**bits - 1))
+    assert same(twin("affine", dtype, (9, n), (x, scale, zero), numbers), reference.affine(x, scale, zero, bits, group))
+    gradient = values((9, n), dtype, seed=1)
+    assert same(
+        twin("affine_backward", dtype, (9, n), (gradient, x, scale, zero), numbers),
+        reference.affine_backward(gradient, x, scale, zero, bits, group),
+    )
+
+
+@pytest.mark.parametrize(("n", "group"), [(1, 1), (33, 33), (300, 64), (256, 32)])
+@pytest.mark.parametrize("bits", range(1, 9))
+@by_dtype
+def test_lookup_twin_is_the_reference(twin: Twin, dtype: torch.dtype, bits: int, n: int, group: int) -> None:
+    rng = np.random.default_rng(n)
+    codes = torch.from_numpy(packing.pack(rng.integers(0, 2**bits, (5, n)).astype(np.uint8), bits))
+    for lines in (1, 5 * -(-n // group)):
+        lookup = torch.from_numpy(rng.normal(size=(lines, 2**bits)).astype(np.float32))
+        inputs = (codes, ctypes.c_int64(codes.numel()), lookup)
+        numbers = (ctypes.c_int64(n), ctypes.c_int64(group), ctypes.c_int(bits), ctypes.c_int64(lines))
+        wanted = reference.lookup(codes, lookup, bits, 5, n, group, dtype)
+        assert same(twin("lookup", dtype, (5, n), inputs, numbers), wanted)
+        numba = packing.decode(codes.numpy(), bits, lookup.numpy(), (5, n), group)
+        assert same(torch.from_numpy(numba).to(dtype), wanted)
+
+
+@pytest.mark.parametrize("n", [1, 31, 257, 1280])
+@pytest.mark.parametrize("bits", [6, 8])
+@pytest.mark.parametrize("from_zero", [False, True])
+@by_dtype
+def test_tokens_twin_is_the_reference(twin: Twin, dtype: torch.dtype, bits: int, n: int, from_zero: bool) -> None:
+    x = values((12, n), dtype)
+    x[3] = 0
+    x[4] = -2.5
+    x[5, n // 2] = torch.nan
+    x[6] += 1000
+    if from_zero:
+        x = x.abs()
+    numbers = (ctypes.c_int64(n), ctypes.c_float(2**bits - 1), ctypes.c_int(from_zero))
+    assert same(twin("tokens", dtype, (12, n), (x,), numbers), reference.tokens(x, bits, from_zero))
+
+
+def test_every_half_is_converted_as_torch_does(twin: Twin) -> None:
+    """A lookup of all float32 values near a rounding boundary of fp16 and bf16 tests the twin's own conversions."""
+    halves = torch.arange(65536, dtype=torch.int32).to(torch.int16)
+    for dtype in (torch.float16, torch.bfloat16):
+        x = halves.view(dtype)
+        x = x[~x.isnan()].float()
+        between = torch.cat([x, torch.nextafter(x, x.new_tensor(torch.inf)), (x + x.roll(1)) / 2])
+        between = between[: between.numel() // 256 * 256].view(-1, 256)
+        codes = torch.arange(256, dtype=torch.int32).to(torch.uint8).repeat(between.shape[0])
+        inputs = (codes, ctypes.c_int64(codes.numel()), between.contiguous())
+        shape = tuple(between.shape)
+        numbers = (ctypes.c_int64(256), ctypes.c_int64(256), ctypes.c_int(8), ctypes.c_int64(shape[0]))
+        assert same(twin("lookup", dtype, shape, inputs, numbers), between.to(dtype))
+
+
+@pytest.mark.parametrize("method", ["uaq-3", "uaq-4", "uaq_g32-4", "uaq_asym-5"])
+def test_fake_quantization_of_a_weight_is_what_is_stored(method: str) -> None:
+    weight = values((16, 160), torch.float16)
+    quantized = fit(weight, QuantMethod.parse(method))
+    scale, zero = (quantized.tensors[name].float().view(16, -1) for name in ("scale", "zero_point"))
+    group, bits = quantized.method.group_size or 160, quantized.method.bits
+    assert torch.equal(kernels.affine(weight.float(), scale, zero, bits, group), dequantize(quantized))
+    lines = torch.from_numpy(table(quantized))
+    assert torch.equal(
+        kernels.lookup(quantized.codes, lines, bits, 16, 160, group, torch.float32), dequantize(quantized)
+    )
+
+
+def test_quantizing_twice_is_quantizing_once() -> None:
+    x = values((8, 100), torch.float32)
+    scale, zero = torch.full((8, 1), 0.1), torch.full((8, 1), 7.0)
+    once = kernels.affine(x, scale, zero, 4, 100)
+    assert torch.equal(kernels.affine(once, scale, zero, 4, 100), once)
+    assert once[0].unique().numel() <= 16
+
+
+def test_gradients_pass_straight_through_inside_the_range() -> None:
+    x = torch.tensor([[-2.0, -0.5, 0.0, 0.4, 3.0]], requires_grad=True)
+    scale, zero = torch.tensor([[0.25]]), torch.tensor([[4.0]])
+    kernels.affine(x, scale, zero, 3, 5).sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [[0.0, 1.0, 1.0, 1.0, 0.0]]  # the range is [-1, 0.75]
+    y = torch.randn(3, 5, requires_grad=True)
+    kernels.tokens(y, 8, False).sum().backward()
+    assert y.grad is not None
+    assert torch.equal(y.grad, torch.ones_like(y))
+
+
+def test_operators_are_registered_as_torch_wants_them() -> None:
+    scale, zero = torch.full((4, 2), 0.1), torch.full((4, 2), 7.0)
+    x = torch.randn(4, 6, requires_grad=True)
+    codes, lines = torch.randint(0, 256, (9,), dtype=torch.uint8), torch.randn(1, 8)
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(kernels.affine, (x, scale, zero, 4, 3), test_utils=tests)
+    torch.library.opcheck(kernels.tokens, (x, 8, False), test_utils=tests)
+    torch.library.opcheck(kernels.lookup, (codes, lines, 3, 4, 6, 6, torch.float16), test_utils=tests)
+
+
+def test_export_goes_through() -> None:
+    class Layer(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return kernels.tokens(x, 8, False) * 2
+
+    x = values((4, 16), torch.float32)
+    program = torch.export.export(Layer(), (x,))
+    assert "qsdm.tokens" in str(program.graph)
+    assert torch.equal(program.module()(x), Layer()(x))
+
+
+def test_wrong_shapes_are_refused_in_a_sentence() -> None:
+    with pytest.raises(ValueError, match=r"wanted scale float32 of shape \(4, 2\)"):
+        kernels.affine(torch.zeros(4, 6), torch.ones(4, 1), torch.zeros(4, 2), 4, 3)
+    with pytest.raises(ValueError, match="wanted 9 bytes of codes"):
+        kernels.lookup(torch.zeros(8, dtype=torch.uint8), torch.zeros(1, 8), 3, 4, 6, 6, torch.float32)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not build.cuda_available(), reason="needs an NVIDIA GPU and cuda-core")
+@by_dtype
+def test_gpu_is_the_reference(dtype: torch.dtype) -> None:
+    x = values((64, 300), dtype)
+    scale, zero = torch.rand(64, 5) + 0.01, torch.full((64, 5), 3.0)
+    on_gpu = kernels.affine(x.cuda(), scale.cuda(), zero.cuda(), 4, 64)
+    assert same(on_gpu.cpu(), reference.affine(x, scale, zero, 4, 64))
+    assert same(kernels.tokens(x.cuda(), 8, False).cpu(), reference.tokens(x, 8, False))
+    codes = torch.randint(0, 256, (64 * 300 * 3 // 8,), dtype=torch.uint8)
+    lines = torch.randn(64, 8)
+    on_gpu = kernels.lookup(codes.cuda(), lines.cuda(), 3, 64, 300, 300, dtype)
+    assert same(on_gpu.cpu(), reference.lookup(codes, lines, 3, 64, 300, 300, dtype))
