@@ -46,6 +46,7 @@ def ran(seconds: dict[str, float]) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # half a minute on an idle core
 def test_all_stages(tiny_model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = arguments(tiny_model, tmp_path)
     place = Store(tmp_path, tiny_model.name)
