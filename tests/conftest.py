@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from qsdm.denoisers import Model
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tensors of tests are tiny: threads would only wait for each other
 
 CAPTIONS = [
     "a red house",

@@ -81,7 +81,7 @@ def test_what_cannot_be_measured_is_named_and_not_stored(
     assert f"1 configurations were set aside and have no outcome: {bad.digest[:12]}" in capsys.readouterr().out
     assert bad.digest not in {outcome.qconfig.digest for outcome in Store(store, "tiny").outcomes()}
     write_json(tmp_path / "bad.json", bad.to_json())
-    with pytest.raises(EvaluationError, match="no configuration has an outcome: .*uaq-7"):
+    with pytest.raises(EvaluationError, match=r"no configuration has an outcome: .*uaq-7"):
         measure(tiny_model, SPACE, store, configs=tmp_path / "bad.json", num_images=5, engine=Serial())
 
 

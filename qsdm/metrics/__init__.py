@@ -61,7 +61,7 @@ class Metric(Protocol):
 
 
 def file_digest(path: Path) -> str:
-    """First 12 hex digits of the sha256 of a file, or of all files of a folder with their names.
+    """First 12 hex digits of the sha256 of a file, or of the files of a folder with their names, hidden ones left out.
 
     Raises:
         MetricError: there is no such file.
@@ -77,7 +77,8 @@ def file_digest(path: Path) -> str:
 @lru_cache(maxsize=64)
 def _digest(path: Path, _changed: int) -> str:
     digest = hashlib.sha256()
-    for part in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+    parts = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")]
+    for part in sorted(parts):
         digest.update(part.name.encode())
         with part.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
