@@ -111,7 +111,7 @@ def search(
             {
                 "type": "scatter",
                 "mode": "markers",
-                "name": "measured, random",
+                "name": "measured labels",
                 "x": [label["avg_bits"] for label in known],
                 "y": [label["quality"] for label in known],
                 "marker": {"color": COLOURS["random"], "size": 5, "opacity": 0.55},

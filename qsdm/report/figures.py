@@ -54,7 +54,7 @@ def _search(
     known = [label for label in labels if label.get("quality") is not None]
     x, y = [label["avg_bits"] for label in known], [label["quality"] for label in known]
     if known:
-        ax.scatter(x, y, s=9, color=COLOURS["random"], alpha=0.6, label="measured, random")
+        ax.scatter(x, y, s=9, color=COLOURS["random"], alpha=0.6, label="measured labels")
     titles = {"uniform": "uniform", "greedy_error": "greedy by error", "greedy": "greedy by sensitivity"}
     for name, title in titles.items():
         points = search["baselines"].get(name, {}).get("points", [])
