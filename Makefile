@@ -36,4 +36,4 @@ check: install ## lint, format and types
 	$(VENV)/bin/mypy
 
 bench: install ## measure speed
-	$(PY) -m pytest --no-header -q -m bench -o addopts= benchmarks
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(PY) benchmarks/speed.py
