@@ -9,9 +9,12 @@ import json
 import numpy as np
 import pytest
 
+from qsdm.denoisers import Model
 from qsdm.graph import Graph, Node, Op, Weight
-from qsdm.qconfig import QuantConfig, Space
-from qsdm.search import search_front
+from qsdm.outcome import Objective
+from qsdm.qconfig import QuantConfig, Space, SpaceSpec
+from qsdm.search import search, search_front
+from qsdm.store import StoreError
 from qsdm.strategies import Problem
 from qsdm.strategies.evolution import Evolution
 from qsdm.strategies.greedy import Greedy
@@ -137,3 +140,9 @@ def test_what_was_predicted_once_is_not_predicted_again(problem):
     predict = Additive(problem)
     result = search_front(predict, problem, EVOLUTION, budget=400)
     assert predict.calls == result["num_evaluations"]
+
+
+def test_a_missing_stage_is_named_with_its_command(tmp_path):
+    model = Model("none", "zoo", "UNet2DConditionModel", "unet", resolution_px=32, steps=10, guidance=2.0)
+    with pytest.raises(StoreError, match=r"run python -m qsdm\.trace \+model=none"):
+        search(model, SpaceSpec("traced", METHODS), Objective({"fd_lite0": -1}), EVOLUTION, store=tmp_path)

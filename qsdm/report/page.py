@@ -89,11 +89,19 @@ def tiles(results: Results) -> list[dict[str, str]]:
     made.append({"value": f"{found['ours']:.1f}", "label": f"{found['metric']}{against}"})
     if found["random_mean"]:
         change = 100 * (found["ours"] / found["random_mean"] - 1)
-        made.append({"value": f"{change:+.0f} %", "label": f"{found['metric']} against random ones of its size"})
+        made.append(
+            {
+                "value": f"{change:+.0f} %".replace("-", "−"),
+                "label": f"{found['metric']} against random ones of its size",
+            }
+        )
     if found["rival"]:
         change = 100 * (found["ours"] / found["rival"]["metrics"][found["metric"]] - 1)
         made.append(
-            {"value": f"{change:+.0f} %", "label": f"{found['metric']} against uniform {found['rival']['name']}"}
+            {
+                "value": f"{change:+.0f} %".replace("-", "−"),
+                "label": f"{found['metric']} against uniform {found['rival']['name']}",
+            }
         )
     return made
 
