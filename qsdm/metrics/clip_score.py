@@ -77,8 +77,10 @@ def _judge(source: str, revision: str | None) -> tuple[Any, Any, Any]:
     from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
     try:
-        model = CLIPModel.from_pretrained(source, revision=revision, dtype="float32").eval().requires_grad_(False)
-        processor = CLIPImageProcessorPil.from_pretrained(source, revision=revision)
+        model = (
+            CLIPModel.from_pretrained(source, revision=revision or "main", dtype="float32").eval().requires_grad_(False)
+        )
+        processor = CLIPImageProcessorPil.from_pretrained(source, revision=revision or "main")
         return model, processor, AutoTokenizer.from_pretrained(source, revision=revision)
     except (OSError, ValueError) as error:
         raise MetricError(
