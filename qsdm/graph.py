@@ -227,7 +227,7 @@ def merge_splits(graph: Graph, keep: str) -> Graph:
     for node in graph.nodes:
         if node.weight is not None and "#" in node.weight.name and not pattern.search(node.weight.name.partition("#")[0]):
             slices.setdefault(node.name.replace(node.weight.name, node.weight.name.partition("#")[0]), []).append(node)
-    merged_into = {}  # name of a slice's node => node of the whole
+    merged_into: dict[str, Node] = {}  # name of a slice's node => node of the whole
     for name, parts in slices.items():
         weights = [part.weight for part in parts if part.weight is not None]
         first = weights[0]
