@@ -113,8 +113,8 @@ def load_pipeline(model: Model, dtype: str = "float32", **components: Any) -> di
         )
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"no weights of {model.name!r} at {str(source)!r}: give model.path=DIRECTORY of a diffusers pipeline, or download it once "
-            f"with `hf download {model.path}`"
+            f"no weights of {model.name!r} at {str(source)!r}: give model.path=DIRECTORY of a diffusers pipeline, "
+            f"or download it once with `hf download {model.path}`"
         ) from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -155,7 +155,8 @@ def denoiser_config(model: Model) -> Mapping[str, Any]:
         return _read(path)
     if not model.config:
         raise ModelError(
-            f"no config of {model.name!r}: give model.path=DIRECTORY of a diffusers pipeline, or model.config in its YAML"
+            f"no config of {model.name!r}: give model.path=DIRECTORY of a diffusers pipeline, "
+            "or model.config in its YAML"
         )
     return model.config
 
@@ -230,7 +231,8 @@ def _pipeline_file(path: str, name: str) -> dict[str, Any]:
         return _read(directory / name)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
         raise ModelError(
-            f"no directory {path!r}, and no hub id either (OWNER/NAME): give model.path=DIRECTORY of a diffusers pipeline"
+            f"no directory {path!r}, and no hub id either (OWNER/NAME): "
+            "give model.path=DIRECTORY of a diffusers pipeline"
         )
     import huggingface_hub
 
@@ -238,8 +240,8 @@ def _pipeline_file(path: str, name: str) -> dict[str, Any]:
         return _read(Path(huggingface_hub.hf_hub_download(path, name)))
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:  # offline errors are OSErrors
         raise ModelError(
-            f"{name} of {path!r} cannot be had from the hub ({type(error).__name__}): check the name and the network, or give "
-            "model.path=DIRECTORY of a diffusers pipeline"
+            f"{name} of {path!r} cannot be had from the hub ({type(error).__name__}): check the name and the network, "
+            "or give model.path=DIRECTORY of a diffusers pipeline"
         ) from error
 
 

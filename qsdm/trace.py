@@ -3,28 +3,32 @@
     python -m qsdm.trace +model=sdxl
     python -m qsdm.trace +model=any model.path=DIRECTORY_OF_A_PIPELINE
 
-Writes graph.json into the store.
+Writes graph.json and graph.html, an interactive page, into the store.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 from typing import TYPE_CHECKING, Any
 
 from qsdm import denoisers, run
 from qsdm.denoisers import Model
 from qsdm.graph import Graph
 from qsdm.log import Log, ignore
+from qsdm.report import graph_page
 from qsdm.store import Store, write_json
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-def trace(model: Model, store: Path = Path("store"), log: Log = ignore) -> Graph:
+def trace(model: Model, store: Path = Path("store"), page: bool = True, log: Log = ignore) -> Graph:
     """The graph of a model's denoiser; also written to the store.
+
+    Args:
+        page: also write graph.html.
 
     Raises:
         ModelError: neither a config nor a directory says what the denoiser is.
@@ -32,18 +36,21 @@ def trace(model: Model, store: Path = Path("store"), log: Log = ignore) -> Graph
     """
     from qsdm import tracing
 
-    began = perf_counter()
+    began = process_time()
     module, inputs, origin = prepare(model)
     num_params = sum(parameter.numel() for parameter in module.parameters())
     if model.num_params is not None and num_params != model.num_params:
         raise denoisers.ModelError(
-            f"{model.name}: the denoiser has {num_params:,} parameters, not {model.num_params:,}: its config or num_params in the YAML is wrong"
+            f"{model.name}: the denoiser has {num_params:,} parameters, not {model.num_params:,}: "
+            "its config or num_params in the YAML is wrong"
         )
     graph = tracing.trace(module, inputs, model.name, model.exclude, model.tied)
-    seconds = perf_counter() - began
+    seconds = process_time() - began
     missing = tracing.uncovered(module, graph)
     target = Store(store, model.name)
     write_json(target.path("graph.json"), graph.to_json())
+    if page:
+        graph_page.write(target.path("graph.html"), graph)
     figures = summary(graph, model, module, missing)
     log({f"trace/{name}": value for name, value in figures.items()} | {"trace/seconds": seconds})
     _print(graph, figures, missing, origin, seconds, target.path("graph.json"))
@@ -56,7 +63,8 @@ def prepare(model: Model) -> tuple[nn.Module, dict[str, Any], str]:
 
     module = skeleton.build(denoisers.denoiser_class(model), denoisers.denoiser_config(model))
     if model.directory is not None and not model.inputs and denoisers.has_text_encoder(model):
-        pipeline = denoisers.load_pipeline(model, **{model.component: module})
+        skeletons: dict[str, Any] = {model.component: module}
+        pipeline = denoisers.load_pipeline(model, **skeletons)
         return (
             module,
             inputs.capture(pipeline, model.component, **denoisers.first_call(pipeline, model)),
@@ -87,20 +95,23 @@ def _print(
     graph: Graph, figures: dict[str, float], missing: list[str], origin: str, seconds: float, path: Path
 ) -> None:
     roles = Counter(str(node.role) for node in graph.nodes if node.weight is not None)
-    print(f"{graph.denoiser}: {figures['nodes']} nodes, {figures['edges']} edges, {seconds:.1f} s (inputs: {origin})")
-    print(
-        f"  weights      {figures['weights']:>8}   {figures['size_bytes']:,} bytes, {figures['share_of_parameters']:.1%} of all matrices"
-    )
-    print(
-        f"  coverage     {figures['coverage']:>8.1%}   of Linear and Conv modules"
-        + (f"; {figures['dead']} reach no output" if figures["dead"] else "")
-    )
-    print(f"  GMAC         {figures['giga_macs']:>8.1f}   at batch 1")
-    print("  roles        " + ", ".join(f"{role} {count}" for role, count in roles.most_common()))
+    share, dead = figures["share_of_parameters"], figures["dead"]
+    rows = [
+        ("graph", f"{figures['nodes']} nodes, {figures['edges']} edges, {seconds:.1f} CPU-s (inputs: {origin})"),
+        ("weights", f"{figures['weights']}, {figures['size_bytes']:,} bytes, {share:.1%} of all matrices"),
+        (
+            "coverage",
+            f"{figures['coverage']:.1%} of Linear and Conv modules" + f"; {dead} reach no output" * (dead > 0),
+        ),
+        ("GMAC", f"{figures['giga_macs']:.1f} at batch 1"),
+        ("roles", ", ".join(f"{role} {count}" for role, count in roles.most_common())),
+    ]
     if missing:
-        shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        print(f"  never called {shown}: an input for them is missing (model.inputs), or their layers are fused")
-    print(f"  {path}")
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        rows.append(("not called", f"{', '.join(missing[:5])}{more}: an input is missing, or their layers are fused"))
+    print(graph.denoiser)
+    for name, text in [*rows, ("written", path)]:
+        print(f"  {name:<12} {text}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from qsdm.graph import Graph, Op
 from qsdm.tracing import skeleton
@@ -35,17 +35,11 @@ def trace(
         tied: regular expressions; parameters whose names match one of them with the same groups hold equal values.
 
     Raises:
-        TraceError: the module is quantized, wrapped or offloaded, its forward fails on these inputs, or it uses no weight.
+        TraceError: the module is quantized, wrapped or offloaded, fails on these inputs, or uses no weight.
     """
     check(module)
     twin = skeleton.of(module)
-    try:
-        recording = record(twin, skeleton.real(dict(inputs)))
-    except Exception as error:
-        raise TraceError(
-            f"{type(module).__name__} does not run on {', '.join(inputs)} ({_brief(error)}): give inputs.NAME=[shape] for those that are wrong"
-        ) from error
-    graph = compact(recording, twin, name, exclude, tied)
+    graph = compact(record(twin, skeleton.real(dict(inputs))), twin, name, exclude, tied)
     if not graph.weights:
         raise TraceError(f"{type(module).__name__} calls no Linear or Conv: this is no denoiser that can be quantized")
     return graph
@@ -70,23 +64,18 @@ def check(module: nn.Module) -> None:
             raise TraceError(
                 f"{kind} is offloaded by accelerate (at {path or 'its root'!r}): load it without enable_*_offload()"
             )
-        weight = child._parameters.get("weight")
-        named = type(child).__name__
-        if weight is not None and ("Linear" in named or "Conv" in named):
-            if not weight.is_floating_point() or type(weight.data).__module__.split(".")[0] != "torch":
-                raise TraceError(
-                    f"{kind} is already quantized (at {path!r}, a {named} of {weight.dtype}): load the published weights"
-                )
+        weight, layer = child._parameters.get("weight"), type(child).__name__
+        if weight is not None and ("Linear" in layer or "Conv" in layer):
+            plain = type(weight) in (nn.Parameter, Tensor) and type(weight.data) is Tensor
+            if not (plain and weight.is_floating_point()):
+                raise TraceError(f"{kind} is already quantized ({layer} at {path!r}): load the published weights")
 
 
 def uncovered(module: nn.Module, graph: Graph) -> list[str]:
     """Paths of Linear and Conv modules whose weight no node of the graph uses."""
     called = {node.name.partition("@")[0].partition("#")[0] for node in graph.nodes if node.op in (Op.LINEAR, Op.CONV)}
     owners = [(path, child) for path, child in module.named_modules() if isinstance(child, QUANTIZABLE)]
-    used = {id(child.weight) for path, child in owners if path in called}  # a shared parameter counts under all its names
+    used = {
+        id(child.weight) for path, child in owners if path in called
+    }  # a shared parameter counts under all its names
     return [path for path, child in owners if id(child.weight) not in used]
-
-
-def _brief(error: Exception) -> str:
-    text = str(error).strip().split("\n")[0]
-    return f"{type(error).__name__}: {text[:200]}"

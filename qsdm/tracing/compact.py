@@ -1,7 +1,7 @@
 """The compact graph of a recording: weights, attention, norms, and wherever data of different sources meet.
 
-Views, casts, activations and constants vanish: an op that carries the data of one kept node only stands for that node. So
-``x * gelu(gate)`` of one Linear collapses into it, while SwiGLU of two Linears stays a ``mul``.
+Views, casts, activations and constants vanish: an op that carries the data of one kept node only stands for that node.
+So ``x * gelu(gate)`` of one Linear collapses into it, while SwiGLU of two Linears stays a ``mul``.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _keep(
     at = f"{call.module}." if call.module else ""
     matrix = next(((name, shape) for name, shape in call.parameters if len(shape) >= 2), None)
     if matrix and call.kind in (*_OF_PARAMETER, "matmul") and (incoming or call.kind != "embedding"):
-        parameter, shape = matrix
+        parameter, _ = matrix
         owner, _, leaf = parameter.rpartition(".")
         own = (
             call.kind in ("linear", "conv")
@@ -225,7 +225,8 @@ def _tie(sketch: Sketch, patterns: Sequence[str]) -> None:
             weights = list(dict.fromkeys(node.weight for node in nodes if node.weight is not None))
             if len({weight.shape for weight in weights}) > 1:
                 raise ValueError(
-                    f"tied pattern {text!r} joins weights of different shapes: {weights[0].shape} and {weights[1].shape}"
+                    f"tied pattern {text!r} joins weights of different shapes "
+                    f"({weights[0].shape} and {weights[1].shape}): give it a group that tells them apart"
                 )
             first = weights[0]
             shared = Weight(
@@ -236,7 +237,7 @@ def _tie(sketch: Sketch, patterns: Sequence[str]) -> None:
 
 
 def _split_concatenated(sketch: Sketch) -> None:
-    """A weight whose input features are a concatenation becomes one node per input slice, and an ``add`` of their results."""
+    """A weight fed by a concatenation of input features becomes one node per slice, and an ``add`` of the results."""
     for number in [n for n, node in sketch.nodes.items() if node.weight is not None]:
         node = sketch.nodes[number]
         sizes = _slice_sizes(sketch, number)
@@ -263,7 +264,7 @@ def _split_concatenated(sketch: Sketch) -> None:
 
 
 def _slice_sizes(sketch: Sketch, number: int) -> list[int]:
-    """Input features per operand of the concatenation that feeds a weight, looking through norms; empty if there is none."""
+    """Input features per operand of the concatenation that feeds a weight, perhaps through norms; empty without one."""
     node = sketch.nodes[number]
     assert node.weight is not None
     if len(sketch.into[number]) != 1:
@@ -288,8 +289,8 @@ def _slice_sizes(sketch: Sketch, number: int) -> list[int]:
 def labels(module: nn.Module) -> dict[str, tuple[str, str]]:
     """Module path => (stage, block).
 
-    Stage: the outermost part, a child of the denoiser or an item of its lists. Block: the innermost list item that holds two or more
-    weights, or such an item of a Sequential with four or more; else the stage.
+    Stage: the outermost part, a child of the denoiser or an item of its lists. Block: the innermost list item that has
+    two or more weights, or such an item of a Sequential with four or more; else the stage.
     """
     modules = dict(module.named_modules())
     weights: Counter[str] = Counter()
@@ -322,7 +323,8 @@ def _finish(sketch: Sketch, module: nn.Module, name: str) -> Graph:
     outputs = [number for number, node in sketch.nodes.items() if node.op == Op.OUTPUT]
     alive = sketch.reach(outputs, forward=False)
     times: Counter[str] = Counter()
-    nodes, index = [], {}
+    nodes: list[Node] = []
+    index: dict[int, int] = {}
     for number in sketch.order():
         node = sketch.nodes[number]
         unique = f"{node.name}@{times[node.name]}" if times[node.name] else node.name

@@ -1,7 +1,7 @@
 """Arguments for one forward of a denoiser, batch 1: captured from its pipeline, or built from its signature and config.
 
-`build` knows the vocabulary of diffusers' forward signatures: what a parameter of this name holds, and which config field says how wide
-it is. A value that a model's YAML gives takes precedence over the built one.
+`build` knows the vocabulary of diffusers' forward signatures: what a parameter of this name holds, and which config
+field says how wide it is. A value that a model's YAML gives takes precedence over the built one.
 """
 
 from __future__ import annotations
@@ -70,8 +70,9 @@ def build(module: nn.Module, overrides: Mapping[str, Any] | None = None) -> dict
     """Arguments for ``module.forward`` from its signature, its config, and ``overrides``.
 
     Args:
-        overrides: by parameter name, dotted inside mappings (``added_cond_kwargs.time_ids``). A list of integers is the shape of a float
-            tensor, ``{shape: [..], dtype: int64, value: 1}`` of another, ``{value: ..}`` anything else, null leaves the parameter out.
+        overrides: by parameter name, dotted inside mappings (``added_cond_kwargs.time_ids``). A list of integers is the
+            shape of a float tensor, ``{shape: [..], dtype: int64, value: 1}`` of another, ``{value: ..}`` anything
+            else, null is None.
 
     Raises:
         TraceError: an override names no parameter, or a required parameter is none that is known here.
@@ -82,7 +83,8 @@ def build(module: nn.Module, overrides: Mapping[str, Any] | None = None) -> dict
     rest = any(p.kind is p.VAR_KEYWORD for p in parameters)
     if odd := [name for name in overrides if name.partition(".")[0] not in named and not rest]:
         raise TraceError(
-            f"{type(module).__name__}.forward takes no {odd[0]!r} (it takes {', '.join(sorted(named))}): correct model.inputs"
+            f"{type(module).__name__}.forward takes no {odd[0]!r} (it takes {', '.join(sorted(named))}): "
+            "correct model.inputs"
         )
     given = {name: _given(name, value) for name, value in overrides.items()}
     roots = {name.partition(".")[0] for name in given}
@@ -227,10 +229,15 @@ def first(config: Mapping[str, Any], *names: str, default: Any = None) -> Any:
     return default
 
 
-_TEXT_WIDTH = ["encoder_hid_dim", "caption_channels", "caption_projection_input_dim", "text_embed_dim", "joint_attention_dim", "text_dim", "cap_feat_dim", "context_in_dim", "in_text_dim", "text_hidden_size", "encoder_hidden_size", "cross_attention_dim", "cross_attention_input_dim"]
-_POOLED_WIDTH = (
-    ["pooled_projection_dim", "text_emb_dim", "clip_text_pooled_in_channels", "global_states_input_dim", "in_text_dim2"]
-)
+# Fields that say how wide text embeddings are, the most telling ones first
+_TEXT_WIDTH = """
+    encoder_hid_dim caption_channels caption_projection_input_dim text_embed_dim joint_attention_dim text_dim
+    cap_feat_dim
+    context_in_dim in_text_dim text_hidden_size encoder_hidden_size cross_attention_dim cross_attention_input_dim
+""".split()  # noqa: SIM905
+_POOLED_WIDTH = """
+    pooled_projection_dim text_emb_dim clip_text_pooled_in_channels global_states_input_dim in_text_dim2
+""".split()  # noqa: SIM905
 
 
 def _time(s: _Shapes, p: inspect.Parameter) -> Tensor:
@@ -284,7 +291,9 @@ def _rotary(s: _Shapes, p: inspect.Parameter) -> tuple[Tensor, Tensor] | None:
 
 
 def _text_mask(s: _Shapes, p: inspect.Parameter) -> Tensor | None:
-    if p.default is not inspect.Parameter.empty and not p.name.startswith("text_embedding_mask"):  # Hunyuan-DiT needs its masks
+    if p.default is not inspect.Parameter.empty and not p.name.startswith(
+        "text_embedding_mask"
+    ):  # Hunyuan-DiT needs its masks
         return None
     tokens = first(s.config, "text_len_t5", default=s.tokens) if p.name.endswith("t5") else s.tokens
     return torch.ones(1, tokens, dtype=torch.bool if "Bool" in str(p.annotation) else torch.int64)

@@ -1,7 +1,7 @@
 """Run a torch function for its shapes: large floats are never computed, small ones and integers are.
 
-Shapes of large results come from the meta device, and the result is memory that nobody touches. Integers, booleans and small floats
-are computed for real, so that ``.item()``, masks and indices in a denoiser's forward work.
+Shapes of large results come from the meta device, and the result is memory that nobody touches. Integers, booleans and
+small floats are computed for real, so that ``.item()``, masks and indices in a denoiser's forward work.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""Record what a denoiser's forward calls: one `Call` per torch function, with the calls that its operands come from.
+"""Record what a denoiser's forward calls: one `Call` per torch function, with the calls its operands come from.
 
-A `TorchFunctionMode` sees functions as they are written (``F.linear``, ``torch.cat``, ``x * y``), module hooks say where.
+A `TorchFunctionMode` sees functions as they are written (``F.linear``, ``torch.cat``, ``x * y``); hooks say where.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,23 +36,27 @@ KINDS = {
         "add": "add __add__ __radd__ __iadd__ add_ sub __sub__ __rsub__ __isub__ sub_ rsub addcmul lerp",
         "mul": "mul __mul__ __rmul__ __imul__ mul_ multiply div __truediv__ __rtruediv__ __itruediv__ div_ true_divide",
         "concat": "cat concat concatenate stack hstack vstack",
-        "select": "where masked_fill masked_fill_ masked_scatter scatter scatter_ scatter_add scatter_add_ index_add index_add_ "
-        "index_copy index_put index_put_ __setitem__ copy_ topk gather index_select take_along_dim",
+        "select": "where masked_fill masked_fill_ masked_scatter scatter scatter_ scatter_add scatter_add_ index_add "
+        "index_add_ index_copy index_put index_put_ __setitem__ copy_ topk gather index_select take_along_dim",
     }.items()
 }
 KIND_OF = {name: kind for kind, names in KINDS.items() for name in names}
 # Questions about a tensor, not computations with it
 _QUERIES = frozenset(
-    ["is_floating_point", "is_complex", "size", "dim", "numel", "stride", "item", "tolist", "is_contiguous", "requires_grad_", "data_ptr", "element_size", "__len__", "__bool__", "__int__", "__float__", "__format__", "__repr__", "untyped_storage", "storage_offset", "get_device", "is_inference"]
+    """
+    is_floating_point is_complex size dim numel stride item tolist is_contiguous requires_grad_ data_ptr element_size
+    untyped_storage storage_offset get_device is_inference __len__ __bool__ __int__ __float__ __format__ __repr__
+    """.split()  # noqa: SIM905
 )
-_PROPERTIES = frozenset(["T", "mT", "H", "mH", "data", "real", "imag"])  # of a tensor, that are tensors of the same data
+# Properties of a tensor that are tensors of the same data
+_PROPERTIES = frozenset({"T", "mT", "H", "mH", "data", "real", "imag"})
 _SDPA_ROLES = ("q", "k", "v", "mask")
 _SDPA_NAMES = {"query": "q", "key": "k", "value": "v", "attn_mask": "mask"}
 
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """A tensor that a call takes: ``source`` is the index of the call that made it, ``role`` its place among the arguments."""
+    """A tensor that a call takes: ``source`` is the call that made it, ``role`` its place among the arguments."""
 
     source: int
     role: str
@@ -98,14 +103,21 @@ def record(module: nn.Module, inputs: Mapping[str, Any]) -> Recording:
     """Run the forward of a skeleton once, for its shapes.
 
     Raises:
-        Exception: whatever the forward raises; ``failed_call`` of it is (function, args, kwargs) of the torch call that did.
+        TraceError: the forward fails; names the call that did.
     """
     recorder = Recorder(module)
     with torch.no_grad(), torch.device("cpu"), _plain_attention(), recorder.hooked():
         for name, tensor in lazy.tensors(inputs):
             recorder.add_input(name, tensor)
-        with recorder:
-            result = module(**inputs)
+        try:
+            with recorder:
+                result = module(**inputs)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error) else ''}"
+            raise TraceError(
+                f"{type(module).__name__} does not run on inputs {', '.join(inputs)} ({recorder.where()}{reason}): "
+                "give model.inputs.NAME=[shape] for those that are wrong or missing"
+            ) from error
     recorder.add_output(result)
     return Recording(recorder.calls, recorder.frames)
 
@@ -118,7 +130,7 @@ class Recorder(TorchFunctionMode):
         self.module = module
         self.calls: list[Call] = []
         self.frames: dict[int, str] = {}
-        self.failed: tuple[Callable, Sequence[Any], Mapping[str, Any]] | None = None
+        self.failed: tuple[str, str, list[list[int]]] | None = None  # function, module, shapes of its operands
         self._names = {id(p): name for name, p in reversed(list(module.named_parameters(remove_duplicate=False)))}
         self._stack: list[int] = []
         # Weak keys: ids of tensors are reused as soon as the forward frees them
@@ -150,6 +162,13 @@ class Recorder(TorchFunctionMode):
     def _leave(self, module: nn.Module, args: Any, result: Any) -> None:
         self._stack.pop()
 
+    def where(self) -> str:
+        """The call that failed, for an error."""
+        if self.failed is None:
+            return ""
+        function, module, shapes = self.failed
+        return f"{function} in {module or 'the forward'} with {', '.join(map(str, shapes))}: "
+
     def add_input(self, name: str, tensor: Tensor) -> None:
         self._source[tensor] = len(self.calls)
         self.calls.append(Call("input", name, "", shape=tuple(tensor.shape), plumbing=is_plumbing(name, tensor)))
@@ -175,7 +194,12 @@ class Recorder(TorchFunctionMode):
         try:
             result = lazy.call(func, name, args, kwargs, lambda tensor: id(tensor) in self._names)
         except Exception:
-            self.failed = self.failed or (func, args, kwargs)
+            path = self.frames[self._stack[-1]] if self._stack else ""
+            self.failed = self.failed or (
+                name,
+                path,
+                [list(tensor.shape) for _, tensor in lazy.tensors((args, kwargs))],
+            )
             raise
         self._record(name, args, kwargs, result)
         return result
@@ -223,14 +247,14 @@ class Recorder(TorchFunctionMode):
         return [Operand(source, role, tuple(tensor.shape)) for source in sources]
 
 
+_PLUMBING = re.compile(
+    r"(^|_|\.)(ids|masks?|rotary|rope|freqs|cis|positions?|coords|ind(ices|exes)|shapes?|sizes?|lens|pos_embeds?)(_|\.|$)"
+)
+
+
 def is_plumbing(name: str, tensor: Tensor) -> bool:
     """Whether an input is positions, masks or sizes rather than data or conditioning."""
-    import re
-
-    if re.search(
-        r"(^|_|\.)(ids|masks?|rotary|rope|freqs|cis|positions?|coords|ind(ices|exes)|shapes?|sizes?|lens|pos_embeds?)(_|\.|$)",
-        name,
-    ):
+    if _PLUMBING.search(name):
         return True
     return not tensor.is_floating_point() and not re.search("label|time", name)
 

@@ -50,7 +50,7 @@ def of(module: nn.Module) -> nn.Module:
 
 
 def _plain(value: Any) -> Any:
-    """Lists of a YAML or JSON config as the class wants them: some classes hash them, all take tuples where lists are typed."""
+    """Plain lists for tuples and for a YAML's list types."""
     return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 

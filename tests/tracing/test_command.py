@@ -24,7 +24,8 @@ def test_graph_is_captured_from_the_pipeline_and_stored(
     text = next(node for node in graph.nodes if node.name == "input.encoder_hidden_states")
     assert text.activation == (1, 12, 16)  # the tokenizer's length, which only the pipeline knows
     printed = capsys.readouterr().out
-    assert "StableDiffusionPipeline" in printed and "100.0%" in printed
+    assert "StableDiffusionPipeline" in printed
+    assert "100.0%" in printed
 
 
 def test_any_pipeline_directory_is_a_model(tiny_model: Model, tmp_path: Path) -> None:
@@ -41,7 +42,7 @@ def test_parameter_count_is_checked(tiny_model: Model, tmp_path: Path) -> None:
 
 
 def test_what_is_no_pipeline_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ModelError, match="no model_index.json"):
+    with pytest.raises(ModelError, match="no model_index"):
         found_model(str(tmp_path))
     (tmp_path / "model_index.json").write_text('{"_class_name": "X", "vae": ["diffusers", "AutoencoderKL"]}')
     with pytest.raises(ModelError, match=r"wanted a unet or a transformer \(got vae\)"):

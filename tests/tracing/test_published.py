@@ -29,7 +29,12 @@ AVG_BITS = {
     "dit": (4.0246, 3.0246, 4.0001, 3.0000, 4.1970, 3.0985),
 }
 # With a weight per input wherever a concatenation feeds it
-AVG_BITS_TRACED = {("sdxl", "uaq-4"): 4.0188, ("sdxl", "kmeans_c-4"): 4.1504, ("sd15", "uaq-4"): 4.0253, ("sd15", "kmeans_c-4"): 4.2024}
+AVG_BITS_TRACED = {
+    ("sdxl", "uaq-4"): 4.0188,
+    ("sdxl", "kmeans_c-4"): 4.1504,
+    ("sd15", "uaq-4"): 4.0253,
+    ("sd15", "kmeans_c-4"): 4.2024,
+}
 
 
 def uniform_bits(graph, method: str, full_bits: int) -> float:
@@ -89,7 +94,7 @@ def test_dits_timestep_embedders_are_one_decision_each() -> None:
     assert len(graph.weights) == 201
     tied = [weight for weight in graph.weights if weight.ties]
     assert [len(weight.ties) for weight in tied] == [27, 27]
-    assert [node.name for node in graph.nodes if node.weight == tied[0]][0] == tied[0].name
+    assert next(node.name for node in graph.nodes if node.weight == tied[0]) == tied[0].name
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,9 @@ def test_weight_nodes_are_fully_described(graph: Graph) -> None:
     for node in graph.nodes:
         if node.weight is not None:
             assert node.op in (Op.LINEAR, Op.CONV)
-            assert node.role and node.stage and node.block and node.activation
-            assert node.macs > 0 and 0 < node.depth < 1 and not node.dead
+            assert all((node.role, node.stage, node.block, node.activation, node.macs))
+            assert 0 < node.depth < 1
+            assert not node.dead
 
 
 def test_roles_follow_the_data_and_agree_with_diffusers_names(graph: Graph) -> None:
@@ -55,7 +56,8 @@ def test_roles_follow_the_data_and_agree_with_diffusers_names(graph: Graph) -> N
         Role.COND_PROJ: ".time_emb_proj",
     }.items():
         expected = {weight.name for weight in graph.weights if weight.name.endswith(ending)}
-        assert set(by_role(graph, role)) == expected and expected
+        assert set(by_role(graph, role)) == expected
+        assert expected
 
 
 def test_skip_connections_split_the_weights_that_they_feed(graph: Graph, tiny_unet) -> None:
@@ -159,7 +161,8 @@ def test_writes_through_views_are_seen() -> None:
     graph = tracing.trace(InPlace(), {"sample": torch.zeros(1, 4, 8)}, "inplace").to_networkx()
     import networkx
 
-    assert networkx.has_path(graph, "proj", "head") and networkx.has_path(graph, "input.sample", "head")
+    assert networkx.has_path(graph, "proj", "head")
+    assert networkx.has_path(graph, "input.sample", "head")
 
 
 def test_tied_patterns_join_weights_and_keep_their_bytes() -> None:

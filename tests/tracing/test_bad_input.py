@@ -1,0 +1,123 @@
+"""What cannot be traced is told in one sentence."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qsdm import tracing
+from qsdm.tracing import TraceError, inputs, skeleton
+
+
+def told(module: nn.Module, **arguments: object) -> str:
+    with pytest.raises(TraceError) as caught:
+        tracing.trace(module, arguments or {"sample": torch.zeros(1, 4)}, "x")
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_a_module_without_weights_is_no_denoiser() -> None:
+    assert "calls no Linear or Conv" in told(nn.Identity(), input=torch.zeros(1, 4))
+
+
+def test_something_else_is_no_module() -> None:
+    assert "wanted a torch.nn.Module" in told("sdxl")  # type: ignore[arg-type]
+
+
+def test_wrong_inputs_name_the_call_that_failed() -> None:
+    message = told(nn.Sequential(nn.Linear(8, 8)), input=torch.zeros(1, 4))
+    assert "linear in 0 with [1, 4], [8, 8], [8]" in message
+    assert "model.inputs" in message
+
+
+def test_a_custom_kernel_is_told() -> None:
+    class Kernel(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.proj = nn.Linear(4, 4)
+
+        def forward(self, sample: Tensor) -> Tensor:
+            raise NotImplementedError("flash_attn_func needs CUDA")
+
+    assert "flash_attn_func needs CUDA" in told(Kernel())
+
+
+def test_quantized_models_are_refused(tiny_unet) -> None:
+    integers = copy.deepcopy(tiny_unet)
+    weight = torch.zeros(integers.conv_in.weight.shape, dtype=torch.int8)
+    integers.conv_in._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
+    assert "already quantized (Conv2d at 'conv_in')" in told(integers)
+
+    class Packed(Tensor):
+        pass
+
+    packed = copy.deepcopy(tiny_unet)
+    packed.conv_in.weight = nn.Parameter(packed.conv_in.weight.data.as_subclass(Packed))
+    assert "already quantized" in told(packed)
+    flagged = copy.deepcopy(tiny_unet)
+    flagged.hf_quantizer = object()
+    assert "load it without quantization_config" in told(flagged)
+
+
+def test_adapters_and_offloading_are_refused(tiny_unet) -> None:
+    adapted = copy.deepcopy(tiny_unet)
+    adapted.conv_in.lora_A = nn.Linear(4, 4)
+    assert "adapters" in told(adapted)
+    offloaded = copy.deepcopy(tiny_unet)
+    offloaded.conv_in._hf_hook = object()
+    assert "offloaded" in told(offloaded)
+
+
+def test_wrong_overrides_are_told(tiny_unet) -> None:
+    for overrides, wanted in [
+        ({"hidden": [1, 2]}, "takes no 'hidden'"),
+        ({"sample": [1, -2]}, "positive sizes"),
+        ({"sample": {"size": [1]}}, "must be a shape"),
+        ({"sample": {"shape": [1], "dtype": "float17"}}, "must be a shape"),
+    ]:
+        with pytest.raises(TraceError, match=wanted):
+            inputs.build(tiny_unet, overrides)
+    wrong = inputs.build(tiny_unet, {"encoder_hidden_states": [1, 7, 5]})
+    assert "to_k" in told(tiny_unet, **wrong) or "to_v" in told(tiny_unet, **wrong)
+
+
+def test_overrides_replace_built_inputs(tiny_unet) -> None:
+    built = inputs.build(
+        tiny_unet,
+        {"sample": [1, 4, 16, 24], "timestep": {"shape": [1], "dtype": "int64", "value": 3}, "class_labels": None},
+    )
+    assert built["sample"].shape == (1, 4, 16, 24)
+    assert built["timestep"].tolist() == [3]
+    graph = tracing.trace(tiny_unet, built, "tiny")
+    assert graph.node_of("conv_in").activation == (1, 16, 16, 24)
+
+
+def test_unknown_required_parameters_are_named() -> None:
+    class Exotic(nn.Module):
+        def forward(self, sample: Tensor, wavelet: Tensor) -> Tensor:
+            return sample
+
+    with pytest.raises(TraceError, match="needs 'wavelet'"):
+        inputs.build(Exotic())
+
+
+def test_a_wrong_config_is_told() -> None:
+    from diffusers import UNet2DConditionModel
+
+    with pytest.raises(ValueError, match="does not take this config"):
+        skeleton.build(UNet2DConditionModel, {"no_such_field": 1})
+
+
+def test_capture_needs_a_call_of_the_denoiser(tiny_unet) -> None:
+    class Silent:
+        unet = tiny_unet
+
+        def __call__(self) -> None: ...
+
+    with pytest.raises(TraceError, match="without calling its unet"):
+        inputs.capture(Silent(), "unet")
+    assert "forward" not in vars(tiny_unet)
