@@ -1,4 +1,5 @@
-"""qsdm: which layer of a diffusion model can bear which low-bit quantization, by how much does the picture suffer, and why?
+"""qsdm: which layer of a diffusion model can bear which low-bit quantization, by how much does the picture suffer, and
+why?
 
 trace       a denoiser becomes a graph whose nodes carry op, role and block          qsdm.tracing
 calibrate   every weight gets several quantizations, with their errors and bytes     qsdm.quant, qsdm.calibration

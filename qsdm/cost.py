@@ -1,4 +1,5 @@
-"""What a configuration costs: bytes, average bits, bit operations; and the table of errors and sizes that calibration fills."""
+"""What a configuration costs: bytes, average bits, bit operations; and the table of errors and sizes that calibration
+fills."""
 
 from __future__ import annotations
 
@@ -33,9 +34,14 @@ def tera_bops(graph: Graph, qconfig: QuantConfig, full_bits: int = 16, activatio
     References: Bayesian Bits (van Baalen et al., 2020), section 2.3.
     """
     full = QuantMethod("fp", full_bits)
-    return sum(
-        node.macs * qconfig.methods.get(node.weight.name, full).bits * activation_bits for node in graph.nodes if node.weight is not None
-    ) / 1e12
+    return (
+        sum(
+            node.macs * qconfig.methods.get(node.weight.name, full).bits * activation_bits
+            for node in graph.nodes
+            if node.weight is not None
+        )
+        / 1e12
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,7 +51,8 @@ class MethodTable:
     Attributes:
         weights: names, W of them.
         methods: M of them.
-        rel_error: float64 [W, M], ||W - W^||^2 / ||W||^2, one definition for every method; NaN where a method is not on offer.
+        rel_error: float64 [W, M], ||W - W^||^2 / ||W||^2, one definition for every method; NaN where a method is not on
+            offer.
         size_bytes: int64 [W, M].
     """
 
@@ -58,15 +65,20 @@ class MethodTable:
         wanted = (len(self.weights), len(self.methods))
         for name in ("rel_error", "size_bytes"):
             if getattr(self, name).shape != wanted:
-                raise ValueError(f"wanted {name} of shape {wanted}, weights by methods (got {getattr(self, name).shape})")
+                raise ValueError(
+                    f"wanted {name} of shape {wanted}, weights by methods (got {getattr(self, name).shape})"
+                )
 
     def of(self, qconfig: QuantConfig) -> tuple[np.ndarray, np.ndarray]:
-        """Error and bytes of the configuration's weights, each [W]; full precision where no method is named has error 0 and 0 bytes."""
+        """Error and bytes of the configuration's weights, each [W]; full precision where no method is named has error 0
+        and 0 bytes."""
         column = {method: i for i, method in enumerate(self.methods)}
         error, size = np.zeros(len(self.weights)), np.zeros(len(self.weights), dtype=np.int64)
         for i, name in enumerate(self.weights):
             if (method := qconfig.methods.get(name)) is not None:
                 if method not in column or np.isnan(self.rel_error[i, column[method]]):
-                    raise OutsideSpace(f"{method} was not calibrated for {name!r}: run calibrate with a space that offers it")
+                    raise OutsideSpace(
+                        f"{method} was not calibrated for {name!r}: run calibrate with a space that offers it"
+                    )
                 error[i], size[i] = self.rel_error[i, column[method]], self.size_bytes[i, column[method]]
         return error, size

@@ -1,7 +1,8 @@
 """A denoiser as plain data: nodes with op and role, edges, and the weights that get a quantization method.
 
-Nodes are calls, weights are decisions: a parameter that is used by two calls is one `Weight` on two nodes, and a parameter whose input
-channels are a concatenation (a U-Net's skip connection) is one `Weight` per input, named ``conv1#0`` and ``conv1#1``.
+Nodes are calls, weights are decisions: a parameter that is used by two calls is one `Weight` on two nodes, and a
+parameter whose input channels are a concatenation (a U-Net's skip connection) is one `Weight` per input, named
+``conv1#0`` and ``conv1#1``.
 """
 
 from __future__ import annotations
@@ -94,7 +95,9 @@ class Weight:
 
     def __post_init__(self) -> None:
         if len(self.shape) < 2 or min(self.shape) < 1:
-            raise ValueError(f"a weight needs a shape [out, in, ...] of positive sizes (got {self.shape} for {self.name!r})")
+            raise ValueError(
+                f"a weight needs a shape [out, in, ...] of positive sizes (got {self.shape} for {self.name!r})"
+            )
 
     @property
     def numel(self) -> int:
@@ -155,7 +158,9 @@ class Graph:
             raise ValueError(f"node names must be unique (got {twice!r} twice)")
         for source, target in self.edges:
             if not 0 <= source < target < len(names):
-                raise ValueError(f"nodes must be topologically sorted (got the edge {source} -> {target} of {len(names)} nodes)")
+                raise ValueError(
+                    f"nodes must be topologically sorted (got the edge {source} -> {target} of {len(names)} nodes)"
+                )
         weights = {node.weight.name: node.weight for node in self.nodes if node.weight is not None}
         object.__setattr__(self, "weights", tuple(weights.values()))
         object.__setattr__(self, "digest", hashlib.sha256(canonical(self.to_json())).hexdigest())
@@ -209,7 +214,9 @@ def _node(entry: dict[str, Any]) -> Node:
     if entry["weight"] is not None:
         weight = dict(entry["weight"])
         entry["weight"] = Weight(**weight | {"shape": tuple(weight["shape"]), "ties": tuple(weight["ties"])})
-    return Node(**entry | {"op": Op(entry["op"]), "role": Role(entry["role"]), "activation": tuple(entry["activation"])})
+    return Node(
+        **entry | {"op": Op(entry["op"]), "role": Role(entry["role"]), "activation": tuple(entry["activation"])}
+    )
 
 
 def canonical(data: Any) -> bytes:
@@ -225,7 +232,11 @@ def merge_splits(graph: Graph, keep: str) -> Graph:
     pattern = re.compile(keep)
     slices: dict[str, list[Node]] = {}
     for node in graph.nodes:
-        if node.weight is not None and "#" in node.weight.name and not pattern.search(node.weight.name.partition("#")[0]):
+        if (
+            node.weight is not None
+            and "#" in node.weight.name
+            and not pattern.search(node.weight.name.partition("#")[0])
+        ):
             slices.setdefault(node.name.replace(node.weight.name, node.weight.name.partition("#")[0]), []).append(node)
     merged_into: dict[str, Node] = {}  # name of a slice's node => node of the whole
     for name, parts in slices.items():

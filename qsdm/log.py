@@ -1,4 +1,5 @@
-"""Where long functions report to: a callable that takes plain values by key. `qsdm.run` sends them to W&B; nobody else knows it."""
+"""Where long functions report to: a callable that takes plain values by key. `qsdm.run` sends them to W&B; nobody else
+knows it."""
 
 from __future__ import annotations
 

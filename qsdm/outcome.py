@@ -82,7 +82,9 @@ class Outcome:
     def __post_init__(self) -> None:
         for name, value in self.metrics.items():
             if value is not None and not math.isfinite(value):
-                raise ValueError(f"metric {name} of configuration {self.qconfig.digest[:12]} is {value}: it is not stored")
+                raise ValueError(
+                    f"metric {name} of configuration {self.qconfig.digest[:12]} is {value}: it is not stored"
+                )
 
     @property
     def key(self) -> tuple[str, str]:
@@ -102,7 +104,12 @@ class Outcome:
     def from_json(data: Mapping[str, Any]) -> Outcome:
         halves = {name: (float(a), float(b)) for name, (a, b) in data["halves"].items()}
         return Outcome(
-            QuantConfig.from_json(data["qconfig"]), data["protocol"], data["metrics"], data["num_images"], halves, data["provenance"]
+            QuantConfig.from_json(data["qconfig"]),
+            data["protocol"],
+            data["metrics"],
+            data["num_images"],
+            halves,
+            data["provenance"],
         )
 
 
@@ -118,7 +125,10 @@ class Objective:
 
     def __post_init__(self) -> None:
         if not self.weights or not all(math.isfinite(w) for w in self.weights.values()):
-            raise ValueError(f"an objective needs finite weights by metric, as {{fid: -1, avg_bits: -150}} (got {dict(self.weights)})")
+            raise ValueError(
+                "an objective needs finite weights by metric, as {fid: -1, avg_bits: -150} "
+                f"(got {dict(self.weights)})"
+            )
 
     def __call__(self, values: Mapping[str, float | None]) -> float:
         """Raises KeyError if a metric of the objective is missing."""
@@ -126,6 +136,8 @@ class Objective:
         for name, weight in self.weights.items():
             value = values.get(name)
             if value is None:
-                raise KeyError(f"the objective needs the metric {name!r} (measured: {', '.join(sorted(values)) or 'none'})")
+                raise KeyError(
+                    f"the objective needs the metric {name!r} (measured: {', '.join(sorted(values)) or 'none'})"
+                )
             total += weight * value
         return total

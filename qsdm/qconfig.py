@@ -1,9 +1,11 @@
 """Which method and bits each weight gets: methods by name, configurations, and the space they are drawn from.
 
-A method's text form is ``name-bits`` (``uaq-4``, ``kmeans_c-3``, ``uaq_g64-4``, ``fp-16``). All that changes a weight's values is in it.
+A method's text form is ``name-bits`` (``uaq-4``, ``kmeans_c-3``, ``uaq_g64-4``, ``fp-16``). All that changes a weight's
+values is in it.
 
 References:
-    Qua²SeDiMo: Quantifiable Quantization Sensitivity of Diffusion Models (Mills et al., 2025), section 3: the methods, their overhead, the sampling.
+    Qua²SeDiMo: Quantifiable Quantization Sensitivity of Diffusion Models (Mills et al., 2025), section 3: the methods,
+        their overhead, the sampling.
 """
 
 from __future__ import annotations
@@ -40,7 +42,10 @@ class QuantMethod:
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(f"{self.name}-{self.bits}"):
-            raise ValueError(f"wanted a method such as uaq-4, kmeans_c-3, uaq_g64-4, nf4_g64-4 or fp-16 (got '{self.name}-{self.bits}')")
+            raise ValueError(
+                "wanted a method such as uaq-4, kmeans_c-3, uaq_g64-4, nf4_g64-4 or fp-16 "
+                f"(got '{self.name}-{self.bits}')"
+            )
         allowed = {"fp": (16, 32), "nf4_g64": (4,), "fp8_e4m3": (8,)}.get(self.name, range(2, 9))
         if self.bits not in allowed:
             raise ValueError(f"{self.name} has {', '.join(map(str, allowed))} bits (got {self.bits})")
@@ -80,7 +85,8 @@ class QuantMethod:
         if self.group_size is None:
             return 2 * full_bits * rows
         groups = rows * math.ceil(weight.fan_in / self.group_size)
-        if self.name == "nf4_g64":  # QLoRA (Dettmers et al., 2023), section 3: 8-bit scales, one 32-bit scale per 256 of them, one 32-bit mean
+        if self.name == "nf4_g64":
+            # QLoRA (Dettmers et al., 2023), section 3: 8-bit scales, one 32-bit scale per 256 of them, one 32-bit mean
             return 8 * groups + 32 * math.ceil(groups / 256) + 32
         return 2 * full_bits * groups
 
@@ -117,7 +123,11 @@ class QuantConfig:
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> QuantConfig:
         """Raises ValueError if ``data`` is no configuration of this schema."""
-        if not isinstance(data, Mapping) or data.get("schema") != SCHEMA or not isinstance(data.get("methods"), Mapping):
+        if (
+            not isinstance(data, Mapping)
+            or data.get("schema") != SCHEMA
+            or not isinstance(data.get("methods"), Mapping)
+        ):
             found = data.get("schema") if isinstance(data, Mapping) else type(data).__name__
             raise ValueError(f"wanted a configuration of schema {SCHEMA!r} (got {found!r})")
         return QuantConfig(data["denoiser"], {name: QuantMethod.parse(text) for name, text in data["methods"].items()})
@@ -139,7 +149,8 @@ class Space:
     def __post_init__(self) -> None:
         if len(self.options) != len(self.graph.weights) or not all(self.options):
             raise ValueError(
-                f"a space needs at least one method for each of the {len(self.graph.weights)} weights (got {len(self.options)})"
+                f"a space needs at least one method for each of the {len(self.graph.weights)} weights "
+                f"(got {len(self.options)})"
             )
 
     @staticmethod
@@ -149,9 +160,12 @@ class Space:
         Args:
             max_overhead: bits per weight; above it K-Means-A of the same bits takes the method's place.
         """
-        parsed = sorted((m if isinstance(m, QuantMethod) else QuantMethod.parse(m) for m in methods), key=lambda m: m.bits)
+        parsed = sorted(
+            (m if isinstance(m, QuantMethod) else QuantMethod.parse(m) for m in methods), key=lambda m: m.bits
+        )
         options = tuple(
-            tuple(dict.fromkeys(_affordable(method, weight, full_bits, max_overhead) for method in parsed)) for weight in graph.weights
+            tuple(dict.fromkeys(_affordable(method, weight, full_bits, max_overhead) for method in parsed))
+            for weight in graph.weights
         )
         return Space(graph, options, full_bits)
 
@@ -163,8 +177,9 @@ class Space:
     def sample(self, rng: np.random.Generator) -> QuantConfig:
         """A random configuration whose average bits spread evenly over the space's range.
 
-        Each weight draws its bits, then uniformly a method of these bits. The distribution of bits is tilted towards a target drawn
-        uniformly between the smallest and the largest; with 3 and 4 bits that is p3 ~ U(0, 1), the paper's rule.
+        Each weight draws its bits, then uniformly a method of these bits. The distribution of bits is tilted towards a
+        target drawn uniformly between the smallest and the largest; with 3 and 4 bits that is p3 ~ U(0, 1), the paper's
+        rule.
         """
         widths = sorted({method.bits for offered in self.options for method in offered})
         probability = _tilted(widths, rng.uniform(widths[0], widths[-1]))
@@ -175,13 +190,17 @@ class Space:
         return self.decode(genes)
 
     def uniform(self, method: str | QuantMethod) -> QuantConfig:
-        """The same method for every weight, or what takes its place where it is not on offer (K-Means-A of the same bits)."""
+        """The same method for every weight, or what takes its place where it is not on offer (K-Means-A of the same
+        bits)."""
         wanted = QuantMethod.parse(method) if isinstance(method, str) else method
         chosen = {}
         for weight, offered in zip(self.graph.weights, self.options, strict=True):
             near = [m for m in offered if m.bits == wanted.bits]
             if not near:
-                raise OutsideSpace(f"no {wanted.bits}-bit method is on offer for {weight.name!r} (offered: {', '.join(map(str, offered))})")
+                raise OutsideSpace(
+                    f"no {wanted.bits}-bit method is on offer for {weight.name!r} "
+                    f"(offered: {', '.join(map(str, offered))})"
+                )
             substitute = next((m for m in near if m.name == "kmeans_a"), near[0])
             chosen[weight.name] = wanted if wanted in near else substitute
         return QuantConfig(self.graph.denoiser, chosen)
@@ -190,7 +209,8 @@ class Space:
         """Configuration => genes, int64 [W]: index into the options of each weight.
 
         Raises:
-            OutsideSpace: it is of another denoiser, leaves a weight out, names one too many, or a method that is not on offer.
+            OutsideSpace: it is of another denoiser, leaves a weight out, names one too many, or a method that is not on
+                offer.
         """
         if qconfig.denoiser != self.graph.denoiser:
             raise OutsideSpace(f"wanted a configuration of {self.graph.denoiser!r} (got one of {qconfig.denoiser!r})")
@@ -201,7 +221,9 @@ class Space:
         for i, (weight, offered) in enumerate(zip(self.graph.weights, self.options, strict=True)):
             method = qconfig.methods[weight.name]
             if method not in offered:
-                raise OutsideSpace(f"{method} is not on offer for {weight.name!r} (offered: {', '.join(map(str, offered))})")
+                raise OutsideSpace(
+                    f"{method} is not on offer for {weight.name!r} (offered: {', '.join(map(str, offered))})"
+                )
             genes[i] = offered.index(method)
         return genes
 
@@ -239,7 +261,8 @@ def _affordable(method: QuantMethod, weight: Weight, full_bits: int, max_overhea
 
 
 def _tilted(widths: Sequence[int], target: float) -> dict[int, float]:
-    """The distribution over ``widths`` of greatest entropy whose mean is ``target``: p(b) ~ exp(t b), t by bisection."""
+    """The distribution over ``widths`` of greatest entropy whose mean is ``target``: p(b) ~ exp(t b), t by
+    bisection."""
     values = np.array(widths, dtype=np.float64)
     if len(values) == 1:
         return {widths[0]: 1.0}

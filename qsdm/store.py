@@ -1,4 +1,5 @@
-"""Where artifacts lie, and how they are written: atomically, as JSON, safetensors, Parquet and SQLite, never as a pickle.
+"""Where artifacts lie, and how they are written: atomically, as JSON, safetensors, Parquet and SQLite, never as a
+pickle.
 
     store/<denoiser>/graph.json                       trace
     store/<denoiser>/calibration/<space>/             calibrate: table.safetensors, weights.safetensors
@@ -8,7 +9,8 @@
     store/<denoiser>/search/                          search: front.json
     store/<denoiser>/summary.json, report.html        realize
 
-Some models ship a store of their own (``qsdm/zoo/<denoiser>/store``). It is read where the user's store lacks a file, and never written.
+Some models ship a store of their own (``qsdm/zoo/<denoiser>/store``). It is read where the user's store lacks a file,
+and never written.
 """
 
 from __future__ import annotations
@@ -67,7 +69,8 @@ class Store:
         )
 
     def outcomes(self, protocol: Protocol | None = None) -> list[Outcome]:
-        """Measured outcomes, shipped ones first, each (configuration, protocol) once; of ``protocol`` only, if one is given."""
+        """Measured outcomes, shipped ones first, each (configuration, protocol) once; of ``protocol`` only, if one is
+        given."""
         found: dict[tuple[str, str], Outcome] = {}
         shipped = ZOO / self.denoiser / "store" / "outcomes.parquet"
         if shipped.exists():
@@ -88,7 +91,8 @@ class Store:
 
 
 class OutcomeDatabase:
-    """Outcomes as they come, in SQLite's write-ahead mode: what was added survives a kill; adding the same key again changes nothing."""
+    """Outcomes as they come, in SQLite's write-ahead mode: what was added survives a kill; adding the same key again
+    changes nothing."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -96,7 +100,8 @@ class OutcomeDatabase:
         try:
             with closing(self._connect()) as db, db:
                 db.execute(
-                    "CREATE TABLE IF NOT EXISTS outcome (qconfig TEXT, protocol TEXT, json TEXT NOT NULL, PRIMARY KEY (qconfig, protocol))"
+                    "CREATE TABLE IF NOT EXISTS outcome "
+                    "(qconfig TEXT, protocol TEXT, json TEXT NOT NULL, PRIMARY KEY (qconfig, protocol))"
                 )
                 db.execute("CREATE TABLE IF NOT EXISTS protocol (digest TEXT PRIMARY KEY, json TEXT NOT NULL)")
         except sqlite3.DatabaseError as error:
@@ -112,22 +117,31 @@ class OutcomeDatabase:
         assert outcome.protocol == protocol.digest
         try:
             with closing(self._connect()) as db, db:
-                db.execute("INSERT OR IGNORE INTO protocol VALUES (?, ?)", (protocol.digest, json.dumps(protocol.to_json())))
                 db.execute(
-                    "INSERT OR IGNORE INTO outcome VALUES (?, ?, ?)", (*outcome.key, json.dumps(outcome.to_json(), allow_nan=False))
+                    "INSERT OR IGNORE INTO protocol VALUES (?, ?)", (protocol.digest, json.dumps(protocol.to_json()))
+                )
+                db.execute(
+                    "INSERT OR IGNORE INTO outcome VALUES (?, ?, ?)",
+                    (*outcome.key, json.dumps(outcome.to_json(), allow_nan=False)),
                 )
         except sqlite3.Error as error:
             raise StoreError(
-                f"the outcome was not written to {self.path} ({error}): free some space and run again; what was stored before is kept"
+                f"the outcome was not written to {self.path} ({error}): free some space and run again; "
+                "what was stored before is kept"
             ) from error
 
     def read(self) -> list[Outcome]:
         with closing(self._connect()) as db:
-            return [Outcome.from_json(json.loads(text)) for (text,) in db.execute("SELECT json FROM outcome ORDER BY rowid")]
+            return [
+                Outcome.from_json(json.loads(text)) for (text,) in db.execute("SELECT json FROM outcome ORDER BY rowid")
+            ]
 
     def protocols(self) -> dict[str, Protocol]:
         with closing(self._connect()) as db:
-            return {digest: Protocol.from_json(json.loads(text)) for digest, text in db.execute("SELECT digest, json FROM protocol")}
+            return {
+                digest: Protocol.from_json(json.loads(text))
+                for digest, text in db.execute("SELECT digest, json FROM protocol")
+            }
 
 
 def replace(path: Path, write: Any) -> None:
@@ -138,14 +152,18 @@ def replace(path: Path, write: Any) -> None:
         write(partial)
         os.replace(partial, path)
     except OSError as error:
-        raise StoreError(f"{path} was not written ({error.strerror or error}): free some space or choose another store=") from error
+        raise StoreError(
+            f"{path} was not written ({error.strerror or error}): free some space or choose another store="
+        ) from error
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
 
 
 def write_json(path: Path, data: Any) -> None:
-    replace(path, lambda partial: partial.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8"))
+    replace(
+        path, lambda partial: partial.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    )
 
 
 def read_json(path: Path) -> Any:
@@ -174,7 +192,7 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], Any]:
     try:
         with safe_open(path, "np") as file:
             about = json.loads((file.metadata() or {})["qsdm"])
-            return {name: file.get_tensor(name) for name in file.keys()}, about
+            return {name: file.get_tensor(name) for name in list(file.keys())}, about
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise StoreError(f"{path} is damaged or not ours ({error}): remove it and make it again") from error
 
@@ -190,7 +208,9 @@ def write_outcomes_parquet(path: Path, outcomes: Iterable[Outcome]) -> None:
         | {"json": json.dumps(o.to_json(), allow_nan=False)}
         for o in outcomes
     ]
-    replace(path, lambda partial: pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), partial, compression="zstd"))
+    replace(
+        path, lambda partial: pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), partial, compression="zstd")
+    )
 
 
 def read_outcomes_parquet(path: Path) -> list[Outcome]:
@@ -198,7 +218,10 @@ def read_outcomes_parquet(path: Path) -> list[Outcome]:
     import pyarrow.parquet
 
     try:
-        return [Outcome.from_json(json.loads(text)) for text in pyarrow.parquet.read_table(path, columns=["json"])["json"].to_pylist()]
+        return [
+            Outcome.from_json(json.loads(text))
+            for text in pyarrow.parquet.read_table(path, columns=["json"])["json"].to_pylist()
+        ]
     except (OSError, pyarrow.ArrowException, KeyError, ValueError) as error:
         raise StoreError(f"{path} is damaged or no table of outcomes ({error}): restore it") from error
 
@@ -212,7 +235,9 @@ def provenance() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     here = Path(__file__).parent
-    git = subprocess.run(["git", "-C", str(here), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
+    git = subprocess.run(
+        ["git", "-C", str(here), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False
+    )
     return {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": ".".join(map(str, sys.version_info[:3])),
