@@ -4,10 +4,11 @@ pickle.
     store/<denoiser>/graph.json                       trace
     store/<denoiser>/calibration/<space>/             calibrate: table.safetensors, weights.safetensors
     store/<denoiser>/outcomes.sqlite                  measure (one driver writes, as outcomes come)
-    store/<denoiser>/predictor/<objective>/           train
-    store/<denoiser>/sensitivity/                     attribute
-    store/<denoiser>/search/                          search: front.json
+    store/<denoiser>/predictor/<space>/               train: fold-K.safetensors, report.json
+    store/<denoiser>/sensitivity/<space>.json         attribute
+    store/<denoiser>/search/<space>.json              search
     store/<denoiser>/summary.json, report.html        realize
+    store/<denoiser>/stages.json                      the main job: what it need not repeat
 
 Some models ship a store of their own (``qsdm/zoo/<denoiser>/store``). It is read where the user's store lacks a file,
 and never written.
