@@ -53,7 +53,7 @@ def attribute(
         StoreError: an earlier stage has not run, or for another objective.
     """
     from qsdm.calibration import read_table
-    from qsdm.predictor import Predictor
+    from qsdm.predictor import Predictor, one_thread
 
     files = Store(store, model.name)
     made = space.of(Graph.from_json(read_json(files.find("graph.json", "trace"))), model.full_bits)
@@ -69,7 +69,8 @@ def attribute(
         len(pairs), len(made.options)
     )
 
-    result = attributions(predictor, attribution, genes, labels)
+    with one_thread():
+        result = attributions(predictor, attribution, genes, labels)
     protocol = read_json(directory / "report.json")["protocol"]
     result["full_precision"]["measured"] = full_precision(files.outcomes(), protocol, objective, model.full_bits)
     about = {"denoiser": model.name, "space": space.name, "objective": dict(objective.weights)}
@@ -124,11 +125,12 @@ def attributions(predictor: Any, options: AttributionOptions, genes: np.ndarray,
     harms, gaps = np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
     progress.update()
     hops = hop_harms(predictor, explained)
-    single = ablation(predictor, explained[: max(4, options.num_configs // 6)], np.arange(len(names)))
+    few = explained[: max(4, options.num_configs // 9)]  # ablation of single weights asks 2 W times per configuration
+    single = ablation(predictor, few, np.arange(len(names)))
     progress.update()
     tables = {}
     for kind in KINDS:
-        ablated = ablation(predictor, explained, groups_of(space, kind)[1])
+        ablated = ablation(predictor, explained[: max(4, options.num_configs // 3)], groups_of(space, kind)[1])
         tables[kind] = table(space, kind, harms, ablated["to_full"], ablated["from_full"], hops.sum(axis=0))
         progress.update()
     progress.close()
@@ -136,7 +138,6 @@ def attributions(predictor: Any, options: AttributionOptions, genes: np.ndarray,
     columns = predictor.encoding.columns_of(genes)
     alone = single["from_full"].mean(axis=0)
     found = {}
-    few = explained[: len(single["from_full"])]
     for name, values, used in (
         ("integrated_gradients", harms, explained),
         ("ablation_to_full", single["to_full"], few),

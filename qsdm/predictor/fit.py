@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from qsdm.log import Log, ignore
-from qsdm.predictor import FitOptions
+from qsdm.predictor import FitOptions, one_thread
 from qsdm.predictor.encode import Encoding
 from qsdm.predictor.gnn import Gnn
 from qsdm.predictor.linear import fit_additive
@@ -52,10 +52,9 @@ def split(num: int, folds: int, rng: np.random.Generator) -> list[np.ndarray]:
     Raises:
         ValueError: a part would hold fewer than two outcomes, or training parts fewer than eight.
     """
-    if folds < 2 or num < 2 * folds or num - num // folds < 8:
-        raise ValueError(
-            f"{folds} folds need at least {max(2 * folds, 10)} outcomes (got {num}): measure more configurations"
-        )
+    least = max(2 * folds, -(-8 * folds // (folds - 1)))
+    if num < least:
+        raise ValueError(f"{folds} folds need at least {least} outcomes (got {num}): measure more configurations")
     return [np.sort(part) for part in np.array_split(rng.permutation(num), folds)]
 
 
@@ -70,7 +69,8 @@ def fit_folds(
     """
     configurations = torch.from_numpy(encoding.one_hot(genes))
     folds = []
-    with tqdm(total=options.folds * options.epochs, desc="train", unit="epoch", disable=None) as progress:
+    total = options.folds * options.epochs
+    with one_thread(), tqdm(total=total, desc="train", unit="epoch", disable=None) as progress:
         for k, test in enumerate(split(len(labels), options.folds, np.random.default_rng(seed))):
             train = np.setdiff1d(np.arange(len(labels)), test)
             folds.append(_fit_fold(encoding, configurations, labels, train, test, options, (seed, k), log, progress))
