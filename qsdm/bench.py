@@ -7,16 +7,18 @@ store already holds is not measured again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from qsdm.calibration import PackedWeights, read_table
 from qsdm.denoisers import Model
-from qsdm.engine import Engine, Failure, Pool
+from qsdm.engine import Engine, EngineError, Failure, Pool
 from qsdm.evaluation import EvaluationError, Evaluator, drawing_digest, prompts_of, protocol_of
 from qsdm.graph import Graph
 from qsdm.log import Log, ignore
@@ -58,8 +60,6 @@ class Start:
     batch_size: int
 
     def __call__(self) -> Callable[[Draw | Score], np.ndarray | Outcome]:
-        from qsdm.calibration import PackedWeights
-
         packed = PackedWeights(self.packed) if self.packed is not None else None
         prompts = prompts_of(self.model)
         evaluators: dict[str, Evaluator] = {}
@@ -67,13 +67,15 @@ class Start:
         def evaluator(protocol: Protocol) -> Evaluator:
             if protocol.digest not in evaluators:
                 first = next(iter(evaluators.values()), None)
-                evaluators[protocol.digest] = (
-                    first.under(protocol, prompts)
-                    if first is not None
-                    else Evaluator(
+                if first is None:
+                    made = Evaluator(
                         self.model, self.graph, packed, self.model.metrics, protocol, prompts, self.batch_size
                     )
-                )
+                    if packed is not None:
+                        check_packed(self.graph, dict(made.denoiser.named_parameters()), packed)
+                else:
+                    made = first.under(protocol, prompts)
+                evaluators[protocol.digest] = made
             return evaluators[protocol.digest]
 
         def work(task: Draw | Score) -> np.ndarray | Outcome:
@@ -204,6 +206,29 @@ def bench(
         packed = place.find(f"calibration/{space.name}/weights.safetensors", made_by="calibrate").parent
     with engine.open(Start(model, spaced.graph, packed, batch_size)) as pool:
         yield Bench(model, spaced, place, pool, batch_size)
+
+
+def check_packed(graph: Graph, parameters: Mapping[str, Any], packed: PackedWeights) -> None:
+    """Refuse packed weights of another training: some errors to the denoiser's own weights must be those of the table.
+
+    Raises:
+        EngineError: they are not; no other task can be done either.
+    """
+    table = read_table(packed.path)
+    names = {name: i for i, name in enumerate(table.weights)}
+    for weight in graph.weights[:: max(1, len(graph.weights) // 4)]:
+        if weight.name not in names:
+            continue
+        row = table.rel_error[names[weight.name]]
+        best = int(np.nanargmin(row))
+        own = parameters[weight.parameter].detach()[:, weight.start : weight.start + weight.shape[1]].float()
+        difference = packed.dequantize(weight.name, table.methods[best]) - own
+        error = float(difference.square().sum() / own.square().sum().clamp_min(1e-30))
+        if abs(error - row[best]) > 0.2 * row[best] + 1e-4:
+            raise EngineError(
+                f"{packed.path} was made from other weights of {graph.denoiser!r}: "
+                f"run python -m qsdm.calibrate +model={graph.denoiser}"
+            )
 
 
 def read_full(path: Path) -> np.ndarray:

@@ -14,6 +14,7 @@ import pytest
 
 from qsdm.calibrate import calibrate
 from qsdm.denoisers import Model
+from qsdm.engine import EngineError
 from qsdm.engine.serial import Serial
 from qsdm.evaluation import EvaluationError
 from qsdm.graph import Graph
@@ -118,6 +119,14 @@ def test_bad_input_names_the_remedy(tiny_model: Model, store: Path, tmp_path: Pa
         measure(tiny_model, SPACE, store, batch_size=0, engine=Serial())
 
 
+def test_weights_of_another_training_are_refused(tiny_model: Model, store: Path, tmp_path: Path) -> None:
+    from conftest import build_tiny_model
+
+    other = build_tiny_model(tmp_path, seed=1)
+    with pytest.raises(EngineError, match=r"other weights of 'tiny': run python -m qsdm\.calibrate \+model=tiny"):
+        measure(other, SPACE, store, num_images=4, engine=Serial())
+
+
 SCRIPT = """
 import json, sys
 from pathlib import Path
@@ -139,6 +148,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
 def test_what_was_measured_survives(how: signal.Signals, tiny_model: Model, store: Path, tmp_path: Path) -> None:
     root = tmp_path / "store"
@@ -167,9 +177,10 @@ def test_what_was_measured_survives(how: signal.Signals, tiny_model: Model, stor
         assert len(workers) >= 2
         before = stored()
         driver.send_signal(how)
-        assert driver.wait(timeout=100) == (-signal.SIGKILL if how == signal.SIGKILL else 130)
+        assert driver.wait(timeout=200) == (-signal.SIGKILL if how == signal.SIGKILL else 130)
     finally:
         driver.kill()
+        driver.wait()
     until(lambda: not any(map(alive, workers)))
     after = stored()
     assert after[: len(before)] == before
@@ -182,7 +193,7 @@ def test_what_was_measured_survives(how: signal.Signals, tiny_model: Model, stor
     assert len(final) == more + 1
 
 
-def until(condition, seconds: float = 120) -> None:
+def until(condition, seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited too long"

@@ -15,7 +15,7 @@ Start = Callable[[], Callable[[Any], Any]]
 
 
 class EngineError(ValueError):
-    """No worker can start; the message says why."""
+    """No task can be done; the message says why. Whoever raises it ends the whole run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Pool(Protocol):
         """Results as they come: (index of the task, what the worker returned or a `Failure`).
 
         Raises:
-            EngineError: the workers cannot start.
+            EngineError: the workers cannot start, or one of them found that no task can be done.
         """
         ...
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from qsdm.engine import Failure, Start
+from qsdm.engine import EngineError, Failure, Start
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,5 +30,7 @@ class _SerialPool:
                 self._work = self._start()
             try:
                 yield i, self._work(task)
+            except EngineError:
+                raise
             except Exception as error:  # whatever a task raises concerns this task only
                 yield i, Failure(f"{type(error).__name__}: {error}")
