@@ -10,8 +10,8 @@ and the best j grows with i, so divide and conquer needs O(K m log m) steps for 
     K-Means-A  16-bit weights have fewer than 65,536 distinct values: counting them gives all points, and the result is
                optimal. float32 weights are counted by their 11 leading bits, each count at the mean of its values.
     K-Means-C  rows of at most 256 values are solved exactly. Longer ones are counted into 2,048 bins of
-               x / (|x| + 15 MAD), fine in the middle and never too coarse for an outlier; the programme runs over some
-               of the bins' edges, and Lloyd's iteration over all of them follows.
+               x / (|x| + 18 d), d = (mean of sqrt|x|)^2, fine in the middle and never too coarse for an outlier; the
+               programme runs over some of the bins' edges, and Lloyd's iteration over all of them follows.
 
 References:
     Qua²SeDiMo (Mills et al., 2025), section 3: K-Means-C and K-Means-A.
@@ -28,7 +28,7 @@ from qsdm.quant.rows import exact, fast, half, over_rows
 
 NUM_BINS = 2048
 _EXACT = 256  # longest row that is solved without bins
-_COMPAND = np.float32(15.0)  # mean absolute deviations at which a bin is four times as wide as in the middle
+_COMPAND = np.float32(18.0)  # deviations (0.68 sigma of normal values) at which a bin is four times as wide
 
 
 def fit_channels(x: np.ndarray, bits: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -196,24 +196,27 @@ def _fit_rows(first, last, x, out):
     s0, s1 = np.empty(NUM_BINS + 2, np.float32), np.empty(NUM_BINS + 2, np.float32)
     p0, p1 = np.empty(num_nodes + 1), np.empty(num_nodes + 1)
     split = np.empty((K, num_nodes + 1), np.int32)
+    parts = np.empty(9, np.float32)
     below0, below1 = np.zeros(K + 1, np.float32), np.zeros(K + 1, np.float32)
     for r in range(first, last):
         row = x[r]
         if n <= _EXACT:
             _fit_weighted(np.sort(row).astype(np.float64), np.ones(n), out[r])
             continue
-        low, high, total = row[0], row[0], np.float32(0.0)
+        low, high = row[0], row[0]
         for i in range(n):
             low, high = min(low, row[i]), max(high, row[i])
-            total += row[i]
         if low == high:
             out[r, :] = low
             _finish(out[r])
             continue
-        mean, deviation = total / np.float32(n), np.float32(0.0)
+        for k in range(parts.shape[0]):  # a few outliers move neither the median of means nor the mean root
+            parts[k] = np.mean(row[k * n // parts.shape[0] : (k + 1) * n // parts.shape[0]])
+        mean, root = np.float32(np.sort(parts)[parts.shape[0] // 2]), np.float32(0.0)
         for i in range(n):
-            deviation += abs(row[i] - mean)
-        c = max(_COMPAND * deviation / np.float32(n), np.float32(1e-6) * (high - low))
+            root += np.sqrt(abs(row[i] - mean))
+        deviation = (root / np.float32(n)) ** 2
+        c = max(_COMPAND * deviation, np.float32(1e-6) * (high - low))
         start = (low - mean) / (abs(low - mean) + c)
         density = np.float32(NUM_BINS - 0.01) / ((high - mean) / (abs(high - mean) + c) - start)
         bins[:] = 0
@@ -230,7 +233,7 @@ def _fit_rows(first, last, x, out):
         optimal(p0, p1, m, K, split)
         _means(p0, p1, m, K, split, 0.0, out[r])
         below0[K], below1[K] = s0[NUM_BINS], s1[NUM_BINS]
-        for _ in range(30):  # Lloyd; within a bin, values are taken as evenly spread
+        for _ in range(60):  # Lloyd; within a bin, values are taken as evenly spread
             for k in range(1, K):
                 y = np.float32(0.5) * (out[r, k - 1] + out[r, k])
                 at = min(max((y / (abs(y) + c) - start) * density, np.float32(0.0)), np.float32(NUM_BINS))
@@ -245,7 +248,7 @@ def _fit_rows(first, last, x, out):
                     value = (below1[k + 1] - below1[k]) / count
                     change = max(change, abs(value - out[r, k]))
                     out[r, k] = value
-            if change < np.float32(1e-3) * deviation / np.float32(n):
+            if change < np.float32(2e-4) * deviation:
                 break
         for k in range(K):
             out[r, k] += mean
