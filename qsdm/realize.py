@@ -118,6 +118,9 @@ def realize(
 def best_points(front: Mapping[str, Any], avg_bits: float, candidates: int) -> list[dict[str, Any]]:
     """The best predicted points of at most ``avg_bits``, best first.
 
+    Neighbours on a front are near copies of each other: points that differ in fewer than one weight in twenty from a
+    better one are taken only where nothing else is left.
+
     Raises:
         ValueError: there is none.
     """
@@ -125,7 +128,20 @@ def best_points(front: Mapping[str, Any], avg_bits: float, candidates: int) -> l
     if not points:
         least = min((point["avg_bits"] for point in front["points"]), default=float("nan"))
         raise ValueError(f"wanted a larger avg_bits: the front's least point has {least:.4f} (got {avg_bits})")
-    return points[:candidates]
+    distinct: list[dict[str, Any]] = []
+    for point in points:
+        if all(
+            20 * num_changed(point["qconfig"], other["qconfig"]) >= len(point["qconfig"]["methods"])
+            for other in distinct
+        ):
+            distinct.append(point)
+    copies = [point for point in points if point not in distinct]
+    return (distinct + copies)[:candidates]
+
+
+def num_changed(a: Mapping[str, Any], b: Mapping[str, Any]) -> int:
+    """Weights whose method differs between two configurations, in their JSON form."""
+    return sum(method != b["methods"].get(name) for name, method in a["methods"].items())
 
 
 def choose(space: Space, objective: Objective, measured: Measured, proposed: Sequence[QuantConfig]) -> QuantConfig:

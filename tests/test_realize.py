@@ -93,9 +93,17 @@ def test_measures_ours_beside_what_it_must_beat(tiny_model: Model, searched: Pat
 
 
 def test_takes_the_best_predicted_points_below_the_limit() -> None:
+    def point(bits: float, value: float, *methods: str) -> dict:
+        return {"avg_bits": bits, "predicted": value, "qconfig": {"methods": dict(enumerate(methods))}}
+
     points = [
-        {"avg_bits": bits, "predicted": value} for bits, value in ((3.1, -3.0), (3.3, -2.0), (3.5, -1.0), (3.6, 0.0))
+        point(3.1, -3.0, "uaq-3", "uaq-3"),
+        point(3.3, -2.0, "uaq-4", "uaq-3"),
+        point(3.5, -1.0, "uaq-3", "uaq-4"),
+        point(3.5, -1.5, "uaq-3", "uaq-4"),  # a copy of the one above, taken last
+        point(3.6, 0.0, "uaq-4", "uaq-4"),
     ]
+    assert [p["predicted"] for p in best_points({"points": points}, 3.5, 4)] == [-1.0, -2.0, -3.0, -1.5]
     assert [p["avg_bits"] for p in best_points({"points": points}, 3.5, 2)] == [3.5, 3.3]
     with pytest.raises(ValueError, match=r"larger avg_bits.*3\.1000 \(got 3\)"):
         best_points({"points": points}, 3, 2)
