@@ -22,7 +22,8 @@ def test_graph_is_captured_from_the_pipeline_and_stored(
     stored = Graph.from_json(json.loads((tmp_path / "tiny" / "graph.json").read_text()))
     assert stored.digest == graph.digest
     text = next(node for node in graph.nodes if node.name == "input.encoder_hidden_states")
-    assert text.activation == (1, 12, 16)  # the tokenizer's length, which only the pipeline knows
+    tokenizer = json.loads((Path(tiny_model.path) / "tokenizer" / "tokenizer_config.json").read_text())
+    assert text.activation == (1, tokenizer["model_max_length"], 16)  # which only the pipeline knows
     printed = capsys.readouterr().out
     assert "StableDiffusionPipeline" in printed
     assert "100.0%" in printed
