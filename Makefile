@@ -36,4 +36,5 @@ check: install ## lint, format and types
 	$(VENV)/bin/mypy
 
 bench: install ## measure speed
-	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(PY) benchmarks/speed.py
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(PY) experiments/bench/stages.py
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(PY) experiments/bench/quant.py
