@@ -121,7 +121,7 @@ def test_bad_input_names_the_remedy(tiny_model: Model, store: Path, tmp_path: Pa
 
 
 def test_weights_of_another_training_are_refused(tiny_model: Model, store: Path, tmp_path: Path) -> None:
-    from conftest import build_tiny_model
+    from tiny import build_tiny_model
 
     other = build_tiny_model(tmp_path, seed=1)
     with pytest.raises(EngineError, match=r"other weights of 'tiny': run python -m qsdm\.calibrate \+model=tiny"):

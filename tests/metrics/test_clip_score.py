@@ -15,7 +15,7 @@ from qsdm.metrics.clip_score import ClipScore
 
 @pytest.fixture(scope="module")
 def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from conftest import build_tiny_tokenizer
+    from tiny import build_tiny_tokenizer
     from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
     folder = tmp_path_factory.mktemp("judge")
