@@ -115,7 +115,13 @@ def main() -> None:
     def distance(pictures: np.ndarray) -> float:
         return round(frechet.frechet(frechet.Gaussian.of(lite0.features(pictures)), reference), 2)
 
-    report: dict = {"num_images": len(fold_a), "steps": args.steps, "guidance": args.guidance}
+    trained = json.loads((home / "training.json").read_text())["steps"]
+    report: dict = {
+        "training_steps": trained,
+        "num_images": len(fold_a),
+        "steps": args.steps,
+        "guidance": args.guidance,
+    }
     report["fd_lite0"] = {"floor": distance(images[fold_a])}
     report["fd_lite0"]["autoencoder"] = distance(autoencoded(home / "pipeline" / "vae", images[fold_a]))
     print(json.dumps(report), flush=True)

@@ -1,0 +1,69 @@
+"""What ships with qsdm fits together: the pipeline, its judge, and the labels that were measured with them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from test_conf import compose
+
+from qsdm import run
+from qsdm.denoisers import ZOO, load_pipeline
+from qsdm.evaluation import prompts_of, protocol_of
+from qsdm.graph import Graph
+from qsdm.store import Store, read_json
+from qsdm.trace import trace
+
+HOME = ZOO / "emoji_unet"
+
+
+@pytest.fixture(scope="module")
+def made():
+    function, cfg = compose("calibrate", ["model=emoji_unet"])
+    return run.keywords(function, cfg)
+
+
+def test_labels_were_measured_with_this_pipeline_and_these_metrics(made, tmp_path: Path) -> None:
+    """Else a user's demo would measure all of them again."""
+    model, space = made["model"], made["space"]
+    protocol = protocol_of(model, model.metrics, prompts_of(model), seed_set=0, num_images=256)
+    outcomes = Store(tmp_path, model.name).outcomes(protocol)
+    trace(model, tmp_path, page=False)
+    graph = Graph.from_json(read_json(Store(tmp_path, model.name).path("graph.json")))
+    encodable = space.of(graph, model.full_bits)
+    labels = [outcome for outcome in outcomes if outcome.qconfig.methods]
+    assert len(labels) >= 80
+    assert len({encodable.encode(outcome.qconfig).tobytes() for outcome in labels}) == len(labels)
+    assert all(outcome.num_images == 256 and set(outcome.metrics) == set(model.metrics) for outcome in outcomes)
+
+
+def test_pipeline_is_small_and_in_16_bit(made) -> None:
+    from safetensors import safe_open
+
+    files = [path for path in (HOME / "pipeline").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 16e6
+    for path in files:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as weights:
+                assert {weights.get_slice(name).get_dtype() for name in weights.keys()} <= {"F16", "I64"}  # noqa: SIM118
+        assert path.suffix in (".safetensors", ".json")  # no pickle
+
+
+def test_text_encoder_pools_the_last_token(made) -> None:
+    import torch
+
+    pipeline = load_pipeline(made["model"])
+    tokens = pipeline.tokenizer("grinning face, twemoji", return_tensors="pt")
+    with torch.inference_mode():
+        out = pipeline.text_encoder(tokens.input_ids)
+    assert tokens.input_ids[0, -1] == pipeline.tokenizer.eos_token_id
+    torch.testing.assert_close(out.pooler_output, out.last_hidden_state[:, -1])
+
+
+def test_quality_was_measured_on_these_steps() -> None:
+    """The shipped figures are those of the shipped weights, and meet the bar that the pipeline was accepted by."""
+    quality = json.loads((HOME / "quality.json").read_text())
+    assert quality["training_steps"] == json.loads((HOME / "training.json").read_text())["steps"]
+    distance = quality["fd_lite0"]
+    assert distance["floor"] < distance["autoencoder"] < distance["generated"] < 3 * distance["autoencoder"]
