@@ -1,6 +1,7 @@
 """Whether scores say the truth.
 
-additive_srcc   rank correlation of measured labels with minus the sum of the configuration's scores
+additive_srcc   rank correlation of measured labels with minus the sum of the configuration's scores; these are labels
+                that the predictor has learned from, so this tells scores apart and says nothing of its accuracy
 deletion        full precision is given to one weight after the other, the most harmful first: the mean share of the
                 total harm that is undone along the way, minus the same for a random order; larger is better
 agreement       rank correlation over weights with the harm of quantizing each weight alone (ablation)
