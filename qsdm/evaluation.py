@@ -187,9 +187,7 @@ class Evaluator:
         if self._switch is not None:
             return self._switch.to(qconfig)
         if qconfig.methods:
-            raise EvaluationError(
-                f"no quantized weights of {self.model.name!r} were given: run qsdm.calibrate first"
-            )
+            raise EvaluationError(f"no quantized weights of {self.model.name!r} were given: run qsdm.calibrate first")
         return 0
 
     @torch.inference_mode()
