@@ -7,8 +7,7 @@
 Runs trace, calibrate, measure, train, attribute, search and realize. A stage is skipped when the store holds what it
 makes and nothing that it is made from has changed: ``stages.json`` in the model's store remembers for each stage a
 digest of its arguments and of the files that it reads, and those of the files that it wrote. measure runs only while
-there are fewer than ``num_labels`` labels. Outcomes that realize adds do not make the predictor stale: run qsdm.train
-to learn from them.
+there are fewer than ``num_labels`` labels. What realize measures is no label: it was proposed by a search.
 """
 
 from __future__ import annotations
@@ -136,12 +135,11 @@ def main(
             print(f"\n{heading}: {why}", flush=True)
             continue
         print(f"\n{heading}", flush=True)
-        start, before = time.perf_counter(), outcome_keys(place)
+        start = time.perf_counter()
         stage.function(**arguments)
         seconds[f"{stage.name}_s"] = round(time.perf_counter() - start, 3)
         if stage.name != "measure":
-            added = outcome_keys(place) - before if stage.name == "realize" else set()
-            remember(place, stage, inputs_of(place, stage, model, weights, arguments), added)
+            remember(place, stage, inputs_of(place, stage, model, weights, arguments))
         print(f"{stage.name} took {seconds[f'{stage.name}_s']:.1f} s", flush=True)
     print(f"\n{time.perf_counter() - began:.0f} s in all; see {place.path('report.html')}")
     return seconds
@@ -154,17 +152,13 @@ def num_measured(model: Model, space: SpaceSpec, place: Store, seed_set: int, nu
     protocol = evaluation.protocol_of(model, model.metrics, evaluation.prompts_of(model), seed_set, num_images)
     made = space.of(Graph.from_json(read_json(place.find("graph.json", "trace"))), model.full_bits)
     count = 0
-    for outcome in place.outcomes(protocol):
+    for outcome in filter(lambda outcome: outcome.is_label, place.outcomes(protocol)):
         try:
             made.encode(outcome.qconfig)
         except OutsideSpace:  # full precision, and configurations of other spaces
             continue
         count += 1
     return count
-
-
-def outcome_keys(place: Store) -> set[tuple[str, str]]:
-    return {outcome.key for outcome in place.outcomes()}
 
 
 def inputs_of(place: Store, stage: Stage, model: Model, weights: str, arguments: Mapping[str, Any]) -> str:
@@ -182,8 +176,7 @@ def inputs_of(place: Store, stage: Stage, model: Model, weights: str, arguments:
     }
     parts["reads"] = {name: content(place.path(name)) for name in stage.reads}
     if stage.name == "train":
-        added = {tuple(key) for key in remembered(place).get("realize", {}).get("added", [])}
-        parts["outcomes"] = sorted(outcome_keys(place) - added)
+        parts["outcomes"] = sorted(outcome.key for outcome in place.outcomes() if outcome.is_label)
     return hashlib.sha256(canonical(parts)).hexdigest()
 
 
@@ -195,12 +188,9 @@ def is_current(place: Store, stage: Stage, inputs: str) -> bool:
     }
 
 
-def remember(place: Store, stage: Stage, inputs: str, added: set[tuple[str, str]]) -> None:
-    known = remembered(place)
-    earlier = {tuple(key) for key in known.get(stage.name, {}).get("added", [])}
+def remember(place: Store, stage: Stage, inputs: str) -> None:
     makes = {name: content(place.path(name)) for name in stage.makes}
-    known[stage.name] = {"inputs": inputs, "makes": makes, "added": sorted(added | earlier)}
-    write_json(place.path("stages.json"), known)
+    write_json(place.path("stages.json"), {**remembered(place), stage.name: {"inputs": inputs, "makes": makes}})
 
 
 def remembered(place: Store) -> dict[str, Any]:

@@ -7,6 +7,7 @@ store already holds is not measured again.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -158,7 +159,7 @@ class Bench:
 
         Args:
             qconfigs: may name one twice.
-            what: for the progress bar.
+            what: they are measured for, stored with them: measure, candidates or realize.
         """
         wanted = {qconfig.digest: qconfig for qconfig in qconfigs}
         measured = Measured()
@@ -177,9 +178,10 @@ class Bench:
                 measured.failures[digest] = result.reason
                 tqdm.write(f"configuration {digest[:12]} was set aside: {result.reason}")
                 continue
-            database.add(result, protocol)
-            measured.outcomes[digest] = result
-            values = {f"{what}/{name}": value for name, value in result.metrics.items() if value is not None}
+            outcome = dataclasses.replace(result, provenance={**result.provenance, "stage": what})
+            database.add(outcome, protocol)
+            measured.outcomes[digest] = outcome
+            values = {f"{what}/{name}": value for name, value in outcome.metrics.items() if value is not None}
             log(values | {f"{what}/outcomes": len(measured.outcomes), f"{what}/set_aside": len(measured.failures)})
         return measured
 

@@ -23,7 +23,7 @@ from qsdm.log import Log, ignore
 from qsdm.qconfig import QuantMethod, Space
 from qsdm.quant import Quantized
 from qsdm.quant.methods import VERSION, dequantize, fit, layout
-from qsdm.quant.rows import rel_error
+from qsdm.quant.rows import norm_error, rel_error
 from qsdm.store import StoreError, provenance, read_tensors, replace, write_tensors
 
 SCHEMA = "qsdm/calibration/1"
@@ -41,7 +41,7 @@ def calibrate(tensors: Callable[[str], torch.Tensor], space: Space, path: Path, 
         ValueError: a parameter is not what the graph says, holds NaN, or tied parameters differ.
     """
     weights, methods = space.graph.weights, space.methods
-    errors = np.full((len(weights), len(methods)), np.nan)
+    errors, norms = (np.full((len(weights), len(methods)), np.nan) for _ in range(2))
     sizes = np.array([[method.size_bits(weight, space.full_bits) // 8 for method in methods] for weight in weights])
     parts = {
         f"{weight.name}|{method}|{part}": kind
@@ -61,17 +61,19 @@ def calibrate(tensors: Callable[[str], torch.Tensor], space: Space, path: Path, 
                 for method in offered:
                     quantized = fit(tensor, method)
                     writer.write(f"{weight.name}|{method}|", quantized)
-                    errors[i, methods.index(method)] = rel_error(rows, dequantize(quantized).view(rows.shape).numpy())
+                    values = dequantize(quantized).view(rows.shape).numpy()
+                    errors[i, methods.index(method)] = rel_error(rows, values)
+                    norms[i, methods.index(method)] = norm_error(rows, values)
                 log(
                     {"calibrate/weights": i + 1}
                     | {f"calibrate/error/{m}": errors[i, methods.index(m)] for m in offered}
                 )
 
     replace(path / "weights.safetensors", fill)
-    table = MethodTable(tuple(weight.name for weight in weights), methods, errors, sizes)
+    table = MethodTable(tuple(weight.name for weight in weights), methods, errors, sizes, norms)
     about = {"schema": SCHEMA, "version": VERSION, "graph": space.graph.digest, "provenance": provenance()}
     about |= {"weights": table.weights, "methods": [str(method) for method in methods]}
-    write_tensors(path / "table.safetensors", {"rel_error": errors, "size_bytes": sizes}, about)
+    write_tensors(path / "table.safetensors", {"rel_error": errors, "size_bytes": sizes, "norm_error": norms}, about)
     return table
 
 
@@ -86,7 +88,9 @@ def read_table(path: Path) -> MethodTable:
         if about["schema"] != SCHEMA:
             raise ValueError(f"schema {about['schema']!r}, wanted {SCHEMA!r}")
         methods = tuple(map(QuantMethod.parse, about["methods"]))
-        return MethodTable(tuple(about["weights"]), methods, arrays["rel_error"], arrays["size_bytes"])
+        return MethodTable(
+            tuple(about["weights"]), methods, arrays["rel_error"], arrays["size_bytes"], arrays.get("norm_error")
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError(
             f"{path / 'table.safetensors'} is no table of methods ({error}): run calibrate again"

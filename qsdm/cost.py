@@ -54,12 +54,14 @@ class MethodTable:
         rel_error: float64 [W, M], ||W - W^||^2 / ||W||^2, one definition for every method; NaN where a method is not on
             offer.
         size_bytes: int64 [W, M].
+        norm_error: float64 [W, M], sum |W - W^|^2.4 / sum |W|^2.4, or None where it was not computed.
     """
 
     weights: tuple[str, ...]
     methods: tuple[QuantMethod, ...]
     rel_error: np.ndarray
     size_bytes: np.ndarray
+    norm_error: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         wanted = (len(self.weights), len(self.methods))

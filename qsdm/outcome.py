@@ -64,9 +64,9 @@ class Outcome:
         qconfig: no methods at all is the full-precision denoiser.
         protocol: the digest of the protocol.
         metrics: value by name; None where a metric is not defined (PSNR of full precision to itself).
-        halves: value on the first and on the second half of the pictures, for the noise of a label; may lack a metric.
+        halves: value on the even and on the odd pictures, for the noise of a label; may lack a metric.
         num_images: that every metric was computed from.
-        provenance: versions, commit, seconds.
+        provenance: versions, commit, seconds; ``stage``, what it was measured for: measure, candidates or realize.
 
     Raises:
         ValueError: a metric is not finite.
@@ -89,6 +89,11 @@ class Outcome:
     @property
     def key(self) -> tuple[str, str]:
         return self.qconfig.digest, self.protocol
+
+    @property
+    def is_label(self) -> bool:
+        """Measured to learn from, not proposed by a search, whose near copies would flatter held-out scores."""
+        return self.provenance.get("stage", "measure") == "measure"
 
     def to_json(self) -> dict[str, Any]:
         return {

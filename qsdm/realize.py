@@ -24,7 +24,7 @@ from qsdm.engine.local import Local
 from qsdm.log import Log, ignore
 from qsdm.outcome import Objective, Outcome
 from qsdm.qconfig import QuantConfig, Space, SpaceSpec
-from qsdm.store import StoreError, provenance, read_json, write_json
+from qsdm.store import Store, StoreError, provenance, read_json, write_json
 
 if TYPE_CHECKING:
     from qsdm.bench import Bench, Measured
@@ -80,6 +80,9 @@ def realize(
         )
     if seed_set == label_seed_set:
         raise ValueError(f"wanted fresh noise, a seed_set other than label_seed_set (got {seed_set} for both)")
+    learned = Store(store, model.name).path(f"predictor/{space.name}/report.json")
+    if learned.exists() and read_json(learned).get("seed_set") == seed_set:
+        raise ValueError(f"wanted fresh noise, but the predictor's labels have seed_set={seed_set}: give another one")
     with bench(model, space, store, engine, batch_size) as ready:
         points = best_points(read_json(ready.store.find(f"search/{space.name}.json", "search")), avg_bits, candidates)
         proposed = [QuantConfig.from_json(point["qconfig"]) for point in points]

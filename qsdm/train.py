@@ -27,7 +27,7 @@ import numpy as np
 
 from qsdm import cost
 from qsdm.cost import MethodTable
-from qsdm.denoisers import Model
+from qsdm.denoisers import Model, weights_digest
 from qsdm.graph import Graph
 from qsdm.log import Log, ignore
 from qsdm.outcome import Objective, Outcome
@@ -44,6 +44,8 @@ def train(
     objective: Objective,
     predictor: FitOptions,
     store: Path = Path("store"),
+    seed_set: int = 0,
+    num_images: int = 256,
     seed: int = 0,
     log: Log = ignore,
 ) -> dict[str, Any]:
@@ -51,6 +53,8 @@ def train(
 
     Args:
         objective: the label that is learned; larger is better.
+        seed_set: of the noise that the labels were measured with.
+        num_images: pictures that each label was measured from.
         seed: of the folds and of the networks' first parameters.
 
     Returns:
@@ -69,7 +73,8 @@ def train(
     files = Store(store, model.name)
     made = space.of(Graph.from_json(read_json(files.find("graph.json", "trace"))), model.full_bits)
     table = read_table(files.find(f"calibration/{space.name}", "calibrate"))
-    outcomes = usable(files.outcomes(), made, objective, model.name)
+    labelled = under_protocol(files, model, seed_set, num_images)
+    outcomes = usable(labelled, made, objective, model.name)
     genes = np.stack([made.encode(outcome.qconfig) for outcome in outcomes])
     labels, halves = labels_of(outcomes, made, objective)
 
@@ -85,6 +90,7 @@ def train(
         "objective": dict(objective.weights),
         "predictor": {name: getattr(predictor, name) for name in FitOptions.__slots__},
         "seed": seed,
+        "seed_set": seed_set,
         "protocol": outcomes[0].protocol,
         "num_outcomes": len(outcomes),
         "seconds": round(perf_counter() - began, 1),
@@ -102,6 +108,36 @@ def train(
     log({f"train/{q}_{name}": s[q]["mean"] for name, s in report["scores"].items() for q in ("srcc", "ndcg_at_10")})
     print_report(report)
     return report
+
+
+def under_protocol(files: Store, model: Model, seed_set: int, num_images: int) -> list[Outcome]:
+    """Labels that were measured with the model's present weights and sampling, this noise and this many pictures.
+
+    Raises:
+        StoreError: there are labels, but none such.
+    """
+    wanted = {
+        "weights": weights_digest(model),
+        "steps": model.steps,
+        "guidance": model.guidance,
+        "resolution_px": model.resolution_px,
+        "dtype": model.dtype,
+        "seed_set": seed_set,
+        "num_images": num_images,
+    }
+    same = {
+        digest
+        for digest, protocol in files.protocols().items()
+        if all(getattr(protocol, name) == value for name, value in wanted.items())
+    }
+    labels = [outcome for outcome in files.outcomes() if outcome.is_label]
+    found = [outcome for outcome in labels if outcome.protocol in same]
+    if labels and not found:
+        raise StoreError(
+            f"none of the {len(labels)} labels of {model.name!r} was measured with its present weights and sampling, "
+            f"seed_set={seed_set} and num_images={num_images}: run python -m qsdm.measure +model={model.name} with them"
+        )
+    return found
 
 
 def usable(outcomes: Sequence[Outcome], space: Space, objective: Objective, denoiser: str) -> list[Outcome]:

@@ -58,6 +58,20 @@ def test_the_table_comes_back(path: Path, tensors: dict[str, torch.Tensor], spac
     assert table.rel_error[0, table.methods.index(QuantMethod("fp", 16))] == 0
 
 
+def test_both_errors_are_of_the_stored_values(path: Path, tensors: dict[str, torch.Tensor], space: Space) -> None:
+    table, packed = read_table(path), PackedWeights(path)
+    assert table.norm_error is not None
+    assert (np.isnan(table.norm_error) == np.isnan(table.rel_error)).all()
+    for i, weight in enumerate(space.graph.weights):
+        full = tensors[weight.parameter].double()[:, weight.start : weight.start + weight.shape[1]]
+        for method in space.options[i]:
+            missed = (packed.dequantize(weight.name, method).double() - full).abs()
+            column = table.methods.index(method)
+            for p, stored in ((2, table.rel_error), (2.4, table.norm_error)):
+                expected = (missed.pow(p).sum() / full.abs().pow(p).sum()).item()
+                np.testing.assert_allclose(stored[i, column], expected, rtol=1e-4, atol=1e-12)
+
+
 def test_packed_weights_are_the_fits(path: Path, tensors: dict[str, torch.Tensor], space: Space) -> None:
     packed = PackedWeights(path)
     for weight, offered in zip(WEIGHTS, space.options, strict=True):

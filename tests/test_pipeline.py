@@ -84,6 +84,28 @@ def test_all_stages(tiny_model: Model, tmp_path: Path, capsys: pytest.CaptureFix
     assert ran(forced) == [name for name in NAMES if name != "measure"], "what was measured is never measured again"
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_an_interrupted_realize_goes_on(tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it measured is kept, is no label, and makes no earlier stage stale."""
+    from qsdm import realize
+
+    given = arguments(tiny_model, tmp_path)
+
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(realize, "compared", interrupted)  # after the candidates were measured
+        with pytest.raises(KeyboardInterrupt):
+            main(**given)
+    place = Store(tmp_path, tiny_model.name)
+    kept = {outcome.key for outcome in place.outcomes()}
+    assert [outcome.is_label for outcome in place.outcomes()].count(False) == 2
+    assert ran(main(**given)) == ["realize"]
+    assert kept < {outcome.key for outcome in place.outcomes()}
+
+
 def test_the_stages_read_what_earlier_ones_make() -> None:
     made: set[str] = set()
     for stage in stages("any"):

@@ -115,6 +115,10 @@ def test_bad_input_names_the_remedy(tiny_model: Model, traced: Path, tmp_path: P
         realize(tiny_model, SPEC, objective, tmp_path, engine=Serial())
     with pytest.raises(ValueError, match="seed_set other than label_seed_set"):
         realize(tiny_model, SPEC, objective, traced, seed_set=0, engine=Serial())
+    learned = Store(tmp_path, "tiny").path("predictor/small/report.json")
+    write_json(learned, {"seed_set": 1})
+    with pytest.raises(ValueError, match="predictor's labels have seed_set=1"):
+        realize(tiny_model, SPEC, objective, tmp_path, engine=Serial())
     other = SpaceSpec("other", SPEC.methods)
     with pytest.raises(StoreError, match=r"run python -m qsdm\.calibrate \+model=tiny"):
         realize(tiny_model, other, objective, traced, engine=Serial())

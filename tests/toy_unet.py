@@ -9,7 +9,7 @@ import numpy as np
 
 from qsdm import cost
 from qsdm.cost import MethodTable
-from qsdm.denoisers import Model
+from qsdm.denoisers import Model, weights_digest
 from qsdm.graph import Graph, Node, Op, Role, Weight, sorted_graph
 from qsdm.outcome import Outcome, Protocol
 from qsdm.qconfig import QuantConfig, Space, SpaceSpec
@@ -139,7 +139,9 @@ class Toy:
         fd = self.true_fd(qconfigs)
         sigma = noise * fd.std() * 2**0.5  # of a half
         halves = fd[:, None] + rng.normal(0, sigma, (num, 2))
-        protocol = Protocol("toy_unet", "w", "f", "Sampler", 10, 2.0, 32, "float32", "p", 0, 64, {"fd_lite0": "1"})
+        protocol = Protocol(
+            "toy_unet", weights_digest(MODEL), "f", "Sampler", 10, 2.0, 32, "float32", "p", 0, 64, {"fd_lite0": "1"}
+        )
         return [
             Outcome(
                 qconfig,

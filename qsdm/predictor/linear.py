@@ -2,7 +2,8 @@
 
 Features of a configuration are the errors of its weights, and, with less weight, all features of its decisions: per
 weight, summed over the weights of a role, and over all of them: what weights have in common is learned from all. The
-penalty is chosen by the leave-one-out error, which ridge regression gives without refitting.
+penalty, and whether the further features are used, are chosen by the leave-one-out error, which ridge regression
+gives without refitting.
 
 References:
     The Relationship between Variable Selection and Data Augmentation and a Method for Prediction (Allen, 1974): PRESS.
@@ -18,9 +19,7 @@ import numpy as np
 from qsdm.predictor.encode import Encoding
 
 PENALTIES = 10.0 ** np.arange(-3, 2.6, 0.5)  # in units of the kernels' mean diagonal
-# Of each further kernel, beside 1 of the weights' own errors. On emoji_unet's bank 0.03 to 0.3 differ by 0.002 in rank
-# correlation; choosing it by the leave-one-out error of some 90 labels lost 0.006.
-SHARE = 0.1
+SHARES = (0.0, 0.1)  # of each further kernel, beside 1 of the weights' own errors
 ERROR = 2  # column of the relative error in `Encoding.decisions`
 
 
@@ -71,10 +70,10 @@ def fit_additive(encoding: Encoding, configurations: np.ndarray, labels: np.ndar
     scales = [max(np.trace(kernel) / len(kernel), 1e-12) for kernel in kernels]
     kernels = [kernel / scale for kernel, scale in zip(kernels, scales, strict=True)]
     offset = labels.mean()
-    mixture = (1.0, SHARE, SHARE, SHARE)
-    kernel = np.sum([m * part for m, part in zip(mixture, kernels, strict=True)], axis=0)
-    dual, residual = ridge_dual(kernel, labels - offset, PENALTIES)
+    found = [(share, ridge_dual(kernels[0] + share * sum(kernels[1:]), labels - offset, PENALTIES)) for share in SHARES]
+    share, (dual, residual) = min(found, key=lambda pair: float(pair[1][1] @ pair[1][1]))
     total = np.tensordot(dual, chosen, axes=1)  # [W, F']
+    mixture = (1.0, share, share, share)
     parts = [m / scale * project(total) for m, scale, project in zip(mixture, scales, projections, strict=True)]
     per_weight = np.sum(parts, axis=0)
     contributions = np.einsum("wmf,wf->wm", decisions, per_weight)

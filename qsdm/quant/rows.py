@@ -68,3 +68,16 @@ def rel_error(x: np.ndarray, y: np.ndarray) -> float:
     if norm == 0:
         return 0.0 if error == 0 else float("inf")
     return error / norm
+
+
+def norm_error(x: np.ndarray, y: np.ndarray, p: float = 2.4) -> float:
+    """``sum |x - y|^p / sum |x|^p`` of float32 [rows, n]; 0 where both are zero. UAQ searches its range by it.
+
+    References: Loss Aware Post-training Quantization (Nahshan et al., arXiv 1911.07190).
+    """
+    full = torch.from_numpy(x)
+    error = (full - torch.from_numpy(y)).abs_().pow_(p).sum(dtype=torch.float64).item()
+    norm = full.abs().pow_(p).sum(dtype=torch.float64).item()
+    if norm == 0:
+        return 0.0 if error == 0 else float("inf")
+    return error / norm

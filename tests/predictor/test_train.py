@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,8 @@ from toy_unet import MODEL, SPACE, Toy, fill_store
 from qsdm.outcome import Objective, Outcome
 from qsdm.predictor import FitOptions
 from qsdm.predictor.scores import srcc
-from qsdm.store import Store, StoreError, read_json
-from qsdm.train import labels_of, noise, train, usable
+from qsdm.store import OutcomeDatabase, Store, StoreError, read_json
+from qsdm.train import labels_of, noise, train, under_protocol, usable
 
 QUICK = FitOptions(folds=2, width=16, hops=2, epochs=2)
 QUALITY = Objective({"fd_lite0": -1})
@@ -21,7 +22,7 @@ def test_train_reports_held_out_scores_beside_the_baselines(
 ) -> None:
     fill_store(tmp_path, toy, 60)
     logged: list[dict] = []
-    report = train(MODEL, SPACE, QUALITY, QUICK, tmp_path, log=logged.append)
+    report = train(MODEL, SPACE, QUALITY, QUICK, tmp_path, num_images=64, log=logged.append)
     assert read_json(tmp_path / "toy_unet/predictor/traced/report.json") == report
     assert report["num_outcomes"] == 60
     held_out = report["held_out"]
@@ -60,16 +61,40 @@ def test_outcomes_of_another_protocol_are_named_and_not_used(toy: Toy, capsys: p
     assert "2 of ffffffffffff" in capsys.readouterr().out
 
 
+def test_only_labels_of_the_wanted_noise_weights_and_count_are_learned_from(toy: Toy, tmp_path: Path) -> None:
+    fill_store(tmp_path, toy, 20)
+    store = Store(tmp_path, "toy_unet")
+    outcomes, protocol = toy.outcomes(40, seed=1)
+    other = dataclasses.replace(protocol, seed_set=1)
+    database = OutcomeDatabase(store.path("outcomes.sqlite"))
+    for outcome in outcomes:  # more of them, with other noise
+        database.add(dataclasses.replace(outcome, protocol=other.digest), other)
+    for outcome in toy.outcomes(5, seed=2)[0]:  # proposed by a search
+        database.add(dataclasses.replace(outcome, provenance={"stage": "candidates"}), protocol)
+    labels = under_protocol(store, MODEL, 0, 64)
+    assert {outcome.protocol for outcome in labels} == {protocol.digest}
+    assert len([outcome for outcome in labels if outcome.qconfig.methods]) == 20
+    assert len(under_protocol(store, MODEL, 1, 64)) == 40
+    for model, seed_set, num_images in (
+        (MODEL, 2, 64),
+        (MODEL, 0, 256),
+        (dataclasses.replace(MODEL, steps=11), 0, 64),
+        (dataclasses.replace(MODEL, dtype="bfloat16"), 0, 64),
+    ):
+        with pytest.raises(StoreError, match=r"none of the \d+ labels.*run python -m qsdm\.measure"):
+            under_protocol(store, model, seed_set, num_images)
+
+
 def test_missing_stages_are_named(toy: Toy, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"qsdm\.trace"):
-        train(MODEL, SPACE, QUALITY, QUICK, tmp_path)
+        train(MODEL, SPACE, QUALITY, QUICK, tmp_path, num_images=64)
     fill_store(tmp_path, toy, 6)
     with pytest.raises(ValueError, match="measure more configurations"):
-        train(MODEL, SPACE, QUALITY, FitOptions(), tmp_path)
+        train(MODEL, SPACE, QUALITY, FitOptions(), tmp_path, num_images=64)
     with pytest.raises(StoreError, match=r"no outcomes with fid.*qsdm\.measure"):
-        train(MODEL, SPACE, Objective({"fid": -1}), QUICK, tmp_path)
+        train(MODEL, SPACE, Objective({"fid": -1}), QUICK, tmp_path, num_images=64)
     Store(tmp_path, "toy_unet").path("outcomes.sqlite").unlink()
     for side in ("-wal", "-shm"):
         Store(tmp_path, "toy_unet").path(f"outcomes.sqlite{side}").unlink(missing_ok=True)
     with pytest.raises(StoreError, match=r"qsdm\.measure"):
-        train(MODEL, SPACE, QUALITY, QUICK, tmp_path)
+        train(MODEL, SPACE, QUALITY, QUICK, tmp_path, num_images=64)

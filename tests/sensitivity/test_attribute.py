@@ -18,7 +18,7 @@ QUALITY = Objective({"fd_lite0": -1})
 
 def test_attribute_finds_the_hidden_sensitivities(toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fill_store(tmp_path, toy, 60)
-    train(MODEL, SPACE, QUALITY, FitOptions(folds=2, width=16, hops=2, epochs=2), tmp_path)
+    train(MODEL, SPACE, QUALITY, FitOptions(folds=2, width=16, hops=2, epochs=2), tmp_path, num_images=64)
     result = attribute(MODEL, SPACE, QUALITY, tmp_path, AttributionOptions(num_configs=12, steps=8))
     folder = tmp_path / "toy_unet/sensitivity"
     assert read_json(folder / "traced.json") == result
