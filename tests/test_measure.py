@@ -129,7 +129,7 @@ def test_weights_of_another_training_are_refused(tiny_model: Model, store: Path,
 
 
 SCRIPT = """
-import json, sys
+import json, signal, sys
 from pathlib import Path
 from qsdm.denoisers import Model
 from qsdm.engine.local import Local
@@ -139,6 +139,7 @@ from qsdm.metrics.frechet import FrechetLite0
 from qsdm.qconfig import SpaceSpec
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in a shell's background ignores it
     fields, reference, methods, store, num_configs = json.loads(sys.argv[1])
     model = Model(**fields, metrics={"fd_lite0": FrechetLite0(reference), "psnr": Psnr()})
     try:
