@@ -1,7 +1,7 @@
 """Put a trained pipeline together in diffusers' own layout, with its captions and the reference of its Fréchet
 distance.
 
-python experiments/zoo/assemble.py        # store/zoo/ => qsdm/zoo/emoji_unet/, qsdm/zoo/judge/
+    python experiments/zoo/assemble.py --name emoji_pixart      # store/zoo/ => qsdm/zoo/emoji_pixart/
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import torch
+from architectures import ARCHITECTURES, parts
 from training import emoji_set, resume
-from unet import unet
 
 from qsdm.metrics import frechet, lite0
 
@@ -23,26 +22,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", type=Path, default=Path("store/zoo"), help="where data and checkpoints lie")
     parser.add_argument("--zoo", type=Path, default=Path("qsdm/zoo"), help="where the pipeline goes")
+    parser.add_argument("--name", choices=ARCHITECTURES, default="emoji_unet")
     args = parser.parse_args()
-    from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline
-    from transformers import CLIPTextModel, CLIPTokenizer
 
     images, rows = emoji_set(args.store)
-    home = args.zoo / "emoji_unet"
-    denoiser = unet()
-    step = resume(args.store / "emoji_unet.safetensors", denoiser)
-    pipeline = StableDiffusionPipeline(
-        tokenizer=CLIPTokenizer.from_pretrained(args.store / "clip"),
-        text_encoder=CLIPTextModel.from_pretrained(args.store / "clip", dtype=torch.float16),
-        vae=AutoencoderKL.from_pretrained(args.store / "vae", dtype=torch.float16),
-        unet=denoiser.half(),
-        scheduler=DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, steps_offset=1),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    shutil.rmtree(home / "pipeline", ignore_errors=True)
-    pipeline.save_pretrained(home / "pipeline")
+    home = args.zoo / args.name
+    denoiser = ARCHITECTURES[args.name].denoiser()
+    step = resume(args.store / f"{args.name}.safetensors", denoiser)
+    if step == 0:
+        raise SystemExit(f"no checkpoint in {args.store}: run experiments/zoo/denoiser.py --name {args.name} first")
+    pipeline = ARCHITECTURES[args.name].pipeline(*parts(args.store, args.zoo), denoiser.half())
+    partial = home / "pipeline.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    pipeline.save_pretrained(partial)
+    shutil.rmtree(home / "pipeline", ignore_errors=True)  # only now: its parts may have come from there
+    partial.rename(home / "pipeline")
     (home / "training.json").write_text(json.dumps({"steps": step}) + "\n")
 
     rng = np.random.default_rng(1)

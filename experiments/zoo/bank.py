@@ -13,7 +13,9 @@ import json
 import shutil
 from pathlib import Path
 
-from qsdm.denoisers import Model, weights_digest
+from architectures import ARCHITECTURES, model_of
+
+from qsdm.denoisers import weights_digest
 from qsdm.store import OutcomeDatabase, write_json, write_outcomes_parquet
 
 
@@ -21,12 +23,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", type=Path, default=Path("store"), help="where outcomes were measured")
     parser.add_argument("--zoo", type=Path, default=Path("qsdm/zoo"), help="where the pipelines lie")
-    parser.add_argument("--name", default="emoji_unet")
+    parser.add_argument("--name", choices=ARCHITECTURES, default="emoji_unet")
     parser.add_argument("--seed-set", type=int, default=0, help="of the labels")
     args = parser.parse_args()
     home = args.zoo / args.name
-    pipeline = Model(args.name, "zoo", "UNet2DConditionModel", "unet", resolution_px=32, steps=1, guidance=0)
-    weights = weights_digest(pipeline)
+    weights = weights_digest(model_of(args.name, args.zoo))
     database = OutcomeDatabase(args.store / args.name / "outcomes.sqlite")
     protocols = {
         digest: protocol

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from architectures import ARCHITECTURES, model_of
 from PIL import Image
 from training import emoji_set, to_tensor
 
-from qsdm.denoisers import Model, weights_digest
+from qsdm.denoisers import Model, load_pipeline, weights_digest
 from qsdm.metrics import frechet, lite0
 
 NUM = 2500
@@ -38,24 +39,22 @@ def autoencoded(folder: Path, images: np.ndarray) -> np.ndarray:
     return np.concatenate(found)
 
 
-def generated(folder: Path, captions: list[str], seed: int, steps: int, guidance: float) -> np.ndarray:
+def generated(model: Model, captions: list[str], seed: int) -> np.ndarray:
     """uint8 [N, 32, 32, 3], through the pipeline as a user calls it."""
-    from diffusers import DiffusionPipeline
-
-    pipeline = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = load_pipeline(model)
     found = []
     for i in range(0, len(captions), 64):
         chunk = captions[i : i + 64]
         generators = [torch.Generator().manual_seed(seed * 1_000_003 + i + k) for k in range(len(chunk))]
         pictures = pipeline(
             chunk,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
+            num_inference_steps=model.steps,
+            guidance_scale=model.guidance,
             generator=generators,
             height=32,
             width=32,
             output_type="np",
+            **model.call,
         ).images
         found.append((pictures * 255).round().astype(np.uint8))
     return np.concatenate(found)
@@ -102,10 +101,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", type=Path, default=Path("store/zoo"), help="where the emoji set lies")
     parser.add_argument("--zoo", type=Path, default=Path("qsdm/zoo"), help="where the pipelines lie")
-    parser.add_argument("--name", default="emoji_unet")
+    parser.add_argument("--name", choices=ARCHITECTURES, default="emoji_unet")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--num", type=int, default=NUM, help="pictures; figures of different counts are not comparable")
+    parser.add_argument("--dry", action="store_true", help="only print: to choose steps and guidance")
     args = parser.parse_args()
     images, rows = emoji_set(args.store)
     rng = np.random.default_rng(0)
@@ -116,19 +116,25 @@ def main() -> None:
     def distance(pictures: np.ndarray) -> float:
         return round(frechet.frechet(frechet.Gaussian.of(lite0.features(pictures)), reference), 2)
 
-    shipped = Model(args.name, "zoo", "UNet2DConditionModel", "unet", resolution_px=32, steps=1, guidance=0)
+    shipped = model_of(args.name, args.zoo, args.steps, args.guidance)
     report: dict = {
         "weights": weights_digest(shipped),
         "num_images": len(fold_a),
         "steps": args.steps,
         "guidance": args.guidance,
     }
-    report["fd_lite0"] = {"floor": distance(images[fold_a])}
-    report["fd_lite0"]["autoencoder"] = distance(autoencoded(home / "pipeline" / "vae", images[fold_a]))
-    print(json.dumps(report), flush=True)
     chosen = [rows[i] for i in fold_a]
-    pictures = generated(home / "pipeline", [row["caption"] for row in chosen], 0, args.steps, args.guidance)
-    report["fd_lite0"]["generated"] = distance(pictures)
+    pictures = generated(shipped, [row["caption"] for row in chosen], 0)
+    if args.dry:
+        print(
+            f"steps {args.steps}, guidance {args.guidance}: fd_lite0 {distance(pictures)} at {len(pictures)} pictures"
+        )
+        return
+    report["fd_lite0"] = {
+        "floor": distance(images[fold_a]),
+        "autoencoder": distance(autoencoded(home / "pipeline" / "vae", images[fold_a])),
+        "generated": distance(pictures),
+    }
     judge = args.zoo / "judge"
     if judge.exists():
         held_out = np.array([row["held_out"] for row in chosen])

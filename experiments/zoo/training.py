@@ -114,6 +114,7 @@ def fit(
 def arguments(doc: str | None, **defaults: float) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", type=Path, default=Path("store/zoo"), help="where data and checkpoints lie")
+    parser.add_argument("--zoo", type=Path, default=Path("qsdm/zoo"), help="where the shipped pipelines lie")
     parser.add_argument("--steps", type=int, default=defaults["steps"], help="train until this step")
     parser.add_argument("--batch", type=int, default=defaults["batch"])
     parser.add_argument("--lr", type=float, default=defaults["lr"])

@@ -1,0 +1,78 @@
+"""Train a denoiser of the zoo in the latents of its autoencoder, on the captions of its CLIP.
+
+    python experiments/zoo/denoiser.py --name emoji_pixart           # => store/zoo/emoji_pixart.safetensors
+    python experiments/zoo/denoiser.py --name emoji_unet --steps 20000   # on, from there or from the shipped pipeline
+
+Flow matching with logit-normal times: Scaling Rectified Flow Transformers for High-Resolution Image Synthesis (Esser
+et al., 2024), section 3.1. The denoiser predicts the velocity noise - latent; its time is 1000 sigma.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import torch
+from architectures import ARCHITECTURES, parts
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional as F
+from training import arguments, emoji_set, fit, save, to_tensor
+
+
+def latents_of(vae: Any, images: np.ndarray) -> Tensor:
+    """float32 [N, 4, 8, 8] of unit deviation."""
+    pixels = to_tensor(images)
+    with torch.inference_mode():
+        means = [vae.encode(pixels[i : i + 256]).latent_dist.mean for i in range(0, len(pixels), 256)]
+    return torch.cat(means).mul(vae.config.scaling_factor).clone()
+
+
+def conditions_of(name: str, pipeline: Any, captions: list[str]) -> dict[str, Tensor]:
+    """Arguments of the denoiser by name, float32 [N, ...]: what the pipeline gives it for these captions."""
+    with torch.inference_mode():
+        found = [ARCHITECTURES[name].conditions(pipeline, captions[i : i + 256]) for i in range(0, len(captions), 256)]
+    return {key: torch.cat([part[key] for part in found]).float().clone() for key in found[0]}
+
+
+def main() -> None:
+    parser = arguments(__doc__, steps=7000, batch=64, lr=1e-3, ema=0.999)
+    parser.add_argument("--name", choices=ARCHITECTURES, default="emoji_unet")
+    args = parser.parse_args()
+    images, rows = emoji_set(args.store)
+    checkpoint, shipped = args.store / f"{args.name}.safetensors", args.zoo / args.name
+    if not checkpoint.exists() and (shipped / "training.json").exists():
+        print(f"going on from {shipped}")
+        step = json.loads((shipped / "training.json").read_text())["steps"]
+        (weights,) = (shipped / "pipeline").glob("[ut]*/diffusion_pytorch_model.safetensors")
+        save(checkpoint, load_file(weights), step)
+    torch.manual_seed(args.seed)
+    made = ARCHITECTURES[args.name]
+    denoiser = made.denoiser()
+    pipeline = made.pipeline(*parts(args.store, args.zoo), denoiser)
+    pipeline.vae.float(), pipeline.text_encoder.float()
+    latents = latents_of(pipeline.vae, images)
+    given = conditions_of(args.name, pipeline, [row["caption"] for row in rows])
+    empty = conditions_of(args.name, pipeline, [""])
+    print(f"{sum(p.numel() for p in denoiser.parameters()):,} parameters", flush=True)
+
+    def loss_of(batch: np.ndarray) -> Tensor:
+        x = latents[batch]
+        unconditional = torch.rand(len(x)) < 0.1  # classifier-free guidance (Ho & Salimans, 2022)
+        context = {key: value[batch].clone() for key, value in given.items()}
+        for key, value in context.items():
+            value[unconditional] = empty[key][0]
+        sigma = torch.sigmoid(torch.randn(len(x)))
+        noise = torch.randn_like(x)
+        mixed = torch.lerp(x, noise, sigma[:, None, None, None])
+        with torch.autocast("cpu", torch.bfloat16):
+            (velocity,) = denoiser(mixed, timestep=1000 * sigma, **context, **made.constants, return_dict=False)
+        return F.mse_loss(velocity.float(), noise - x)
+
+    train = np.flatnonzero([not row["held_out"] for row in rows])
+    fit(denoiser, loss_of, train, checkpoint, args)
+
+
+if __name__ == "__main__":
+    main()
