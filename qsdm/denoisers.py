@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import inspect
 import json
@@ -10,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from qsdm.prompts import Label, Prompts
 
 if TYPE_CHECKING:
     import diffusers
@@ -44,7 +47,9 @@ class Model:
         exclude: regular expression of module paths that are not quantized.
         tied: regular expressions; parameters that match one of them with the same groups hold equal values.
         dtype: in which the denoiser computes, as torch spells it.
-        prompts: JSON file with a list of captions, or ``zoo`` for the shipped one.
+        sampler: class in diffusers that takes the place of the pipeline's scheduler, with the options that it had.
+        prompts: what the pictures are drawn of; a text is a JSON file with a list of captions, or ``zoo`` for the
+            shipped one.
         metrics: what is measured by default, by name (see `qsdm.metrics`).
         source: where each figure comes from.
     """
@@ -66,7 +71,8 @@ class Model:
     exclude: str | None = None
     tied: Sequence[str] = ()
     dtype: str = "float32"
-    prompts: str | None = None
+    sampler: str | None = None
+    prompts: Prompts | str | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
     source: Mapping[str, str] = field(default_factory=dict)
 
@@ -97,7 +103,7 @@ def load_pipeline(model: Model, dtype: str = "float32", **components: Any) -> di
         components: taken instead of the pipeline's own, which are then not loaded.
 
     Raises:
-        ModelError: there are no weights here.
+        ModelError: there are no weights here, or diffusers lacks the sampler.
     """
     import diffusers
     import torch
@@ -116,6 +122,8 @@ def load_pipeline(model: Model, dtype: str = "float32", **components: Any) -> di
             f"no weights of {model.name!r} at {str(source)!r}: give model.path=DIRECTORY of a diffusers pipeline, "
             f"or download it once with `hf download {model.path}`"
         ) from error
+    if model.sampler is not None:
+        pipeline.scheduler = _class(model.sampler, model).from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -136,11 +144,15 @@ def denoiser_of(pipeline: diffusers.DiffusionPipeline, model: Model) -> nn.Modul
 
 def denoiser_class(model: Model) -> type[nn.Module]:
     """Raises ModelError if this version of diffusers has no such class."""
+    return _class(model.denoiser, model)
+
+
+def _class(name: str, model: Model) -> Any:
     import diffusers
 
-    found = getattr(diffusers, model.denoiser, None)
-    if found is None or not re.fullmatch(r"[A-Z]\w+", model.denoiser):
-        raise ModelError(f"diffusers {diffusers.__version__} has no class {model.denoiser!r} (model {model.name})")
+    found = getattr(diffusers, name, None)
+    if found is None or not re.fullmatch(r"[A-Z]\w+", name):
+        raise ModelError(f"diffusers {diffusers.__version__} has no class {name!r} (model {model.name})")
     return found
 
 
@@ -167,18 +179,37 @@ def has_text_encoder(model: Model) -> bool:
     return path is not None and path.is_file() and any(_read(path).get("text_encoder", (None,)))
 
 
-def first_call(pipeline: diffusers.DiffusionPipeline, model: Model) -> dict[str, Any]:
-    """Arguments of the pipeline's call for one step of one picture, without classifier-free guidance."""
+def arguments(
+    pipeline: diffusers.DiffusionPipeline, model: Model, prompts: Sequence[str | Label], **others: Any
+) -> dict[str, Any]:
+    """Arguments of the pipeline's call that draw ``prompts`` as the model says, as far as it takes them.
+
+    Args:
+        others: further ones; those of ``model.call`` take precedence.
+
+    Raises:
+        ModelError: the pipeline draws classes, and there are only captions.
+    """
     takes = inspect.signature(type(pipeline).__call__).parameters
-    wanted = {
-        "prompt": "a picture",
-        "num_inference_steps": 1,
-        "guidance_scale": 1.0,
+    wanted: dict[str, Any] = {
+        "prompt": [str(prompt) for prompt in prompts],
+        "num_inference_steps": model.steps,
+        "guidance_scale": model.guidance,
         "height": model.resolution_px,
         "width": model.resolution_px,
-        "output_type": "latent",
     }
-    return {name: value for name, value in wanted.items() if name in takes} | dict(model.call)
+    if "prompt" not in takes and "class_labels" in takes:
+        labels = [prompt.index for prompt in prompts if isinstance(prompt, Label)]
+        if len(labels) < len(prompts):
+            raise ModelError(f"{type(pipeline).__name__} draws classes: give prompts=imagenet (got captions)")
+        wanted["class_labels"] = labels
+    return {name: value for name, value in wanted.items() if name in takes} | others | dict(model.call)
+
+
+def first_call(pipeline: diffusers.DiffusionPipeline, model: Model) -> dict[str, Any]:
+    """Arguments of the pipeline's call for one step of one picture, without classifier-free guidance."""
+    once = dataclasses.replace(model, steps=1, guidance=1.0)
+    return arguments(pipeline, once, [Label(0, "a picture")], output_type="latent")
 
 
 def found_model(

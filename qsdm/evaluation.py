@@ -13,7 +13,6 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from typing import Protocol as Interface
 
@@ -21,10 +20,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from qsdm.denoisers import ZOO, Model, ModelError, denoiser_of, load_pipeline, weights_digest
+from qsdm.denoisers import ZOO, Model, ModelError, arguments, denoiser_of, load_pipeline, weights_digest
 from qsdm.graph import Graph, canonical
 from qsdm.metrics import Metric
 from qsdm.outcome import Outcome, Protocol
+from qsdm.prompts import Captions, Label
 from qsdm.qconfig import QuantConfig, QuantMethod
 from qsdm.store import provenance
 
@@ -47,37 +47,40 @@ def seed_of(seed_set: int, i: int) -> int:
     return int.from_bytes(hashlib.sha256(f"qsdm {seed_set} {i}".encode()).digest()[:8], "big") >> 1
 
 
-def prompts_of(model: Model) -> list[str]:
-    """The captions that the model draws.
+def prompts_of(model: Model) -> Sequence[str | Label]:
+    """What the model draws.
 
     Raises:
-        ModelError: the model names none, or the file holds no list of texts.
+        ModelError: the model names no prompts.
+        PromptsError: they cannot be read.
     """
     if model.prompts is None:
-        raise ModelError(f"model {model.name} has no prompts: give model.prompts=FILE, a JSON list of captions")
-    path = ZOO / model.name / "prompts.json" if model.prompts == "zoo" else Path(model.prompts).expanduser()
-    try:
-        prompts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"no prompts of {model.name!r} in {path} ({error}): give model.prompts=FILE, a JSON list of captions"
-        ) from error
-    if not isinstance(prompts, list) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
-        raise ModelError(f"{path} must hold a JSON list of one or more captions")
-    return prompts
+        raise ModelError(f"model {model.name} has no prompts: add prompts=NAME, with a NAME of conf/prompts")
+    if isinstance(model.prompts, str):
+        path = ZOO / model.name / "prompts.json" if model.prompts == "zoo" else model.prompts
+        return Captions(str(path)).read()
+    return model.prompts.read()
+
+
+def of_pictures(prompts: Sequence[str | Label], num_images: int) -> list[str | Label]:
+    """The prompt of each picture: from the first again after the last."""
+    return [prompts[i % len(prompts)] for i in range(num_images)]
+
+
+def prompts_digest(prompts: Sequence[str | Label]) -> str:
+    return hashlib.sha256(canonical([p.to_json() if isinstance(p, Label) else p for p in prompts])).hexdigest()
 
 
 def protocol_of(
-    model: Model, metrics: Mapping[str, Metric], prompts: Sequence[str], seed_set: int, num_images: int
+    model: Model, metrics: Mapping[str, Metric], prompts: Sequence[str | Label], seed_set: int, num_images: int
 ) -> Protocol:
     """How `Evaluator` makes and scores pictures, in digests and versions.
 
     Args:
-        prompts: as many as there are; picture i draws the i-th, and again from the first after the last.
+        prompts: as many as there are (see `of_pictures`).
     """
     from qsdm.quant.methods import VERSION
 
-    captions = [prompts[i % len(prompts)] for i in range(num_images)]
     return Protocol(
         denoiser=model.name,
         weights=weights_digest(model),
@@ -87,7 +90,7 @@ def protocol_of(
         guidance=float(model.guidance),
         resolution_px=model.resolution_px,
         dtype=model.dtype,
-        prompts=hashlib.sha256(canonical(captions)).hexdigest(),
+        prompts=prompts_digest(of_pictures(prompts, num_images)),
         seed_set=seed_set,
         num_images=num_images,
         metrics={name: metric.version for name, metric in sorted(metrics.items())},
@@ -117,7 +120,7 @@ def sampler_of(model: Model) -> str:
         options.pop("_diffusers_version", None)
     # Not `canonical`: a scheduler's options may hold infinity.
     digest = hashlib.sha256(json.dumps([options, dict(model.call)], sort_keys=True).encode()).hexdigest()
-    return f"{index['scheduler'][1]} {digest[:12]}"
+    return f"{model.sampler or index['scheduler'][1]} {digest[:12]}"
 
 
 def drawing_digest(protocol: Protocol) -> str:
@@ -145,7 +148,7 @@ class Evaluator:
         packed: Packed | None,
         metrics: Mapping[str, Metric],
         protocol: Protocol,
-        prompts: Sequence[str],
+        prompts: Sequence[str | Label],
         batch_size: int = 64,
     ) -> None:
         if batch_size < 1:
@@ -157,8 +160,8 @@ class Evaluator:
             protocol,
             batch_size,
         )
-        self.captions = [prompts[i % len(prompts)] for i in range(protocol.num_images)]
-        if hashlib.sha256(canonical(self.captions)).hexdigest() != protocol.prompts:
+        self.prompts = of_pictures(prompts, protocol.num_images)
+        if prompts_digest(self.prompts) != protocol.prompts:
             raise EvaluationError(
                 f"the prompts are not those of the protocol {protocol.digest[:12]}: they changed since it was made"
             )
@@ -174,13 +177,18 @@ class Evaluator:
             self._switch = Switch(self.denoiser, graph, packed.dequantize)
         self._full: np.ndarray | None = None
 
-    def under(self, protocol: Protocol, prompts: Sequence[str]) -> Evaluator:
+    def under(self, protocol: Protocol, prompts: Sequence[str | Label]) -> Evaluator:
         """An evaluator of another protocol (seeds, number of pictures), on the pipeline that this one loaded."""
         other = object.__new__(Evaluator)
         other.__dict__.update(self.__dict__)
         other.protocol, other._full = protocol, None
-        other.captions = [prompts[i % len(prompts)] for i in range(protocol.num_images)]
+        other.prompts = of_pictures(prompts, protocol.num_images)
         return other
+
+    @property
+    def captions(self) -> list[str]:
+        """The prompts as texts, for metrics: names where they are classes."""
+        return [str(prompt) for prompt in self.prompts]
 
     def switch(self, qconfig: QuantConfig) -> int:
         """Realize ``qconfig`` in the denoiser; how many weights were written."""
@@ -202,16 +210,20 @@ class Evaluator:
         stop = self.protocol.num_images if stop is None else stop
         for first in range(start, stop, self.batch_size):
             places = range(first, min(first + self.batch_size, stop))
-            images = self.pipeline(  # type: ignore[operator]
-                [self.captions[i] for i in places],
-                num_inference_steps=self.model.steps,
-                guidance_scale=self.model.guidance,
-                height=self.model.resolution_px,
-                width=self.model.resolution_px,
+            call = arguments(
+                self.pipeline,
+                self.model,
+                [self.prompts[i] for i in places],
                 generator=[torch.Generator().manual_seed(seed_of(self.protocol.seed_set, i)) for i in places],
                 output_type="pt",
-                **self.model.call,
-            ).images
+            )
+            images = self.pipeline(**call).images  # type: ignore[operator]
+            if images.shape[2:] != (self.protocol.resolution_px,) * 2:
+                height, width = images.shape[2:]
+                raise EvaluationError(
+                    f"{type(self.pipeline).__name__} draws pictures of {width} x {height} px, not of "
+                    f"{self.protocol.resolution_px}: correct model.resolution_px or model.call"
+                )
             finite = torch.isfinite(images).flatten(1).all(1)
             if not finite.all():
                 bad = places[int((~finite).nonzero()[0])]

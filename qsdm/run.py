@@ -34,6 +34,7 @@ PACKAGE = Path(__file__).parent
 CHECKOUT = PACKAGE.parent
 # A checkout's conf/ comes before the copy that a wheel carries.
 CONF = CHECKOUT / "conf" if (CHECKOUT / "pyproject.toml").exists() else PACKAGE / "conf"
+OF_MODEL = ("prompts", "metrics")  # groups that fill the model's key of their name: prompts.path is model.prompts.path
 
 
 class Wandb(Enum):
@@ -197,7 +198,9 @@ def spelled(arguments: Sequence[str], function: Callable[..., Any]) -> list[str]
     """
     groups, chosen = choices(), set(defaults(function.__name__))
     known = [name for name, *_ in schema(function)] + ["wandb"]
-    flags, first, rest = [], [], []
+    models = [argument.partition("=")[2] for argument in arguments if argument.lstrip("+").startswith("model=")]
+    by_model = {key.lstrip("/") for model in models if model in groups["model"] for key in defaults(f"model/{model}")}
+    flags, first, parts, rest = [], [], [], []
     for argument in arguments:
         match = re.fullmatch(r"([+~]*)([^=@]*)(@[^=]*)?(=.*)?", argument, re.DOTALL)
         assert match is not None
@@ -206,6 +209,12 @@ def spelled(arguments: Sequence[str], function: Callable[..., Any]) -> list[str]
             flags.append(argument)  # argparse wants them before the overrides
             continue
         top = re.split(r"[./\[]", key)[0]
+        if top in OF_MODEL and "model" in known and package in ("", f"@model.{top}") and not sign.strip("+"):
+            if key == top:
+                parts.append(f"{'' if key in by_model else '+'}{key}@model.{key}{value}")
+            else:
+                rest.append(f"++model.{key}{value}")
+            continue
         if top not in known and top != "hydra" and not (package and re.split(r"[./\[]", package[1:])[0] in known):
             raise BadInput(unknown_key(function.__name__, top, known))
         if key in groups and not package and "~" not in sign:
@@ -214,7 +223,7 @@ def spelled(arguments: Sequence[str], function: Callable[..., Any]) -> list[str]
             rest.append(f"++{argument}")  # what the YAML leaves out can be set too; `check` knows what there is
         else:
             rest.append(argument)
-    return flags + first + rest
+    return flags + first + parts + rest
 
 
 def unknown_key(taker: str, key: str, known: Sequence[str]) -> str:
@@ -443,6 +452,8 @@ def _panel(wandb: Any, value: Any) -> Any:
 
 COMMON = {
     "model": "whose denoiser it is.",
+    "prompts": "what the model draws; prompts.path=PATH of its file.",
+    "metrics": "what the model's pictures are scored by.",
     "space": "methods on offer, and which weights are split by their inputs.",
     "objective": "what is good: a linear form of metrics and costs.",
     "engine": "where measurements run.",
@@ -472,6 +483,8 @@ def help_text(function: Callable[..., Any]) -> str:
                     f"{text} One of {', '.join(offered[key])}.",
                 )
             )
+            if key == "model":
+                rows += [(f"{part}=NAME", f"{COMMON[part]} One of {', '.join(offered[part])}.") for part in OF_MODEL]
         else:
             rows.append((f"{key}={'VALUE' if parameter.default is parameter.empty else parameter.default}", text))
     rows.append(("wandb=disabled", "where the run is logged to: disabled, offline or online."))
