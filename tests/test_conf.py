@@ -40,7 +40,7 @@ def taker(group: str) -> str:
 
 def options() -> Iterator[Any]:
     for group, names in run.choices().items():
-        if group != "metrics":  # comes with a model
+        if group not in run.OF_MODEL:
             for name in names:
                 yield pytest.param(group, name, id=f"{group}={name}")
 
@@ -70,10 +70,24 @@ def test_a_command_has_defaults_for_all_but_the_model(command: str) -> None:
     assert set(run.defaults(command)) <= set(values)
 
 
+@pytest.mark.parametrize("model", ["emoji_unet", "sdxl"])  # one that comes with metrics and prompts, one without
 @pytest.mark.parametrize("name", run.choices().get("metrics", []))
-def test_metrics_can_be_chosen_for_a_model(name: str) -> None:
-    function, cfg = compose("trace", ["model=emoji_unet", f"metrics@model.metrics={name}"])
+def test_metrics_can_be_chosen_for_a_model(name: str, model: str) -> None:
+    function, cfg = compose("trace", [f"metrics={name}", f"model={model}"])
     assert run.keywords(function, cfg)["model"].metrics
+    for spelling in ("metrics@model.metrics", "+metrics@model.metrics"):
+        assert compose("trace", [f"model={model}", f"{spelling}={name}"])[1] == cfg
+
+
+@pytest.mark.parametrize("model", ["emoji_unet", "sdxl"])
+@pytest.mark.parametrize("name", run.choices().get("prompts", []))
+def test_prompts_can_be_chosen_for_a_model(name: str, model: str) -> None:
+    function, cfg = compose("measure", ["prompts.path=data", f"prompts={name}", f"model={model}"])
+    made = run.keywords(function, cfg)["model"].prompts
+    assert dataclasses.is_dataclass(made)
+    assert made.path == "data"
+    with pytest.raises(run.BadInput, match=r"needs a path: add model\.prompts\.path=VALUE"):
+        run.keywords(*compose("measure", [f"model={model}", f"prompts={name}"]))
 
 
 def test_no_model_is_chosen_by_default() -> None:

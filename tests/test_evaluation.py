@@ -10,9 +10,18 @@ import torch
 
 from qsdm import tracing
 from qsdm.denoisers import Model, ModelError
-from qsdm.evaluation import EvaluationError, Evaluator, drawing_digest, prompts_of, protocol_of, seed_of
+from qsdm.evaluation import (
+    EvaluationError,
+    Evaluator,
+    drawing_digest,
+    prompts_digest,
+    prompts_of,
+    protocol_of,
+    seed_of,
+)
 from qsdm.graph import Graph
 from qsdm.outcome import Protocol
+from qsdm.prompts import Captions, Label, PromptsError
 from qsdm.qconfig import QuantConfig, QuantMethod
 from qsdm.trace import prepare
 
@@ -189,21 +198,25 @@ def test_a_protocol_names_all_that_matters(tiny_model: Model, protocol: Protocol
 
     assert other() == protocol
     changes: list[dict] = [{"steps": 3}, {"guidance": 3.0}, {"dtype": "bfloat16"}, {"call": {"eta": 0.5}}]
+    changes += [{"sampler": "DDIMScheduler"}]
     digests = {other(**change).digest for change in changes} | {protocol.digest}
     prompts = prompts_of(tiny_model)
     digests |= {protocol_of(tiny_model, tiny_model.metrics, prompts, seed, n).digest for seed, n in ((1, 5), (0, 4))}
     digests |= {protocol_of(tiny_model, tiny_model.metrics, prompts[::-1], 0, NUM_IMAGES).digest}
-    assert len(digests) == 8
+    assert len(digests) == 9
     fewer = protocol_of(tiny_model, {"psnr": tiny_model.metrics["psnr"]}, prompts, 0, NUM_IMAGES)
     assert fewer.digest not in digests
     assert drawing_digest(fewer) == drawing_digest(protocol)  # the same pictures, scored otherwise
 
 
 def test_prompts_that_are_none_are_refused(tiny_model: Model, tmp_path) -> None:
-    with pytest.raises(ModelError, match=r"has no prompts: give model\.prompts=FILE"):
+    with pytest.raises(ModelError, match=r"tiny has no prompts: add prompts=NAME"):
         prompts_of(dataclasses.replace(tiny_model, prompts=None))
-    (tmp_path / "empty.json").write_text("[]")
-    with pytest.raises(ModelError, match="one or more captions"):
-        prompts_of(dataclasses.replace(tiny_model, prompts=str(tmp_path / "empty.json")))
-    with pytest.raises(ModelError, match="no prompts of 'tiny'"):
-        prompts_of(dataclasses.replace(tiny_model, prompts=str(tmp_path / "missing.json")))
+    for given in (str(tmp_path / "missing.json"), Captions(str(tmp_path / "missing.json"))):
+        with pytest.raises(PromptsError, match="no prompts in"):
+            prompts_of(dataclasses.replace(tiny_model, prompts=given))
+
+
+def test_classes_of_one_name_are_two_prompts() -> None:
+    crane = [[Label(134, "crane")], [Label(517, "crane")], ["crane"]]
+    assert len({prompts_digest(prompts) for prompts in crane}) == 3
