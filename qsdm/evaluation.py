@@ -308,18 +308,30 @@ def compute_in(denoiser: nn.Module, dtype: torch.dtype) -> None:
     denoiser.register_forward_hook(lambda _, __, out: cast(out, torch.float32))
 
 
-def remembered(encode: Any) -> Any:
-    """A pipeline's ``encode_prompt`` that encodes the same captions with the same options once."""
+def remembered(encode: Any, limit_bytes: int = 2**31) -> Any:
+    """A pipeline's ``encode_prompt`` that encodes the same captions with the same options once.
+
+    Args:
+        limit_bytes: of what is kept (a T5's embedding of a caption takes some MB). The first are kept, not the last:
+            every configuration asks for all captions in the same order.
+    """
     names = inspect.signature(encode)
     known: dict[str, Any] = {}
+    free = limit_bytes
 
     def encode_once(*args: Any, **kwargs: Any) -> Any:
+        nonlocal free
         given = names.bind(*args, **kwargs).arguments
         if any(isinstance(value, torch.Tensor) for value in given.values()):
             return encode(*args, **kwargs)
         key = repr(sorted(given.items(), key=lambda pair: pair[0]))
-        if key not in known:
-            known[key] = encode(*args, **kwargs)
-        return known[key]
+        if key in known:
+            return known[key]
+        made = encode(*args, **kwargs)
+        parts = made if isinstance(made, tuple | list) else (made,)
+        size = sum(part.nbytes for part in parts if isinstance(part, torch.Tensor))
+        if size <= free:
+            known[key], free = made, free - size
+        return made
 
     return encode_once

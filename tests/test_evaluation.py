@@ -17,6 +17,7 @@ from qsdm.evaluation import (
     prompts_digest,
     prompts_of,
     protocol_of,
+    remembered,
     seed_of,
 )
 from qsdm.graph import Graph
@@ -215,6 +216,21 @@ def test_prompts_that_are_none_are_refused(tiny_model: Model, tmp_path) -> None:
     for given in (str(tmp_path / "missing.json"), Captions(str(tmp_path / "missing.json"))):
         with pytest.raises(PromptsError, match="no prompts in"):
             prompts_of(dataclasses.replace(tiny_model, prompts=given))
+
+
+def test_embeddings_are_remembered_as_long_as_there_is_room() -> None:
+    calls: list[str] = []
+
+    def encode(prompt: list[str], device: str = "cpu") -> tuple[torch.Tensor, None]:
+        calls.extend(prompt)
+        return torch.full((1, 4), float(len(prompt[0]))), None  # 16 bytes
+
+    once = remembered(encode, limit_bytes=40)
+    for _ in range(3):
+        for caption in ("a", "bb", "ccc"):
+            assert once([caption], device="cpu")[0][0, 0] == len(caption)
+    assert (calls.count("a"), calls.count("bb"), calls.count("ccc")) == (1, 1, 3)
+    assert once(["a"], "cuda") is not once(["a"], "cpu"), "other options are another question"
 
 
 def test_classes_of_one_name_are_two_prompts() -> None:
