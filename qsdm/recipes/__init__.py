@@ -97,7 +97,7 @@ def assemble(graph: Graph, decide: Callable[[str, Layer], tuple[QuantMethod | No
 
     Where tied parameters are treated differently, the wider method holds for all.
     """
-    methods = {}
+    methods: dict[str, QuantMethod] = {}
     for layer in layers(graph):
         decided = [decide(name, layer) for name in layer.parameters]
         method, _ = widest = max(decided, key=lambda found: _bits(found[0]))
@@ -172,5 +172,5 @@ def strings(data: Mapping[str, object], key: str) -> list[str]:
 
 
 def unmatched(entries: Sequence[str], matched: set[str]) -> tuple[str, ...]:
-    """A sentence about each pattern that no weight matched."""
-    return tuple(f"{entry!r} matches no weight" for entry in dict.fromkeys(entries) if entry not in matched)
+    """A sentence about each pattern that decides nothing."""
+    return tuple(f"{entry!r} decides about no weight" for entry in dict.fromkeys(entries) if entry not in matched)

@@ -60,6 +60,11 @@ TYPES: dict[str, tuple[QuantMethod, int, str]] = {
 
 _EXACT = {"uaq_g32-4": "q4_1", "uaq_g32-5": "q5_1"}  # 16-bit scale and minimum of 32 values
 _LEAST = {2: "q2_K", 3: "q3_K", 4: "q4_K", 5: "q5_K", 6: "q6_K"}  # blocks of 256
+_LIMITS = {
+    "kmeans_a": "codebooks: GGUF has none, a uniform type is taken",
+    "kmeans_c": "codebooks: GGUF has none, a uniform type is taken",
+    "fp8_e4m3": "8-bit floats: GGUF has none, q8_0 is taken",
+}
 _PLAIN = {2: "q4_0", 3: "q4_0", 4: "q4_0", 5: "q5_0", 6: "q8_0", 7: "q8_0", 8: "q8_0"}  # blocks of 32
 
 
@@ -74,14 +79,14 @@ def read(graph: Graph, text: str, default: QuantMethod) -> Read:
 
     def decide(name: str, layer: Layer) -> tuple[QuantMethod | None, str]:
         hits = [(p, kind) for p, kind in rules if any(re.search(p, prefix + name) for prefix in PREFIXES)]
-        matched.update(pattern for pattern, _ in hits)
         if not hits:
             return default, f"matched by no rule: they get {default}"
-        kind = hits[0][1]
+        pattern, kind = hits[0]
+        matched.add(pattern)
         if kind in FULL:
             return None, ""
         if (why := kept(name, layer, kind)) is not None:
-            return None, f"{why}, which stable-diffusion.cpp leaves at full precision"
+            return None, f"stable-diffusion.cpp leaves them at full precision: {why}"
         method, _, difference = TYPES[kind]
         return method, f"{kind} is taken as {method}, {difference or 'with another search of the scales there'}"
 
@@ -116,7 +121,7 @@ def kept(name: str, layer: Layer, kind: str) -> str | None:
     if not layer.is_linear:
         return "a Conv"
     if layer.shape[1] % TYPES[kind][1] != 0:
-        return f"a row of {layer.shape[1]} values, no multiple of {TYPES[kind][1]},"
+        return f"a row of {layer.shape[1]} values, no multiple of {TYPES[kind][1]}"
     if (part := next((part for part in KEPT if part in name), None)) is not None:
         return f"{part!r} in its name"
     return None
@@ -126,38 +131,33 @@ def write(graph: Graph, qconfig: QuantConfig) -> Written:
     """Rules of all weights on one line."""
     said, types = Said(), dict[str, str]()
     for name, layer, method in decisions(graph, qconfig, said):
-        types[name], limit = type_of(name, layer, method)
-        if limit:
-            said[limit] += 1
+        types[name], limits = type_of(name, layer, method)
+        said.update(limits)
     text = ",".join(f"{pattern}={kind}" for pattern, kind in rules_of(types))
     usage = 'sd-cli -M convert -m DIRECTORY -o MODEL.gguf --tensor-type-rules "$(cat FILE)", without --convert-name'
     return Written(text + "\n", ".gguf-rules.txt", sentences(said), usage)
 
 
-def type_of(name: str, layer: Layer, method: QuantMethod | None) -> tuple[str, str]:
+def type_of(name: str, layer: Layer, method: QuantMethod | None) -> tuple[str, list[str]]:
     """The nearest type, and what it cannot express."""
     if method is None:
-        return "f16", "full precision is f16 there"
+        return "f16", ["full precision is f16 there"]
     blocks = layer.shape[1] % 256 == 0
-    if (kind := _EXACT.get(str(method), "")) == "":
+    if method == _NF4:
+        kind, limit = "iq4_nl", "nf4 becomes iq4_nl: other fixed levels, in groups of 32"
+    elif (exact := _EXACT.get(str(method))) is not None:
+        kind, limit = exact, ""
+    else:
         kind = _LEAST[method.bits] if blocks and method.bits in _LEAST else _PLAIN[method.bits]
-        kind = "iq4_nl" if method == _NF4 else kind
+        limit = _LIMITS.get(method.name, "uniform: GGUF has scales for groups of 16 or 32 values, by its own search")
     if (why := kept(name, layer, kind)) is not None:
-        return "f16", f"{why}: {method} becomes f16, because stable-diffusion.cpp does not quantize such tensors"
-    if str(method) in _EXACT:
-        return kind, ""
-    match method.name:
-        case "kmeans_a" | "kmeans_c":
-            why = "GGUF has no codebooks"
-        case "nf4_g64":
-            why = "the 16 levels are others, in groups of 32"
-        case "fp8_e4m3":
-            why = "GGUF has no 8-bit floats"
-        case _:
-            why = "GGUF has scales for groups of 16 or 32 values, found by its own search"
+        return "f16", [f"stays f16, because stable-diffusion.cpp never quantizes it: {why}"]
+    limits = [limit] if limit else []
     if TYPES[kind][0].bits > method.bits:
-        why += f", and no {method.bits}-bit type for rows of {layer.shape[1]} values"
-    return kind, f"{method} becomes {kind}: {why}"
+        limits.append(
+            f"{method.bits} bits become {kind}, there is no nearer type" + " for this row length" * (not blocks)
+        )
+    return kind, limits
 
 
 def rules_of(types: Mapping[str, str]) -> list[tuple[str, str]]:

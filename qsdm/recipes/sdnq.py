@@ -174,8 +174,7 @@ def write(graph: Graph, qconfig: QuantConfig) -> Written:
             continue
         setting, limits = setting_of(method, layer)
         settings[name] = setting
-        for limit in limits:
-            said[limit] += 1
+        said.update(limits)
     data = {
         "quant_method": "sdnq",
         "weights_dtype": "uint4",
@@ -187,7 +186,7 @@ def write(graph: Graph, qconfig: QuantConfig) -> Written:
         "modules_to_not_convert": full,
         "modules_quant_config": settings,
     }
-    usage = "quantization_config=SDNQConfig(**json.load(open(FILE))) in from_pretrained, with sdnq 0.2.8 or newer"
+    usage = 'quantization_config=SDNQConfig(**json.load(open("FILE"))) in from_pretrained, with sdnq 0.2.8 or newer'
     return Written(json.dumps(data, indent=1) + "\n", ".sdnq.json", sentences(said), usage)
 
 
@@ -198,16 +197,16 @@ def setting_of(method: QuantMethod, layer: Layer) -> tuple[dict[str, Any], list[
     match method.name:
         case "kmeans_a" | "kmeans_c":
             setting |= {"use_codebook": True, "group_size": _TENSOR if method.name == "kmeans_a" else _ROW}
-            limits.append(f"{method} is fitted by 24 steps of Lloyd's algorithm there, to a local optimum")
+            limits.append("codebooks: fitted by 24 steps of Lloyd's algorithm there, to a local optimum")
         case "fp8_e4m3":
             setting["weights_dtype"] = "float8_e4m3fn"
         case "nf4_g64":
-            limits.append(f"{method} becomes uint4 in groups of 64: SDNQ has no table of fixed levels")
+            limits.append("nf4: SDNQ has no table of fixed levels, uint4 in groups of 64 is taken")
         case _:
-            limits.append(f"{method} has no search of the range there: minimum and maximum are taken")
+            limits.append("uniform: minimum and maximum are taken there, without our search of the range")
     size = group_of(layer, method.group_size, method.bits, {}) if method.group_size else _ROW
     if method.group_size and size != method.group_size:
-        limits.append(f"{method} has other groups there: SDNQ makes them divide the row of {layer.shape[1]}")
+        limits.append(f"groups of {method.group_size} become groups that divide the row of {layer.shape[1]}")
     if not layer.is_linear and method.name != "kmeans_a":
         limits.append("a Conv: there every kernel position of a channel has scales or a codebook of its own")
     return setting, limits

@@ -1,4 +1,4 @@
-"""Skip lists: names of modules that keep full precision, as diffusers' and transformers' quantization configs hold them.
+"""Skip lists: names of modules that keep full precision, in quantization configs of diffusers and transformers.
 
 An entry holds for a parameter whose name contains it, followed by a dot: ``proj_out`` for ``proj_out.weight`` and for
 all that lies in a module called so, but also for ``x_proj_out.weight``.
@@ -63,12 +63,8 @@ def method_of(config: Mapping[str, Any], backend: str, default: QuantMethod) -> 
             return QuantMethod("nf4_g64", 4), "fp4 is taken as nf4_g64-4: also 16 fixed levels, but others"
         raise RecipeError(f"wanted a bnb_4bit_quant_type of nf4 or fp4 (got {kind!r})")
     if backend.startswith("quanto"):
-        known = {
-            "int8": affine(8),
-            "int4": affine(4, 128),
-            "int2": affine(2, 128),
-            "float8": QuantMethod("fp8_e4m3", 8),
-        }
+        known = {"int8": affine(8), "int4": affine(4, 128), "int2": affine(2, 128)}
+        known["float8"] = QuantMethod("fp8_e4m3", 8)
         if (kind := config.get("weights_dtype", "int8")) not in known:
             raise RecipeError(f"wanted a weights_dtype of {', '.join(known)} (got {kind!r})")
         return known[kind], f"quanto's {kind} is taken as {known[kind]}, whose scales are found otherwise"

@@ -5,8 +5,8 @@ Uniform methods are ``IntxWeightOnlyConfig`` of 2 to 8 bits, asymmetric, per out
 
 References:
     pytorch/ao 0.18.0: torchao/core/config.py, ``config_to_dict``, ``config_from_dict``;
-        torchao/quantization/quant_api.py, ``FqnToConfig`` (``ModuleFqnToConfig`` before 0.14), ``IntxWeightOnlyConfig``,
-        ``Float8WeightOnlyConfig``.
+        torchao/quantization/quant_api.py, ``FqnToConfig`` (``ModuleFqnToConfig`` in older versions),
+        ``IntxWeightOnlyConfig``, ``Float8WeightOnlyConfig``.
     huggingface/diffusers: src/diffusers/quantizers/torchao/torchao_quantizer.py, ``_resolve_fqn_to_config``.
 """
 
@@ -20,7 +20,7 @@ from qsdm.qconfig import QuantConfig, QuantMethod
 from qsdm.recipes import Layer, Said, Written, decisions, sentences
 
 _USAGE = (
-    "torchao.quantize_(module, torchao.core.config.config_from_dict(json.load(open(FILE))), filter_fn=None), "
+    'torchao.quantize_(module, torchao.core.config.config_from_dict(json.load(open("FILE"))), filter_fn=None), '
     "or quantization_config=TorchAoConfig(config_from_dict(...)) in diffusers' from_pretrained"
 )
 
@@ -31,8 +31,7 @@ def write(graph: Graph, qconfig: QuantConfig) -> Written:
     for name, layer, method in decisions(graph, qconfig, said):
         config, limits = (None, []) if method is None else config_of(layer, method)
         configs[name.removesuffix(".weight")] = config
-        for limit in limits:
-            said[limit] += 1
+        said.update(limits)
     text = json.dumps(_typed("FqnToConfig", 1, fqn_to_config=configs), indent=1)
     return Written(text + "\n", ".torchao.json", sentences(said), _USAGE)
 
@@ -41,23 +40,23 @@ def config_of(layer: Layer, method: QuantMethod) -> tuple[dict[str, Any] | None,
     """The nearest config, None where there is none, and what it cannot express."""
     group, limits = method.group_size, list[str]()
     if len(layer.shape) not in (2, 4):
-        return None, [f"a Conv over {len(layer.shape) - 2} axes keeps full precision: torchao has none for it"]
+        return None, ["a Conv over one or three axes: kept at full precision, torchao has no config for it"]
     if layer.shape[1] == 1 and not layer.is_linear:
-        return None, ["a Conv with one input per channel keeps full precision: torchao fails on it"]
+        return None, ["a Conv with one input per channel: kept at full precision, torchao fails on it"]
     if method.name == "fp8_e4m3":
         if not layer.is_linear:
-            return None, [f"{method} of a Conv keeps full precision: torchao has it for Linear only"]
+            return None, ["8-bit floats in a Conv: kept at full precision, torchao has them for Linear only"]
         return _typed("Float8WeightOnlyConfig", 2, weight_dtype=_dtype("float8_e4m3fn")), []
     if group is not None and layer.shape[1] % group != 0:
-        limits.append(f"{method} becomes one scale per channel: a group must divide the inputs")
+        limits.append(f"groups of {group} become one scale per channel: a group must divide the inputs")
         group = None
     match method.name:
         case "kmeans_a" | "kmeans_c":
-            limits.append(f"{method} becomes int{method.bits}, uniform: no config that loads from JSON has codebooks")
+            limits.append("codebooks: no config that loads from JSON has them, a uniform one of the same bits is taken")
         case "nf4_g64":
-            limits.append(f"{method} becomes int4, uniform: torchao has no config for it")
+            limits.append("nf4: torchao has no config for it, uniform int4 is taken")
         case _:
-            limits.append(f"{method} has no search of the range there: minimum and maximum are taken")
+            limits.append("uniform: minimum and maximum are taken there, without our search of the range")
     if not layer.is_linear:
         limits.append("a Conv: every kernel position has scales of its own, and diffusers' TorchAoConfig leaves it out")
     if method.bits < 8:
