@@ -68,14 +68,14 @@ def recipe(
         StoreError: the model is not traced, or the file cannot be read.
         RecipeError: the file holds no recipe that is known here, or one of another denoiser.
     """
-    place = Store(store, model.name)
+    place, fallback = Store(store, model.name), QuantMethod.parse(default)
     own = space.of(Graph.from_json(read_json(place.find("graph.json", "trace"))), model.full_bits)
     source = place.find("chosen.json", "realize") if file is None else file
     try:
         text = source.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise StoreError(f"{source} cannot be read ({error}): give file=PATH of a recipe") from error
-    found = read(own.graph, text, QuantMethod.parse(default))
+        raise StoreError(f"{source} cannot be read ({type(error).__name__}): give file=PATH of a recipe") from error
+    found = read(own.graph, text, fallback)
     written = WRITERS[to](own.graph, found.qconfig)
     target = place.path(f"recipes/{source.name.partition('.')[0]}{written.suffix}")
     write_text(target, written.text)

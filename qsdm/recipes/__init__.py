@@ -11,7 +11,7 @@ tensor there, and a weight with ties is several.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from qsdm.graph import Graph, Weight
@@ -79,32 +79,33 @@ def layers(graph: Graph) -> list[Layer]:
     found = []
     for name, weights in parts.items():
         out, _, *kernel = weights[0].shape
-        channels = max(weight.start + weight.shape[1] for weight in weights)
+        channels = sum(weight.shape[1] for weight in weights)
         found.append(Layer((name, *weights[0].ties), (out, channels, *kernel), tuple(weights)))
     return found
 
 
 Said = Counter[str]  # sentence => weights that it is about
+Decision = tuple[QuantMethod | None, Sequence[str]]  # None for full precision; in what it differs from the original
 
 
 def sentences(said: Said) -> tuple[str, ...]:
     return tuple(f"{count} {'weight' if count == 1 else 'weights'}: {text}" for text, count in said.items())
 
 
-def assemble(graph: Graph, decide: Callable[[str, Layer], tuple[QuantMethod | None, str]], said: Said) -> Read:
-    """The configuration whose decisions are ``decide(parameter, layer)``: a method, or None for full precision, and
-    what is to be said about it, or an empty text.
+def assemble(graph: Graph, decide: Callable[[str, Layer], Decision]) -> Read:
+    """The configuration whose decisions are ``decide(parameter, layer)``.
 
-    Where tied parameters are treated differently, the wider method holds for all.
+    Where tied parameters are treated differently, the widest method holds for all.
     """
+    said = Said()
     methods: dict[str, QuantMethod] = {}
     for layer in layers(graph):
         decided = [decide(name, layer) for name in layer.parameters]
         method, _ = widest = max(decided, key=lambda found: _bits(found[0]))
         if any(found != method for found, _ in decided):
             said["its tied parameters have several types there: the widest is taken for all"] += len(layer.weights)
-        if widest[1]:
-            said[widest[1]] += len(layer.weights)
+        for sentence in widest[1]:
+            said[sentence] += len(layer.weights)
         if len(layer.weights) > 1:
             said["part of a layer that is one tensor there: each part gets the layer's method"] += len(layer.weights)
         if method is not None and is_low(method):
@@ -171,6 +172,10 @@ def strings(data: Mapping[str, object], key: str) -> list[str]:
     return value
 
 
-def unmatched(entries: Sequence[str], matched: set[str]) -> tuple[str, ...]:
-    """A sentence about each pattern that decides nothing."""
-    return tuple(f"{entry!r} decides about no weight" for entry in dict.fromkeys(entries) if entry not in matched)
+def idle(entries: Iterable[str], matched: set[str]) -> tuple[str, ...]:
+    """A sentence that names the entries that decided about no weight."""
+    names = [repr(entry) for entry in dict.fromkeys(entries) if entry not in matched]
+    if not names:
+        return ()
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return (f"{len(names)} of the names or patterns decide about no weight: {', '.join(names[:8])}{more}",)

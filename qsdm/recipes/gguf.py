@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 
 from qsdm.graph import Graph
 from qsdm.qconfig import QuantConfig, QuantMethod
-from qsdm.recipes import Layer, Read, RecipeError, Said, Written, affine, assemble, decisions, sentences, unmatched
+from qsdm.recipes import Decision, Layer, Read, RecipeError, Said, Written, affine, assemble, decisions, idle, sentences
 
 PREFIXES = ("", "unet.", "model.diffusion_model.")
 _PREFIX = r"^(?:unet\.|model\.diffusion_model\.)?"
@@ -75,23 +75,23 @@ def read(graph: Graph, text: str, default: QuantMethod) -> Read:
         RecipeError: a rule is not ``pattern=type``, its pattern is no regular expression, or its type unknown.
     """
     rules = list(parse(text))
-    said, matched = Said(), set[str]()
+    matched = set[str]()
 
-    def decide(name: str, layer: Layer) -> tuple[QuantMethod | None, str]:
-        hits = [(p, kind) for p, kind in rules if any(re.search(p, prefix + name) for prefix in PREFIXES)]
+    def decide(name: str, layer: Layer) -> Decision:
+        hits = [(p, kind) for p, kind in rules if found_in(p, name)]
         if not hits:
-            return default, f"matched by no rule: they get {default}"
+            return default, [f"matched by no rule: they get {default}"]
         pattern, kind = hits[0]
         matched.add(pattern)
         if kind in FULL:
-            return None, ""
+            return None, []
         if (why := kept(name, layer, kind)) is not None:
-            return None, f"stable-diffusion.cpp leaves them at full precision: {why}"
+            return None, [f"stable-diffusion.cpp leaves them at full precision: {why}"]
         method, _, difference = TYPES[kind]
-        return method, f"{kind} is taken as {method}, {difference or 'with another search of the scales there'}"
+        return method, [f"{kind} is taken as {method}, {difference or 'with another search of the scales there'}"]
 
-    found = assemble(graph, decide, said)
-    return Read(found.qconfig, found.notes + unmatched([pattern for pattern, _ in rules], matched))
+    found = assemble(graph, decide)
+    return Read(found.qconfig, found.notes + idle([pattern for pattern, _ in rules], matched))
 
 
 def parse(text: str) -> Iterator[tuple[str, str]]:
@@ -114,6 +114,19 @@ def parse(text: str) -> Iterator[tuple[str, str]]:
             guess = f"did you mean {near[close[0]]!r}?" if close else f"there are {', '.join(known)}"
             raise RecipeError(f"no type that qsdm has a method for is called {kind!r}; {guess}")
         yield pattern, kind
+
+
+def found_in(pattern: str, name: str) -> bool:
+    """Whether a pattern is found in a parameter's name, alone or behind a prefix.
+
+    Differs from stable-diffusion.cpp: what is found within a prefix only does not count, such as ff in
+    model.diffusion_model, for names that have no prefix yet.
+    """
+    for prefix in PREFIXES:
+        match = re.search(pattern, prefix + name)
+        if match is not None and (match.start() == 0 or match.end() >= len(prefix) - 1):
+            return True
+    return False
 
 
 def kept(name: str, layer: Layer, kind: str) -> str | None:

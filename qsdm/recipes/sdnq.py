@@ -24,6 +24,7 @@ from typing import Any
 from qsdm.graph import Graph
 from qsdm.qconfig import QuantConfig, QuantMethod
 from qsdm.recipes import (
+    Decision,
     Layer,
     Read,
     RecipeError,
@@ -32,9 +33,9 @@ from qsdm.recipes import (
     affine,
     assemble,
     decisions,
+    idle,
     sentences,
     strings,
-    unmatched,
 )
 
 _FULL = {"float32", "fp32", "bfloat16", "bf16", "float16", "fp16"}
@@ -56,31 +57,31 @@ def read(graph: Graph, data: Mapping[str, Any], default: QuantMethod) -> Read:
     entries = [*skipped, *settings, *(entry for names in by_dtype.values() for entry in names)]
     least_values = _number(data, "minimum_allowed_numel", 16384)
     least_channels = _number(data, "minimum_allowed_channel_size", 32)
-    said, matched = Said(), set[str]()
+    matched = set[str]()
 
     def first(name: str, patterns: Iterable[str]) -> str | None:
         hits = [entry for entry in patterns if matches(entry, name)]
         matched.update(hits)
         return hits[0] if hits else None
 
-    def decide(name: str, layer: Layer) -> tuple[QuantMethod | None, str]:
+    def decide(name: str, layer: Layer) -> Decision:
         skip, own = first(name, skipped), first(name, settings)
         wanted = next((dtype for dtype, names in by_dtype.items() if first(name, names) is not None), None)
         if skip is not None:
-            return None, ""
+            return None, []
         if not layer.is_linear and not data.get("quant_conv"):
-            return None, "a Conv, which SDNQ leaves at full precision without quant_conv"
+            return None, ["a Conv, which SDNQ leaves at full precision without quant_conv"]
         if math.prod(layer.shape) < least_values or layer.shape[1] < least_channels:
-            return None, f"of fewer than {least_values} values or {least_channels} inputs, which SDNQ leaves alone"
+            return None, [f"of fewer than {least_values} values or {least_channels} inputs, which SDNQ leaves alone"]
         options = dict(data) | (_mapping(settings, own) if own is not None else {})
         base = str(options.get("weights_dtype", f"uint{default.bits}"))
         dtype = base if wanted is None else at_least(base, wanted)
         if dtype == base and "weights_dtype" not in options:
-            return default, ""
+            return default, []
         return method_of(dtype, options, layer)
 
-    found = assemble(graph, decide, said)
-    notes = found.notes + unmatched(entries, matched)
+    found = assemble(graph, decide)
+    notes = found.notes + idle(entries, matched)
     if data.get("add_skip_keys", True):
         notes += ("SDNQ adds names of its own for some models unless add_skip_keys is false: give the saved config",)
     return Read(found.qconfig, notes)
@@ -121,8 +122,8 @@ def _width(dtype: str) -> int:
     return int(integer[2]) if integer else int(floating[1] or floating[2]) if floating else 0
 
 
-def method_of(dtype: str, options: Mapping[str, Any], layer: Layer) -> tuple[QuantMethod | None, str]:
-    """The method nearest to a dtype, and in what it differs.
+def method_of(dtype: str, options: Mapping[str, Any], layer: Layer) -> Decision:
+    """The method nearest to a dtype.
 
     Args:
         options: ``group_size``, ``use_codebook``, ``use_svd``, ``use_hadamard``.
@@ -132,26 +133,26 @@ def method_of(dtype: str, options: Mapping[str, Any], layer: Layer) -> tuple[Qua
     """
     bits, integer = _width(dtype), _INTEGER.fullmatch(dtype)
     if bits > 8:
-        return None, "" if dtype in _FULL else f"{dtype} is taken as full precision"
+        return None, [] if dtype in _FULL else [f"{dtype} is taken as full precision"]
     if bits < 2:
         raise RecipeError(f"wanted 2 to 8 bits, which qsdm has methods of (got {dtype!r})")
     size = group_of(layer, _number(options, "group_size", _AUTO), bits, options)
-    codebook = bool(options.get("use_codebook"))
-    differences = []
-    if codebook:
+    differences = [f"without its {key[4:]}" for key in ("use_svd", "use_hadamard") if options.get(key)]
+    if not layer.is_linear and size != _TENSOR:
+        differences.append("a Conv, with scales or codebooks per kernel position there")
+    if options.get("use_codebook"):
         method = QuantMethod("kmeans_a" if size == _TENSOR else "kmeans_c", bits)
-        differences += ["a codebook per group there"] * (size > 0)
-    elif dtype in {"float8_e4m3fn", "fp8"}:
-        method = QuantMethod("fp8_e4m3", 8)
-        differences += ["scales of another granularity there"] * (size != _ROW)
-    else:
-        method = affine(bits, size if size > 0 else None)
-        differences += ["floating point there"] * (integer is None) + ["a scale per tensor there"] * (size == _TENSOR)
-        differences += ["symmetric there"] * (integer is not None and not integer[1]) + ["no search of the range there"]
-        differences += [f"groups of {size} there"] * (size > 0 and size != method.group_size)
-    differences += ["scales per kernel position there"] * (not layer.is_linear and size != _TENSOR)
-    differences += [f"without its {key[4:]}" for key in ("use_svd", "use_hadamard") if options.get(key)]
-    return method, f"{dtype} is taken as {method}: {', '.join(differences)}" if differences else ""
+        return method, differences + ["a codebook per group of inputs there"] * (size > 0)
+    if dtype in {"float8_e4m3fn", "fp8"}:
+        return QuantMethod("fp8_e4m3", 8), differences + ["scales not per channel there"] * (size != _ROW)
+    method = affine(bits, size if size > 0 else None)
+    kind = ", floating point there" if integer is None else "" if integer[1] else ", symmetric there"
+    differences += [f"{dtype} is taken as {method}{kind}", "minimum and maximum are taken there, the best range here"]
+    if size == _TENSOR:
+        differences.append("a scale per tensor there, per channel here")
+    if size > 0 and size != method.group_size:
+        differences.append(f"groups of {size} there, of {method.group_size} here")
+    return method, differences
 
 
 def group_of(layer: Layer, size: int, bits: int, options: Mapping[str, Any]) -> int:

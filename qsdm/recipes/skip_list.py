@@ -16,7 +16,7 @@ from typing import Any
 
 from qsdm.graph import Graph
 from qsdm.qconfig import QuantMethod
-from qsdm.recipes import Layer, Read, RecipeError, Said, affine, assemble, strings, unmatched
+from qsdm.recipes import Decision, Layer, Read, RecipeError, affine, assemble, idle, strings
 
 KEYS = ("modules_to_not_convert", "llm_int8_skip_modules")
 LINEAR_ONLY = {"bitsandbytes", "torchao", "quanto", "quanto_quantize", "gguf"}  # backends that leave Conv layers alone
@@ -31,20 +31,20 @@ def read(graph: Graph, data: Mapping[str, Any] | list[str], default: QuantMethod
     config = {"modules_to_not_convert": data} if isinstance(data, list) else data
     skipped = [entry for key in KEYS for entry in strings(config, key)]
     backend = str(config.get("quant_method", ""))
-    method, said_of_method = method_of(config, backend, default)
-    said, matched = Said(), set[str]()
+    method, difference = method_of(config, backend, default)
+    matched = set[str]()
 
-    def decide(name: str, layer: Layer) -> tuple[QuantMethod | None, str]:
+    def decide(name: str, layer: Layer) -> Decision:
         hits = [entry for entry in skipped if f"{entry}." in name or entry == name]
         matched.update(hits)
         if hits:
-            return None, ""
+            return None, []
         if backend in LINEAR_ONLY and not layer.is_linear:
-            return None, f"a Conv, which diffusers' {backend} backend leaves at full precision"
-        return method, said_of_method
+            return None, [f"a Conv, which diffusers' {backend} backend leaves at full precision"]
+        return method, [difference] if difference else []
 
-    found = assemble(graph, decide, said)
-    return Read(found.qconfig, found.notes + unmatched(skipped, matched))
+    found = assemble(graph, decide)
+    return Read(found.qconfig, found.notes + idle(skipped, matched))
 
 
 def method_of(config: Mapping[str, Any], backend: str, default: QuantMethod) -> tuple[QuantMethod, str]:
