@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from qsdm.denoisers import Model
 
 
-class Format(Enum):
+class Format(StrEnum):
     """What can be written."""
 
     qsdm = "qsdm"
@@ -61,7 +61,7 @@ def recipe(
     Args:
         space: its graph is used, with its splits.
         file: the recipe; what realize chose, if none is given.
-        to: the form that is written.
+        to: the form that is written: qsdm, torchao, gguf or sdnq.
         default: method of the weights that a recipe says nothing about.
 
     Raises:

@@ -106,10 +106,11 @@ def assemble(graph: Graph, decide: Callable[[str, Layer], Decision]) -> Read:
             said["its tied parameters have several types there: the widest is taken for all"] += len(layer.weights)
         for sentence in widest[1]:
             said[sentence] += len(layer.weights)
+        if method is None or not is_low(method):
+            continue
+        methods |= {weight.name: method for weight in layer.weights}
         if len(layer.weights) > 1:
             said["part of a layer that is one tensor there: each part gets the layer's method"] += len(layer.weights)
-        if method is not None and is_low(method):
-            methods |= {weight.name: method for weight in layer.weights}
     return Read(QuantConfig(graph.denoiser, methods), sentences(said))
 
 

@@ -78,10 +78,9 @@ def read(graph: Graph, text: str, default: QuantMethod) -> Read:
     matched = set[str]()
 
     def decide(name: str, layer: Layer) -> Decision:
-        hits = [(p, kind) for p, kind in rules if found_in(p, name)]
-        if not hits:
+        pattern, kind = next((rule for rule in rules if found_in(rule[0], name)), ("", ""))
+        if not kind:
             return default, [f"matched by no rule: they get {default}"]
-        pattern, kind = hits[0]
         matched.add(pattern)
         if kind in FULL:
             return None, []
@@ -147,7 +146,10 @@ def write(graph: Graph, qconfig: QuantConfig) -> Written:
         types[name], limits = type_of(name, layer, method)
         said.update(limits)
     text = ",".join(f"{pattern}={kind}" for pattern, kind in rules_of(types))
-    usage = 'sd-cli -M convert -m DIRECTORY -o MODEL.gguf --tensor-type-rules "$(cat FILE)", without --convert-name'
+    usage = (
+        "sd-cli -M convert --diffusion-model DENOISER.safetensors -o DENOISER.gguf "
+        '--tensor-type-rules "$(cat FILE)", without --convert-name'
+    )
     return Written(text + "\n", ".gguf-rules.txt", sentences(said), usage)
 
 
@@ -159,13 +161,13 @@ def type_of(name: str, layer: Layer, method: QuantMethod | None) -> tuple[str, l
     if method == _NF4:
         kind, limit = "iq4_nl", "nf4 becomes iq4_nl: other fixed levels, in groups of 32"
     elif (exact := _EXACT.get(str(method))) is not None:
-        kind, limit = exact, ""
+        kind, limit = exact, "uniform in groups of 32: without our search of the range"
     else:
         kind = _LEAST[method.bits] if blocks and method.bits in _LEAST else _PLAIN[method.bits]
         limit = _LIMITS.get(method.name, "uniform: GGUF has scales for groups of 16 or 32 values, by its own search")
     if (why := kept(name, layer, kind)) is not None:
         return "f16", [f"stays f16, because stable-diffusion.cpp never quantizes it: {why}"]
-    limits = [limit] if limit else []
+    limits = [limit]
     if TYPES[kind][0].bits > method.bits:
         limits.append(
             f"{method.bits} bits become {kind}, there is no nearer type" + " for this row length" * (not blocks)
