@@ -129,8 +129,7 @@ def save_denoiser(
             parts[f"{prefix}.{part}"] = (SAFETENSORS[dtype], shape)
 
     def fill(partial: Path) -> None:
-        about = json.dumps({"schema": SCHEMA, "qconfig": qconfig.to_json()})
-        with TensorFile(partial, parts, {"format": "pt", "qsdm": about}) as file:
+        with TensorFile(partial, parts, {"format": "pt", **file_metadata(qconfig)}) as file:
             for name, tensor in state.items():
                 if name not in inside:
                     file.write(name, bytes_of(tensor))
@@ -162,6 +161,11 @@ def save_denoiser(
     return contents(path)
 
 
+def file_metadata(qconfig: QuantConfig) -> dict[str, str]:
+    """What the denoiser's file says of itself."""
+    return {"qsdm": json.dumps({"schema": SCHEMA, "qconfig": qconfig.to_json()})}
+
+
 def contents(path: Path) -> Contents:
     """What the denoiser's file in the directory ``path`` holds; of a pipeline's directory, its quantized component.
 
@@ -180,7 +184,8 @@ def load_quantized(path: Path, dtype: torch.dtype = torch.float32, check: bool =
 
     Args:
         dtype: in which it computes. What is packed stays packed.
-        check: compare the denoiser's file with its digest first.
+        check: compare the denoiser's file with its digest first, if it has one (diffusers' own save_pretrained leaves
+            it out).
         components: further arguments of from_pretrained.
 
     Raises:
@@ -193,7 +198,7 @@ def load_quantized(path: Path, dtype: torch.dtype = torch.float32, check: bool =
     folder = _component(path)
     config = read_json(folder / "config.json")["quantization_config"]
     _header(folder / FILE)
-    if check and _digest(folder / FILE) != config["sha256"]:
+    if check and config.get("sha256", "") not in ("", _digest(folder / FILE)):
         raise CheckpointError(f"{folder / FILE} is damaged: its digest is not that of config.json; copy it anew")
     loader = diffusers.DiffusionPipeline if (path / "model_index.json").exists() else None
     if loader is None:
@@ -229,10 +234,15 @@ def register() -> None:
                 raise CheckpointError(f"wanted a checkpoint of schema {SCHEMA!r} (got {version!r}): save it again")
             self.quant_method = QuantMethodName.QSDM  # type: ignore[assignment]
             self.weights, self.version = weights, version
-            self.denoiser, self.sha256 = others.get("denoiser", ""), others.get("sha256", "")
+            self.denoiser = others.get("denoiser", "")
 
         def to_dict(self) -> dict[str, Any]:
             return {**self.__dict__, "quant_method": QuantMethodName.QSDM.value}
+
+        def metadata(self) -> dict[str, str]:
+            """Of the denoiser's file."""
+            methods = {one.weight.name: one.method for one in plan_of(self.weights) if one.method.name != "fp"}
+            return file_metadata(QuantConfig(self.denoiser, methods))
 
         def to_diff_dict(self) -> dict[str, Any]:
             return self.to_dict()
@@ -268,6 +278,11 @@ def register() -> None:
                 )
             model.get_submodule(owner)._buffers[buffer] = stored.to(target_device)
 
+        def get_state_dict_and_metadata(
+            self, state_dict: dict[str, Any], safe_serialization: bool = False
+        ) -> tuple[dict[str, Any], dict[str, Any]]:
+            return state_dict, self.quantization_config.metadata()  # type: ignore[attr-defined]
+
         def update_missing_keys(self, model: Any, missing_keys: list[str], prefix: str) -> list[str]:
             if missing_keys:  # diffusers would leave them as they are: without values
                 raise CheckpointError(f"the checkpoint lacks {missing_keys[0]!r}: it is truncated or of another model")
@@ -298,7 +313,7 @@ def _component(path: Path) -> Path:
         if config.is_file():
             try:
                 about = json.loads(config.read_text(encoding="utf-8")).get("quantization_config") or {}
-                if about.get("quant_method") == QuantMethodName.QSDM.value and {"weights", "sha256"} <= set(about):
+                if about.get("quant_method") == QuantMethodName.QSDM.value and "weights" in about:
                     return folder
             except (ValueError, AttributeError) as error:
                 raise CheckpointError(f"{config} cannot be read as JSON ({error}): copy it anew") from error
