@@ -7,9 +7,7 @@ follow from the shapes, its header comes first and the parts as they are made.
 from __future__ import annotations
 
 import json
-import math
-import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +23,22 @@ from qsdm.quant import Quantized
 from qsdm.quant.methods import VERSION, dequantize, fit, layout
 from qsdm.quant.rows import norm_error, rel_error
 from qsdm.store import StoreError, provenance, read_tensors, replace, write_tensors
+from qsdm.tensor_file import TensorFile
 
 SCHEMA = "qsdm/calibration/1"
-_DTYPE = {torch.uint8: "U8", torch.int8: "I8", torch.float16: "F16", torch.float32: "F32"}
+SAFETENSORS = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""Types as safetensors spells them."""
 
 
 def calibrate(tensors: Callable[[str], torch.Tensor], space: Space, path: Path, log: Log = ignore) -> MethodTable:
@@ -44,7 +55,7 @@ def calibrate(tensors: Callable[[str], torch.Tensor], space: Space, path: Path, 
     errors, norms = (np.full((len(weights), len(methods)), np.nan) for _ in range(2))
     sizes = np.array([[method.size_bits(weight, space.full_bits) // 8 for method in methods] for weight in weights])
     parts = {
-        f"{weight.name}|{method}|{part}": kind
+        f"{weight.name}|{method}|{part}": (SAFETENSORS[kind[0]], kind[1])
         for weight, offered in zip(weights, space.options, strict=True)
         for method in offered
         for part, kind in layout(method, weight.shape).items()
@@ -52,7 +63,8 @@ def calibrate(tensors: Callable[[str], torch.Tensor], space: Space, path: Path, 
 
     def fill(partial: Path) -> None:
         shapes = {weight.name: weight.shape for weight in weights}
-        with _Writer(partial, parts, {"schema": SCHEMA, "version": VERSION, "shapes": shapes}) as writer:
+        about = json.dumps({"schema": SCHEMA, "version": VERSION, "shapes": shapes})
+        with TensorFile(partial, parts, {"qsdm": about}) as file:
             for i, (weight, offered) in enumerate(
                 zip(tqdm(weights, "calibrate", disable=None, unit="weight"), space.options, strict=True)
             ):
@@ -60,7 +72,8 @@ def calibrate(tensors: Callable[[str], torch.Tensor], space: Space, path: Path, 
                 rows = tensor.float().reshape(tensor.shape[0], -1).numpy()
                 for method in offered:
                     quantized = fit(tensor, method)
-                    writer.write(f"{weight.name}|{method}|", quantized)
+                    for part, stored in {"codes": quantized.codes, **quantized.tensors}.items():
+                        file.write(f"{weight.name}|{method}|{part}", bytes_of(stored))
                     values = dequantize(quantized).view(rows.shape).numpy()
                     errors[i, methods.index(method)] = rel_error(rows, values)
                     norms[i, methods.index(method)] = norm_error(rows, values)
@@ -145,43 +158,9 @@ class PackedWeights:
         return dequantize(self.quantized(name, method), out)
 
 
-class _Writer:
-    """A safetensors file of known parts, filled in any order.
-
-    References:
-        https://huggingface.co/docs/safetensors: 8 bytes of the header's length, the header as JSON, the data.
-    """
-
-    def __init__(
-        self, path: Path, parts: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], about: Mapping[str, Any]
-    ) -> None:
-        header: dict[str, Any] = {"__metadata__": {"qsdm": json.dumps(about, allow_nan=False)}}
-        self._places: dict[str, int] = {}
-        end = 0
-        for key in sorted(
-            parts, key=lambda key: (-parts[key][0].itemsize, key)
-        ):  # large types first: then all are aligned
-            dtype, shape = parts[key]
-            start, end = end, end + math.prod(shape) * dtype.itemsize
-            header[key] = {"dtype": _DTYPE[dtype], "shape": list(shape), "data_offsets": [start, end]}
-            self._places[key] = start
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)
-        self._file = path.open("wb")
-        self._file.write(struct.pack("<Q", len(text)) + text)
-        self._start = 8 + len(text)
-        self._file.truncate(self._start + end)
-
-    def __enter__(self) -> _Writer:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
-
-    def write(self, prefix: str, quantized: Quantized) -> None:
-        for part, tensor in {"codes": quantized.codes, **quantized.tensors}.items():
-            self._file.seek(self._start + self._places[prefix + part])
-            self._file.write(tensor.numpy().tobytes())
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The values of a tensor as they lie in memory."""
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 def _read(tensors: Callable[[str], torch.Tensor], weight: Weight) -> torch.Tensor:

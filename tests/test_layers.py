@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "qsdm"
 
-GROUND = {"graph", "qconfig", "cost", "outcome", "store", "log"}
+GROUND = {"graph", "qconfig", "cost", "outcome", "store", "tensor_file", "log"}
 MACHINERY = {"tracing", "quant", "denoisers", "metrics", "strategies", "recipes"}
 JOINS = {"evaluation", "calibration", "engine", "bench", "checkpoint", "predictor"}
 COMMANDS = {"trace", "calibrate", "measure", "train", "attribute", "search", "realize", "recipe"}

@@ -61,10 +61,10 @@ class Switch:
         return self.to(QuantConfig(self.graph.denoiser, {}))
 
     def _set(self, weight: Weight, method: QuantMethod | None) -> None:
-        first, *ties = (_slice(self._parameters[name], weight) for name in (weight.parameter, *weight.ties))
+        first, *ties = (sliced(self._parameters[name], weight) for name in (weight.parameter, *weight.ties))
         if method is None:
             for name in (weight.parameter, *weight.ties):
-                _slice(self._parameters[name], weight).copy_(_slice(self._originals[name], weight))
+                sliced(self._parameters[name], weight).copy_(sliced(self._originals[name], weight))
             return
         if first.dtype == torch.float32 and first.device.type == "cpu" and first.is_contiguous():
             self.dequantize(weight.name, method, first)
@@ -85,13 +85,13 @@ def quantized(module: nn.Module, graph: Graph, qconfig: QuantConfig, dequantize:
         switch.restore()
 
 
-def _slice(parameter: torch.Tensor, weight: Weight) -> torch.Tensor:
+def sliced(parameter: torch.Tensor, weight: Weight) -> torch.Tensor:
     """The weight's input channels of its parameter, as a view."""
     return parameter.detach()[:, weight.start : weight.start + weight.shape[1]]
 
 
 def _check(weight: Weight, parameter: torch.Tensor) -> None:
-    if tuple(_slice(parameter, weight).shape) != weight.shape:
+    if tuple(sliced(parameter, weight).shape) != weight.shape:
         raise ValueError(
             f"wanted {weight.name!r} of shape {weight.shape} (got a parameter of shape {tuple(parameter.shape)}): "
             f"module and graph are of different models"
