@@ -1,7 +1,7 @@
 """Quantizes every weight of a denoiser with every method of a space: errors, sizes, and a packed store to measure from.
 
 python -m qsdm.calibrate +model=emoji_unet
-python -m qsdm.calibrate +model=sdxl model.path=DIRECTORY space=wide
+python -m qsdm.calibrate +model=sdxl path=DIRECTORY space=wide
 """
 
 from __future__ import annotations

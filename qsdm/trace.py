@@ -1,7 +1,7 @@
 """Trace a denoiser: its computational graph, from the model's code alone, without its weights.
 
     python -m qsdm.trace +model=sdxl
-    python -m qsdm.trace +model=any model.path=DIRECTORY_OF_A_PIPELINE
+    python -m qsdm.trace +model=any path=DIRECTORY_OR_HUB_ID
 
 Writes graph.json and graph.html, an interactive page, into the store.
 """

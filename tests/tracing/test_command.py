@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from qsdm import denoisers
+from qsdm import denoisers, run
+from qsdm.calibrate import calibrate
 from qsdm.denoisers import Model, ModelError, found_model
 from qsdm.graph import Graph
 from qsdm.trace import trace
@@ -33,8 +35,46 @@ def test_any_pipeline_directory_is_a_model(tiny_model: Model, tmp_path: Path) ->
     folder = tmp_path / "my pipeline"
     shutil.copytree(tiny_model.path, folder)
     found = found_model(str(folder))
-    assert (found.name, found.denoiser, found.component) == ("my_pipeline", "UNet2DConditionModel", "unet")
+    assert re.fullmatch(r"my_pipeline-[0-9a-f]{8}", found.name)
+    assert (found.denoiser, found.component) == ("UNet2DConditionModel", "unet")
     assert {w.name for w in trace(found, tmp_path).weights} == {w.name for w in trace(tiny_model, tmp_path).weights}
+
+
+def test_pipelines_of_one_directory_name_have_stores_of_their_own(
+    tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("a", "b"):
+        shutil.copytree(tiny_model.path, tmp_path / place / "pipe")
+    a, b = (found_model(str(tmp_path / place / "pipe")).name for place in ("a", "b"))
+    assert a != b  # the same graph, perhaps other weights
+    monkeypatch.chdir(tmp_path)
+    assert found_model("a/pipe").name == found_model("b/../a/pipe/").name == a  # every command finds it again
+    config = tmp_path / "a" / "pipe" / "unet" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"norm_eps": 1e-3}))
+    assert found_model("a/pipe").name != a
+    assert found_model("a/pipe", name="mine").name == "mine"
+
+
+def test_the_command_line_of_the_issue(
+    tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_model.path, "pipe")
+    assert run.execute(calibrate, ["+model=any", "path=pipe"]) == 1
+    assert "run python -m qsdm.trace +model=any path=pipe\n" in capsys.readouterr().err
+    assert run.execute(trace, ["+model=any", "path=pipe"]) == 0
+    assert run.execute(calibrate, ["model=any", "model.path=pipe"]) == 0
+    (store,) = Path("store").iterdir()
+    assert store.name == found_model("pipe").name
+    assert {path.name for path in store.iterdir()} >= {"graph.json", "graph.html", "calibration"}
+    for arguments, words in [
+        (["path=pipe"], "needs a model: add +model=NAME"),
+        (["+model=any"], "model needs a path"),
+        (["+model=any", "pth=pipe"], "did you mean 'path'?"),
+        (["+model=any", "path=pipe", "model.component=transformer"], "wanted a transformer (got feature_extractor"),
+    ]:
+        assert run.execute(trace, arguments) == 1
+        assert words in capsys.readouterr().err
 
 
 def test_parameter_count_is_checked(tiny_model: Model, tmp_path: Path) -> None:
@@ -56,6 +96,19 @@ def test_what_is_no_pipeline_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match="check the name and the network"):
         found_model("nobody/nothing")
+
+
+def test_a_wrong_component_is_told(tiny_model: Model) -> None:
+    with pytest.raises(ModelError, match=r"has no transformer .* correct model\.component"):
+        denoisers.denoiser_config(replace(tiny_model, component="transformer"))
+
+
+def test_a_quantized_pipeline_on_disk_is_told(tiny_model: Model, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model.path, tmp_path / "pipe")
+    config = tmp_path / "pipe" / "unet" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"quantization_config": {"quant_method": "torchao"}}))
+    with pytest.raises(ModelError, match="already quantized: give path=DIRECTORY"):
+        trace(found_model(str(tmp_path / "pipe")), tmp_path)
 
 
 def test_unknown_class_is_told() -> None:
