@@ -2,13 +2,17 @@
 
     python -m qsdm.trace +model=sdxl
     python -m qsdm.trace +model=any path=DIRECTORY_OR_HUB_ID
+    python -m qsdm.trace +model=flux export=[graphml,pyg]
 
-Writes graph.json and graph.html, an interactive page, into the store.
+Writes graph.json and graph.html, an interactive page, into the store. Once calibrate has run, the page can colour the
+weights by their errors.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from time import process_time
 from typing import TYPE_CHECKING, Any
