@@ -17,22 +17,36 @@ from pathlib import Path
 from time import process_time
 from typing import TYPE_CHECKING, Any
 
-from qsdm import denoisers, run
+from qsdm import cost, denoisers, run
 from qsdm.denoisers import Model
 from qsdm.graph import Graph
 from qsdm.log import Log, ignore
+from qsdm.qconfig import QuantConfig, QuantMethod
 from qsdm.report import graph_page
-from qsdm.store import Store, write_json
+from qsdm.store import Store, write_json, write_text
 
 if TYPE_CHECKING:
     from torch import nn
 
+UNIFORM = ("uaq-4", "uaq-3", "kmeans_c-4", "kmeans_a-4")  # whose costs are shown beside those of full precision
 
-def trace(model: Model, store: Path = Path("store"), page: bool = True, log: Log = ignore) -> Graph:
+
+class Export(StrEnum):
+    """Further forms of a graph."""
+
+    GRAPHML = "graphml"
+    PYG = "pyg"
+
+
+def trace(
+    model: Model, store: Path = Path("store"), page: bool = True, export: Sequence[str] = (), log: Log = ignore
+) -> Graph:
     """The graph of a model's denoiser; also written to the store.
 
     Args:
         page: also write graph.html.
+        export: further forms, graphml or pyg or [graphml,pyg]: graph.graphml for Gephi, yEd, Cytoscape;
+            graph.pyg.safetensors for `qsdm.predictor.pyg.read_pyg`.
 
     Raises:
         ModelError: neither a config nor a directory says what the denoiser is.
@@ -40,6 +54,8 @@ def trace(model: Model, store: Path = Path("store"), page: bool = True, log: Log
     """
     from qsdm import tracing
 
+    denoisers.denoiser_class(model)  # imported here, because that takes longer than the trace that is timed
+    forms = [Export(form) for form in ([export] if isinstance(export, str) else export)]
     began = process_time()
     module, inputs, origin = prepare(model)
     num_params = sum(parameter.numel() for parameter in module.parameters())
@@ -54,11 +70,34 @@ def trace(model: Model, store: Path = Path("store"), page: bool = True, log: Log
     target = Store(store, model.name)
     write_json(target.path("graph.json"), graph.to_json())
     if page:
-        graph_page.write(target.path("graph.html"), graph)
+        graph_page.write(target.path("graph.html"), graph, calibrated(target, graph))
+    for form in forms:
+        _export(target, graph, form)
     figures = summary(graph, model, module, missing)
     log({f"trace/{name}": value for name, value in figures.items()} | {"trace/seconds": seconds})
     _print(graph, figures, missing, origin, seconds, target.path("graph.json"))
+    print(costs(graph, model.full_bits))
     return graph
+
+
+def calibrated(target: Store, graph: Graph) -> dict[str, dict[str, float]]:
+    """The errors of all spaces that were calibrated already, for the page."""
+    from qsdm.calibration import read_table
+
+    found: dict[str, dict[str, float]] = {}
+    for path in sorted(target.path("calibration").glob("*/table.safetensors")):
+        for label, column in graph_page.errors(graph, read_table(path.parent)).items():
+            found.setdefault(label, {}).update(column)
+    return found
+
+
+def _export(target: Store, graph: Graph, form: Export) -> None:
+    if form is Export.GRAPHML:
+        write_text(target.path("graph.graphml"), graph.to_graphml())
+    else:
+        from qsdm.predictor import pyg
+
+        pyg.write_pyg(target.path("graph.pyg.safetensors"), pyg.to_pyg(graph))
 
 
 def prepare(model: Model) -> tuple[nn.Module, dict[str, Any], str]:
@@ -93,6 +132,19 @@ def summary(graph: Graph, model: Model, module: nn.Module, missing: list[str]) -
         "share_of_parameters": graph.num_values / max(1, sum(matrices.values())),
         "dead": sum(node.dead for node in graph.nodes if node.weight is not None),
     }
+
+
+def costs(graph: Graph, full_bits: int) -> str:
+    """A table: what the weights cost in full precision, and in one method for all."""
+    rows = [f"  {'costs':<12} {'bits':>8}{'bytes':>17}{'read a step':>17}{'peak':>17}{'TBOP':>12}"]
+    for method in map(QuantMethod.parse, (f"fp-{full_bits}", *UNIFORM)):
+        qconfig = QuantConfig(graph.denoiser, {weight.name: method for weight in graph.weights})
+        given = (graph, qconfig, full_bits)
+        rows.append(
+            f"  {method!s:<12} {cost.avg_bits(*given):>8.4f}{cost.size_bytes(*given):>17,}"
+            f"{cost.traffic_bytes(*given):>17,}{cost.peak_bytes(*given):>17,}{cost.tera_bops(*given):>12,.2f}"
+        )
+    return "\n".join(rows)
 
 
 def _print(

@@ -40,7 +40,7 @@ def to_pyg(graph: Graph) -> Data:
 
     Returns:
         ``x`` float32 [N, F], see `FEATURES`; ``edge_index`` int64 [2, E], source and target; ``weight_index`` int64
-        [N], the node's place in ``graph.weights``, -1 without a weight; and the lists ``name``, ``weight``, ``feature``.
+        [N], the node's place in ``graph.weights``, -1 without a weight; and lists: ``name``, ``weight``, ``feature``.
     """
     from torch_geometric.data import Data
 
