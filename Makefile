@@ -38,3 +38,4 @@ check: install ## lint, format and types
 bench: install ## measure speed
 	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(PY) experiments/bench/stages.py
 	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(PY) experiments/bench/quant.py
+	$(PY) experiments/bench/trace.py

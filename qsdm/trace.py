@@ -12,14 +12,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
 from time import process_time
 from typing import TYPE_CHECKING, Any
 
 from qsdm import cost, denoisers, run
 from qsdm.denoisers import Model
-from qsdm.graph import Graph
+from qsdm.graph import Graph, Op
 from qsdm.log import Log, ignore
 from qsdm.qconfig import QuantConfig, QuantMethod
 from qsdm.report import graph_page
@@ -29,13 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 UNIFORM = ("uaq-4", "uaq-3", "kmeans_c-4", "kmeans_a-4")  # whose costs are shown beside those of full precision
-
-
-class Export(StrEnum):
-    """Further forms of a graph."""
-
-    GRAPHML = "graphml"
-    PYG = "pyg"
+EXPORTS = ("graphml", "pyg")
 
 
 def trace(
@@ -55,7 +48,9 @@ def trace(
     from qsdm import tracing
 
     denoisers.denoiser_class(model)  # imported here, because that takes longer than the trace that is timed
-    forms = [Export(form) for form in ([export] if isinstance(export, str) else export)]
+    forms = [export] if isinstance(export, str) else list(export)
+    if odd := [form for form in forms if form not in EXPORTS]:
+        raise ValueError(f"export takes {' or '.join(EXPORTS)} (got {odd[0]!r})")
     began = process_time()
     module, inputs, origin = prepare(model)
     num_params = sum(parameter.numel() for parameter in module.parameters())
@@ -71,8 +66,12 @@ def trace(
     write_json(target.path("graph.json"), graph.to_json())
     if page:
         graph_page.write(target.path("graph.html"), graph, calibrated(target, graph))
-    for form in forms:
-        _export(target, graph, form)
+    if "graphml" in forms:
+        write_text(target.path("graph.graphml"), graph.to_graphml())
+    if "pyg" in forms:
+        from qsdm.predictor.pyg import to_pyg, write_pyg
+
+        write_pyg(target.path("graph.pyg.safetensors"), to_pyg(graph))
     figures = summary(graph, model, module, missing)
     log({f"trace/{name}": value for name, value in figures.items()} | {"trace/seconds": seconds})
     _print(graph, figures, missing, origin, seconds, target.path("graph.json"))
@@ -89,15 +88,6 @@ def calibrated(target: Store, graph: Graph) -> dict[str, dict[str, float]]:
         for label, column in graph_page.errors(graph, read_table(path.parent)).items():
             found.setdefault(label, {}).update(column)
     return found
-
-
-def _export(target: Store, graph: Graph, form: Export) -> None:
-    if form is Export.GRAPHML:
-        write_text(target.path("graph.graphml"), graph.to_graphml())
-    else:
-        from qsdm.predictor import pyg
-
-        pyg.write_pyg(target.path("graph.pyg.safetensors"), pyg.to_pyg(graph))
 
 
 def prepare(model: Model) -> tuple[nn.Module, dict[str, Any], str]:
@@ -134,9 +124,27 @@ def summary(graph: Graph, model: Model, module: nn.Module, missing: list[str]) -
     }
 
 
+def reasons(graph: Graph, missing: Sequence[str]) -> list[str]:
+    """Why modules have no node of their own, with the first of their paths.
+
+    A module whose sibling calls attention or a product with bare parameters was fused: its parameter goes into that
+    call, and its own forward never runs, so there is no module that could be swapped.
+    """
+    fused = {node.name.rpartition(".")[0]: node for node in graph.nodes if node.op in (Op.MHA, Op.PARAM_MATMUL)}
+    causes: dict[str, list[str]] = {}
+    for path in missing:
+        node = fused.get(path.rpartition(".")[0])
+        cause = f"fused into {node.name}, left out" if node else "an input is missing, or the forward never uses them"
+        causes.setdefault(cause, []).append(path)
+    return [
+        ", ".join(paths[:5]) + f" and {len(paths) - 5} more" * (len(paths) > 5) + f": {cause}"
+        for cause, paths in causes.items()
+    ]
+
+
 def costs(graph: Graph, full_bits: int) -> str:
     """A table: what the weights cost in full precision, and in one method for all."""
-    rows = [f"  {'costs':<12} {'bits':>8}{'bytes':>17}{'read a step':>17}{'peak':>17}{'TBOP':>12}"]
+    rows = [f"  {'costs':<12} {'avg_bits':>8}{'bytes':>17}{'read a step':>17}{'peak':>17}{'TBOP':>12}"]
     for method in map(QuantMethod.parse, (f"fp-{full_bits}", *UNIFORM)):
         qconfig = QuantConfig(graph.denoiser, {weight.name: method for weight in graph.weights})
         given = (graph, qconfig, full_bits)
@@ -162,9 +170,7 @@ def _print(
         ("GMAC", f"{figures['giga_macs']:.1f} at batch 1"),
         ("roles", ", ".join(f"{role} {count}" for role, count in roles.most_common())),
     ]
-    if missing:
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        rows.append(("not called", f"{', '.join(missing[:5])}{more}: an input is missing, or their layers are fused"))
+    rows += [("not called", reason) for reason in reasons(graph, missing)]
     print(graph.denoiser)
     for name, text in [*rows, ("written", path)]:
         print(f"  {name:<12} {text}")

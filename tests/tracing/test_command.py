@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from qsdm import denoisers, run
+from qsdm import cost, denoisers, run
 from qsdm.calibrate import calibrate
 from qsdm.denoisers import Model, ModelError, found_model
 from qsdm.graph import Graph
+from qsdm.predictor.pyg import read_pyg
+from qsdm.qconfig import QuantConfig, QuantMethod, SpaceSpec
 from qsdm.trace import trace
 
 
@@ -29,6 +31,36 @@ def test_graph_is_captured_from_the_pipeline_and_stored(
     printed = capsys.readouterr().out
     assert "StableDiffusionPipeline" in printed
     assert "100.0%" in printed
+    rows = {line.split()[0]: line.split()[1:] for line in printed.splitlines()[1:]}
+    uniform = QuantConfig("tiny", dict.fromkeys((w.name for w in graph.weights), QuantMethod("uaq", 4)))
+    assert rows["costs"] == ["avg_bits", "bytes", "read", "a", "step", "peak", "TBOP"]
+    assert rows["fp-16"][:2] == ["16.0000", f"{2 * graph.num_values:,}"]
+    assert rows["uaq-4"][:2] == [f"{cost.avg_bits(graph, uniform):.4f}", f"{cost.size_bytes(graph, uniform):,}"]
+
+
+def test_a_graph_is_exported(tiny_model: Model, tmp_path: Path) -> None:
+    import networkx
+
+    graph = trace(tiny_model, tmp_path, export=["graphml", "pyg"])
+    read = networkx.read_graphml(tmp_path / "tiny" / "graph.graphml")
+    assert set(read.edges) == {(graph.nodes[a].name, graph.nodes[b].name) for a, b in graph.edges}
+    data = read_pyg(tmp_path / "tiny" / "graph.pyg.safetensors")
+    assert (data.name, data.weight) == ([n.name for n in graph.nodes], [w.name for w in graph.weights])
+    assert run.execute(trace, ["+model=emoji_unet", f"store={tmp_path}", "export=pyg", "page=false"]) == 0
+    assert {path.name for path in (tmp_path / "emoji_unet").iterdir()} == {"graph.json", "graph.pyg.safetensors"}
+    with pytest.raises(ValueError, match="export takes graphml or pyg"):
+        trace(tiny_model, tmp_path, export=["graphml", "dot"])
+
+
+def test_the_page_shows_the_errors_of_a_calibration(tiny_model: Model, tmp_path: Path) -> None:
+    trace(tiny_model, tmp_path)
+    page = tmp_path / "tiny" / "graph.html"
+    assert '"labels":[]' in page.read_text()
+    calibrate(tiny_model, SpaceSpec("small", ["uaq-3", "uaq-4"], max_overhead=99), tmp_path)
+    calibrated = page.read_text()
+    assert '"labels":["error of uaq-3","error of uaq-4"]' in calibrated
+    trace(tiny_model, tmp_path)
+    assert page.read_text() == calibrated
 
 
 def test_any_pipeline_directory_is_a_model(tiny_model: Model, tmp_path: Path) -> None:

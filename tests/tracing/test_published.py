@@ -8,6 +8,7 @@ import yaml
 from qsdm import cost
 from qsdm.graph import Op, Role, merge_splits
 from qsdm.qconfig import QuantConfig, QuantMethod
+from qsdm.trace import prepare, reasons
 from tests.tracing.published import CONF, model, names, traced
 
 # Qua²SeDiMo (Mills et al., 2025): weight tensors and their bytes in full precision
@@ -73,12 +74,15 @@ def test_hunyuans_long_skips_are_split_and_its_pooler_is_named() -> None:
     assert len({w.name.partition("#")[0] for w in graph.weights if ".skip_linear#" in w.name}) == 19
     assert set(missing) == {f"time_extra_emb.pooler.{x}_proj" for x in "qkvc"}
     assert [node.name for node in graph.nodes if node.op == Op.MHA] == ["time_extra_emb.pooler.mha"]
+    (reason,) = reasons(graph, missing)
+    assert "pooler.c_proj" in reason
+    assert reason.endswith(": fused into time_extra_emb.pooler.mha, left out")
+    assert reasons(graph, ["elsewhere.proj"]) == ["elsewhere.proj: an input is missing, or the forward never uses them"]
 
 
 def test_macs_of_dit_are_its_papers() -> None:
     """DiT (Peebles and Xie, 2023), table 4 and appendix: 118.64 G at 256 px, 524.60 G at 512 px."""
     from qsdm import tracing
-    from qsdm.trace import prepare
 
     macs = sum(node.macs for node in traced("dit")[0].nodes)
     assert macs == pytest.approx(524.60e9, rel=1e-3)
