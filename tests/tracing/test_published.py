@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import yaml
 
@@ -36,6 +38,23 @@ AVG_BITS_TRACED = {
     ("sd15", "uaq-4"): 4.0253,
     ("sd15", "kmeans_c-4"): 4.2024,
 }
+PIPELINES = {
+    "cogvideox": "CogVideoXPipeline",
+    "dit": "DiTPipeline",
+    "hunyuan": "HunyuanDiTPipeline",
+    "hunyuan_video": "HunyuanVideoPipeline",
+    "kandinsky22": "KandinskyV22Pipeline",
+    "lumina2": "Lumina2Pipeline",
+    "pixart_alpha": "PixArtAlphaPipeline",
+    "pixart_sigma": "PixArtSigmaPipeline",
+    "qwen_image": "QwenImagePipeline",
+    "sana": "SanaPipeline",
+    "sd15": "StableDiffusionPipeline",
+    "sd21": "StableDiffusionPipeline",
+    "sd3": "StableDiffusion3Pipeline",
+    "sdxl": "StableDiffusionXLPipeline",
+    "wan": "WanPipeline",
+}
 
 
 def uniform_bits(graph, method: str, full_bits: int) -> float:
@@ -60,6 +79,23 @@ def test_average_bits_of_the_papers_space_are_the_papers(name: str) -> None:
 @pytest.mark.parametrize(("name", "method"), AVG_BITS_TRACED)
 def test_average_bits_with_every_traced_split(name: str, method: str) -> None:
     assert uniform_bits(traced(name)[0], method, model(name).full_bits) == AVG_BITS_TRACED[name, method]
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_figure_has_a_source(name: str) -> None:
+    figures = {"config", "steps_and_guidance", "num_params", "full_bits"}
+    assert set(model(name).source) == figures | ({"revision"} if model(name).revision else set())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PIPELINES)
+def test_steps_and_guidance_are_defaults_of_the_pipeline(name: str) -> None:
+    import diffusers
+
+    assert model(name).source["steps_and_guidance"].startswith("defaults of the pipeline in diffusers")
+    takes = inspect.signature(getattr(diffusers, PIPELINES[name]).__call__).parameters
+    scale = takes["true_cfg_scale" if name == "qwen_image" else "guidance_scale"].default
+    assert (takes["num_inference_steps"].default, scale) == (model(name).steps, model(name).guidance)
 
 
 @pytest.mark.parametrize(("name", "num_split"), [("sdxl", 18), ("sd15", 24), ("dit", 0), ("pixart_alpha", 0)])
