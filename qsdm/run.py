@@ -34,8 +34,6 @@ PACKAGE = Path(__file__).parent
 CHECKOUT = PACKAGE.parent
 # A checkout's conf/ comes before the copy that a wheel carries.
 CONF = CHECKOUT / "conf" if (CHECKOUT / "pyproject.toml").exists() else PACKAGE / "conf"
-
-
 SHORT = {"path": "model.path"}
 """Keys that stand for one inside a group, for every command that takes the group."""
 

@@ -16,8 +16,6 @@ from qsdm.graph import Graph, Node
 from qsdm.store import write_text
 
 TEMPLATE = Path(__file__).with_name("graph_page.html.j2")
-
-
 Values = Mapping[str, Mapping[str, float]]
 """What the nodes can be coloured by: label => weight name => value."""
 
