@@ -13,7 +13,7 @@ Needs 8 GB of disk under --folder and 9 GB of memory; what 1 made is kept there 
 from __future__ import annotations
 
 import argparse
-import resource
+import re
 import subprocess
 import sys
 import time
@@ -32,7 +32,7 @@ def timed(what: str, function: Callable[[], Any]) -> Any:
     wall, cpu = time.perf_counter(), time.process_time()
     made = function()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 2**20  # KiB
     print(f"{what:<58}{cpu:>9.1f} CPU-s{wall:>9.1f} s{peak:>8.2f} GiB peak", flush=True)
     return made
 
