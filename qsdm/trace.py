@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 UNIFORM = ("uaq-4", "uaq-3", "kmeans_c-4", "kmeans_a-4")  # whose costs are shown beside those of full precision
 EXPORTS = ("graphml", "pyg")
 
+UNAIDED = "signature and config"  # where inputs come from without a pipeline
+
 
 def trace(
     model: Model, store: Path = Path("store"), page: bool = True, export: Sequence[str] = (), log: Log = ignore
@@ -59,7 +61,11 @@ def trace(
             f"{model.name}: the denoiser has {num_params:,} parameters, not {model.num_params:,}: "
             "its config or num_params in the YAML is wrong"
         )
-    graph = tracing.trace(module, inputs, model.name, model.exclude, model.tied)
+    if origin == UNAIDED:
+        graph, how = tracing.trace_unaided(module, model.inputs, model.name, model.exclude, model.tied)
+        origin = f"{UNAIDED}; {how}"
+    else:
+        graph = tracing.trace(module, inputs, model.name, model.exclude, model.tied)
     seconds = process_time() - began
     missing = tracing.uncovered(module, graph)
     target = Store(store, model.name)
@@ -103,7 +109,7 @@ def prepare(model: Model) -> tuple[nn.Module, dict[str, Any], str]:
             inputs.capture(pipeline, model.component, **denoisers.first_call(pipeline, model)),
             type(pipeline).__name__,
         )
-    return module, inputs.build(module, model.inputs), "signature and config"
+    return module, inputs.build(module, model.inputs), UNAIDED
 
 
 def summary(graph: Graph, model: Model, module: nn.Module, missing: list[str]) -> dict[str, float]:

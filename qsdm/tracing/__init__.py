@@ -53,7 +53,7 @@ def trace_unaided(
     exclude: str | None = None,
     tied: Sequence[str] = (),
 ) -> tuple[Graph, str]:
-    """As `trace`, with inputs that are built, and mended where the forward does not run on them or leaves weights out.
+    """As `trace`, with inputs that are built, and mended where the forward does not run on them.
 
     Args:
         overrides: of the built inputs (see `qsdm.tracing.inputs.build`).
@@ -63,30 +63,20 @@ def trace_unaided(
         class), or ``repaired: `` and what was mended.
     """
     known = inputs.overrides_of(type(module))
-    how, first_error = "overrides" if known else "built", None
-    graph: Graph | None = None
-    try:
-        graph = trace(module, inputs.build(module, overrides), name, exclude, tied)
-        if not uncovered(module, graph):
-            return graph, how
-    except TraceError as error:
-        first_error = error
     check(module)
-    twin = skeleton.of(module)
+    try:
+        return trace(module, inputs.build(module, overrides), name, exclude, tied), "overrides" if known else "built"
+    except TraceError as error:
+        twin, first_error = skeleton.of(module), error
 
     def coverage(recording: Recording) -> float:
         return 1 - len(uncovered(twin, compact(recording, twin, name))) / max(1, len(list(_owners(twin))))
 
     try:
         found = repair.find(twin, {**known, **overrides}, coverage)
-    except TraceError as error:
-        if graph is None:
-            raise error from first_error
-        return graph, how
-    mended = trace(module, found.arguments, name, exclude, tied)
-    if graph is not None and len(uncovered(module, mended)) >= len(uncovered(module, graph)):
-        return graph, how
-    return mended, f"repaired: {', '.join(found.repairs)}" if found.repairs else how
+    except TraceError:
+        raise first_error from None
+    return trace(module, found.arguments, name, exclude, tied), f"repaired: {', '.join(found.repairs)}"
 
 
 def check(module: nn.Module) -> None:

@@ -72,8 +72,9 @@ def build(module: nn.Module, overrides: Mapping[str, Any] | None = None) -> dict
 
     Args:
         overrides: by parameter name, dotted inside mappings (``added_cond_kwargs.time_ids``). A list of integers is the
-            shape of a float tensor, ``{shape: [..], dtype: int64, value: 1}`` of another, ``{list: [..]}`` a list of
-            such, ``{value: ..}`` anything else, null is None. What `overrides_of` the class gives comes after them.
+            shape of a float tensor, ``{shape: [..], dtype: int64, value: 1}`` of another, ``{list: [..]}`` or
+            ``{repeat: 3, entry: ..}`` a list of such, ``{value: ..}`` anything else, null is None. `overrides_of` the
+            class come after these.
 
     Raises:
         TraceError: an override names no parameter.
@@ -159,6 +160,8 @@ def _given(name: str, value: Any) -> Any:
             return value["value"]
         if set(value) == {"list"}:
             return [_given(name, entry) for entry in value["list"]]
+        if set(value) == {"repeat", "entry"}:
+            return [_given(name, value["entry"]) for _ in range(value["repeat"])]
         if "shape" in value and set(value) <= {"shape", "dtype", "value"}:
             dtype = getattr(torch, str(value.get("dtype", "float32")), None)
             if isinstance(dtype, torch.dtype):
@@ -265,6 +268,7 @@ _TEXT_WIDTH = """
     encoder_hid_dim caption_channels caption_projection_input_dim text_embed_dim joint_attention_dim text_dim
     cap_feat_dim
     context_in_dim in_text_dim text_hidden_size encoder_hidden_size cross_attention_dim cross_attention_input_dim
+    text_in_dim text_hidden_dim dit_text_dim cond_token_dim llm_features_dim condition_dim
 """.split()  # noqa: SIM905
 _POOLED_WIDTH = """
     pooled_projection_dim text_emb_dim clip_text_pooled_in_channels global_states_input_dim in_text_dim2
@@ -388,7 +392,7 @@ _RULES: tuple[tuple[str, Rule], ...] = (
     (r".*(encoder|text|cap|prompt).*mask.*", _text_mask),
     (r".*(pooled|clip_text_pooled).*|text_embeds|global_hidden_states", _pooled),
     (r".*encoder_hidden_states_image.*|image_emb.*", _image_text),
-    (r"encoder_hidden_states(_\w+)?|cap_feats|txt|clip_text|prompt_embeds|text_embedding", _text),
+    (r"encoder_hidden_states(_\w+)?|cap_feats|txt|clip_text|prompt_embeds|text_embedding|text_bth", _text),
 )
 
 

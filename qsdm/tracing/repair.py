@@ -22,6 +22,7 @@ from qsdm.tracing import lazy
 from qsdm.tracing.record import KIND_OF, Failure, Recording, TraceError, attempt
 
 ROUNDS = 24
+ENOUGH = 0.9  # coverage at which no other layout is tried
 LAYOUTS = ("BCHW", "BNC", "BCFHW", "BFCHW", "BCL", "BC")
 
 Arguments = dict[str, Any]
@@ -40,7 +41,7 @@ class Found:
 
 
 def find(module: nn.Module, overrides: Mapping[str, Any], coverage: Callable[[Recording], float]) -> Found:
-    """Arguments that ``module``, a skeleton, runs on, with the highest coverage that was seen.
+    """Arguments that ``module``, a skeleton, runs on; of several layouts those with the highest coverage.
 
     Args:
         overrides: as `inputs.build` takes them; these are never changed.
@@ -61,7 +62,7 @@ def find(module: nn.Module, overrides: Mapping[str, Any], coverage: Callable[[Re
         share = coverage(recording)
         if best is None or share > best[0]:
             best = share, Found(done.arguments, done.repairs)
-        if share == 1:
+        if share >= ENOUGH:
             break
     if best is None:
         raise first_error or TraceError(f"no inputs were found for {type(module).__name__}: give model.inputs")
@@ -166,7 +167,8 @@ def _indices(failure: Failure, arguments: Arguments) -> Iterator[tuple[str, Any]
             if not value.is_floating_point():
                 continue
             if re.search("Long|IntTensor|indices|tensors used as ind", message):
-                yield place, torch.zeros(value.shape, dtype=torch.int64)
+                shape = value.shape[:2] if value.dim() == 3 else value.shape  # indices have no features
+                yield place, torch.zeros(shape, dtype=torch.int64)
             elif re.search("Bool|bool", message):
                 yield place, torch.ones(value.shape, dtype=torch.bool)
 
