@@ -1,7 +1,7 @@
 """Quantizes every weight of a denoiser with every method of a space: errors, sizes, and a packed store to measure from.
 
 python -m qsdm.calibrate +model=emoji_unet
-python -m qsdm.calibrate +model=sdxl model.path=DIRECTORY space=wide
+python -m qsdm.calibrate +model=sdxl path=DIRECTORY space=wide
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from qsdm.cost import MethodTable
 from qsdm.graph import Graph
 from qsdm.log import Log, ignore
 from qsdm.qconfig import Space, SpaceSpec
+from qsdm.report import graph_page
 from qsdm.store import Store, read_json
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def calibrate(model: Model, space: SpaceSpec, store: Path = Path("store"), log: 
     """Errors and bytes of every weight under every method.
 
     Returns:
-        The table, which lies with the packed weights in ``store``/<model>/calibration/<space>/.
+        The table, which lies with the packed weights in ``store``/<model>/calibration/<space>/; graph.html shows it.
 
     Raises:
         StoreError: the denoiser was not traced yet.
@@ -39,6 +40,7 @@ def calibrate(model: Model, space: SpaceSpec, store: Path = Path("store"), log: 
     graph = Graph.from_json(read_json(place.find("graph.json", made_by="trace")))
     spaced = space.of(graph, model.full_bits)
     table = calibration.calibrate(parameters(model), spaced, place.path(f"calibration/{space.name}"), log)
+    graph_page.write(place.path("graph.html"), graph, graph_page.errors(graph, table))
     print(summary(spaced, table))
     return table
 
