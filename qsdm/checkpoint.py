@@ -16,7 +16,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
@@ -58,7 +58,8 @@ class Contents:
     """What the denoiser's file holds.
 
     Attributes:
-        packed_bytes: codes, scales and codebooks: `qsdm.cost.size_bytes` of the quantized weights.
+        packed_bytes: codes, scales and codebooks: `qsdm.cost.size_bytes` of the quantized weights at ``full_bits=16``;
+            scales and codebooks are stored in 16 bit, whatever the denoiser's precision.
         plain: bytes by name of what is not quantized.
         header_bytes: names, shapes and the configuration.
     """
@@ -117,6 +118,11 @@ def save_denoiser(
     full_bits: int = 16,
 ) -> Contents:
     """Writes one denoiser into the directory ``path``, weight by weight; see `save_quantized`."""
+    if any(isinstance(layer, PackedLayer) for layer in denoiser.modules()):
+        raise ValueError(
+            "the denoiser is packed already: give the full-precision one, "
+            "or save what load_quantized gave by its own save_pretrained"
+        )
     plan = slices(graph, qconfig, full_bits)
     names = state_names(plan)
     state = denoiser.state_dict()
@@ -198,11 +204,17 @@ def load_quantized(path: Path, dtype: torch.dtype = torch.float32, check: bool =
     folder = _component(path)
     config = read_json(folder / "config.json")["quantization_config"]
     _header(folder / FILE)
+    plan_of(config["weights"])
     if check and config.get("sha256", "") not in ("", _digest(folder / FILE)):
         raise CheckpointError(f"{folder / FILE} is damaged: its digest is not that of config.json; copy it anew")
-    loader = diffusers.DiffusionPipeline if (path / "model_index.json").exists() else None
-    if loader is None:
-        loader = getattr(diffusers, read_json(folder / "config.json")["_class_name"])
+    loader: Any = diffusers.DiffusionPipeline
+    if not (path / "model_index.json").exists():
+        name = read_json(folder / "config.json").get("_class_name")
+        loader = getattr(diffusers, str(name), None)
+        if not (isinstance(loader, type) and issubclass(loader, diffusers.ModelMixin)):
+            raise CheckpointError(
+                f"{folder / 'config.json'} names no denoiser of diffusers (got {name!r}): copy it anew"
+            )
     try:
         return loader.from_pretrained(path, dtype=dtype, use_safetensors=True, **components)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -210,12 +222,21 @@ def load_quantized(path: Path, dtype: torch.dtype = torch.float32, check: bool =
 
 
 def plan_of(weights: list[Mapping[str, Any]]) -> list[Slice]:
-    """The slices that a ``quantization_config`` lists, in order of their input channels."""
+    """The slices that a ``quantization_config`` lists, in order of their input channels.
+
+    Raises:
+        CheckpointError: it lists something else.
+    """
     found = []
-    for entry in weights:
-        fields = {key: value for key, value in entry.items() if key != "method"}
-        weight = Weight(**fields | {"shape": tuple(fields["shape"]), "ties": tuple(fields["ties"])})
-        found.append(Slice(weight, QuantMethod.parse(entry["method"])))
+    try:
+        for entry in weights:
+            fields = {key: value for key, value in entry.items() if key != "method"}
+            weight = Weight(**fields | {"shape": tuple(fields["shape"]), "ties": tuple(fields["ties"])})
+            if not all(isinstance(name, str) for name in (weight.name, weight.parameter, *weight.ties)):
+                raise TypeError("a name is no text")
+            found.append(Slice(weight, QuantMethod.parse(entry["method"])))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"config.json lists no packed weights of ours ({error}): copy it anew") from error
     return found
 
 
@@ -250,6 +271,8 @@ def register() -> None:
     class QsdmQuantizer(DiffusersQuantizer):
         """Puts packed layers into a denoiser without weights, and fills them as they were stored."""
 
+        use_keep_in_fp32_modules = True
+
         @property
         def is_serializable(self) -> bool:
             return True
@@ -281,6 +304,11 @@ def register() -> None:
         def get_state_dict_and_metadata(
             self, state_dict: dict[str, Any], safe_serialization: bool = False
         ) -> tuple[dict[str, Any], dict[str, Any]]:
+            if any(".base_layer." in name for name in state_dict):
+                raise CheckpointError(
+                    "the denoiser carries adapters, which its file cannot hold: save them apart and unload them "
+                    "(save_lora_weights, unload_lora_weights), then save the pipeline"
+                )
             return state_dict, self.quantization_config.metadata()  # type: ignore[attr-defined]
 
         def update_missing_keys(self, model: Any, missing_keys: list[str], prefix: str) -> list[str]:
@@ -288,15 +316,18 @@ def register() -> None:
                 raise CheckpointError(f"the checkpoint lacks {missing_keys[0]!r}: it is truncated or of another model")
             return missing_keys
 
-        def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
+        def _process_model_before_weight_loading(
+            self, model: Any, keep_in_fp32_modules: Iterable[str] = (), **kwargs: Any
+        ) -> None:
+            # The skeleton has the type that it shall compute in, and its layers hand it on to the packed ones.
             plan = plan_of(self.quantization_config.weights)  # type: ignore[attr-defined]
             replace_layers(model, plan, lambda one: PackedWeight(one.method, one.weight.shape))
+            for name, layer in model.named_modules():
+                if isinstance(layer, PackedLayer) and not set(keep_in_fp32_modules).isdisjoint(name.split(".")):
+                    layer.compute_dtype = torch.float32
 
         def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> None:
-            dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
-            for layer in model.modules():
-                if isinstance(layer, PackedLayer):
-                    layer.compute_dtype = dtype
+            pass
 
     auto.AUTO_QUANTIZATION_CONFIG_MAPPING[QuantMethodName.QSDM.value] = QsdmConfig
     auto.AUTO_QUANTIZER_MAPPING[QuantMethodName.QSDM.value] = QsdmQuantizer

@@ -7,7 +7,8 @@
 3. a module in 16 bit is switched between two random configurations (target: 20 s; only changed weights are touched)
 4. the checkpoint is loaded in a fresh process, and the denoiser run forward in bfloat16
 
-Needs 8 GB of disk under --folder and 9 GB of memory; what 1 made is kept there and taken up again.
+Needs 8 GB of disk under --folder and 13 GB of memory, 2 of them mapped from disk; what 1 made is kept there and taken
+up again.
 """
 
 from __future__ import annotations

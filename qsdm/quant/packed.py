@@ -8,6 +8,7 @@ split skip connection) is several `PackedWeight`, side by side along the input c
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -139,9 +140,17 @@ def table(quantized: Quantized) -> torch.Tensor:
 
 
 class Decoded(torch.Tensor):
-    """The values of a packed weight, for reading: what is written into them is lost, so writing is refused."""
+    """The values of a packed weight, for reading: what is written into them would be lost, so writing is refused."""
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        first = next(iter((*args, *(kwargs or {}).values())), None)
+        if isinstance(first, cls) and (func.__name__ in _WRITING or re.fullmatch(r"[a-z].*[^_]_", func.__name__)):
+            raise RuntimeError(_READ_ONLY)
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
 
     @property
     def data(self) -> torch.Tensor:
@@ -149,10 +158,14 @@ class Decoded(torch.Tensor):
 
     @data.setter
     def data(self, value: torch.Tensor) -> None:
-        raise RuntimeError(
-            "a packed weight cannot be written to, an adapter cannot be merged into it: keep the adapter beside it, "
-            "or merge it into the full-precision weights and quantize these"
-        )
+        raise RuntimeError(_READ_ONLY)
+
+
+_READ_ONLY = (
+    "a packed weight cannot be written to, an adapter cannot be merged into it: keep the adapter beside it, "
+    "or merge it into the full-precision weights and quantize these"
+)
+_WRITING = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__"}  # beside the names that end in _
 
 
 class PackedLayer(nn.Module):
@@ -229,6 +242,9 @@ def pack(
 ) -> nn.Module:
     """Replaces every layer that the configuration quantizes by a packed one, in place; ``module`` is returned.
 
+    What diffusers' ``save_pretrained`` would write of it loads with random weights, so that is refused: files are
+    written by `qsdm.checkpoint.save_quantized`.
+
     Args:
         quantized: (weight's name, method) => its quantized values, from `PackedWeights.quantized`. None: fitted now.
 
@@ -245,19 +261,28 @@ def pack(
         else:
             fitted[name] = quantized(name, method)
     replace_layers(module, plan, lambda one: PackedWeight.of(fitted[one.weight.name]))
+    if hasattr(module, "save_pretrained"):
+        module.save_pretrained = _refuse_to_save  # type: ignore[assignment]
     return module
+
+
+def _refuse_to_save(*_: Any, **__: Any) -> None:
+    raise RuntimeError(
+        "a denoiser that was packed in memory would be saved without its configuration and load with random weights: "
+        "call qsdm.checkpoint.save_quantized on the full-precision pipeline"
+    )
 
 
 def replace_layers(module: nn.Module, plan: Iterable[Slice], made: Callable[[Slice], PackedWeight]) -> None:
     """Puts packed layers in the place of those whose parameters the plan names, wherever they occur in ``module``."""
     parts: dict[int, list[PackedWeight]] = {}
     for one in plan:
-        for name in one.parameters:
-            try:
-                parameter = module.get_parameter(name)
-            except AttributeError as error:
-                raise ValueError(f"the module has no parameter {name!r}: it is not the traced denoiser") from error
-            parts.setdefault(id(parameter), []).append(made(one))
+        try:  # tied names may mean one parameter, which is packed once
+            owners = {id(module.get_parameter(name)) for name in one.parameters}
+        except AttributeError as error:
+            raise ValueError(f"{error}: the module is not the traced denoiser") from error
+        for owner in owners:
+            parts.setdefault(owner, []).append(made(one))
     packed: dict[int, nn.Module] = {}
     for parent, name, layer in list(_children(module)):
         if (own := parts.get(id(layer._parameters.get("weight")))) is None:

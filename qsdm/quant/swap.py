@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -39,6 +40,8 @@ class Switch:
         for weight in graph.weights:
             _check(weight, self._parameters[weight.parameter])
         self._originals = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
+        # For values on their way to parameters of another type: a fresh tensor costs more than decoding into it.
+        self._scratch = torch.empty(max((math.prod(weight.shape) for weight in graph.weights), default=0))
         self._now: dict[str, QuantMethod | None] = dict.fromkeys(weight.name for weight in graph.weights)
 
     @torch.no_grad()
@@ -69,7 +72,8 @@ class Switch:
         if first.dtype == torch.float32 and first.device.type == "cpu" and first.is_contiguous():
             self.dequantize(weight.name, method, first)
         else:
-            first.copy_(self.dequantize(weight.name, method, None))
+            scratch = self._scratch[: first.numel()].view(first.shape)
+            first.copy_(self.dequantize(weight.name, method, scratch))
         for tie in ties:
             tie.copy_(first)
 

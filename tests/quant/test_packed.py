@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,15 @@ def test_compiles_and_exports(toy: Toy, x: torch.Tensor) -> None:
         assert torch.equal(exported.module()(x), toy(x))
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # torch's own, when it starts its compiler
+def test_inductor_compiles(toy: Toy, x: torch.Tensor) -> None:
+    pack(toy, GRAPH, MIXED)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(toy, fullgraph=True)(x), toy(x))
+
+
 def test_the_operator_is_sound() -> None:
     made = fit(torch.randn(8, 12), QuantMethod("uaq", 4))
     arguments = (made.codes, list(made.tensors.values()), "uaq-4", [8, 12], torch.float32)
@@ -194,6 +204,35 @@ def test_what_does_not_fit_is_refused(toy: Toy, tmp_path: Path) -> None:
     toy.a = Own(24, 16)
     with pytest.raises(ValueError, match="no packed form"):
         pack(toy, GRAPH, QuantConfig("toy", {"a": QuantMethod("uaq", 4)}))
+
+
+def test_a_packed_weight_is_read_and_never_written(toy: Toy) -> None:
+    pack(toy, GRAPH, MIXED)
+    values = toy.a.decoded()
+    assert torch.equal(toy.a.weight + 0, values)
+    assert torch.equal(torch.zeros(16, 24).add_(toy.a.weight), values)  # another tensor may be written to
+    for write in (
+        lambda weight: weight.add_(1),
+        lambda weight: weight.copy_(torch.zeros(16, 24)),
+        lambda weight: weight.__setitem__(0, 0.0),
+        lambda weight: weight.__iadd__(1),
+        nn.init.zeros_,
+        nn.init.kaiming_uniform_,
+    ):
+        with pytest.raises(RuntimeError, match="cannot be written to"), torch.no_grad():
+            write(toy.a.weight)
+    assert torch.equal(toy.a.decoded(), values)
+
+
+def test_tied_names_of_one_parameter_are_packed_once(toy: Toy, x: torch.Tensor) -> None:
+    toy.b.weight.data = toy.b.weight.data.half().float()  # the slice that stays in 16 bit
+    toy.d.weight = toy.c.weight
+    wanted = faked(toy, x)
+    pack(toy, GRAPH, MIXED)
+    assert len(toy.c.packed) == 1
+    assert toy.c.packed[0] is toy.d.packed[0]
+    with torch.no_grad():
+        assert torch.equal(toy(x), wanted)
 
 
 def test_modules_that_share_a_layer_share_its_packed_form(toy: Toy, x: torch.Tensor) -> None:
