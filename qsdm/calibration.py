@@ -22,8 +22,7 @@ from qsdm.graph import Weight
 from qsdm.log import Log, ignore
 from qsdm.qconfig import QuantMethod, Space
 from qsdm.quant import Quantized
-from qsdm.quant.methods import VERSION, dequantize, fit, layout
-from qsdm.quant.rows import norm_error, rel_error
+from qsdm.quant.methods import VERSION, dequantize, fit_all, layout
 from qsdm.store import StoreError, provenance, read_tensors, replace, write_tensors
 
 SCHEMA = "qsdm/calibration/1"
@@ -57,13 +56,10 @@ def calibrate(tensors: Callable[[str], torch.Tensor], space: Space, path: Path, 
                 zip(tqdm(weights, "calibrate", disable=None, unit="weight"), space.options, strict=True)
             ):
                 tensor = _read(tensors, weight)
-                rows = tensor.float().reshape(tensor.shape[0], -1).numpy()
-                for method in offered:
-                    quantized = fit(tensor, method)
-                    writer.write(f"{weight.name}|{method}|", quantized)
-                    values = dequantize(quantized).view(rows.shape).numpy()
-                    errors[i, methods.index(method)] = rel_error(rows, values)
-                    norms[i, methods.index(method)] = norm_error(rows, values)
+                for method, fitted in fit_all(tensor, offered).items():
+                    writer.write(f"{weight.name}|{method}|", fitted.quantized)
+                    column = methods.index(method)
+                    errors[i, column], norms[i, column] = fitted.rel_error, fitted.norm_error
                 log(
                     {"calibrate/weights": i + 1}
                     | {f"calibrate/error/{m}": errors[i, methods.index(m)] for m in offered}
@@ -181,7 +177,7 @@ class _Writer:
     def write(self, prefix: str, quantized: Quantized) -> None:
         for part, tensor in {"codes": quantized.codes, **quantized.tensors}.items():
             self._file.seek(self._start + self._places[prefix + part])
-            self._file.write(tensor.numpy().tobytes())
+            self._file.write(tensor.numpy().data)
 
 
 def _read(tensors: Callable[[str], torch.Tensor], weight: Weight) -> torch.Tensor:
