@@ -20,8 +20,7 @@ from qsdm.graph import Weight
 from qsdm.log import Log, ignore
 from qsdm.qconfig import QuantMethod, Space
 from qsdm.quant import Quantized
-from qsdm.quant.methods import VERSION, dequantize, fit, layout
-from qsdm.quant.rows import norm_error, rel_error
+from qsdm.quant.methods import VERSION, dequantize, fit_all, layout
 from qsdm.store import StoreError, provenance, read_tensors, replace, write_tensors
 from qsdm.tensor_file import TensorFile
 
@@ -69,14 +68,11 @@ def calibrate(tensors: Callable[[str], torch.Tensor], space: Space, path: Path, 
                 zip(tqdm(weights, "calibrate", disable=None, unit="weight"), space.options, strict=True)
             ):
                 tensor = _read(tensors, weight)
-                rows = tensor.float().reshape(tensor.shape[0], -1).numpy()
-                for method in offered:
-                    quantized = fit(tensor, method)
-                    for part, stored in {"codes": quantized.codes, **quantized.tensors}.items():
+                for method, fitted in fit_all(tensor, offered).items():
+                    for part, stored in {"codes": fitted.quantized.codes, **fitted.quantized.tensors}.items():
                         file.write(f"{weight.name}|{method}|{part}", bytes_of(stored))
-                    values = dequantize(quantized).view(rows.shape).numpy()
-                    errors[i, methods.index(method)] = rel_error(rows, values)
-                    norms[i, methods.index(method)] = norm_error(rows, values)
+                    column = methods.index(method)
+                    errors[i, column], norms[i, column] = fitted.rel_error, fitted.norm_error
                 log(
                     {"calibrate/weights": i + 1}
                     | {f"calibrate/error/{m}": errors[i, methods.index(m)] for m in offered}

@@ -54,7 +54,7 @@ def test_the_table_comes_back(path: Path, tensors: dict[str, torch.Tensor], spac
     a = tensors["a.weight"].double()
     j = table.methods.index(QuantMethod("uaq", 3))
     off = dequantize(fit(tensors["a.weight"], QuantMethod("uaq", 3))).double() - a
-    assert table.rel_error[0, j] == pytest.approx(float(off.square().sum() / a.square().sum()), rel=1e-9)
+    assert table.rel_error[0, j] == pytest.approx(float(off.square().sum() / a.square().sum()), rel=1e-6)
     assert table.rel_error[0, table.methods.index(QuantMethod("fp", 16))] == 0
 
 

@@ -56,7 +56,7 @@ def halves(rows: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_kmeans_c_is_within_half_a_percent_of_the_optimum(name: str, bits: int) -> None:
     x, _ = halves(ROWS[name])
-    codes, tensors = kmeans.fit_channels(x, bits)
+    codes, tensors = next(kmeans.fit_channels(x, (bits,)))
     found = loss(x, tensors["codebook"])
     for row, value in zip(x, found, strict=True):
         # fp16 holds an entry within 2^-11 of itself; that much error of a far-off row is not the fit's.
@@ -69,7 +69,7 @@ def test_kmeans_c_is_within_half_a_percent_of_the_optimum(name: str, bits: int) 
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_kmeans_a_is_optimal(name: str, bits: int) -> None:
     x, weight = halves(ROWS[name][:3])
-    _, tensors = kmeans.fit_tensor(x, bits, weight)
+    _, tensors = next(kmeans.fit_tensor(x, (bits,), weight))
     found = loss(x.reshape(1, -1), tensors["codebook"])[0]
     rounding = x.size * (2.0**-12 * np.abs(np.median(x))) ** 2  # of the codebook, to fp16
     assert found <= (1 + 1e-3) * optimum(x.reshape(-1), 2**bits) + rounding + 1e-12
@@ -78,7 +78,7 @@ def test_kmeans_a_is_optimal(name: str, bits: int) -> None:
 def test_rows_of_up_to_256_values_are_optimal() -> None:
     for n in (3, 16, 17, 100, 256):
         x, _ = halves(RNG.standard_t(3, (4, n)))
-        _, tensors = kmeans.fit_channels(x, 3)
+        _, tensors = next(kmeans.fit_channels(x, (3,)))
         for row, value in zip(x, loss(x, tensors["codebook"]), strict=True):
             assert value <= (1 + 1e-3) * optimum(row, 8) + 1e-5 * n * 2.0**-10
 
@@ -88,7 +88,7 @@ def test_rows_of_up_to_256_values_are_optimal() -> None:
 def test_never_worse_than_scikit_learn(name: str, bits: int) -> None:
     cluster = pytest.importorskip("sklearn.cluster")
     x, _ = halves(ROWS[name])
-    _, tensors = kmeans.fit_channels(x, bits)
+    _, tensors = next(kmeans.fit_channels(x, (bits,)))
     theirs = 0.0
     for row in x:
         clusters = min(2**bits, np.unique(row).size)
@@ -108,6 +108,6 @@ def test_distinct_counts_what_is_there() -> None:
 
 def test_more_entries_than_values_leave_no_gap() -> None:
     x = np.array([[1.0, 2.0, 4.0]], np.float32)
-    _, tensors = kmeans.fit_channels(x, 4)
+    _, tensors = next(kmeans.fit_channels(x, (4,)))
     assert set(tensors["codebook"][0].tolist()) == {1.0, 2.0, 4.0}
     assert loss(x, tensors["codebook"])[0] == 0
