@@ -4,7 +4,7 @@
 
 Each class of ``diffusers.models.transformers`` and ``diffusers.models.unets`` is built as a skeleton from
 ``configs.yaml`` (else from its defaults), given inputs, and traced, in a process of its own: so memory is that of one
-class, imports included, and a hanging class ends after two minutes. The table goes between two marks in the document.
+class, imports included, and a hanging class ends after five minutes. The table goes between two marks in the document.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import yaml
 CONFIGS = Path(__file__).with_name("configs.yaml")
 NOT_DENOISERS = {"MotionAdapter": "weights for another module, which has no forward"}
 START, END = "<!-- table -->", "<!-- end of table -->"
-PATIENCE_S = 120
+PATIENCE_S = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,15 +162,20 @@ def table(rows: list[Row]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these classes, without writing")
+    parser.add_argument("--unaided", action="store_true", help="without what qsdm knows of single classes (overrides/)")
     parser.add_argument("--write", type=Path, help="document whose table is replaced")
     args = parser.parse_args()
     known = classes()
+    if args.unaided:
+        from qsdm.tracing import inputs
+
+        inputs.overrides_of = lambda cls: {}
     if args.only and (odd := sorted(set(args.only) - set(known))):
         sys.exit(f"no denoiser class {odd[0]!r} in this diffusers (there are {', '.join(known)})")
     rows = all_rows(args.only or known)
     text = table(rows)
     print(text.splitlines()[0])
-    if args.write and not args.only:
+    if args.write and not (args.only or args.unaided):
         before, rest = args.write.read_text(encoding="utf-8").split(START)
         after = rest.split(END)[1]
         args.write.write_text(f"{before}{START}\n{text}\n{END}{after}", encoding="utf-8")

@@ -64,18 +64,23 @@ def trace_unaided(
     """
     known = inputs.overrides_of(type(module))
     check(module)
+    first_error, graph, twin = None, None, skeleton.of(module)
     try:
-        return trace(module, inputs.build(module, overrides), name, exclude, tied), "overrides" if known else "built"
+        graph = trace(module, inputs.build(module, overrides), name, exclude, tied)
+        if known or not uncovered(module, graph):
+            return graph, "overrides" if known else "built"
     except TraceError as error:
-        twin, first_error = skeleton.of(module), error
+        first_error = error
 
     def coverage(recording: Recording) -> float:
         return 1 - len(uncovered(twin, compact(recording, twin, name))) / max(1, len(list(_owners(twin))))
 
     try:
         found = repair.find(twin, {**known, **overrides}, coverage)
-    except TraceError:
-        raise first_error from None
+    except TraceError as error:
+        raise first_error or error from None
+    if graph is not None and not found.repairs:
+        return graph, "built"
     return trace(module, found.arguments, name, exclude, tied), f"repaired: {', '.join(found.repairs)}"
 
 

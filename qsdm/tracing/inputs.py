@@ -137,15 +137,18 @@ def _guess(shapes: Shapes, parameter: inspect.Parameter) -> Any:
     name, kind = parameter.name, str(parameter.annotation)
     if "Tensor" not in kind and parameter.annotation is not inspect.Parameter.empty:
         return {"int": 1, "float": 1.0, "bool": True}.get(kind.removeprefix("<class '").removesuffix("'>"))
-    if re.search("hidden_states|latents|pixel|sample", name) and "encoder" not in name:
+    if re.search("hidden_states|latent|pixel|sample", name) and "encoder" not in name:
         return shapes.main(parameter)
+    if name.endswith("_ids") and first(shapes.config, *_ROPE_AXES):
+        return _ids(shapes, parameter)
     if "mask" in name:
         return torch.ones(1, shapes.tokens, dtype=torch.int64)
     if re.search("ids|ind(ex|ices)|labels?$|tokens$", name):
         return torch.zeros(1, shapes.tokens, dtype=torch.int64)
     if re.search("time|fps|sigma", name):
         return torch.full((1,), 16.0)
-    return floats(1, shapes.tokens, first(shapes.config, *_TEXT_WIDTH, default=64))
+    width = first(shapes.config, *_TEXT_WIDTH, "embedding_dim", default=64)
+    return floats(1, width) if re.search("embeddings?$", name) else floats(1, shapes.tokens, width)
 
 
 def _place(inputs: dict[str, Any], path: Sequence[str], value: Any) -> None:
@@ -218,7 +221,7 @@ class Shapes:
         channels = first(
             config, "in_channels", "latent_channels", "in_visual_dim", "in_dim", "embedding_dim", default=16
         )
-        tokens = first(config, "text_len", "max_text_seq_length", "max_sequence_length", default=64)
+        tokens = first(config, "text_len", "max_text_seq_length", "max_sequence_length", "num_embeddings", default=64)
         return Shapes(config, layout, channels, int(height), int(width), int(frames), int(tokens))
 
     def around(self, main: Tensor) -> Shapes:
@@ -241,6 +244,8 @@ class Shapes:
 
     def main(self, parameter: inspect.Parameter) -> Any:
         C, H, W, T = self.channels, self.height, self.width, self.frames
+        if parameter.name.endswith("_ids"):  # of a picture's tokens
+            return torch.zeros(1, H, W, dtype=torch.int64)
         if "list" in str(parameter.annotation).lower():
             return [floats(C, 1, H, W)]
         shapes = {
@@ -270,8 +275,10 @@ _TEXT_WIDTH = """
     context_in_dim in_text_dim text_hidden_size encoder_hidden_size cross_attention_dim cross_attention_input_dim
     text_in_dim text_hidden_dim dit_text_dim cond_token_dim llm_features_dim condition_dim
 """.split()  # noqa: SIM905
+_ROPE_AXES = ("axes_dims_rope", "rope_axes_dim", "axes_dims")
 _POOLED_WIDTH = """
     pooled_projection_dim text_emb_dim clip_text_pooled_in_channels global_states_input_dim in_text_dim2
+    global_cond_dim cond_embed_dim
 """.split()  # noqa: SIM905
 
 
@@ -311,7 +318,7 @@ def _added(s: Shapes, p: inspect.Parameter) -> dict[str, Any]:
 
 
 def _ids(s: Shapes, p: inspect.Parameter) -> Tensor:
-    axes = first(s.config, "axes_dims_rope", "rope_axes_dim", "axes_dims", default=(0, 0, 0))
+    axes = first(s.config, *_ROPE_AXES, default=(0, 0, 0))
     return torch.zeros(s.tokens if p.name.startswith("txt") else s.patches, len(axes))
 
 
@@ -373,6 +380,7 @@ _RULES: tuple[tuple[str, Rule], ...] = (
     (r"(img|txt|image)_ids", _ids),
     (r"img_shapes", lambda s, p: [[(1, s.height // 2, s.width // 2)]]),
     (r"txt_seq_lens", lambda s, p: [s.tokens]),
+    (r"text_lens", lambda s, p: torch.full((1,), s.tokens, dtype=torch.int64)),
     (r"image_rotary_emb|video_rotary_emb|rotary_emb(edding)?", _rotary),
     (r"num_frames", lambda s, p: 1),
     (r"height", lambda s, p: s.height // 2),

@@ -107,7 +107,7 @@ class Failure:
     Attributes:
         function: the torch function that failed; empty if other code did.
         module: path of the module whose forward called it.
-        inputs_of: a tensor of these arguments => places of the inputs that reach it without passing a weight.
+        inputs_of: a tensor of these arguments => places of the inputs that reach it (`Recorder.inputs_of`).
     """
 
     error: Exception
@@ -115,7 +115,7 @@ class Failure:
     module: str
     args: Any
     kwargs: Mapping[str, Any]
-    inputs_of: Callable[[Tensor], list[str]]
+    inputs_of: Callable[..., list[str]]
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -210,8 +210,8 @@ class Recorder(TorchFunctionMode):
     def _leave(self, module: nn.Module, args: Any, result: Any) -> None:
         self._stack.pop()
 
-    def inputs_of(self, tensor: Tensor) -> list[str]:
-        """Places of the inputs that reach ``tensor`` without passing a weight."""
+    def inputs_of(self, tensor: Tensor, past_weights: bool = False) -> list[str]:
+        """Places of the inputs that reach ``tensor``, without passing a weight (but tables of embeddings) or at all."""
         waiting, seen, found = [operand.source for operand in self._operands("", tensor)], set(), []
         while waiting:
             if (i := waiting.pop()) in seen:
@@ -220,7 +220,7 @@ class Recorder(TorchFunctionMode):
             call = self.calls[i]
             if call.kind == "input":
                 found.append(call.function)
-            elif not any(len(shape) >= 2 for _, shape in call.parameters):
+            elif past_weights or call.kind == "embedding" or not any(len(shape) >= 2 for _, shape in call.parameters):
                 waiting += [operand.source for operand in call.operands]
         return sorted(found)
 

@@ -43,6 +43,8 @@ class Found:
 def find(module: nn.Module, overrides: Mapping[str, Any], coverage: Callable[[Recording], float]) -> Found:
     """Arguments that ``module``, a skeleton, runs on; of several layouts those with the highest coverage.
 
+    Where weights are left out, guesses at the optional inputs are handed in too, all of them or those of one kind.
+
     Args:
         overrides: as `inputs.build` takes them; these are never changed.
         coverage: share of the weights that a recording uses.
@@ -50,23 +52,40 @@ def find(module: nn.Module, overrides: Mapping[str, Any], coverage: Callable[[Re
     Raises:
         TraceError: nothing that was tried runs; tells where the first try ended.
     """
+    kept = {name.partition(".")[0] for name in overrides}
     best: tuple[float, Found] | None = None
     first_error: TraceError | None = None
-    kept = {name.partition(".")[0] for name in overrides}
     for shapes in _trials(module):
         arguments, held = building.built(module, overrides, shapes)
+        main = next(iter(arguments))
         recording, done, error = _mended(module, arguments, held, kept, shapes)
         if recording is None:
             first_error = first_error or error
             continue
-        share = coverage(recording)
-        if best is None or share > best[0]:
-            best = share, Found(done.arguments, done.repairs)
-        if share >= ENOUGH:
+        found = coverage(recording), done
+        alike = {name: done.arguments[main] for name, v in held.items() if _shape(v) == _shape(arguments[main])}
+        for more in _optional(held | alike, done.arguments) if found[0] < 1 else ():
+            wider, with_more, _ = _mended(module, {**done.arguments, **more}, held, kept, shapes)
+            if wider is not None and (share := coverage(wider)) > found[0]:
+                repairs = (*done.repairs, f"with {', '.join(more)}", *with_more.repairs)
+                found = share, Found(with_more.arguments, repairs)
+        if best is None or found[0] > best[0]:
+            best = found
+        if best[0] >= ENOUGH:
             break
     if best is None:
         raise first_error or TraceError(f"no inputs were found for {type(module).__name__}: give model.inputs")
     return best[1]
+
+
+def _optional(held: Arguments, arguments: Arguments) -> Iterator[Arguments]:
+    """Optional inputs that may be handed in together: all, then those whose names begin with the same words."""
+    tensors = {name: v for name, v in held.items() if isinstance(v, Tensor) and arguments.get(name) is None}
+    if tensors:
+        yield tensors
+    stems = dict.fromkeys("_".join(name.split("_")[:2]) for name in tensors)
+    for stem in stems if len(stems) > 1 else ():
+        yield {name: value for name, value in tensors.items() if name.startswith(stem)}
 
 
 def _trials(module: nn.Module) -> Iterator[building.Shapes]:
@@ -132,6 +151,8 @@ def _follow_weight(failure: Failure, arguments: Arguments) -> Iterator[tuple[str
         x, dim, need = operands[0], 1, operands[1].shape[1] * groups
         if x.dim() == operands[1].dim() - 1:
             return
+    elif failure.function == "group_norm" and len(operands) > 1:
+        x, dim, need = operands[0], 1, operands[1].shape[0]
     elif failure.function in ("layer_norm", "rms_norm") and operands:
         shape = failure.option("normalized_shape", 1, None)
         if not shape:
@@ -164,12 +185,10 @@ def _indices(failure: Failure, arguments: Arguments) -> Iterator[tuple[str, Any]
     for x in failure.tensors:
         for place in failure.inputs_of(x):
             value = _at(arguments, place)
-            if not value.is_floating_point():
-                continue
-            if re.search("Long|IntTensor|indices|tensors used as ind", message):
+            if value.is_floating_point() and re.search("Long|IntTensor|indices|tensors used as ind", message):
                 shape = value.shape[:2] if value.dim() == 3 else value.shape  # indices have no features
                 yield place, torch.zeros(shape, dtype=torch.int64)
-            elif re.search("Bool|bool", message):
+            elif value.dtype != torch.bool and re.search("Bool|a bool", message):
                 yield place, torch.ones(value.shape, dtype=torch.bool)
 
 
@@ -180,8 +199,11 @@ def _follow_operand(failure: Failure, arguments: Arguments) -> Iterator[tuple[st
         return
     operands = failure.tensors
     along = failure.option("dim", 1, 0) if KIND_OF.get(failure.function) == "concat" else None
-    for x in sorted(operands, key=lambda x: len(failure.inputs_of(x))):
-        for place in failure.inputs_of(x):
+    main = next(iter(arguments))
+    reached = [(x, failure.inputs_of(x, past)) for past in (False, True) for x in operands]
+    # The main input changes last.
+    for x, places in sorted(reached, key=lambda pair: (main in pair[1], len(pair[1]))):
+        for place in places:
             value = _at(arguments, place)
             for other in operands:
                 if other is x:
@@ -244,6 +266,10 @@ def _handed_in(failure: Failure, arguments: Arguments, held: Arguments) -> Itera
         for name, value in held.items():
             if arguments.get(name) is None and re.search(rf"\b{name}\b", said):
                 yield name, value
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    return tuple(value.shape) if isinstance(value, Tensor) else None
 
 
 def _at(arguments: Any, place: str) -> Tensor:
