@@ -176,9 +176,9 @@ def _better(a, i, b, j):
 def _next_cluster(first, last, p0, p1, gain, new, lowest, before, split):
     """One cluster more, for the first i = ``first`` ... ``last`` - 1 points.
 
-    In the middle first, then in the middle of the halves: the best start lies between those of the neighbours, and
-    not before that of one cluster less, which is in ``before``; the gains of these are known from ``lowest`` on.
-    Indices are unsigned: of others, numba asks whether they count from the end.
+    In the middle first, then in the middle of the halves: the best start lies between those of the neighbours, and not
+    before that of one cluster less, which is in ``before``; the gains of these are known from ``lowest`` on. Indices
+    are unsigned: of others, numba asks whether they count from the end.
     """
     step = 1
     while 2 * step <= last - first:

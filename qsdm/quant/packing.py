@@ -52,7 +52,13 @@ def decode(
         out: where to write, float32 [rows, n], contiguous.
     """
     out = np.empty(shape, np.float32) if out is None else out
-    over_rows(_decode, shape[0], packed, bits, table, group, out, min_rows=max(1, (1 << 18) // max(1, shape[1])))
+    rows, n = shape
+    min_rows = max(1, (1 << 18) // max(1, n))
+    whole_rows = table.shape[0] == 1 or group >= n
+    if bits <= 4 and n % 8 == 0 and n >= 4**bits and whole_rows and out.ctypes.data % 8 == 0:
+        over_rows(_decode_pairs, rows, packed.reshape(-1), bits, table, out.view(np.uint64), min_rows=min_rows)
+    else:
+        over_rows(_decode, rows, packed, bits, table, group, out, min_rows=min_rows)
     return out
 
 
@@ -75,6 +81,36 @@ def _pack(first, last, words, bits, packed):
         w = (w & np.uint64(0x00000000FFFFFFFF)) | (w >> np.uint64(32)) << four
         for k in range(bits):
             packed[bits * g + k] = np.uint8(w >> np.uint64(8 * k))
+
+
+@exact
+def _decode_pairs(first, last, packed, bits, table, out):
+    """As `_decode`, two values at a time: ``out`` and the table of all pairs hold two float32 in a word of 64 bits."""
+    K, half = table.shape[1], out.shape[1]
+    num_bytes = half * bits // 4
+    pairs, low = np.empty(K * K, np.uint64), np.empty(K, np.uint64)
+    mask, places = np.uint64(K * K - 1), np.uint64(2 * bits)
+    for r in range(first, last):
+        if r == first or table.shape[0] > 1:
+            line = table[r if table.shape[0] > 1 else 0].view(np.uint32)
+            for a in range(K):
+                low[a] = np.uint64(line[a])
+            for b in range(K):
+                high, part = np.uint64(line[b]) << np.uint64(32), pairs[b * K : (b + 1) * K]
+                for a in range(part.shape[0]):
+                    part[a] = high | low[a]
+        codes, values = packed[r * num_bytes : (r + 1) * num_bytes], out[r]
+        if bits == 4:
+            for i in range(half):
+                values[i] = pairs[codes[i]]
+        else:
+            for g in range(half // 4):
+                word = np.uint64(0)
+                for k in range(bits):
+                    word |= np.uint64(codes[g * bits + k]) << np.uint64(8 * k)
+                for j in range(4):
+                    values[4 * g + j] = pairs[word & mask]
+                    word >>= places
 
 
 @exact

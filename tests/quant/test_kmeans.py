@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+import qsdm
 from qsdm.quant import kmeans
 
 RNG = np.random.default_rng(0)
@@ -95,6 +98,46 @@ def test_never_worse_than_scikit_learn(name: str, bits: int) -> None:
         theirs += cluster.KMeans(clusters, n_init=1, random_state=0).fit(row[:, None].astype(np.float64)).inertia_
     rounding = x.size * (2.0**-12 * np.abs(np.median(x))) ** 2
     assert loss(x, tensors["codebook"]).sum() <= 1.0001 * theirs + rounding + 1e-12
+
+
+@pytest.fixture(scope="module")
+def real_rows() -> list[np.ndarray]:
+    """Rows of the shipped U-Net's weights, of 320 to 1,008 values."""
+    from safetensors import safe_open
+
+    (path,) = (Path(qsdm.__file__).parent / "zoo/emoji_unet/pipeline/unet").glob("*.safetensors")
+    rng, rows = np.random.default_rng(0), []
+    with safe_open(path, "pt") as file:
+        for key in file.keys():  # noqa: SIM118 (no mapping)
+            weight = file.get_tensor(key)
+            if weight.ndim > 1 and 256 < weight[0].numel() < 1024:
+                x = weight.float().reshape(weight.shape[0], -1).numpy()
+                rows.extend(x[rng.choice(len(x), 2)])
+    return rows
+
+
+def test_kmeans_c_of_real_rows_is_within_half_a_percent_of_the_optimum(real_rows: list[np.ndarray]) -> None:
+    assert len(real_rows) > 20
+    for row in real_rows:
+        for bits, (_, tensors) in zip((3, 4), kmeans.fit_channels(row[None], (3, 4)), strict=True):
+            assert loss(row[None], tensors["codebook"])[0] <= 1.005 * optimum(row, 2**bits)
+
+
+def test_kmeans_c_of_real_rows_is_never_worse_than_scikit_learn(real_rows: list[np.ndarray]) -> None:
+    cluster = pytest.importorskip("sklearn.cluster")
+    for row in real_rows[::4]:
+        for bits, (_, tensors) in zip((3, 4), kmeans.fit_channels(row[None], (3, 4)), strict=True):
+            theirs = cluster.KMeans(2**bits, n_init=1, random_state=0).fit(row[:, None].astype(np.float64)).inertia_
+            assert loss(row[None], tensors["codebook"])[0] <= theirs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("degrees", [1.5, 3])
+def test_kmeans_c_of_long_heavy_tails_is_within_half_a_percent_of_the_optimum(degrees: float) -> None:
+    x, _ = halves(0.02 * np.random.default_rng(5).standard_t(degrees, (3, 2880)))
+    for bits, (_, tensors) in zip((3, 4), kmeans.fit_channels(x, (3, 4)), strict=True):
+        for row, value in zip(x, loss(x, tensors["codebook"]), strict=True):
+            assert value <= 1.005 * optimum(row, 2**bits)
 
 
 def test_distinct_counts_what_is_there() -> None:

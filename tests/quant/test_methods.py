@@ -102,6 +102,23 @@ def test_all_fits_at_once_are_the_fits_one_by_one(name: str) -> None:
             assert found == pytest.approx(wanted, rel=1e-4, abs=1e-12)
 
 
+def test_threads_change_nothing() -> None:
+    weight = heavy((96, 700))
+    methods = [method for method in METHODS if method.bits in (3, 4)]
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for num_threads in (1, 3):
+            torch.set_num_threads(num_threads)
+            found.append(fit_all(weight, methods))
+    finally:
+        torch.set_num_threads(before)
+    for method in methods:
+        one, three = (each[method] for each in found)
+        assert torch.equal(one.quantized.codes, three.quantized.codes)
+        assert (one.rel_error, one.norm_error) == (three.rel_error, three.norm_error)
+
+
 @by_method
 def test_an_output_is_filled_and_returned(method: QuantMethod) -> None:
     quantized = fit(heavy((9, 4, 3, 3)), method)
