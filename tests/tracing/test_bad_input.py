@@ -114,13 +114,16 @@ def test_overrides_replace_built_inputs(tiny_unet) -> None:
     assert graph.node_of("conv_in").activation == (1, 16, 16, 24)
 
 
-def test_unknown_required_parameters_are_named() -> None:
+def test_unknown_required_parameters_are_guessed_and_named_when_that_fails() -> None:
     class Exotic(nn.Module):
         def forward(self, sample: Tensor, wavelet: Tensor) -> Tensor:
-            return sample
+            raise LookupError("no such wavelet")
 
-    with pytest.raises(TraceError, match="needs 'wavelet'"):
-        inputs.build(Exotic())
+    assert set(inputs.build(Exotic())) == {"sample", "wavelet"}
+    with pytest.raises(
+        TraceError, match=r"inputs sample, wavelet \(LookupError: no such wavelet\): give model\.inputs"
+    ):
+        tracing.trace_unaided(Exotic(), {}, "exotic")
 
 
 def test_a_wrong_config_is_told() -> None:
