@@ -40,16 +40,22 @@ SAFETENSORS = {
 """Types as safetensors spells them."""
 
 
-def calibrate(tensors: Callable[[str], torch.Tensor], space: Space, path: Path, log: Log = ignore) -> MethodTable:
+def calibrate(
+    tensors: Callable[[str], torch.Tensor], space: Space, path: Path, log: Log = ignore, error: str = "relative"
+) -> MethodTable:
     """Quantizes every weight with every method on offer for it; writes table.safetensors and weights.safetensors.
 
     Args:
         tensors: the denoiser's parameters by name.
         path: a directory; made if need be.
+        error: what the table's first column of errors holds, which all later stages read: ``relative``, one definition
+            for every method, or ``paper``, the paper's release's (see `qsdm.quant.methods.Fitted`).
 
     Raises:
-        ValueError: a parameter is not what the graph says, holds NaN, or tied parameters differ.
+        ValueError: there is no such error; a parameter is not what the graph says or holds NaN; tied parameters differ.
     """
+    if error not in ("relative", "paper"):
+        raise ValueError(f"wanted the error 'relative' or 'paper' (got {error!r})")
     weights, methods = space.graph.weights, space.methods
     errors, norms = (np.full((len(weights), len(methods)), np.nan) for _ in range(2))
     sizes = np.array([[method.size_bits(weight, space.full_bits) // 8 for method in methods] for weight in weights])
@@ -72,7 +78,8 @@ def calibrate(tensors: Callable[[str], torch.Tensor], space: Space, path: Path, 
                     for part, stored in {"codes": fitted.quantized.codes, **fitted.quantized.tensors}.items():
                         file.write(f"{weight.name}|{method}|{part}", bytes_of(stored))
                     column = methods.index(method)
-                    errors[i, column], norms[i, column] = fitted.rel_error, fitted.norm_error
+                    errors[i, column] = fitted.rel_error if error == "relative" else fitted.paper_error
+                    norms[i, column] = fitted.norm_error
                 log(
                     {"calibrate/weights": i + 1}
                     | {f"calibrate/error/{m}": errors[i, methods.index(m)] for m in offered}
@@ -81,7 +88,7 @@ def calibrate(tensors: Callable[[str], torch.Tensor], space: Space, path: Path, 
     replace(path / "weights.safetensors", fill)
     table = MethodTable(tuple(weight.name for weight in weights), methods, errors, sizes, norms)
     about = {"schema": SCHEMA, "version": VERSION, "graph": space.graph.digest, "provenance": provenance()}
-    about |= {"weights": table.weights, "methods": [str(method) for method in methods]}
+    about |= {"error": error, "weights": table.weights, "methods": [str(method) for method in methods]}
     write_tensors(path / "table.safetensors", {"rel_error": errors, "size_bytes": sizes, "norm_error": norms}, about)
     return table
 

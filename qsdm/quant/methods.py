@@ -42,11 +42,14 @@ class Fitted:
     Attributes:
         rel_error: ``||W - W^||^2 / ||W||^2``; 0 where both are zero.
         norm_error: ``sum |W - W^|^2.4 / sum |W|^2.4``, by which UAQ searches its range (Nahshan et al., 2019).
+        paper_error: the same sum as the paper's release reduces it, which differs between methods: means over the rows,
+            added up; for K-Means-A sums over the inputs, averaged. For comparison with the release alone.
     """
 
     quantized: Quantized
     rel_error: float
     norm_error: float
+    paper_error: float
 
 
 def fit(weight: torch.Tensor, method: QuantMethod) -> Quantized:
@@ -85,7 +88,9 @@ def fit_all(weight: torch.Tensor, methods: Sequence[QuantMethod]) -> dict[QuantM
             errors = np.zeros(2)
             for first, last, lines in _lines(quantized):
                 errors += rows.coded_power_sums(x[first:last], codes[first:last], lines, group)
-        found[method] = Fitted(quantized, _ratio(errors[0], norms[0]), _ratio(errors[1], norms[1]))
+        averaged = math.prod(shape) / shape[1] if method.name == "kmeans_a" else x.shape[1]
+        relative, norm = (_ratio(error, norm) for error, norm in zip(errors, norms, strict=True))
+        found[method] = Fitted(quantized, relative, norm, float(errors[1] / averaged))
     return {method: found[method] for method in methods}
 
 
