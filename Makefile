@@ -8,6 +8,36 @@ PY := $(VENV)/bin/python
 MODEL ?= emoji_unet
 STAMP := $(VENV)/.installed
 
+.PHONY: help install demo test check bench bench-cuda bench-sdxl trace-table
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+
+install: $(STAMP) ## set up .venv; quick when nothing changed
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "no python3 here: install Python 3.11 or newer, or give PYTHON=PATH"; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "qsdm needs Python 3.11 or newer, and $(PYTHON) is older: give PYTHON=PATH"; exit 1; }
+	test -x $(PY) || "$(PYTHON)" -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: install ## the main job on the shipped pipeline, under ten minutes on two cores: table, pictures, HTML page
+	$(PY) -m qsdm +model=$(MODEL)
+
+test: install ## all tests, fast and slow
+	OMP_NUM_THREADS=1 $(PY) -m pytest
+
+check: install ## lint, format and types
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+
+bench: install ## measure speed
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(PY) experiments/bench/stages.py
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(PY) experiments/bench/quant.py
 	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(PY) experiments/bench/peers.py
 	$(PY) experiments/bench/trace.py
 
