@@ -62,7 +62,11 @@ def stages(space: str) -> list[Stage]:
         Stage("train", ("graph.json", tables[0]), (report,)),
         Stage("attribute", ("graph.json", tables[0], report), (sensitivity,)),
         Stage("search", ("graph.json", tables[0], report), (front,)),
-        Stage("realize", ("graph.json", *tables, front), ("summary.json", "chosen.json", "report.html")),
+        Stage(
+            "realize",
+            ("graph.json", *tables, front),
+            ("summary.json", "chosen.json", "report.html", "checkpoint/model_index.json"),
+        ),
     ]
 
 

@@ -1,7 +1,7 @@
 """Quantizes every weight of a denoiser with every method of a space: errors, sizes, and a packed store to measure from.
 
 python -m qsdm.calibrate +model=emoji_unet
-python -m qsdm.calibrate +model=sdxl model.path=DIRECTORY space=wide
+python -m qsdm.calibrate +model=sdxl path=DIRECTORY space=wide
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from qsdm.cost import MethodTable
 from qsdm.graph import Graph
 from qsdm.log import Log, ignore
 from qsdm.qconfig import Space, SpaceSpec
+from qsdm.report import graph_page
 from qsdm.store import Store, read_json
 
 if TYPE_CHECKING:
@@ -23,11 +24,16 @@ if TYPE_CHECKING:
     from qsdm.denoisers import Model
 
 
-def calibrate(model: Model, space: SpaceSpec, store: Path = Path("store"), log: Log = ignore) -> MethodTable:
+def calibrate(
+    model: Model, space: SpaceSpec, store: Path = Path("store"), error: str = "relative", log: Log = ignore
+) -> MethodTable:
     """Errors and bytes of every weight under every method.
 
+    Args:
+        error: ``relative``, or ``paper`` for the errors as the paper's release computes them.
+
     Returns:
-        The table, which lies with the packed weights in ``store``/<model>/calibration/<space>/.
+        The table, which lies with the packed weights in ``store``/<model>/calibration/<space>/; graph.html shows it.
 
     Raises:
         StoreError: the denoiser was not traced yet.
@@ -38,7 +44,8 @@ def calibrate(model: Model, space: SpaceSpec, store: Path = Path("store"), log: 
     place = Store(store, model.name)
     graph = Graph.from_json(read_json(place.find("graph.json", made_by="trace")))
     spaced = space.of(graph, model.full_bits)
-    table = calibration.calibrate(parameters(model), spaced, place.path(f"calibration/{space.name}"), log)
+    table = calibration.calibrate(parameters(model), spaced, place.path(f"calibration/{space.name}"), log, error)
+    graph_page.write(place.path("graph.html"), graph, graph_page.errors(graph, table))
     print(summary(spaced, table))
     return table
 

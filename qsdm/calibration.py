@@ -7,9 +7,7 @@ follow from the shapes, its header comes first and the parts as they are made.
 from __future__ import annotations
 
 import json
-import math
-import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,29 +20,47 @@ from qsdm.graph import Weight
 from qsdm.log import Log, ignore
 from qsdm.qconfig import QuantMethod, Space
 from qsdm.quant import Quantized
-from qsdm.quant.methods import VERSION, dequantize, fit, layout
-from qsdm.quant.rows import norm_error, rel_error
+from qsdm.quant.methods import VERSION, dequantize, fit_all, layout
 from qsdm.store import StoreError, provenance, read_tensors, replace, write_tensors
+from qsdm.tensor_file import TensorFile
 
 SCHEMA = "qsdm/calibration/1"
-_DTYPE = {torch.uint8: "U8", torch.int8: "I8", torch.float16: "F16", torch.float32: "F32"}
+SAFETENSORS = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""Types as safetensors spells them."""
 
 
-def calibrate(tensors: Callable[[str], torch.Tensor], space: Space, path: Path, log: Log = ignore) -> MethodTable:
+def calibrate(
+    tensors: Callable[[str], torch.Tensor], space: Space, path: Path, log: Log = ignore, error: str = "relative"
+) -> MethodTable:
     """Quantizes every weight with every method on offer for it; writes table.safetensors and weights.safetensors.
 
     Args:
         tensors: the denoiser's parameters by name.
         path: a directory; made if need be.
+        error: what the table's first column of errors holds, which all later stages read: ``relative``, one definition
+            for every method, or ``paper``, the paper's release's (see `qsdm.quant.methods.Fitted`).
 
     Raises:
-        ValueError: a parameter is not what the graph says, holds NaN, or tied parameters differ.
+        ValueError: there is no such error; a parameter is not what the graph says or holds NaN; tied parameters differ.
     """
+    if error not in ("relative", "paper"):
+        raise ValueError(f"wanted the error 'relative' or 'paper' (got {error!r})")
     weights, methods = space.graph.weights, space.methods
     errors, norms = (np.full((len(weights), len(methods)), np.nan) for _ in range(2))
     sizes = np.array([[method.size_bits(weight, space.full_bits) // 8 for method in methods] for weight in weights])
     parts = {
-        f"{weight.name}|{method}|{part}": kind
+        f"{weight.name}|{method}|{part}": (SAFETENSORS[kind[0]], kind[1])
         for weight, offered in zip(weights, space.options, strict=True)
         for method in offered
         for part, kind in layout(method, weight.shape).items()
@@ -52,18 +68,18 @@ def calibrate(tensors: Callable[[str], torch.Tensor], space: Space, path: Path, 
 
     def fill(partial: Path) -> None:
         shapes = {weight.name: weight.shape for weight in weights}
-        with _Writer(partial, parts, {"schema": SCHEMA, "version": VERSION, "shapes": shapes}) as writer:
+        about = json.dumps({"schema": SCHEMA, "version": VERSION, "shapes": shapes})
+        with TensorFile(partial, parts, {"qsdm": about}) as file:
             for i, (weight, offered) in enumerate(
                 zip(tqdm(weights, "calibrate", disable=None, unit="weight"), space.options, strict=True)
             ):
                 tensor = _read(tensors, weight)
-                rows = tensor.float().reshape(tensor.shape[0], -1).numpy()
-                for method in offered:
-                    quantized = fit(tensor, method)
-                    writer.write(f"{weight.name}|{method}|", quantized)
-                    values = dequantize(quantized).view(rows.shape).numpy()
-                    errors[i, methods.index(method)] = rel_error(rows, values)
-                    norms[i, methods.index(method)] = norm_error(rows, values)
+                for method, fitted in fit_all(tensor, offered).items():
+                    for part, stored in {"codes": fitted.quantized.codes, **fitted.quantized.tensors}.items():
+                        file.write(f"{weight.name}|{method}|{part}", bytes_of(stored))
+                    column = methods.index(method)
+                    errors[i, column] = fitted.rel_error if error == "relative" else fitted.paper_error
+                    norms[i, column] = fitted.norm_error
                 log(
                     {"calibrate/weights": i + 1}
                     | {f"calibrate/error/{m}": errors[i, methods.index(m)] for m in offered}
@@ -72,7 +88,7 @@ def calibrate(tensors: Callable[[str], torch.Tensor], space: Space, path: Path, 
     replace(path / "weights.safetensors", fill)
     table = MethodTable(tuple(weight.name for weight in weights), methods, errors, sizes, norms)
     about = {"schema": SCHEMA, "version": VERSION, "graph": space.graph.digest, "provenance": provenance()}
-    about |= {"weights": table.weights, "methods": [str(method) for method in methods]}
+    about |= {"error": error, "weights": table.weights, "methods": [str(method) for method in methods]}
     write_tensors(path / "table.safetensors", {"rel_error": errors, "size_bytes": sizes, "norm_error": norms}, about)
     return table
 
@@ -145,43 +161,9 @@ class PackedWeights:
         return dequantize(self.quantized(name, method), out)
 
 
-class _Writer:
-    """A safetensors file of known parts, filled in any order.
-
-    References:
-        https://huggingface.co/docs/safetensors: 8 bytes of the header's length, the header as JSON, the data.
-    """
-
-    def __init__(
-        self, path: Path, parts: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], about: Mapping[str, Any]
-    ) -> None:
-        header: dict[str, Any] = {"__metadata__": {"qsdm": json.dumps(about, allow_nan=False)}}
-        self._places: dict[str, int] = {}
-        end = 0
-        for key in sorted(
-            parts, key=lambda key: (-parts[key][0].itemsize, key)
-        ):  # large types first: then all are aligned
-            dtype, shape = parts[key]
-            start, end = end, end + math.prod(shape) * dtype.itemsize
-            header[key] = {"dtype": _DTYPE[dtype], "shape": list(shape), "data_offsets": [start, end]}
-            self._places[key] = start
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)
-        self._file = path.open("wb")
-        self._file.write(struct.pack("<Q", len(text)) + text)
-        self._start = 8 + len(text)
-        self._file.truncate(self._start + end)
-
-    def __enter__(self) -> _Writer:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
-
-    def write(self, prefix: str, quantized: Quantized) -> None:
-        for part, tensor in {"codes": quantized.codes, **quantized.tensors}.items():
-            self._file.seek(self._start + self._places[prefix + part])
-            self._file.write(tensor.numpy().tobytes())
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The values of a tensor as they lie in memory."""
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 def _read(tensors: Callable[[str], torch.Tensor], weight: Weight) -> torch.Tensor:

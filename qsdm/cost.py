@@ -1,8 +1,13 @@
-"""What a configuration costs: bytes, average bits, bit operations; and the table of errors and sizes that calibration
-fills."""
+"""What a configuration costs: bytes, average bits, bit operations, memory traffic and peak; and the table of errors and
+sizes that calibration fills.
+
+All figures are of the quantizable weights: what stays in full precision for any configuration (biases, norms, tables)
+adds the same to each.
+"""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +22,15 @@ def size_bytes(graph: Graph, qconfig: QuantConfig, full_bits: int = 16) -> int:
     Raises:
         OutsideSpace: the configuration names a weight that the graph does not have.
     """
+    return sum(_bits(graph, qconfig, full_bits).values()) // 8
+
+
+def _bits(graph: Graph, qconfig: QuantConfig, full_bits: int) -> dict[str, int]:
+    """Stored bits by weight name, of all its copies."""
     if odd := set(qconfig.methods) - {weight.name for weight in graph.weights}:
         raise OutsideSpace(f"the graph of {graph.denoiser!r} has no weight {min(odd)!r}")
     full = QuantMethod("fp", full_bits)
-    return sum(qconfig.methods.get(weight.name, full).size_bits(weight, full_bits) for weight in graph.weights) // 8
+    return {w.name: qconfig.methods.get(w.name, full).size_bits(w, full_bits) for w in graph.weights}
 
 
 def avg_bits(graph: Graph, qconfig: QuantConfig, full_bits: int = 16) -> float:
@@ -42,6 +52,29 @@ def tera_bops(graph: Graph, qconfig: QuantConfig, full_bits: int = 16, activatio
         )
         / 1e12
     )
+
+
+def traffic_bytes(graph: Graph, qconfig: QuantConfig, full_bits: int = 16) -> int:
+    """Bytes of weights that one forward reads, as stored: a weight that is called twice is read twice.
+
+    This bounds the time of a step at batch 1 from below: bytes over memory bandwidth.
+    """
+    bits = _bits(graph, qconfig, full_bits)
+    weights = (node.weight for node in graph.nodes if node.weight is not None)
+    return sum(bits[weight.name] // (1 + len(weight.ties)) for weight in weights) // 8
+
+
+def peak_bytes(graph: Graph, qconfig: QuantConfig, full_bits: int = 16, compute_bits: int = 16) -> int:
+    """The most bytes that weights take at once: all of them as stored, and one parameter expanded for its call.
+
+    Args:
+        compute_bits: precision in which a quantized parameter is expanded; one in full precision is used as it is.
+    """
+    expanded: dict[str, int] = defaultdict(int)
+    for weight in graph.weights:  # the slices of a split parameter are expanded together
+        if qconfig.methods.get(weight.name, QuantMethod("fp", full_bits)).name != "fp":
+            expanded[weight.parameter] += compute_bits * weight.numel // (1 + len(weight.ties))
+    return size_bytes(graph, qconfig, full_bits) + max(expanded.values(), default=0) // 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qsdm.graph import canonical
 from qsdm.prompts import Label, Prompts
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def load_pipeline(model: Model, dtype: str = "float32", **components: Any) -> di
         )
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"no weights of {model.name!r} at {str(source)!r}: give model.path=DIRECTORY of a diffusers pipeline, "
+            f"no weights of {model.name!r} at {str(source)!r}: give path=DIRECTORY of a diffusers pipeline, "
             f"or download it once with `hf download {model.path}`"
         ) from error
     if model.sampler is not None:
@@ -160,17 +161,26 @@ def denoiser_config(model: Model) -> Mapping[str, Any]:
     """The denoiser's config: of its directory, else the published one in the model's YAML.
 
     Raises:
-        ModelError: there is neither.
+        ModelError: there is neither, the directory has no such component, or its weights are quantized already.
     """
-    path = model.directory / model.component / "config.json" if model.directory else None
-    if path is not None and path.is_file():
-        return _read(path)
-    if not model.config:
+    config = model.config
+    if model.directory is not None:
+        path = model.directory / model.component / "config.json"
+        if not path.is_file():
+            raise ModelError(
+                f"the pipeline {model.path!r} has no {model.component} ({path} is missing): "
+                "correct model.component, or give path=DIRECTORY of a diffusers pipeline"
+            )
+        config = _read(path)
+    if config.get("quantization_config"):
         raise ModelError(
-            f"no config of {model.name!r}: give model.path=DIRECTORY of a diffusers pipeline, "
-            "or model.config in its YAML"
+            f"the {model.component} of {model.path!r} is already quantized: give path=DIRECTORY of the published one"
         )
-    return model.config
+    if not config:
+        raise ModelError(
+            f"no config of {model.name!r}: give path=DIRECTORY of a diffusers pipeline, or model.config in its YAML"
+        )
+    return config
 
 
 def has_text_encoder(model: Model) -> bool:
@@ -215,35 +225,47 @@ def first_call(pipeline: diffusers.DiffusionPipeline, model: Model) -> dict[str,
 def found_model(
     path: str,
     name: str | None = None,
+    component: str | None = None,
     resolution_px: int | None = None,
     steps: int = 20,
     guidance: float = 5.0,
     **fields: Any,
 ) -> Model:
-    """A `Model` that no YAML describes: name from the path, denoiser and config from the pipeline's files.
+    """A `Model` that no YAML describes: denoiser and config from the pipeline's files.
 
     Args:
         path: a directory, or a hub id whose configs are downloaded (a few kB).
+        name: the last part of the path and a digest, if it is not given. All commands find the store by the name, so
+            the digest is of what decides the graph (class and config) instead of the graph, which is known only once
+            it is traced; and of the whole path, because a fine-tuned copy has the same graph and other weights.
+        component: unet, else transformer, if it is not given.
         resolution_px: 8 times the denoiser's sample size, if it is not given.
 
     Raises:
         ModelError: there is no diffusers pipeline, or none with a denoiser.
     """
     directory = Path(path).expanduser()
-    index = _pipeline_file(path, "model_index.json")
-    component = next((c for c in ("unet", "transformer") if (index.get(c) or (None,))[0] is not None), None)
+    revision = fields.get("revision")
+    index = _pipeline_file(path, "model_index.json", revision)
+    wanted = (component,) if component else ("unet", "transformer")
+    component = next((c for c in wanted if (index.get(c) or (None,))[0] is not None), None)
     if component is None:
         found = ", ".join(sorted(key for key in index if not key.startswith("_")))
-        raise ModelError(f"no denoiser in the pipeline {path!r}: wanted a unet or a transformer (got {found})")
-    config = _pipeline_file(path, f"{component}/config.json")
-    size = config.get("sample_size")
+        raise ModelError(f"no denoiser in the pipeline {path!r}: wanted a {' or a '.join(wanted)} (got {found})")
+    published = _pipeline_file(path, f"{component}/config.json", revision)
+    config = {key: value for key, value in published.items() if not key.startswith("_")}
+    size, denoiser = config.get("sample_size"), index[component][1]
+    if name is None:
+        whole = str(directory.resolve()) if directory.is_dir() else f"{path}@{revision}"
+        digest = hashlib.sha256(canonical([whole, denoiser, config])).hexdigest()
+        last = directory.resolve().name if directory.is_dir() else path.replace("/", "--")
+        name = re.sub(r"[^\w.-]+", "_", last) + f"-{digest[:8]}"
     return Model(
-        name=name
-        or re.sub(r"[^\w.-]+", "_", directory.resolve().name if directory.is_dir() else path.replace("/", "--")),
+        name=name,
         path=path,
-        denoiser=index[component][1],
+        denoiser=denoiser,
         component=component,
-        config={key: value for key, value in config.items() if not key.startswith("_")},
+        config=config,
         resolution_px=resolution_px or (8 * size if isinstance(size, int) else 512),
         steps=steps,
         guidance=guidance,
@@ -251,28 +273,26 @@ def found_model(
     )
 
 
-def _pipeline_file(path: str, name: str) -> dict[str, Any]:
+def _pipeline_file(path: str, name: str, revision: str | None) -> dict[str, Any]:
     """A JSON file of a pipeline, from its directory or from the hub."""
     directory = Path(path).expanduser()
     if directory.is_dir():
         if not (directory / name).is_file():
-            raise ModelError(
-                f"{path!r} is no diffusers pipeline: it has no {name} (give model.path=DIRECTORY that has one)"
-            )
+            raise ModelError(f"{path!r} is no diffusers pipeline: it has no {name} (give path=DIRECTORY that has one)")
         return _read(directory / name)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
         raise ModelError(
-            f"no directory {path!r}, and no hub id either (OWNER/NAME): "
-            "give model.path=DIRECTORY of a diffusers pipeline"
+            f"no directory {path!r}, and no hub id either (OWNER/NAME): give path=DIRECTORY of a diffusers pipeline"
         )
     import huggingface_hub
 
+    huggingface_hub.logging.set_verbosity_error()  # it warns of every attempt without a network
     try:
-        return _read(Path(huggingface_hub.hf_hub_download(path, name)))
+        return _read(Path(huggingface_hub.hf_hub_download(path, name, revision=revision)))
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:  # offline errors are OSErrors
         raise ModelError(
             f"{name} of {path!r} cannot be had from the hub ({type(error).__name__}): check the name and the network, "
-            "or give model.path=DIRECTORY of a diffusers pipeline"
+            "or give path=DIRECTORY of a diffusers pipeline"
         ) from error
 
 

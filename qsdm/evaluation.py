@@ -115,7 +115,7 @@ def sampler_of(model: Model) -> str:
             options = json.loads((model.directory / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ModelError(
-                f"{model.directory} is no diffusers pipeline ({error}): give model.path=DIRECTORY of one"
+                f"{model.directory} is no diffusers pipeline ({error}): give path=DIRECTORY of one"
             ) from error
         options.pop("_diffusers_version", None)
     # Not `canonical`: a scheduler's options may hold infinity.

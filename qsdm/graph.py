@@ -209,6 +209,20 @@ class Graph:
         graph.add_edges_from((self.nodes[a].name, self.nodes[b].name) for a, b in self.edges)
         return graph
 
+    def to_graphml(self) -> str:
+        """GraphML of `to_networkx`, for Gephi, yEd or Cytoscape; shapes become texts such as ``320x4x3x3``."""
+        import networkx
+
+        graph = self.to_networkx()
+        for node in self.nodes:
+            shape = node.weight.shape if node.weight else ()
+            graph.add_node(node.name, activation=_times(node.activation), shape=_times(shape))
+        return "\n".join(networkx.generate_graphml(graph)) + "\n"
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
 
 def _node(entry: dict[str, Any]) -> Node:
     if entry["weight"] is not None:

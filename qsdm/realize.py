@@ -7,8 +7,8 @@ The front's best predicted points are measured under the protocol of the labels,
 Then it is measured on fresh seeds that nothing before has seen, beside full precision, every uniform configuration, and
 random ones of its size.
 
-Writes ``summary.json`` (measured values only), ``chosen.json`` (the configuration), ``pictures/*.png`` and
-``report.html``.
+Writes ``summary.json`` (measured values only), ``chosen.json`` (the configuration), ``checkpoint/`` (the pipeline, its
+denoiser packed: `qsdm.checkpoint.load_quantized`), ``pictures/*.png`` and ``report.html``.
 """
 
 from __future__ import annotations
@@ -112,6 +112,7 @@ def realize(
             ],
             "provenance": provenance(),
         }
+        summary["checkpoint"] = write_checkpoint(ready, space, ours)
         write_json(ready.store.path("summary.json"), summary)
         draw(ready, rows, summary["rows"], fresh)
     finish(ready, space, summary, log)
@@ -189,6 +190,30 @@ def row(space: Space, name: str, outcome: Outcome) -> dict[str, Any]:
     }
 
 
+def write_checkpoint(ready: Bench, space: SpaceSpec, ours: QuantConfig) -> dict[str, int]:
+    """The pipeline with ``ours`` packed, as files; their bytes by kind."""
+    from qsdm.calibration import PackedWeights
+    from qsdm.checkpoint import save_quantized
+    from qsdm.denoisers import load_pipeline
+
+    packed = PackedWeights(ready.store.find(f"calibration/{space.name}", "calibrate"))
+    bits = ready.space.full_bits
+    found = save_quantized(
+        load_pipeline(ready.model, dtype=f"float{bits}"),
+        ready.model.component,
+        ready.space.graph,
+        ours,
+        ready.store.path("checkpoint"),
+        packed.quantized,
+        bits,
+    )
+    return {
+        "packed_bytes": found.packed_bytes,
+        "unquantized_bytes": sum(found.plain.values()),
+        "header_bytes": found.header_bytes,
+    }
+
+
 def draw(ready: Bench, rows: Mapping[str, QuantConfig], table: Sequence[Mapping[str, Any]], protocol: Protocol) -> None:
     """Grids of full precision, of the best uniform configuration of each bit width, of ours; and all of them in one."""
     from qsdm.bench import read_full
@@ -233,6 +258,11 @@ def finish(ready: Bench, space: SpaceSpec, summary: Mapping[str, Any], log: Log)
         log({f"realize/{entry['name']}/{name}": value for name, value in entry["metrics"].items() if value is not None})
     if (said := results.sentence(summary)) is not None:
         print(said)
+    size = summary["checkpoint"]
+    print(
+        f"checkpoint: {ready.store.path('checkpoint')}, denoiser {sum(size.values()):,} bytes "
+        f"(packed {size['packed_bytes']:,}, unquantized {size['unquantized_bytes']:,}, header {size['header_bytes']:,})"
+    )
     target = ready.store.path("report.html")
     try:
         page.write(target, results.read(ready.store, space.name, ready.space.full_bits))

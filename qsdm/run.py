@@ -34,7 +34,10 @@ PACKAGE = Path(__file__).parent
 CHECKOUT = PACKAGE.parent
 # A checkout's conf/ comes before the copy that a wheel carries.
 CONF = CHECKOUT / "conf" if (CHECKOUT / "pyproject.toml").exists() else PACKAGE / "conf"
-OF_MODEL = ("prompts", "metrics")  # groups that fill the model's key of their name: prompts.path is model.prompts.path
+SHORT = {"path": "model.path"}
+"""Keys that stand for one inside a group, for every command that takes the group."""
+OF_MODEL = ("prompts", "metrics")
+"""Groups that fill the model's key of their name: ``prompts.path`` stands for ``model.prompts.path``."""
 
 
 class Wandb(Enum):
@@ -67,7 +70,7 @@ def execute(function: Callable[..., Any], arguments: Sequence[str]) -> int:
         _hydra(function, spelled(arguments, function), failures)
     except (Exception, KeyboardInterrupt) as error:
         if error not in failures:  # a sweep's failures were told as they came
-            tell(error, loud)
+            tell(error, loud, arguments)
             failures.append(error)
     if any(isinstance(failure, KeyboardInterrupt) for failure in failures):
         return 130
@@ -92,7 +95,7 @@ def _hydra(function: Callable[..., Any], arguments: list[str], failures: list[Ba
             )
         except (Exception, KeyboardInterrupt) as error:
             failures.append(error)
-            tell(error, bool(os.environ.get("QSDM_TRACEBACK")) or bool(settings.verbose))
+            tell(error, bool(os.environ.get("QSDM_TRACEBACK")) or bool(settings.verbose), settings.overrides.task)
             if sweep:  # an ordinary exception marks this job as failed and lets the others go on
                 raise
         finally:
@@ -197,7 +200,9 @@ def spelled(arguments: Sequence[str], function: Callable[..., Any]) -> list[str]
         BadInput: a key is none of the command's.
     """
     groups, chosen = choices(), set(defaults(function.__name__))
-    known = [name for name, *_ in schema(function)] + ["wandb"]
+    short = shorthands(function)
+    owned = OF_MODEL if "model" in inspect.signature(function).parameters else ()
+    known = [*(name for name, *_ in schema(function)), *short, *owned, "wandb"]
     models = [argument.partition("=")[2] for argument in arguments if argument.lstrip("+").startswith("model=")]
     by_model = {key.lstrip("/") for model in models if model in groups["model"] for key in defaults(f"model/{model}")}
     flags, first, parts, rest = [], [], [], []
@@ -209,7 +214,7 @@ def spelled(arguments: Sequence[str], function: Callable[..., Any]) -> list[str]
             flags.append(argument)  # argparse wants them before the overrides
             continue
         top = re.split(r"[./\[]", key)[0]
-        if top in OF_MODEL and "model" in known and package in ("", f"@model.{top}") and not sign.strip("+"):
+        if top in owned and package in ("", f"@model.{top}") and not sign.strip("+"):
             if key == top:
                 parts.append(f"{'' if key in by_model else '+'}{key}@model.{key}{value}")
             else:
@@ -217,13 +222,21 @@ def spelled(arguments: Sequence[str], function: Callable[..., Any]) -> list[str]
             continue
         if top not in known and top != "hydra" and not (package and re.split(r"[./\[]", package[1:])[0] in known):
             raise BadInput(unknown_key(function.__name__, top, known))
-        if key in groups and not package and "~" not in sign:
+        if key in short:
+            rest.append(f"++{short[key]}{value}")
+        elif key in groups and not package and "~" not in sign:
             first.append(f"{'' if key in chosen else '+'}{key}{value}")
         elif "." in key and top in known and not sign:
             rest.append(f"++{argument}")  # what the YAML leaves out can be set too; `check` knows what there is
         else:
             rest.append(argument)
     return flags + first + parts + rest
+
+
+def shorthands(function: Callable[..., Any]) -> dict[str, str]:
+    """The `SHORT` keys that mean something to ``function``."""
+    taken = inspect.signature(function).parameters
+    return {key: full for key, full in SHORT.items() if full.partition(".")[0] in taken and key not in taken}
 
 
 def unknown_key(taker: str, key: str, known: Sequence[str]) -> str:
@@ -267,9 +280,10 @@ def keywords(function: Callable[..., Any], cfg: Any) -> dict[str, Any]:
             raise BadInput(unknown_key(function.__name__, key, list(parameters)))
     values = {}
     for name, parameter in parameters.items():
-        if name not in cfg or OmegaConf.is_missing(cfg, name):
+        offered = choices().get(name)
+        unchosen = offered and OmegaConf.is_config(cfg.get(name)) and "_target_" not in cfg[name]  # only model.path=
+        if name not in cfg or OmegaConf.is_missing(cfg, name) or unchosen:
             if parameter.default is parameter.empty:
-                offered = choices().get(name)
                 sign = "" if name in defaults(function.__name__) else "+"
                 how = f"add {sign}{name}=NAME, with a NAME of {', '.join(offered)}" if offered else f"add {name}=VALUE"
                 raise BadInput(f"{function.__name__} needs a {name}: {how}")
@@ -332,9 +346,16 @@ def check(node: Any, path: str) -> None:
 # ---- errors
 
 
-def tell(error: BaseException, loud: bool) -> None:
-    """Print the one sentence about ``error``, or its traceback if it is a bug of ours."""
+def tell(error: BaseException, loud: bool, arguments: Sequence[str] = ()) -> None:
+    """Print the one sentence about ``error``, or its traceback if it is a bug of ours.
+
+    Args:
+        arguments: of the command line; what ``+model=any`` found has a name that nobody can type as a model.
+    """
     told = sentence(error)
+    paths = [value for key, _, value in (argument.partition("=") for argument in arguments) if key.endswith("path")]
+    if told is not None and paths and any(re.fullmatch(r"\+*model=any", argument) for argument in arguments):
+        told = re.sub(r"\+model=[\w.-]*\w", lambda _: f"+model=any path={paths[-1]}", told)
     if loud or told is None:
         traceback.print_exception(error)
     if told is not None:
@@ -452,6 +473,7 @@ def _panel(wandb: Any, value: Any) -> Any:
 
 COMMON = {
     "model": "whose denoiser it is.",
+    "path": "directory or hub id of a diffusers pipeline, to take instead of the model's own, or for +model=any.",
     "prompts": "what the model draws; prompts.path=PATH of its file.",
     "metrics": "what the model's pictures are scored by.",
     "space": "methods on offer, and which weights are split by their inputs.",
@@ -487,6 +509,9 @@ def help_text(function: Callable[..., Any]) -> str:
                 rows += [(f"{part}=NAME", f"{COMMON[part]} One of {', '.join(offered[part])}.") for part in OF_MODEL]
         else:
             rows.append((f"{key}={'VALUE' if parameter.default is parameter.empty else parameter.default}", text))
+    rows += [
+        (f"{key}=VALUE", f"{meaning.get(key, '')} Short for {full}.") for key, full in shorthands(function).items()
+    ]
     rows.append(("wandb=disabled", "where the run is logged to: disabled, offline or online."))
     margin = max(len(key) for key, _ in rows) + 4
     lines = []

@@ -1,7 +1,7 @@
 """Where artifacts lie, and how they are written: atomically, as JSON, safetensors, Parquet and SQLite, never as a
 pickle.
 
-    store/<denoiser>/graph.json                       trace
+    store/<denoiser>/graph.json, graph.html           trace (calibrate adds the errors to the page)
     store/<denoiser>/calibration/<space>/             calibrate: table.safetensors, weights.safetensors
     store/<denoiser>/outcomes.sqlite                  measure (one driver writes, as outcomes come)
     store/<denoiser>/predictor/<space>/               train: fold-K.safetensors, report.json

@@ -1,34 +1,47 @@
 """Trace a denoiser: its computational graph, from the model's code alone, without its weights.
 
     python -m qsdm.trace +model=sdxl
-    python -m qsdm.trace +model=any model.path=DIRECTORY_OF_A_PIPELINE
+    python -m qsdm.trace +model=any path=DIRECTORY_OR_HUB_ID
+    python -m qsdm.trace +model=flux export=[graphml,pyg]
 
-Writes graph.json and graph.html, an interactive page, into the store.
+Writes graph.json and graph.html, an interactive page, into the store. Once calibrate has run, the page can colour the
+weights by their errors.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from time import process_time
 from typing import TYPE_CHECKING, Any
 
-from qsdm import denoisers, run
+from qsdm import cost, denoisers, run
 from qsdm.denoisers import Model
-from qsdm.graph import Graph
+from qsdm.graph import Graph, Op
 from qsdm.log import Log, ignore
+from qsdm.qconfig import QuantConfig, QuantMethod
 from qsdm.report import graph_page
-from qsdm.store import Store, write_json
+from qsdm.store import Store, write_json, write_text
 
 if TYPE_CHECKING:
     from torch import nn
 
+UNIFORM = ("uaq-4", "uaq-3", "kmeans_c-4", "kmeans_a-4")  # whose costs are shown beside those of full precision
+EXPORTS = ("graphml", "pyg")
 
-def trace(model: Model, store: Path = Path("store"), page: bool = True, log: Log = ignore) -> Graph:
+UNAIDED = "signature and config"  # where inputs come from without a pipeline
+
+
+def trace(
+    model: Model, store: Path = Path("store"), page: bool = True, export: Sequence[str] = (), log: Log = ignore
+) -> Graph:
     """The graph of a model's denoiser; also written to the store.
 
     Args:
         page: also write graph.html.
+        export: further forms, graphml or pyg or [graphml,pyg]: graph.graphml for Gephi, yEd, Cytoscape;
+            graph.pyg.safetensors for `qsdm.predictor.pyg.read_pyg`.
 
     Raises:
         ModelError: neither a config nor a directory says what the denoiser is.
@@ -36,6 +49,10 @@ def trace(model: Model, store: Path = Path("store"), page: bool = True, log: Log
     """
     from qsdm import tracing
 
+    denoisers.denoiser_class(model)  # imported here, because that takes longer than the trace that is timed
+    forms = [export] if isinstance(export, str) else list(export)
+    if odd := [form for form in forms if form not in EXPORTS]:
+        raise ValueError(f"export takes {' or '.join(EXPORTS)} (got {odd[0]!r})")
     began = process_time()
     module, inputs, origin = prepare(model)
     num_params = sum(parameter.numel() for parameter in module.parameters())
@@ -44,17 +61,39 @@ def trace(model: Model, store: Path = Path("store"), page: bool = True, log: Log
             f"{model.name}: the denoiser has {num_params:,} parameters, not {model.num_params:,}: "
             "its config or num_params in the YAML is wrong"
         )
-    graph = tracing.trace(module, inputs, model.name, model.exclude, model.tied)
+    if origin == UNAIDED:
+        graph, how = tracing.trace_unaided(module, model.inputs, model.name, model.exclude, model.tied)
+        origin = f"{UNAIDED}; {how}"
+    else:
+        graph = tracing.trace(module, inputs, model.name, model.exclude, model.tied)
     seconds = process_time() - began
     missing = tracing.uncovered(module, graph)
     target = Store(store, model.name)
     write_json(target.path("graph.json"), graph.to_json())
     if page:
-        graph_page.write(target.path("graph.html"), graph)
+        graph_page.write(target.path("graph.html"), graph, calibrated(target, graph))
+    if "graphml" in forms:
+        write_text(target.path("graph.graphml"), graph.to_graphml())
+    if "pyg" in forms:
+        from qsdm.predictor.pyg import to_pyg, write_pyg
+
+        write_pyg(target.path("graph.pyg.safetensors"), to_pyg(graph))
     figures = summary(graph, model, module, missing)
     log({f"trace/{name}": value for name, value in figures.items()} | {"trace/seconds": seconds})
     _print(graph, figures, missing, origin, seconds, target.path("graph.json"))
+    print(costs(graph, model.full_bits))
     return graph
+
+
+def calibrated(target: Store, graph: Graph) -> dict[str, dict[str, float]]:
+    """The errors of all spaces that were calibrated already, for the page."""
+    found: dict[str, dict[str, float]] = {}
+    for path in sorted(target.path("calibration").glob("*/table.safetensors")):
+        from qsdm.calibration import read_table  # which brings numba: not for a fresh store
+
+        for label, column in graph_page.errors(graph, read_table(path.parent)).items():
+            found.setdefault(label, {}).update(column)
+    return found
 
 
 def prepare(model: Model) -> tuple[nn.Module, dict[str, Any], str]:
@@ -70,7 +109,7 @@ def prepare(model: Model) -> tuple[nn.Module, dict[str, Any], str]:
             inputs.capture(pipeline, model.component, **denoisers.first_call(pipeline, model)),
             type(pipeline).__name__,
         )
-    return module, inputs.build(module, model.inputs), "signature and config"
+    return module, inputs.build(module, model.inputs), UNAIDED
 
 
 def summary(graph: Graph, model: Model, module: nn.Module, missing: list[str]) -> dict[str, float]:
@@ -91,6 +130,37 @@ def summary(graph: Graph, model: Model, module: nn.Module, missing: list[str]) -
     }
 
 
+def reasons(graph: Graph, missing: Sequence[str]) -> list[str]:
+    """Why modules have no node of their own, with the first of their paths.
+
+    A module whose sibling calls attention or a product with bare parameters was fused: its parameter goes into that
+    call, and its own forward never runs, so there is no module that could be swapped.
+    """
+    fused = {node.name.rpartition(".")[0]: node for node in graph.nodes if node.op in (Op.MHA, Op.PARAM_MATMUL)}
+    causes: dict[str, list[str]] = {}
+    for path in missing:
+        node = fused.get(path.rpartition(".")[0])
+        cause = f"fused into {node.name}, left out" if node else "an input is missing, or the forward never uses them"
+        causes.setdefault(cause, []).append(path)
+    return [
+        ", ".join(paths[:5]) + f" and {len(paths) - 5} more" * (len(paths) > 5) + f": {cause}"
+        for cause, paths in causes.items()
+    ]
+
+
+def costs(graph: Graph, full_bits: int) -> str:
+    """A table: what the weights cost in full precision, and in one method for all."""
+    rows = [f"  {'costs':<12} {'avg_bits':>8}{'bytes':>17}{'read a step':>17}{'peak':>17}{'TBOP':>12}"]
+    for method in map(QuantMethod.parse, (f"fp-{full_bits}", *UNIFORM)):
+        qconfig = QuantConfig(graph.denoiser, {weight.name: method for weight in graph.weights})
+        given = (graph, qconfig, full_bits)
+        rows.append(
+            f"  {method!s:<12} {cost.avg_bits(*given):>8.4f}{cost.size_bytes(*given):>17,}"
+            f"{cost.traffic_bytes(*given):>17,}{cost.peak_bytes(*given):>17,}{cost.tera_bops(*given):>12,.2f}"
+        )
+    return "\n".join(rows)
+
+
 def _print(
     graph: Graph, figures: dict[str, float], missing: list[str], origin: str, seconds: float, path: Path
 ) -> None:
@@ -106,9 +176,7 @@ def _print(
         ("GMAC", f"{figures['giga_macs']:.1f} at batch 1"),
         ("roles", ", ".join(f"{role} {count}" for role, count in roles.most_common())),
     ]
-    if missing:
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        rows.append(("not called", f"{', '.join(missing[:5])}{more}: an input is missing, or their layers are fused"))
+    rows += [("not called", reason) for reason in reasons(graph, missing)]
     print(graph.denoiser)
     for name, text in [*rows, ("written", path)]:
         print(f"  {name:<12} {text}")

@@ -13,7 +13,7 @@ import pytest
 
 from qsdm import run
 
-COMMANDS = ("trace", "calibrate", "measure", "train", "attribute", "search", "realize", "main")
+COMMANDS = ("trace", "calibrate", "measure", "train", "attribute", "search", "realize", "recipe", "main")
 
 
 def function_of(command: str) -> Any:

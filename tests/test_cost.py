@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
-from qsdm.cost import MethodTable, avg_bits, size_bytes, tera_bops
+from qsdm.cost import MethodTable, avg_bits, peak_bytes, size_bytes, tera_bops, traffic_bytes
 from qsdm.graph import Graph, Node, Op, Weight
 from qsdm.qconfig import OutsideSpace, QuantConfig, QuantMethod
 
@@ -44,9 +46,41 @@ def test_bit_operations_follow_macs_and_bits() -> None:
     assert tera_bops(GRAPH, both(UAQ, UAQ), activation_bits=8) == pytest.approx(tera_bops(GRAPH, both(UAQ, UAQ)) / 2)
 
 
-def test_a_foreign_weight_is_named() -> None:
+def test_a_small_case_by_hand() -> None:
+    """`a` [64, 128] in UAQ-4: 8192 codes of 4 bits = 4096 B, 64 rows x (scale and zero point) x 2 B = 256 B. `b`
+    [128, 64] in K-Means-C-3: 8192 x 3 bits = 3072 B, 128 rows x 8 centroids x 2 B = 2048 B."""
+    qconfig = both(UAQ, QuantMethod("kmeans_c", 3))
+    assert size_bytes(GRAPH, qconfig) == 4096 + 256 + 3072 + 2048
+    assert avg_bits(GRAPH, qconfig) == 8 * 9472 / 16384
+    assert tera_bops(GRAPH, qconfig, activation_bits=8) == pytest.approx(1e9 * 4 * 8 / 1e12 + 1e10 * 3 * 8 / 1e12)
+    assert traffic_bytes(GRAPH, qconfig) == 9472  # each is called once
+    assert peak_bytes(GRAPH, qconfig) == 9472 + 16384  # and 8192 values of one, expanded to 2 B
+    assert peak_bytes(GRAPH, qconfig, compute_bits=32) == 9472 + 32768
+    assert peak_bytes(GRAPH, both(FULL, FULL)) == 32768  # nothing is expanded
+
+
+def test_calls_copies_and_slices_by_hand() -> None:
+    """A weight called twice; one stored in two tied copies, each called once; one split into two slices."""
+    shared = Weight("s", "s.weight", (4, 8))  # 32 values
+    tied = Weight("t", "t.weight", (4, 8), ties=("u.weight",))  # 64 stored values
+    halves = [Weight(f"c#{k}", "c.weight", (4, 8 + 8 * k), start=8 * k) for k in (0, 1)]  # 32 and 64 values
+    weights = [shared, shared, tied, tied, *halves]
+    graph = Graph("toy", tuple(Node(f"n{i}", Op.LINEAR, weight=w, macs=100) for i, w in enumerate(weights)), ())
+    full, quantized = QuantConfig("toy", {}), QuantConfig("toy", {w.name: UAQ for w in graph.weights})
+    assert size_bytes(graph, full) == 2 * (32 + 64 + 32 + 64)
+    assert traffic_bytes(graph, full) == 2 * (2 * 32 + 64 + 32 + 64)
+    # codes of half a byte, and 4 rows x 2 x 2 B = 16 B for each tensor and slice
+    stored = (16 + 16) + 2 * (16 + 16) + (16 + 16) + (32 + 16)
+    assert size_bytes(graph, quantized) == stored
+    assert traffic_bytes(graph, quantized) == stored + (16 + 16)
+    assert peak_bytes(graph, quantized) == stored + 2 * (32 + 64)  # both slices are one layer's
+    assert tera_bops(graph, quantized) == pytest.approx(6 * 100 * 4 * 16 / 1e12)
+
+
+@pytest.mark.parametrize("cost", [size_bytes, traffic_bytes, peak_bytes, avg_bits])
+def test_a_foreign_weight_is_named(cost: Callable) -> None:
     with pytest.raises(OutsideSpace, match="no weight 'c'"):
-        size_bytes(GRAPH, QuantConfig("toy", {"c": UAQ}))
+        cost(GRAPH, QuantConfig("toy", {"c": UAQ}))
 
 
 def test_the_table_looks_up_what_was_calibrated() -> None:

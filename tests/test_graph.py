@@ -75,6 +75,25 @@ def test_tied_parameters_are_stored_values() -> None:
     assert tied.numel == 3 * 16
 
 
+def test_graphml_round_trip() -> None:
+    """What another program reads is what `to_networkx` holds; shapes are texts."""
+    import networkx
+
+    graph = skip_graph()
+    text = graph.to_graphml()
+    assert 'attr.name="macs" attr.type="long"' in text  # a large layer has more than 2^31
+    again = networkx.parse_graphml(text)
+    there = graph.to_networkx()
+    assert again.graph["denoiser"] == "toy"
+    assert list(again.nodes) == [node.name for node in graph.nodes]
+    assert set(again.edges) == set(there.edges)
+    assert again.nodes["up.conv1#1"]["shape"] == "8x8x3x3"
+    for name, fields in again.nodes.items():
+        wanted = dict(there.nodes[name])
+        wanted["activation"] = "x".join(map(str, wanted["activation"]))
+        assert {key: value for key, value in fields.items() if key != "shape"} == wanted
+
+
 def test_merging_all_splits_restores_the_layer() -> None:
     graph = skip_graph()
     merged = merge_splits(graph, r"\Z.")  # matches nothing

@@ -10,10 +10,10 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "qsdm"
 
-GROUND = {"graph", "qconfig", "cost", "outcome", "prompts", "store", "log"}
-MACHINERY = {"tracing", "quant", "denoisers", "metrics", "strategies"}
+GROUND = {"graph", "qconfig", "cost", "outcome", "prompts", "store", "tensor_file", "log"}
+MACHINERY = {"tracing", "quant", "denoisers", "metrics", "strategies", "recipes"}
 JOINS = {"evaluation", "calibration", "engine", "bench", "checkpoint", "predictor"}
-COMMANDS = {"trace", "calibrate", "measure", "train", "attribute", "search", "realize"}
+COMMANDS = {"trace", "calibrate", "measure", "train", "attribute", "search", "realize", "recipe"}
 
 ALLOWED: dict[str, set[str]] = (
     dict.fromkeys(GROUND | MACHINERY, GROUND)
@@ -99,7 +99,7 @@ def test_a_file_imports_only_what_its_layer_may(path: Path) -> None:
                 f"{path.name} imports {top} when it is imported: move that into the function that uses it"
             )
         if top == "torch":
-            assert part not in {"strategies"}, "strategies work on numpy arrays"
+            assert part not in {"strategies", "recipes"}, f"{part} needs no torch"
             if part in GROUND | COMMANDS | {"run", "denoisers", "__main__", "report"}:
                 assert not at_once, f"{path.name} imports torch when it is imported: --help must be fast"
         assert top not in {"pickle", "dill", "joblib"}, f"{path.name} imports {top}: artifacts are never pickles"

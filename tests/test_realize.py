@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qsdm import cost
 from qsdm.calibrate import calibrate
 from qsdm.calibration import read_table
 from qsdm.denoisers import Model
@@ -90,6 +91,45 @@ def test_measures_ours_beside_what_it_must_beat(tiny_model: Model, searched: Pat
     with Image.open(place.path("pictures/ours.png")) as image:
         assert np.asarray(image).std() > 1
     assert "<html" in place.path("report.html").read_text(encoding="utf-8")
+
+
+def test_ours_is_written_as_a_small_pipeline_that_draws_the_same_pictures(
+    tiny_model: Model, searched: Path, space: Space
+) -> None:
+    import torch
+
+    from qsdm.calibration import PackedWeights
+    from qsdm.checkpoint import contents, load_quantized
+    from qsdm.evaluation import Evaluator, prompts_of, protocol_of, seed_of
+
+    place = Store(searched, tiny_model.name)
+    chosen = QuantConfig.from_json(read_json(place.path("chosen.json")))
+    found = contents(place.path("checkpoint"))
+    assert found.packed_bytes == cost.size_bytes(space.graph, chosen, 16)
+    assert read_json(place.path("summary.json"))["checkpoint"]["packed_bytes"] == found.packed_bytes
+    prompts = prompts_of(tiny_model)
+    evaluator = Evaluator(
+        tiny_model,
+        space.graph,
+        PackedWeights(place.path("calibration/small")),
+        {},
+        protocol_of(tiny_model, {}, prompts, 0, 2),
+        prompts,
+    )
+    wanted = evaluator.pictures(chosen)
+    loaded = load_quantized(place.path("checkpoint"))
+    loaded.set_progress_bar_config(disable=True)
+    drawn = loaded(
+        prompts[:2],
+        num_inference_steps=tiny_model.steps,
+        guidance_scale=tiny_model.guidance,
+        height=16,
+        width=16,
+        generator=[torch.Generator().manual_seed(seed_of(0, i)) for i in range(2)],
+        output_type="np",
+    ).images
+    # What is not quantized (biases, norms, the autoencoder) went through 16 bit.
+    assert np.abs(255 * drawn - wanted).max() < 3
 
 
 def test_takes_the_best_predicted_points_below_the_limit() -> None:

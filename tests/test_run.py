@@ -112,6 +112,19 @@ def test_every_spelling_of_a_group_works(garden: Path, argument: str) -> None:
     assert (call["rate"], call["limit"], call["mode"]) == (2.0, None, Mode.fast)
 
 
+@pytest.mark.parametrize("argument", ["height=7", "+height=7", "++height=7"])
+def test_a_short_key_stands_for_a_nested_one(
+    garden: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], argument: str
+) -> None:
+    monkeypatch.setattr(run, "SHORT", {"height": "plant.height_cm", "path": "model.path"})
+    assert run.execute(grow, [argument, "+plant=rose"]) == 0
+    assert calls[0]["plant"].height_cm == 7
+    assert run.execute(grow, ["+plant=rose", "path=x"]) == 1  # this command takes no model
+    assert "takes no 'path'" in capsys.readouterr().err
+    assert run.execute(grow, ["--help"]) == 0
+    assert "Short for plant.height_cm." in capsys.readouterr().out
+
+
 def test_values_have_the_types_of_the_signature(garden: Path) -> None:
     assert run.execute(grow, ["plant=oak", "limit=3", "mode=slow", "store=~/x", "store='~/x'"]) == 1
     assert run.execute(grow, ["plant=oak", "limit=3", "mode=slow", "store='~/x'"]) == 0

@@ -1,7 +1,6 @@
 """How fast the stages' inner loops are on this machine, on one thread: make bench.
 
 quantize and dequantize     ns per weight of a 1280 x 1280 layer with heavy tails, by method
-trace                       seconds for SDXL, without its weights
 draw                        pictures per second of the shipped pipeline at full precision
 """
 
@@ -9,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,18 +48,6 @@ def model_of(name: str) -> Any:
     return Model(**{key: value for key, value in entry.items() if key not in ("_target_", "defaults", "metrics")})
 
 
-def tracing() -> None:
-    import contextlib
-    import io
-    import tempfile
-
-    from qsdm.trace import trace
-
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        duration = seconds(lambda: trace(model_of("sdxl"), Path(folder)), repeats=1)
-    print(f"trace SDXL  {duration:.1f} s")
-
-
 def drawing(num_images: int = 64) -> None:
     from qsdm.evaluation import Evaluator, prompts_of, protocol_of
     from qsdm.graph import Graph
@@ -79,5 +65,4 @@ def drawing(num_images: int = 64) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     quantizers()
-    tracing()
     drawing()

@@ -4,6 +4,7 @@ encode      a space and its table of errors => arrays
 linear      the additive part of a label, in closed form
 gnn         the network, which learns the rest; losses: what it learns by; fit: folds and early stopping
 scores      rank correlation, NDCG@10, the noise ceiling; baselines: the trivial predictors
+pyg         a graph alone, as torch-geometric data for networks of one's own
 """
 
 from __future__ import annotations

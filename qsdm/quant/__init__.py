@@ -6,6 +6,7 @@
     blockwise   NF4 with double-quantized scales, fp8
     packing     codes of any bit width without gaps; decoding through tables
     swap        a module's weights change from one configuration to the next
+    packed      layers that hold packed weights: the permanent form of a configuration
     kernels     fake quantization on CUDA and CPU from one source, and its reference in plain torch
 
 The contract of a method: a fit of ``x``, float32 [rows, fan_in], gives codes, uint8 of the same shape, and tensors by

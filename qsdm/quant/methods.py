@@ -18,27 +18,45 @@ fp             16 or 32 bits, as they are
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from qsdm.qconfig import QuantMethod
-from qsdm.quant import Quantized, blockwise, kmeans, packing, uaq
+from qsdm.quant import Quantized, blockwise, kmeans, packing, rows, uaq
 
 Part = tuple[torch.dtype, tuple[int, ...]]  # type and shape of something stored
 
-VERSION = "1"  # of the fits: another one means other codes for the same weight
+VERSION = "2"  # of the fits: another one means other codes for the same weight
 
 _SEARCH = {"uaq_refined": uaq.REFINED, "uaq_asym": uaq.ASYMMETRIC}
 _TABLE = 1 << 22  # numbers of a decoding table that are held at once
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fitted:
+    """A quantized weight and how far it is off.
+
+    Attributes:
+        rel_error: ``||W - W^||^2 / ||W||^2``; 0 where both are zero.
+        norm_error: ``sum |W - W^|^2.4 / sum |W|^2.4``, by which UAQ searches its range (Nahshan et al., 2019).
+        paper_error: the same sum as the paper's release reduces it, which differs between methods: means over the rows,
+            added up; for K-Means-A sums over the inputs, averaged. For comparison with the release alone.
+    """
+
+    quantized: Quantized
+    rel_error: float
+    norm_error: float
+    paper_error: float
 
 
 def fit(weight: torch.Tensor, method: QuantMethod) -> Quantized:
     """Quantizes one weight.
 
     Args:
-        weight: [out, in, *kernel] of any floating type, on any device.
+        weight: [out, in, *kernel] of any floating type, on any device; it is computed on the CPU.
 
     Returns:
         Codes and tensors, on the CPU.
@@ -46,39 +64,93 @@ def fit(weight: torch.Tensor, method: QuantMethod) -> Quantized:
     Raises:
         ValueError: the weight holds NaN or infinities, or has fewer than two axes.
     """
+    weight, x = _rows(weight)
+    _, codes, tensors = next(_fits(weight, x, (method,)))
+    return _packed(method, weight.shape, codes, tensors)
+
+
+def fit_all(weight: torch.Tensor, methods: Sequence[QuantMethod]) -> dict[QuantMethod, Fitted]:
+    """`fit` with every method, and the errors; what bit widths of a method share is computed once.
+
+    Raises:
+        ValueError: as `fit`.
+    """
+    shape = tuple(weight.shape)
+    weight, x = _rows(weight)
+    norms = rows.power_sums(x, np.zeros((1, x.shape[1]), np.float32))
+    found = {}
+    for method, codes, tensors in _fits(weight, x, methods):
+        quantized = _packed(method, shape, codes, tensors)
+        if method.name == "fp":
+            errors = rows.power_sums(x, dequantize(quantized).view(x.shape).numpy())
+        else:
+            group = method.group_size or x.shape[1]
+            errors = np.zeros(2)
+            for first, last, lines in _lines(quantized):
+                errors += rows.coded_power_sums(x[first:last], codes[first:last], lines, group)
+        averaged = math.prod(shape) / shape[1] if method.name == "kmeans_a" else x.shape[1]
+        relative, norm = (_ratio(error, norm) for error, norm in zip(errors, norms, strict=True))
+        found[method] = Fitted(quantized, relative, norm, float(errors[1] / averaged))
+    return {method: found[method] for method in methods}
+
+
+def _rows(weight: torch.Tensor) -> tuple[torch.Tensor, np.ndarray]:
+    """The weight on the CPU and its values, float32 [rows, n]."""
     shape = tuple(weight.shape)
     if len(shape) < 2 or 0 in shape or not weight.is_floating_point():
         raise ValueError(
             f"wanted a floating-point weight [out, in, ...] with values in it (got {weight.dtype} of shape {shape})"
         )
-    weight = weight.detach().cpu().reshape(shape[0], -1).contiguous()
-    x = weight.float().numpy()
-    if not np.isfinite(x.sum(dtype=np.float64)) and not np.isfinite(x).all():
+    weight = weight.detach().cpu().contiguous()
+    x = weight.reshape(shape[0], -1).float()
+    if not torch.isfinite(x.sum()) and not torch.isfinite(x).all():
         raise ValueError("the weight holds NaN or infinities: repair or replace the checkpoint")
-    if method.name == "fp":
-        raw = weight.to(torch.float16 if method.bits == 16 else torch.float32).view(torch.uint8).reshape(-1)
-        return Quantized(method, shape, raw, {})
-    codes, tensors = _fit(weight, x, method)
+    return weight, x.numpy()
+
+
+def _fits(
+    weight: torch.Tensor, x: np.ndarray, methods: Sequence[QuantMethod]
+) -> Iterator[tuple[QuantMethod, np.ndarray, dict[str, np.ndarray]]]:
+    """Method, codes uint8 [rows, n] and tensors, one by one; for ``fp`` the bytes of the values."""
+    for name in dict.fromkeys(method.name for method in methods):
+        same = sorted({method for method in methods if method.name == name})
+        widths = [method.bits for method in same]
+        fits: Iterable[kmeans.Fit]
+        match name:
+            case "fp":
+                fits = ((_halves_or_singles(weight, bits), {}) for bits in widths)
+            case "kmeans_a":
+                fits = kmeans.fit_tensor(x, widths, weight)
+            case "kmeans_c":
+                fits = kmeans.fit_channels(x, widths)
+            case "nf4_g64":
+                fits = [blockwise.fit_nf4(x, 64)]
+            case "fp8_e4m3":
+                fits = [blockwise.fit_fp8(x)]
+            case _:
+                group, search = same[0].group_size, _SEARCH.get(name, uaq.GRID)
+                fits = (uaq.fit(x, bits, group, search) for bits in widths)
+        for method, (codes, tensors) in zip(same, fits, strict=True):
+            yield method, codes, tensors
+
+
+def _halves_or_singles(weight: torch.Tensor, bits: int) -> np.ndarray:
+    return weight.to(torch.float16 if bits == 16 else torch.float32).view(-1).view(torch.uint8).numpy()
+
+
+def _packed(
+    method: QuantMethod, shape: tuple[int, ...], codes: np.ndarray, tensors: Mapping[str, np.ndarray]
+) -> Quantized:
+    packed = codes if method.name == "fp" else packing.pack(codes, method.bits)
     return Quantized(
-        method,
-        shape,
-        torch.from_numpy(packing.pack(codes, method.bits)),
-        {name: torch.from_numpy(t) for name, t in tensors.items()},
+        method, tuple(shape), torch.from_numpy(packed), {name: torch.from_numpy(t) for name, t in tensors.items()}
     )
 
 
-def _fit(weight: torch.Tensor, x: np.ndarray, method: QuantMethod) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    match method.name:
-        case "kmeans_a":
-            return kmeans.fit_tensor(x, method.bits, weight)
-        case "kmeans_c":
-            return kmeans.fit_channels(x, method.bits)
-        case "nf4_g64":
-            return blockwise.fit_nf4(x, 64)
-        case "fp8_e4m3":
-            return blockwise.fit_fp8(x)
-        case name:
-            return uaq.fit(x, method.bits, method.group_size, _SEARCH.get(name, uaq.GRID))
+def _ratio(error: float, norm: float) -> float:
+    if norm == 0:
+        return 0.0 if error == 0 else math.inf
+    return float(error / norm)
 
 
 def dequantize(quantized: Quantized, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -99,18 +171,26 @@ def dequantize(quantized: Quantized, out: torch.Tensor | None = None) -> torch.T
         )
     if method.name == "fp":
         return out.copy_(quantized.codes.view(torch.float16 if method.bits == 16 else torch.float32).view(shape))
-    rows, fan_in = shape[0], math.prod(shape[1:])
-    codes, values = quantized.codes.numpy(), out.view(rows, fan_in).numpy()
-    group = method.group_size or fan_in
-    groups = math.ceil(fan_in / group)
-    # Eight rows of codes always fill whole bytes, so a run of them can be decoded alone.
-    step = rows if method.name == "kmeans_a" else max(8, _TABLE // (groups * 2**method.bits) // 8 * 8)
-    for first in range(0, rows, step):
-        last = min(first + step, rows)
+    fan_in = math.prod(shape[1:])
+    codes, values = quantized.codes.numpy(), out.view(-1, fan_in).numpy()
+    for first, last, lines in _lines(quantized):
         part = codes[first * fan_in * method.bits // 8 : packing.num_bytes(last * fan_in, method.bits)]
-        lines = table(quantized, first * groups, last * groups)
+        group = method.group_size or fan_in
         packing.decode(part, method.bits, lines, (last - first, fan_in), group, values[first:last])
     return out
+
+
+def _lines(quantized: Quantized) -> Iterator[tuple[int, int, np.ndarray]]:
+    """First and last row, and the table of what lies between: blocks of rows whose tables are not too large.
+
+    Eight rows of codes always fill whole bytes, so a block's codes begin with one.
+    """
+    num_rows, method = quantized.shape[0], quantized.method
+    groups = math.ceil(math.prod(quantized.shape[1:]) / method.group_size) if method.group_size else 1
+    step = num_rows if method.name == "kmeans_a" else max(8, _TABLE // (groups * 2**method.bits) // 8 * 8)
+    for first in range(0, num_rows, step):
+        last = min(first + step, num_rows)
+        yield first, last, table(quantized, first * groups, last * groups)
 
 
 def table(quantized: Quantized, first: int = 0, last: int | None = None) -> np.ndarray:
@@ -132,8 +212,8 @@ def table(quantized: Quantized, first: int = 0, last: int | None = None) -> np.n
 
 def layout(method: QuantMethod, shape: tuple[int, ...]) -> dict[str, Part]:
     """Type and shape of everything that is stored for a weight: ``codes`` and the tensors by name."""
-    rows, fan_in = shape[0], math.prod(shape[1:])
-    parts: dict[str, Part] = {"codes": (torch.uint8, (packing.num_bytes(rows * fan_in, method.bits),))}
+    num_rows, fan_in = shape[0], math.prod(shape[1:])
+    parts: dict[str, Part] = {"codes": (torch.uint8, (packing.num_bytes(num_rows * fan_in, method.bits),))}
     groups = math.ceil(fan_in / (method.group_size or fan_in))
     match method.name:
         case "fp":
@@ -141,16 +221,16 @@ def layout(method: QuantMethod, shape: tuple[int, ...]) -> dict[str, Part]:
         case "kmeans_a":
             return parts | {"codebook": (torch.float16, (2**method.bits,))}
         case "kmeans_c":
-            return parts | {"codebook": (torch.float16, (rows, 2**method.bits))}
+            return parts | {"codebook": (torch.float16, (num_rows, 2**method.bits))}
         case "nf4_g64":
-            scales = rows * groups
+            scales = num_rows * groups
             return parts | {
                 "scale": (torch.int8, (scales,)),
                 "scale_scale": (torch.float32, (math.ceil(scales / 256),)),
                 "scale_mean": (torch.float32, (1,)),
             }
         case "fp8_e4m3":
-            return parts | {"scale": (torch.float16, (rows,))}
+            return parts | {"scale": (torch.float16, (num_rows,))}
         case _:
-            per = (rows,) if method.group_size is None else (rows, groups)
+            per = (num_rows,) if method.group_size is None else (num_rows, groups)
             return parts | {"scale": (torch.float16, per), "zero_point": (torch.float16, per)}

@@ -1,7 +1,7 @@
-"""What the numba kernels share: compiler options, rows spread over threads, rounding to fp16.
+"""What the numba kernels share: compiler options, rows spread over threads, rounding to fp16, powers, errors.
 
-A compiled kernel in the cache does not notice that a function of another file changed, so kernels call nothing but
-`half` across files.
+A compiled kernel in the cache does not notice that a function of another file changed, so kernels call nothing of other
+files but `half`, `pow24` and `extent`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ import numba
 import numpy as np
 import torch
 
-# Sums may be reordered and fused, which lets LLVM use vector instructions; NaN and infinity keep their meaning.
-fast = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"})
+# Sums may be reordered and fused, which lets LLVM use vector instructions. Weights hold no NaN; infinity keeps its
+# meaning.
+fast = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"nnan", "reassoc", "contract", "arcp", "nsz"})
 # Every operation rounds once, as written: for all that is stored or must agree with torch.
 exact = numba.njit(cache=True, nogil=True, error_model="numpy")
+
+_BLOCK = 128  # values whose errors are added in float32, before float64
 
 
 def over_rows(function: Callable[..., None], num_rows: int, *args: Any, min_rows: int = 1) -> None:
@@ -50,34 +53,100 @@ def half(x):
 
 
 @fast
-def _squares(first, last, x, y, out):
-    for r in range(first, last):
-        error, norm = 0.0, 0.0
-        for i in range(x.shape[1]):
-            d = np.float64(x[r, i]) - np.float64(y[r, i])
-            error += d * d
-            norm += np.float64(x[r, i]) * np.float64(x[r, i])
-        out[r, 0], out[r, 1] = error, norm
+def pow24(t):
+    """t^2.4 for float32 t >= 0 as 2^(2.4 log2 t), by polynomials, relative error below 2e-5; t < 1e-15 count as 1e-15.
 
-
-def rel_error(x: np.ndarray, y: np.ndarray) -> float:
-    """``||x - y||^2 / ||x||^2``, of float32 [rows, n]; 0 where both are zero."""
-    out = np.empty((x.shape[0], 2))
-    over_rows(_squares, x.shape[0], x, y, out, min_rows=16)
-    error, norm = out.sum(0).tolist()
-    if norm == 0:
-        return 0.0 if error == 0 else float("inf")
-    return error / norm
-
-
-def norm_error(x: np.ndarray, y: np.ndarray, p: float = 2.4) -> float:
-    """``sum |x - y|^p / sum |x|^p`` of float32 [rows, n]; 0 where both are zero. UAQ searches its range by it.
-
-    References: Loss Aware Post-training Quantization (Nahshan et al., arXiv 1911.07190).
+    log2 on [1, 2) by degree 6, 2^f on [-1/2, 1/2] by degree 4, through Chebyshev nodes.
     """
-    full = torch.from_numpy(x)
-    error = (full - torch.from_numpy(y)).abs_().pow_(p).sum(dtype=torch.float64).item()
-    norm = full.abs().pow_(p).sum(dtype=torch.float64).item()
-    if norm == 0:
-        return 0.0 if error == 0 else float("inf")
-    return error / norm
+    t = max(t, np.float32(1e-15))  # below, the power is no normal fp32 number
+    i = np.float32(t).view(np.int32)
+    e = np.float32((i >> 23) - 127)
+    z = np.int32((i & 0x007FFFFF) | 0x3F800000).view(np.float32) - np.float32(1.5)
+    p = np.float32(LOG2[6])
+    for k in range(5, -1, -1):
+        p = p * z + np.float32(LOG2[k])
+    y = (p + e) * np.float32(2.4)
+    r = np.rint(y)
+    f = y - r
+    q = np.float32(EXP2[4])
+    for k in range(3, -1, -1):
+        q = q * f + np.float32(EXP2[k])
+    return q * np.int32((np.int32(r) + 127) << 23).view(np.float32)
+
+
+@exact
+def extent(x):
+    """Smallest and largest of float32 ``x`` [n]. Unlike that of floats, LLVM makes vectors of integers' comparison."""
+    keys = x.view(np.int32)
+    low = high = keys[0] ^ ((keys[0] >> 31) & 0x7FFFFFFF)  # ordered as the floats are
+    for i in range(keys.shape[0]):
+        key = keys[i] ^ ((keys[i] >> 31) & 0x7FFFFFFF)
+        low, high = min(low, key), max(high, key)
+    low, high = low ^ ((low >> 31) & 0x7FFFFFFF), high ^ ((high >> 31) & 0x7FFFFFFF)
+    return np.int32(low).view(np.float32), np.int32(high).view(np.float32)
+
+
+def _chebyshev(
+    function: Callable[[np.ndarray], np.ndarray], low: float, high: float, center: float, degree: int
+) -> tuple[float, ...]:
+    """Coefficients of the polynomial in x - center through Chebyshev nodes of [low, high], lowest degree first."""
+    from numpy.polynomial import Chebyshev, Polynomial
+
+    series = Chebyshev.interpolate(function, degree, domain=[low, high])
+    return tuple(series.convert(kind=Polynomial)(Polynomial([center, 1.0])).coef.tolist())
+
+
+LOG2 = _chebyshev(np.log2, 1.0, 2.0, 1.5, 6)
+EXP2 = _chebyshev(np.exp2, -0.5, 0.5, 0.0, 4)
+
+
+def power_sums(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Sum of ``|x - y|^2`` and of ``|x - y|^2.4``: float64 [2], of float32 ``x`` [rows, n], ``y`` [rows or 1, n]."""
+    sums = np.zeros((x.shape[0], 2))
+    over_rows(_power_sums, x.shape[0], x, y, sums, min_rows=16)
+    return sums.sum(0)
+
+
+def coded_power_sums(x: np.ndarray, codes: np.ndarray, table: np.ndarray, group: int) -> np.ndarray:
+    """`power_sums` of float32 ``x`` [rows, n] and what its codes stand for.
+
+    Args:
+        codes: uint8 [rows, n].
+        table: float32 [rows * ceil(n / group), K], the value of each code; or [1, K] for all.
+    """
+    sums = np.zeros((x.shape[0], 2))
+    over_rows(_coded_power_sums, x.shape[0], x, codes, table, group, sums, min_rows=16)
+    return sums.sum(0)
+
+
+@fast
+def _add(x, y, sums):
+    for start in range(0, x.shape[0], _BLOCK):
+        a, b = x[start : start + _BLOCK], y[start : start + _BLOCK]
+        squares, powers = np.float32(0.0), np.float32(0.0)
+        for i in range(a.shape[0]):  # from 0: where an index might be negative, numba makes gathers of loads
+            d = abs(a[i] - b[i])
+            squares += d * d
+            powers += pow24(d) if d > 0 else np.float32(0.0)
+        sums[0] += squares
+        sums[1] += powers
+
+
+@fast
+def _power_sums(first, last, x, y, sums):
+    for r in range(first, last):
+        _add(x[r], y[r if y.shape[0] > 1 else 0], sums[r])
+
+
+@fast
+def _coded_power_sums(first, last, x, codes, table, group, sums):
+    n = x.shape[1]
+    groups = (n + group - 1) // group
+    values = np.empty(n, np.float32)
+    for r in range(first, last):
+        for g in range(groups):
+            line = table[r * groups + g if table.shape[0] > 1 else 0]
+            out, part = values[g * group : (g + 1) * group], codes[r, g * group : (g + 1) * group]
+            for i in range(out.shape[0]):
+                out[i] = line[part[i]]
+        _add(x[r], values, sums[r])

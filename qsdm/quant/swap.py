@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -39,6 +40,8 @@ class Switch:
         for weight in graph.weights:
             _check(weight, self._parameters[weight.parameter])
         self._originals = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
+        # For values on their way to parameters of another type: a fresh tensor costs more than decoding into it.
+        self._scratch = torch.empty(max((math.prod(weight.shape) for weight in graph.weights), default=0))
         self._now: dict[str, QuantMethod | None] = dict.fromkeys(weight.name for weight in graph.weights)
 
     @torch.no_grad()
@@ -61,15 +64,16 @@ class Switch:
         return self.to(QuantConfig(self.graph.denoiser, {}))
 
     def _set(self, weight: Weight, method: QuantMethod | None) -> None:
-        first, *ties = (_slice(self._parameters[name], weight) for name in (weight.parameter, *weight.ties))
+        first, *ties = (sliced(self._parameters[name], weight) for name in (weight.parameter, *weight.ties))
         if method is None:
             for name in (weight.parameter, *weight.ties):
-                _slice(self._parameters[name], weight).copy_(_slice(self._originals[name], weight))
+                sliced(self._parameters[name], weight).copy_(sliced(self._originals[name], weight))
             return
         if first.dtype == torch.float32 and first.device.type == "cpu" and first.is_contiguous():
             self.dequantize(weight.name, method, first)
         else:
-            first.copy_(self.dequantize(weight.name, method, None))
+            scratch = self._scratch[: first.numel()].view(first.shape)
+            first.copy_(self.dequantize(weight.name, method, scratch))
         for tie in ties:
             tie.copy_(first)
 
@@ -85,13 +89,13 @@ def quantized(module: nn.Module, graph: Graph, qconfig: QuantConfig, dequantize:
         switch.restore()
 
 
-def _slice(parameter: torch.Tensor, weight: Weight) -> torch.Tensor:
+def sliced(parameter: torch.Tensor, weight: Weight) -> torch.Tensor:
     """The weight's input channels of its parameter, as a view."""
     return parameter.detach()[:, weight.start : weight.start + weight.shape[1]]
 
 
 def _check(weight: Weight, parameter: torch.Tensor) -> None:
-    if tuple(_slice(parameter, weight).shape) != weight.shape:
+    if tuple(sliced(parameter, weight).shape) != weight.shape:
         raise ValueError(
             f"wanted {weight.name!r} of shape {weight.shape} (got a parameter of shape {tuple(parameter.shape)}): "
             f"module and graph are of different models"

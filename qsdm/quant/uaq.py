@@ -16,14 +16,13 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 
-from qsdm.quant.rows import exact, fast, half, over_rows
+from qsdm.quant.rows import exact, extent, fast, half, over_rows, pow24
 
 GRID, REFINED, ASYMMETRIC = 0, 1, 2
-_BLOCK = 512  # values between two looks at whether a candidate has already lost
+_BLOCK = 256  # values between two looks at whether a candidate has already lost
 _LARGEST_ZERO = 2048.0  # integers up to here are exact in fp16
 
 
@@ -74,56 +73,22 @@ def affine(low, high, levels):
 
 
 @fast
-def pow24(t: np.float32) -> np.float32:
-    """t^2.4 for t >= 0 as 2^(2.4 log2 t), by polynomials, relative error below 2e-5; smaller t count as 1e-15.
-
-    log2 on [1, 2) by degree 7, 2^f on [-1/2, 1/2] by degree 5, least squares at Chebyshev nodes.
-    """
-    t = max(t, np.float32(1e-15))  # below, the power is no normal fp32 number
-    i = np.float32(t).view(np.int32)
-    e = np.float32((i >> 23) - 127)
-    z = np.int32((i & 0x007FFFFF) | 0x3F800000).view(np.float32) - np.float32(1.5)
-    p = np.float32(LOG2[7])
-    for k in range(6, -1, -1):
-        p = p * z + np.float32(LOG2[k])
-    y = (p + e) * np.float32(2.4)
-    r = np.rint(y)
-    f = y - r
-    q = np.float32(EXP2[5])
-    for k in range(4, -1, -1):
-        q = q * f + np.float32(EXP2[k])
-    return q * np.int32((np.int32(r) + 127) << 23).view(np.float32)
-
-
-def _chebyshev(
-    function: Callable[[np.ndarray], np.ndarray], low: float, high: float, center: float, degree: int
-) -> tuple[float, ...]:
-    """Coefficients of the polynomial in x - center through Chebyshev nodes of [low, high], lowest degree first."""
-    from numpy.polynomial import Chebyshev, Polynomial
-
-    series = Chebyshev.interpolate(function, degree, domain=[low, high])
-    return tuple(series.convert(kind=Polynomial)(Polynomial([center, 1.0])).coef.tolist())
-
-
-LOG2 = _chebyshev(np.log2, 1.0, 2.0, 1.5, 7)
-EXP2 = _chebyshev(np.exp2, -0.5, 0.5, 0.0, 5)
-
-
-@fast
 def _loss(x, scale, zero, levels, limit):
     """Sum of |x - x^|^2.4; stops early, above ``limit``, once it is exceeded."""
     inverse, low, high = np.float32(1.0) / scale, -zero, levels - zero
     unit = np.float64(pow24(scale))
+    limit /= unit
     total = 0.0
     for start in range(0, x.shape[0], _BLOCK):
+        block = x[start : start + _BLOCK]
         part = np.float32(0.0)
-        for i in range(start, min(start + _BLOCK, x.shape[0])):
-            t = x[i] * inverse
+        for i in range(block.shape[0]):
+            t = block[i] * inverse
             part += pow24(abs(t - min(max(np.rint(t), low), high)))
-        total += np.float64(part) * unit
+        total += np.float64(part)
         if total > limit:
             break
-    return total
+    return total * unit
 
 
 @fast
@@ -131,10 +96,8 @@ def _fit(first, last, x, group, levels, search, scales, zeros):
     near = 0  # where the last group's best factor was: the neighbours rule out the rest early
     for r in range(first, last):
         for g in range(scales.shape[1]):
-            values = x[r, g * group : min((g + 1) * group, x.shape[1])]
-            low, high = values[0], values[0]
-            for i in range(values.shape[0]):
-                low, high = min(low, values[i]), max(high, values[i])
+            values = x[r, g * group : (g + 1) * group]
+            low, high = extent(values)
             scales[r, g], zeros[r, g] = affine(low, high, levels)
             if low == high:
                 continue
@@ -172,5 +135,6 @@ def _encode(first, last, x, group, levels, scales, zeros, codes):
     for r in range(first, last):
         for g in range(scales.shape[1]):
             scale, zero = scales[r, g], zeros[r, g]
-            for i in range(g * group, min((g + 1) * group, x.shape[1])):
-                codes[r, i] = np.uint8(min(max(np.rint(x[r, i] / scale) + zero, np.float32(0.0)), levels))
+            values, out = x[r, g * group : (g + 1) * group], codes[r, g * group : (g + 1) * group]
+            for i in range(values.shape[0]):
+                out[i] = np.uint8(min(max(np.rint(values[i] / scale) + zero, np.float32(0.0)), levels))

@@ -6,30 +6,48 @@ The page loads nothing; its drawing is a canvas, so that some thousand nodes sta
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qsdm.cost import MethodTable
 from qsdm.graph import Graph, Node
 from qsdm.store import write_text
 
 TEMPLATE = Path(__file__).with_name("graph_page.html.j2")
+Values = Mapping[str, Mapping[str, float]]
+"""What the nodes can be coloured by: label => weight name => value."""
 
 
-def write(path: Path, graph: Graph, values: Mapping[str, float] | None = None, label: str = "value") -> None:
+def write(path: Path, graph: Graph, values: Values | None = None) -> None:
     """Write the page of ``graph`` to ``path``.
 
     Args:
-        values: by weight name, to colour the nodes by; an error, a sensitivity.
-        label: what the values are.
+        values: errors, sensitivities; the page opens with the first of them.
 
     Raises:
         StoreError: it cannot be written.
     """
-    write_text(path, render(graph, values, label))
+    write_text(path, render(graph, values))
 
 
-def render(graph: Graph, values: Mapping[str, float] | None = None, label: str = "value") -> str:
+def errors(graph: Graph, table: MethodTable) -> dict[str, dict[str, float]]:
+    """`Values` of a calibration: the relative error of every weight under each method.
+
+    A weight that the table has whole lends its error to the slices that the graph has of it.
+    """
+    row = {name: i for i, name in enumerate(table.weights)}
+    found: dict[str, dict[str, float]] = {}
+    for weight in graph.weights:
+        i = row.get(weight.name, row.get(weight.name.partition("#")[0]))
+        for j, method in enumerate(table.methods):
+            if i is not None and not math.isnan(table.rel_error[i, j]):
+                found.setdefault(f"error of {method}", {})[weight.name] = float(table.rel_error[i, j])
+    return found
+
+
+def render(graph: Graph, values: Values | None = None) -> str:
     """The page.
 
     Raises:
@@ -37,11 +55,11 @@ def render(graph: Graph, values: Mapping[str, float] | None = None, label: str =
     """
     import jinja2
 
-    values = dict(values or {})
-    if odd := values.keys() - {weight.name for weight in graph.weights}:
+    values = values or {}
+    if odd := {name for column in values.values() for name in column} - {weight.name for weight in graph.weights}:
         raise ValueError(f"the graph of {graph.denoiser!r} has no weight {min(odd)!r}")
     nodes = [_entry(node, values) for node in graph.nodes]
-    data = {"nodes": nodes, "edges": [list(edge) for edge in graph.edges], "label": label if values else None}
+    data = {"nodes": nodes, "edges": [list(edge) for edge in graph.edges], "labels": list(values)}
     # "</" would end the script element
     text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
@@ -56,7 +74,7 @@ def render(graph: Graph, values: Mapping[str, float] | None = None, label: str =
     )
 
 
-def _entry(node: Node, values: Mapping[str, float]) -> dict[str, Any]:
+def _entry(node: Node, values: Values) -> dict[str, Any]:
     """A node for the page, without what is empty."""
     weight = node.weight
     entry = {
@@ -71,6 +89,11 @@ def _entry(node: Node, values: Mapping[str, float]) -> dict[str, Any]:
         "d": round(node.depth, 4),
         "x": node.dead or None,
         "t": len(weight.ties) if weight and weight.ties else None,
-        "v": values.get(weight.name) if weight else None,
+        "v": _digits([column.get(weight.name) for column in values.values()]) if weight else None,
     }
-    return {key: value for key, value in entry.items() if value not in (None, "", 0) or key == "d"}
+    return {key: value for key, value in entry.items() if value not in (None, "", 0, []) or key == "d"}
+
+
+def _digits(values: list[float | None]) -> list[float | None]:
+    """Four significant digits: the page need not be larger for more."""
+    return [None if value is None else float(f"{value:.4g}") for value in values]

@@ -2,6 +2,7 @@
 
 skeleton   a module that weighs nothing
 inputs     arguments for one forward: captured from the pipeline, or built from signature and config
+repair     built inputs mended by what the forward complains of
 lazy       torch functions run for their shapes
 record     every torch call of the forward, with where its operands come from
 compact    the calls that matter, as a `Graph`; roles, sketch: parts of it
@@ -9,17 +10,17 @@ compact    the calls that matter, as a `Graph`; roles, sketch: parts of it
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from qsdm.graph import Graph, Op
-from qsdm.tracing import skeleton
+from qsdm.tracing import inputs, repair, skeleton
 from qsdm.tracing.compact import QUANTIZABLE, compact
-from qsdm.tracing.record import TraceError, record
+from qsdm.tracing.record import Recording, TraceError, record
 
-__all__ = ["TraceError", "trace", "uncovered"]
+__all__ = ["TraceError", "trace", "trace_unaided", "uncovered"]
 
 
 def trace(
@@ -43,6 +44,44 @@ def trace(
     if not graph.weights:
         raise TraceError(f"{type(module).__name__} calls no Linear or Conv: this is no denoiser that can be quantized")
     return graph
+
+
+def trace_unaided(
+    module: nn.Module,
+    overrides: Mapping[str, Any],
+    name: str,
+    exclude: str | None = None,
+    tied: Sequence[str] = (),
+) -> tuple[Graph, str]:
+    """As `trace`, with inputs that are built, and mended where the forward does not run on them.
+
+    Args:
+        overrides: of the built inputs (see `qsdm.tracing.inputs.build`).
+
+    Returns:
+        The graph, and how its inputs were found: ``built``, ``overrides`` (built, with those that qsdm has for the
+        class), or ``repaired: `` and what was mended.
+    """
+    known = inputs.overrides_of(type(module))
+    check(module)
+    first_error, graph, twin = None, None, skeleton.of(module)
+    try:
+        graph = trace(module, inputs.build(module, overrides), name, exclude, tied)
+        if known or not uncovered(module, graph):
+            return graph, "overrides" if known else "built"
+    except TraceError as error:
+        first_error = error
+
+    def coverage(recording: Recording) -> float:
+        return 1 - len(uncovered(twin, compact(recording, twin, name))) / max(1, len(list(_owners(twin))))
+
+    try:
+        found = repair.find(twin, {**known, **overrides}, coverage)
+    except TraceError as error:
+        raise first_error or error from None
+    if graph is not None and not found.repairs:
+        return graph, "built"
+    return trace(module, found.arguments, name, exclude, tied), f"repaired: {', '.join(found.repairs)}"
 
 
 def check(module: nn.Module) -> None:
@@ -74,8 +113,12 @@ def check(module: nn.Module) -> None:
 def uncovered(module: nn.Module, graph: Graph) -> list[str]:
     """Paths of Linear and Conv modules whose weight no node of the graph uses."""
     called = {node.name.partition("@")[0].partition("#")[0] for node in graph.nodes if node.op in (Op.LINEAR, Op.CONV)}
-    owners = [(path, child) for path, child in module.named_modules() if isinstance(child, QUANTIZABLE)]
+    owners = list(_owners(module))
     used = {
         id(child.weight) for path, child in owners if path in called
     }  # a shared parameter counts under all its names
     return [path for path, child in owners if id(child.weight) not in used]
+
+
+def _owners(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    return ((path, child) for path, child in module.named_modules() if isinstance(child, QUANTIZABLE))

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -71,13 +72,26 @@ def build(module: nn.Module, overrides: Mapping[str, Any] | None = None) -> dict
 
     Args:
         overrides: by parameter name, dotted inside mappings (``added_cond_kwargs.time_ids``). A list of integers is the
-            shape of a float tensor, ``{shape: [..], dtype: int64, value: 1}`` of another, ``{value: ..}`` anything
-            else, null is None.
+            shape of a float tensor, ``{shape: [..], dtype: int64, value: 1}`` of another, ``{list: [..]}`` or
+            ``{repeat: 3, entry: ..}`` a list of such, ``{value: ..}`` anything else, null is None. `overrides_of` the
+            class come after these.
 
     Raises:
-        TraceError: an override names no parameter, or a required parameter is none that is known here.
+        TraceError: an override names no parameter.
     """
-    overrides = dict(overrides or {})
+    return built(module, {**overrides_of(type(module)), **(overrides or {})}, Shapes.of(module))[0]
+
+
+def overrides_of(cls: type[nn.Module]) -> Mapping[str, Any]:
+    """What qsdm knows of a class whose inputs neither signature nor config tell: ``overrides/CLASS.yaml``."""
+    import yaml
+
+    path = Path(__file__).with_name("overrides") / f"{cls.__name__}.yaml"
+    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def built(module: nn.Module, overrides: Mapping[str, Any], shapes: Shapes) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments for ``module.forward``; and guesses at the optional ones that are left out."""
     parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
     named = {p.name for p in parameters}
     rest = any(p.kind is p.VAR_KEYWORD for p in parameters)
@@ -88,7 +102,6 @@ def build(module: nn.Module, overrides: Mapping[str, Any] | None = None) -> dict
         )
     given = {name: _given(name, value) for name, value in overrides.items()}
     roots = {name.partition(".")[0] for name in given}
-    shapes = _Shapes.of(module)
     main = given.get(parameters[0].name)
     if isinstance(main, Tensor):
         shapes = shapes.around(main)
@@ -96,27 +109,46 @@ def build(module: nn.Module, overrides: Mapping[str, Any] | None = None) -> dict
     if isinstance(text, Tensor) and text.dim() == 3:
         shapes = dataclasses.replace(shapes, tokens=text.shape[1])
     inputs: dict[str, Any] = {}
+    held: dict[str, Any] = {}
     for i, parameter in enumerate(parameters):
-        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) or parameter.name in given:
+        name, required = parameter.name, parameter.default is inspect.Parameter.empty
+        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) or name in given:
             continue
-        if parameter.name == "return_dict":
+        if name == "return_dict":
             inputs["return_dict"] = False
         elif i == 0:
-            inputs[parameter.name] = shapes.main(parameter)
-        elif _NEVER.search(parameter.name) and parameter.default is not inspect.Parameter.empty:
+            inputs[name] = shapes.main(parameter)
+        elif _NEVER.search(name) and not required:
             continue
-        elif (rule := _rule(parameter.name)) is not None:
-            value = rule(shapes, parameter)
-            if value is not None or parameter.default is inspect.Parameter.empty:
-                inputs[parameter.name] = value
-        elif parameter.default is inspect.Parameter.empty and parameter.name not in roots:
-            raise TraceError(
-                f"{type(module).__name__}.forward needs {parameter.name!r}, which is not known: "
-                f"give model.inputs.{parameter.name}=[shape]"
-            )
+        else:
+            rule = _rule(name)
+            value = rule(shapes, parameter) if rule is not None else None
+            if value is not None or (required and rule is not None):
+                inputs[name] = value
+            elif name not in roots:
+                (inputs if required else held)[name] = _guess(shapes, parameter)
     for name, value in given.items():
         _place(inputs, name.split("."), value)
-    return inputs
+    return inputs, held
+
+
+def _guess(shapes: Shapes, parameter: inspect.Parameter) -> Any:
+    """What a parameter that no rule knows may hold, by its name and type."""
+    name, kind = parameter.name, str(parameter.annotation)
+    if "Tensor" not in kind and parameter.annotation is not inspect.Parameter.empty:
+        return {"int": 1, "float": 1.0, "bool": True}.get(kind.removeprefix("<class '").removesuffix("'>"))
+    if re.search("hidden_states|latent|pixel|sample", name) and "encoder" not in name:
+        return shapes.main(parameter)
+    if name.endswith("_ids") and first(shapes.config, *_ROPE_AXES):
+        return _ids(shapes, parameter)
+    if "mask" in name:
+        return torch.ones(1, shapes.tokens, dtype=torch.int64)
+    if re.search("ids|ind(ex|ices)|labels?$|tokens$", name):
+        return torch.zeros(1, shapes.tokens, dtype=torch.int64)
+    if re.search("time|fps|sigma", name):
+        return torch.full((1,), 16.0)
+    width = first(shapes.config, *_TEXT_WIDTH, "embedding_dim", default=64)
+    return floats(1, width) if re.search("embeddings?$", name) else floats(1, shapes.tokens, width)
 
 
 def _place(inputs: dict[str, Any], path: Sequence[str], value: Any) -> None:
@@ -129,6 +161,10 @@ def _given(name: str, value: Any) -> Any:
     if isinstance(value, Mapping):
         if set(value) == {"value"}:
             return value["value"]
+        if set(value) == {"list"}:
+            return [_given(name, entry) for entry in value["list"]]
+        if set(value) == {"repeat", "entry"}:
+            return [_given(name, value["entry"]) for _ in range(value["repeat"])]
         if "shape" in value and set(value) <= {"shape", "dtype", "value"}:
             dtype = getattr(torch, str(value.get("dtype", "float32")), None)
             if isinstance(dtype, torch.dtype):
@@ -149,7 +185,7 @@ def floats(*shape: int) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class _Shapes:
+class Shapes:
     """Sizes that a config tells: channels, latent height and width, frames, text tokens."""
 
     config: Mapping[str, Any]
@@ -161,7 +197,7 @@ class _Shapes:
     tokens: int
 
     @staticmethod
-    def of(module: nn.Module) -> _Shapes:
+    def of(module: nn.Module) -> Shapes:
         config = dict(getattr(module, "config", {}))
         name = type(module).__name__
         parameters = inspect.signature(type(module).forward).parameters
@@ -185,10 +221,10 @@ class _Shapes:
         channels = first(
             config, "in_channels", "latent_channels", "in_visual_dim", "in_dim", "embedding_dim", default=16
         )
-        tokens = first(config, "text_len", "max_text_seq_length", "max_sequence_length", default=64)
-        return _Shapes(config, layout, channels, int(height), int(width), int(frames), int(tokens))
+        tokens = first(config, "text_len", "max_text_seq_length", "max_sequence_length", "num_embeddings", default=64)
+        return Shapes(config, layout, channels, int(height), int(width), int(frames), int(tokens))
 
-    def around(self, main: Tensor) -> _Shapes:
+    def around(self, main: Tensor) -> Shapes:
         """The sizes of a given first argument."""
         sizes: dict[str, Any] = {}
         if main.dim() == 4:
@@ -208,6 +244,8 @@ class _Shapes:
 
     def main(self, parameter: inspect.Parameter) -> Any:
         C, H, W, T = self.channels, self.height, self.width, self.frames
+        if parameter.name.endswith("_ids"):  # of a picture's tokens
+            return torch.zeros(1, H, W, dtype=torch.int64)
         if "list" in str(parameter.annotation).lower():
             return [floats(C, 1, H, W)]
         shapes = {
@@ -216,6 +254,7 @@ class _Shapes:
             "BFCHW": (1, T, C, H, W),
             "BNC": (1, self.patches, C),
             "BCL": (1, C, 256),
+            "BC": (1, C),
         }
         return floats(*shapes[self.layout])
 
@@ -234,21 +273,24 @@ _TEXT_WIDTH = """
     encoder_hid_dim caption_channels caption_projection_input_dim text_embed_dim joint_attention_dim text_dim
     cap_feat_dim
     context_in_dim in_text_dim text_hidden_size encoder_hidden_size cross_attention_dim cross_attention_input_dim
+    text_in_dim text_hidden_dim dit_text_dim cond_token_dim llm_features_dim condition_dim
 """.split()  # noqa: SIM905
+_ROPE_AXES = ("axes_dims_rope", "rope_axes_dim", "axes_dims")
 _POOLED_WIDTH = """
     pooled_projection_dim text_emb_dim clip_text_pooled_in_channels global_states_input_dim in_text_dim2
+    global_cond_dim cond_embed_dim
 """.split()  # noqa: SIM905
 
 
-def _time(s: _Shapes, p: inspect.Parameter) -> Tensor:
+def _time(s: Shapes, p: inspect.Parameter) -> Tensor:
     return torch.full((1,), 500, dtype=torch.int64) if "Long" in str(p.annotation) else torch.full((1,), 500.0)
 
 
-def _guidance(s: _Shapes, p: inspect.Parameter) -> Tensor | None:
+def _guidance(s: Shapes, p: inspect.Parameter) -> Tensor | None:
     return torch.full((1,), 3500.0) if first(s.config, "guidance_embeds", "guidance_embed") else None
 
 
-def _classes(s: _Shapes, p: inspect.Parameter) -> Tensor | None:
+def _classes(s: Shapes, p: inspect.Parameter) -> Tensor | None:
     return (
         torch.zeros(1, dtype=torch.int64)
         if first(s.config, "num_embeds_ada_norm", "num_class_embeds", "class_embed_type")
@@ -256,7 +298,7 @@ def _classes(s: _Shapes, p: inspect.Parameter) -> Tensor | None:
     )
 
 
-def _added(s: _Shapes, p: inspect.Parameter) -> dict[str, Any]:
+def _added(s: Shapes, p: inspect.Parameter) -> dict[str, Any]:
     c, kind = s.config, s.config.get("addition_embed_type")
     if kind == "text_time":
         num_ids = 6 if c["projection_class_embeddings_input_dim"] > 6 * c["addition_time_embed_dim"] else 5
@@ -275,12 +317,12 @@ def _added(s: _Shapes, p: inspect.Parameter) -> dict[str, Any]:
     return {"resolution": floats(1, 2) if conditions else None, "aspect_ratio": floats(1, 1) if conditions else None}
 
 
-def _ids(s: _Shapes, p: inspect.Parameter) -> Tensor:
-    axes = first(s.config, "axes_dims_rope", "rope_axes_dim", "axes_dims", default=(0, 0, 0))
+def _ids(s: Shapes, p: inspect.Parameter) -> Tensor:
+    axes = first(s.config, *_ROPE_AXES, default=(0, 0, 0))
     return torch.zeros(s.tokens if p.name.startswith("txt") else s.patches, len(axes))
 
 
-def _rotary(s: _Shapes, p: inspect.Parameter) -> tuple[Tensor, Tensor] | None:
+def _rotary(s: Shapes, p: inspect.Parameter) -> tuple[Tensor, Tensor] | None:
     c = s.config
     if p.default is None and c.get("use_rotary_positional_embeddings") is False:
         return None
@@ -290,7 +332,7 @@ def _rotary(s: _Shapes, p: inspect.Parameter) -> tuple[Tensor, Tensor] | None:
     return floats(tokens, width), floats(tokens, width)
 
 
-def _text_mask(s: _Shapes, p: inspect.Parameter) -> Tensor | None:
+def _text_mask(s: Shapes, p: inspect.Parameter) -> Tensor | None:
     if p.default is not inspect.Parameter.empty and not p.name.startswith(
         "text_embedding_mask"
     ):  # Hunyuan-DiT needs its masks
@@ -299,19 +341,19 @@ def _text_mask(s: _Shapes, p: inspect.Parameter) -> Tensor | None:
     return torch.ones(1, tokens, dtype=torch.bool if "Bool" in str(p.annotation) else torch.int64)
 
 
-def _image_text(s: _Shapes, p: inspect.Parameter) -> Tensor | None:
+def _image_text(s: Shapes, p: inspect.Parameter) -> Tensor | None:
     width = first(s.config, "image_dim", "image_embed_dim", "image_proj_dim")
     return floats(1, 257, width) if width or p.default is inspect.Parameter.empty else None
 
 
-def _pooled(s: _Shapes, p: inspect.Parameter) -> Tensor | None:
+def _pooled(s: Shapes, p: inspect.Parameter) -> Tensor | None:
     width = first(s.config, *_POOLED_WIDTH)
     if width is None:
         return None
     return floats(1, 1, width) if "clip" in p.name else floats(1, width)
 
 
-def _text(s: _Shapes, p: inspect.Parameter) -> Any:
+def _text(s: Shapes, p: inspect.Parameter) -> Any:
     tokens, width = s.tokens, None
     if p.name.endswith("t5"):
         tokens, width = (
@@ -328,7 +370,7 @@ def _text(s: _Shapes, p: inspect.Parameter) -> Any:
     return [floats(tokens, width)] if "list" in str(p.annotation).lower() else floats(1, tokens, width)
 
 
-Rule = Callable[[_Shapes, inspect.Parameter], Any]
+Rule = Callable[[Shapes, inspect.Parameter], Any]
 _RULES: tuple[tuple[str, Rule], ...] = (
     (r"t|timesteps?|timestep_ratio|r_timestep|sigma|noise_level", _time),
     (r"guidance", _guidance),
@@ -338,6 +380,7 @@ _RULES: tuple[tuple[str, Rule], ...] = (
     (r"(img|txt|image)_ids", _ids),
     (r"img_shapes", lambda s, p: [[(1, s.height // 2, s.width // 2)]]),
     (r"txt_seq_lens", lambda s, p: [s.tokens]),
+    (r"text_lens", lambda s, p: torch.full((1,), s.tokens, dtype=torch.int64)),
     (r"image_rotary_emb|video_rotary_emb|rotary_emb(edding)?", _rotary),
     (r"num_frames", lambda s, p: 1),
     (r"height", lambda s, p: s.height // 2),
@@ -357,7 +400,7 @@ _RULES: tuple[tuple[str, Rule], ...] = (
     (r".*(encoder|text|cap|prompt).*mask.*", _text_mask),
     (r".*(pooled|clip_text_pooled).*|text_embeds|global_hidden_states", _pooled),
     (r".*encoder_hidden_states_image.*|image_emb.*", _image_text),
-    (r"encoder_hidden_states(_\w+)?|cap_feats|txt|clip_text|prompt_embeds|text_embedding", _text),
+    (r"encoder_hidden_states(_\w+)?|cap_feats|txt|clip_text|prompt_embeds|text_embedding|text_bth", _text),
 )
 
 

@@ -9,6 +9,7 @@ import contextlib
 import math
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -99,12 +100,62 @@ class TraceError(Exception):
     """The module cannot be traced; the message says why and what to do."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Failure:
+    """Where a forward ended.
+
+    Attributes:
+        function: the torch function that failed; empty if other code did.
+        module: path of the module whose forward called it.
+        inputs_of: a tensor of these arguments => places of the inputs that reach it (`Recorder.inputs_of`).
+    """
+
+    error: Exception
+    function: str
+    module: str
+    args: Any
+    kwargs: Mapping[str, Any]
+    inputs_of: Callable[..., list[str]]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The call's operands."""
+        return [tensor for _, tensor in lazy.tensors((self.args, self.kwargs))]
+
+    def option(self, name: str, place: int, default: Any) -> Any:
+        """An argument of the call by name or by place."""
+        return self.kwargs.get(name, self.args[place] if len(self.args) > place else default)
+
+    def lines(self) -> list[str]:
+        """Source lines that the error passed through, the innermost first."""
+        return [frame.line or "" for frame in reversed(traceback.extract_tb(self.error.__traceback__))]
+
+    def told(self, module: nn.Module, inputs: Mapping[str, Any]) -> TraceError:
+        said = str(self.error).strip()
+        reason = f"{type(self.error).__name__}: {said.splitlines()[0][:200] if said else ''}"
+        shapes = ", ".join(str(list(tensor.shape)) for tensor in self.tensors)
+        where = f"{self.function} in {self.module or 'the forward'} with {shapes}: " if self.function else ""
+        return TraceError(
+            f"{type(module).__name__} does not run on inputs {', '.join(inputs)} ({where}{reason}): "
+            "give model.inputs.NAME=[shape] for those that are wrong or missing"
+        )
+
+
 def record(module: nn.Module, inputs: Mapping[str, Any]) -> Recording:
     """Run the forward of a skeleton once, for its shapes.
 
     Raises:
         TraceError: the forward fails; names the call that did.
     """
+    recording, failure = attempt(module, inputs)
+    if failure is not None:
+        raise failure.told(module, inputs) from failure.error
+    assert recording is not None
+    return recording
+
+
+def attempt(module: nn.Module, inputs: Mapping[str, Any]) -> tuple[Recording | None, Failure | None]:
+    """As `record`, with a failure returned."""
     recorder = Recorder(module)
     with torch.no_grad(), torch.device("cpu"), _plain_attention(), recorder.hooked():
         for name, tensor in lazy.tensors(inputs):
@@ -113,13 +164,10 @@ def record(module: nn.Module, inputs: Mapping[str, Any]) -> Recording:
             with recorder:
                 result = module(**inputs)
         except Exception as error:
-            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error) else ''}"
-            raise TraceError(
-                f"{type(module).__name__} does not run on inputs {', '.join(inputs)} ({recorder.where()}{reason}): "
-                "give model.inputs.NAME=[shape] for those that are wrong or missing"
-            ) from error
+            function, path, args, kwargs = recorder.failed or ("", "", (), {})
+            return None, Failure(error, function, path, args, kwargs, recorder.inputs_of)
     recorder.add_output(result)
-    return Recording(recorder.calls, recorder.frames)
+    return Recording(recorder.calls, recorder.frames), None
 
 
 class Recorder(TorchFunctionMode):
@@ -130,7 +178,7 @@ class Recorder(TorchFunctionMode):
         self.module = module
         self.calls: list[Call] = []
         self.frames: dict[int, str] = {}
-        self.failed: tuple[str, str, list[list[int]]] | None = None  # function, module, shapes of its operands
+        self.failed: tuple[str, str, Any, Mapping[str, Any]] | None = None  # function, module, its arguments
         self._names = {id(p): name for name, p in reversed(list(module.named_parameters(remove_duplicate=False)))}
         self._stack: list[int] = []
         # Weak keys: ids of tensors are reused as soon as the forward frees them
@@ -162,12 +210,19 @@ class Recorder(TorchFunctionMode):
     def _leave(self, module: nn.Module, args: Any, result: Any) -> None:
         self._stack.pop()
 
-    def where(self) -> str:
-        """The call that failed, for an error."""
-        if self.failed is None:
-            return ""
-        function, module, shapes = self.failed
-        return f"{function} in {module or 'the forward'} with {', '.join(map(str, shapes))}: "
+    def inputs_of(self, tensor: Tensor, past_weights: bool = False) -> list[str]:
+        """Places of the inputs that reach ``tensor``, without passing a weight (but tables of embeddings) or at all."""
+        waiting, seen, found = [operand.source for operand in self._operands("", tensor)], set(), []
+        while waiting:
+            if (i := waiting.pop()) in seen:
+                continue
+            seen.add(i)
+            call = self.calls[i]
+            if call.kind == "input":
+                found.append(call.function)
+            elif past_weights or call.kind == "embedding" or not any(len(shape) >= 2 for _, shape in call.parameters):
+                waiting += [operand.source for operand in call.operands]
+        return sorted(found)
 
     def add_input(self, name: str, tensor: Tensor) -> None:
         self._source[tensor] = len(self.calls)
@@ -195,11 +250,7 @@ class Recorder(TorchFunctionMode):
             result = lazy.call(func, name, args, kwargs, lambda tensor: id(tensor) in self._names)
         except Exception:
             path = self.frames[self._stack[-1]] if self._stack else ""
-            self.failed = self.failed or (
-                name,
-                path,
-                [list(tensor.shape) for _, tensor in lazy.tensors((args, kwargs))],
-            )
+            self.failed = self.failed or (name, path, args, kwargs)
             raise
         self._record(name, args, kwargs, result)
         return result

@@ -1,4 +1,4 @@
-"""The kernels' source compiles for every GPU generation and computes what the torch reference does, bit for bit."""
+"""The kernels' source compiles for every GPU generation; it and the CPU's kernels are the reference, bit for bit."""
 
 from __future__ import annotations
 
@@ -64,20 +64,25 @@ def test_nvrtc_compiles_the_source_without_a_gpu(arch: str) -> None:
 @by_dtype
 def test_affine_twin_is_the_reference(twin: Twin, dtype: torch.dtype, bits: int, n: int, group: int) -> None:
     x = values((9, n), dtype)
+    x[2, n // 2], x[3, n // 3], x[4, n // 4] = torch.nan, torch.inf, -torch.inf
     groups = -(-n // group)
     scale = torch.rand(9, groups, generator=torch.Generator().manual_seed(n)) + 1e-3
     scale[0] = 0.125  # exact ties
     zero = torch.randint(0, 2**bits, (9, groups), generator=torch.Generator().manual_seed(bits)).float()
     numbers = (ctypes.c_int64(n), ctypes.c_int64(group), ctypes.c_float(2**bits - 1))
-    assert same(twin("affine", dtype, (9, n), (x, scale, zero), numbers), reference.affine(x, scale, zero, bits, group))
+    wanted = reference.affine(x, scale, zero, bits, group)
+    assert same(twin("affine", dtype, (9, n), (x, scale, zero), numbers), wanted)
+    assert same(kernels.affine(x, scale, zero, bits, group), wanted)
+    out = torch.full_like(x, 7)
+    kernels.affine_out(x, scale, zero, bits, group, out)
+    assert same(out, wanted)
     gradient = values((9, n), dtype, seed=1)
-    assert same(
-        twin("affine_backward", dtype, (9, n), (gradient, x, scale, zero), numbers),
-        reference.affine_backward(gradient, x, scale, zero, bits, group),
-    )
+    wanted = reference.affine_backward(gradient, x, scale, zero, bits, group)
+    assert same(twin("affine_backward", dtype, (9, n), (gradient, x, scale, zero), numbers), wanted)
+    assert same(kernels.affine_backward(gradient, x, scale, zero, bits, group), wanted)
 
 
-@pytest.mark.parametrize(("n", "group"), [(1, 1), (33, 33), (300, 64), (256, 32)])
+@pytest.mark.parametrize(("n", "group"), [(1, 1), (33, 33), (300, 64), (256, 32), (256, 256)])
 @pytest.mark.parametrize("bits", range(1, 9))
 @by_dtype
 def test_lookup_twin_is_the_reference(twin: Twin, dtype: torch.dtype, bits: int, n: int, group: int) -> None:
@@ -89,8 +94,10 @@ def test_lookup_twin_is_the_reference(twin: Twin, dtype: torch.dtype, bits: int,
         numbers = (ctypes.c_int64(n), ctypes.c_int64(group), ctypes.c_int(bits), ctypes.c_int64(lines))
         wanted = reference.lookup(codes, lookup, bits, 5, n, group, dtype)
         assert same(twin("lookup", dtype, (5, n), inputs, numbers), wanted)
-        numba = packing.decode(codes.numpy(), bits, lookup.numpy(), (5, n), group)
-        assert same(torch.from_numpy(numba).to(dtype), wanted)
+        assert same(kernels.lookup(codes, lookup, bits, 5, n, group, dtype), wanted)
+        out = torch.full((5, n), 7, dtype=dtype)
+        kernels.lookup_out(codes, lookup, bits, group, out)
+        assert same(out, wanted)
 
 
 @pytest.mark.parametrize("n", [1, 31, 257, 1280])
@@ -102,11 +109,14 @@ def test_tokens_twin_is_the_reference(twin: Twin, dtype: torch.dtype, bits: int,
     x[3] = 0
     x[4] = -2.5
     x[5, n // 2] = torch.nan
+    x[7, n // 3] = -torch.nan
     x[6] += 1000
     if from_zero:
         x = x.abs()
     numbers = (ctypes.c_int64(n), ctypes.c_float(2**bits - 1), ctypes.c_int(from_zero))
-    assert same(twin("tokens", dtype, (12, n), (x,), numbers), reference.tokens(x, bits, from_zero))
+    wanted = reference.tokens(x, bits, from_zero)
+    assert same(twin("tokens", dtype, (12, n), (x,), numbers), wanted)
+    assert same(kernels.tokens(x, bits, from_zero), wanted)
 
 
 def test_every_half_is_converted_as_torch_does(twin: Twin) -> None:
@@ -165,24 +175,54 @@ def test_operators_are_registered_as_torch_wants_them() -> None:
     torch.library.opcheck(kernels.affine, (x, scale, zero, 4, 3), test_utils=tests)
     torch.library.opcheck(kernels.tokens, (x, 8, False), test_utils=tests)
     torch.library.opcheck(kernels.lookup, (codes, lines, 3, 4, 6, 6, torch.float16), test_utils=tests)
+    x, out = x.detach(), torch.empty(4, 6)
+    torch.library.opcheck(kernels.affine_backward, (x, x, scale, zero, 4, 3), test_utils=tests)
+    torch.library.opcheck(kernels.affine_out, (x, scale, zero, 4, 3, out), test_utils=tests)
+    torch.library.opcheck(kernels.lookup_out, (codes, lines, 3, 6, out), test_utils=tests)
 
 
-def test_export_goes_through() -> None:
-    class Layer(torch.nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return kernels.tokens(x, 8, False) * 2
+class Layer(torch.nn.Module):
+    """Every operator but the backward one."""
 
-    x = values((4, 16), torch.float32)
-    program = torch.export.export(Layer(), (x,))
-    assert "qsdm.tokens" in str(program.graph)
-    assert torch.equal(program.module()(x), Layer()(x))
+    def forward(self, x: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        scale, zero, line = x.new_full((4, 1), 0.1), x.new_full((4, 1), 7.0), x.new_ones(1, 8)
+        kernels.affine_out(kernels.tokens(x, 8, False), scale, zero, 4, 16, out := torch.empty_like(x))
+        kernels.lookup_out(codes, line, 3, 16, values := torch.empty_like(x))
+        return kernels.affine(out, scale, zero, 3, 16) + values * kernels.lookup(codes, line, 3, 4, 16, 16, x.dtype)
+
+
+@pytest.mark.parametrize("how", ["export", "compile"])
+def test_export_and_compile_go_through(how: str) -> None:
+    x, codes = values((4, 16), torch.float32), torch.arange(24, dtype=torch.uint8)
+    if how == "export":
+        program = torch.export.export(Layer(), (x, codes))
+        assert all(f"qsdm.{name}" in str(program.graph) for name in ("tokens", "affine", "lookup_out"))
+        found = program.module()(x, codes)
+    else:
+        found = torch.compile(Layer(), backend="aot_eager", fullgraph=True)(x, codes)
+    assert torch.equal(found, Layer()(x, codes))
 
 
 def test_wrong_shapes_are_refused_in_a_sentence() -> None:
     with pytest.raises(ValueError, match=r"wanted scale float32 of shape \(4, 2\)"):
         kernels.affine(torch.zeros(4, 6), torch.ones(4, 1), torch.zeros(4, 2), 4, 3)
+    with pytest.raises(ValueError, match=r"wanted a contiguous output, torch.float32 of shape \(4, 6\)"):
+        kernels.affine_out(torch.zeros(4, 6), torch.ones(4, 2), torch.zeros(4, 2), 4, 3, torch.zeros(6, 4).t())
     with pytest.raises(ValueError, match="wanted 9 bytes of codes"):
         kernels.lookup(torch.zeros(8, dtype=torch.uint8), torch.zeros(1, 8), 3, 4, 6, 6, torch.float32)
+
+
+def test_threads_change_nothing() -> None:
+    x = values((300, 700), torch.bfloat16)
+    scale, zero = torch.rand(300, 1) + 0.01, torch.full((300, 1), 3.0)
+    one = kernels.affine(x, scale, zero, 4, 700), kernels.tokens(x, 6, False)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        three = kernels.affine(x, scale, zero, 4, 700), kernels.tokens(x, 6, False)
+    finally:
+        torch.set_num_threads(before)
+    assert all(map(same, one, three))
 
 
 @pytest.mark.cuda

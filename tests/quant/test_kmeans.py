@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+import qsdm
 from qsdm.quant import kmeans
 
 RNG = np.random.default_rng(0)
@@ -56,7 +59,7 @@ def halves(rows: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_kmeans_c_is_within_half_a_percent_of_the_optimum(name: str, bits: int) -> None:
     x, _ = halves(ROWS[name])
-    codes, tensors = kmeans.fit_channels(x, bits)
+    codes, tensors = next(kmeans.fit_channels(x, (bits,)))
     found = loss(x, tensors["codebook"])
     for row, value in zip(x, found, strict=True):
         # fp16 holds an entry within 2^-11 of itself; that much error of a far-off row is not the fit's.
@@ -69,7 +72,7 @@ def test_kmeans_c_is_within_half_a_percent_of_the_optimum(name: str, bits: int) 
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_kmeans_a_is_optimal(name: str, bits: int) -> None:
     x, weight = halves(ROWS[name][:3])
-    _, tensors = kmeans.fit_tensor(x, bits, weight)
+    _, tensors = next(kmeans.fit_tensor(x, (bits,), weight))
     found = loss(x.reshape(1, -1), tensors["codebook"])[0]
     rounding = x.size * (2.0**-12 * np.abs(np.median(x))) ** 2  # of the codebook, to fp16
     assert found <= (1 + 1e-3) * optimum(x.reshape(-1), 2**bits) + rounding + 1e-12
@@ -78,7 +81,7 @@ def test_kmeans_a_is_optimal(name: str, bits: int) -> None:
 def test_rows_of_up_to_256_values_are_optimal() -> None:
     for n in (3, 16, 17, 100, 256):
         x, _ = halves(RNG.standard_t(3, (4, n)))
-        _, tensors = kmeans.fit_channels(x, 3)
+        _, tensors = next(kmeans.fit_channels(x, (3,)))
         for row, value in zip(x, loss(x, tensors["codebook"]), strict=True):
             assert value <= (1 + 1e-3) * optimum(row, 8) + 1e-5 * n * 2.0**-10
 
@@ -88,13 +91,53 @@ def test_rows_of_up_to_256_values_are_optimal() -> None:
 def test_never_worse_than_scikit_learn(name: str, bits: int) -> None:
     cluster = pytest.importorskip("sklearn.cluster")
     x, _ = halves(ROWS[name])
-    _, tensors = kmeans.fit_channels(x, bits)
+    _, tensors = next(kmeans.fit_channels(x, (bits,)))
     theirs = 0.0
     for row in x:
         clusters = min(2**bits, np.unique(row).size)
         theirs += cluster.KMeans(clusters, n_init=1, random_state=0).fit(row[:, None].astype(np.float64)).inertia_
     rounding = x.size * (2.0**-12 * np.abs(np.median(x))) ** 2
     assert loss(x, tensors["codebook"]).sum() <= 1.0001 * theirs + rounding + 1e-12
+
+
+@pytest.fixture(scope="module")
+def real_rows() -> list[np.ndarray]:
+    """Rows of the shipped U-Net's weights, of 320 to 1,008 values."""
+    from safetensors import safe_open
+
+    (path,) = (Path(qsdm.__file__).parent / "zoo/emoji_unet/pipeline/unet").glob("*.safetensors")
+    rng, rows = np.random.default_rng(0), []
+    with safe_open(path, "pt") as file:
+        for key in file.keys():  # noqa: SIM118 (no mapping)
+            weight = file.get_tensor(key)
+            if weight.ndim > 1 and 256 < weight[0].numel() < 1024:
+                x = weight.float().reshape(weight.shape[0], -1).numpy()
+                rows.extend(x[rng.choice(len(x), 2)])
+    return rows
+
+
+def test_kmeans_c_of_real_rows_is_within_half_a_percent_of_the_optimum(real_rows: list[np.ndarray]) -> None:
+    assert len(real_rows) > 20
+    for row in real_rows:
+        for bits, (_, tensors) in zip((3, 4), kmeans.fit_channels(row[None], (3, 4)), strict=True):
+            assert loss(row[None], tensors["codebook"])[0] <= 1.005 * optimum(row, 2**bits)
+
+
+def test_kmeans_c_of_real_rows_is_never_worse_than_scikit_learn(real_rows: list[np.ndarray]) -> None:
+    cluster = pytest.importorskip("sklearn.cluster")
+    for row in real_rows[::4]:
+        for bits, (_, tensors) in zip((3, 4), kmeans.fit_channels(row[None], (3, 4)), strict=True):
+            theirs = cluster.KMeans(2**bits, n_init=1, random_state=0).fit(row[:, None].astype(np.float64)).inertia_
+            assert loss(row[None], tensors["codebook"])[0] <= theirs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("degrees", [1.5, 3])
+def test_kmeans_c_of_long_heavy_tails_is_within_half_a_percent_of_the_optimum(degrees: float) -> None:
+    x, _ = halves(0.02 * np.random.default_rng(5).standard_t(degrees, (3, 2880)))
+    for bits, (_, tensors) in zip((3, 4), kmeans.fit_channels(x, (3, 4)), strict=True):
+        for row, value in zip(x, loss(x, tensors["codebook"]), strict=True):
+            assert value <= 1.005 * optimum(row, 2**bits)
 
 
 def test_distinct_counts_what_is_there() -> None:
@@ -108,6 +151,6 @@ def test_distinct_counts_what_is_there() -> None:
 
 def test_more_entries_than_values_leave_no_gap() -> None:
     x = np.array([[1.0, 2.0, 4.0]], np.float32)
-    _, tensors = kmeans.fit_channels(x, 4)
+    _, tensors = next(kmeans.fit_channels(x, (4,)))
     assert set(tensors["codebook"][0].tolist()) == {1.0, 2.0, 4.0}
     assert loss(x, tensors["codebook"])[0] == 0

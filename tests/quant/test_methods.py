@@ -11,8 +11,7 @@ import torch
 
 from qsdm.graph import Weight
 from qsdm.qconfig import QuantMethod
-from qsdm.quant.methods import dequantize, fit, layout, table
-from qsdm.quant.rows import rel_error
+from qsdm.quant.methods import dequantize, fit, fit_all, layout, table
 
 WIDTHS = range(2, 9)
 NAMES = ("uaq", "uaq_refined", "uaq_asym", "uaq_g32", "uaq_g64", "uaq_g128", "kmeans_c", "kmeans_a")
@@ -33,8 +32,7 @@ def heavy(shape: tuple[int, ...], seed: int = 0, dtype: torch.dtype = torch.floa
 
 
 def error(weight: torch.Tensor, method: QuantMethod) -> float:
-    rows = weight.float().reshape(weight.shape[0], -1).numpy()
-    return rel_error(rows, dequantize(fit(weight, method)).view(rows.shape).numpy())
+    return fit_all(weight, [method])[method].rel_error
 
 
 EDGES = {
@@ -86,6 +84,39 @@ def test_a_single_value_per_channel_is_exact(method: QuantMethod, name: str) -> 
 @pytest.mark.parametrize("method", [m for m in METHODS if m.name.startswith("kmeans")], ids=str)
 def test_two_values_are_exact(method: QuantMethod) -> None:
     assert torch.equal(dequantize(fit(EDGES["two values"], method)), EDGES["two values"].float())
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_all_fits_at_once_are_the_fits_one_by_one(name: str) -> None:
+    weight = EDGES[name]
+    full = weight.double()
+    for method, fitted in fit_all(weight, METHODS).items():
+        alone = fit(weight, method)
+        assert fitted.quantized.method == method
+        assert torch.equal(fitted.quantized.codes, alone.codes)
+        assert all(torch.equal(tensor, alone.tensors[part]) for part, tensor in fitted.quantized.tensors.items())
+        off = (dequantize(alone).double() - full).abs()
+        for p, found in ((2, fitted.rel_error), (2.4, fitted.norm_error)):
+            norm = full.abs().pow(p).sum()
+            wanted = (off.pow(p).sum() / norm).item() if norm else 0.0
+            assert found == pytest.approx(wanted, rel=1e-4, abs=1e-12)
+
+
+def test_threads_change_nothing() -> None:
+    weight = heavy((96, 700))
+    methods = [method for method in METHODS if method.bits in (3, 4)]
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for num_threads in (1, 3):
+            torch.set_num_threads(num_threads)
+            found.append(fit_all(weight, methods))
+    finally:
+        torch.set_num_threads(before)
+    for method in methods:
+        one, three = (each[method] for each in found)
+        assert torch.equal(one.quantized.codes, three.quantized.codes)
+        assert (one.rel_error, one.norm_error) == (three.rel_error, three.norm_error)
 
 
 @by_method

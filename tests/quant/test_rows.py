@@ -3,8 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qsdm.quant.rows import fast, half, over_rows, rel_error
-from qsdm.quant.uaq import pow24
+from qsdm.quant.rows import coded_power_sums, extent, fast, half, over_rows, pow24, power_sums
 
 
 @fast
@@ -55,9 +54,29 @@ def test_every_row_is_visited_once(num_rows: int) -> None:
     assert visits.tolist() == [1] * num_rows
 
 
-def test_rel_error() -> None:
-    x = np.array([[3, 4], [0, 0]], np.float32)
-    assert rel_error(x, np.array([[3, 4], [1, 0]], np.float32)) == 1 / 25
-    assert rel_error(x, x) == 0
-    assert rel_error(np.zeros_like(x), x) == np.inf
-    assert rel_error(np.zeros_like(x), np.zeros_like(x)) == 0
+@pytest.mark.parametrize("shape", [(1, 1), (3, 127), (20, 300)])
+def test_extent(shape: tuple[int, int]) -> None:
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    x[0, 0] = -0.0
+    for values in (*x, -np.abs(x[0]), np.abs(x[-1])):
+        assert extent(values) == (values.min(), values.max())
+
+
+@pytest.mark.parametrize("n", [1, 127, 128, 1000])
+@pytest.mark.parametrize("group", [32, 2000])
+def test_power_sums(n: int, group: int) -> None:
+    rng = np.random.default_rng(n)
+    x = rng.standard_t(3, (5, n)).astype(np.float32)
+    codes = rng.integers(0, 8, (5, n)).astype(np.uint8)
+    groups = -(-n // group)
+    table = rng.normal(size=(5 * groups, 8)).astype(np.float32)
+    y = np.take_along_axis(table.reshape(5, groups, 8)[:, np.arange(n) // group], codes[..., None].astype(int), 2)[
+        ..., 0
+    ]
+    x[0, 0] = y[0, 0]
+    off = np.abs(x.astype(np.float64) - y)
+    wanted = [np.sum(off**2), np.sum(off**2.4)]
+    np.testing.assert_allclose(power_sums(x, y), wanted, rtol=2e-5)
+    np.testing.assert_allclose(coded_power_sums(x, codes, table, group), wanted, rtol=2e-5)
+    assert power_sums(x, x).tolist() == [0, 0]
+    np.testing.assert_array_equal(power_sums(x, y[:1]), power_sums(x, np.repeat(y[:1], 5, 0)))

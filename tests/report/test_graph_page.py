@@ -8,12 +8,16 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from qsdm.cost import MethodTable
 from qsdm.graph import Graph, Node, Op, Role, Weight
+from qsdm.qconfig import QuantMethod
 from qsdm.report import graph_page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: install it to see the page in a browser")
 
 
 def chain(num_blocks: int = 4) -> Graph:
@@ -50,15 +54,30 @@ def test_every_node_and_edge_is_in_the_page() -> None:
     data = embedded(graph_page.render(graph))
     assert [entry["n"] for entry in data["nodes"]] == [node.name for node in graph.nodes]
     assert data["edges"] == [list(edge) for edge in graph.edges]
-    assert data["label"] is None
+    assert data["labels"] == []
 
 
 def test_values_reach_their_nodes() -> None:
-    data = embedded(graph_page.render(chain(), {"layers.1.proj": 0.25}, "error"))
-    assert {entry["n"]: entry["v"] for entry in data["nodes"] if "v" in entry} == {"layers.1.proj": 0.25}
-    assert data["label"] == "error"
+    values = {"error": {"layers.1.proj": 0.25}, "score": {"layers.1.proj": 2 / 3, "layers.2.proj": 0.0}}
+    data = embedded(graph_page.render(chain(), values))
+    found = {entry["n"]: entry["v"] for entry in data["nodes"] if any(v is not None for v in entry.get("v", ()))}
+    assert found == {"layers.1.proj": [0.25, 0.6667], "layers.2.proj": [None, 0.0]}
+    assert data["labels"] == ["error", "score"]
     with pytest.raises(ValueError, match="no weight 'nothing'"):
-        graph_page.render(chain(), {"nothing": 1.0})
+        graph_page.render(chain(), {"error": {"nothing": 1.0}})
+
+
+def test_errors_of_a_calibration_are_values() -> None:
+    """A method that is not on offer has none; the slices of a weight share the error of the whole."""
+    halves = [Weight(f"b#{k}", "b.weight", (4, 4), start=4 * k) for k in (0, 1)]
+    weights = [Weight("a", "a.weight", (4, 4)), *halves, Weight("c", "c.weight", (4, 4))]
+    graph = Graph("toy", tuple(Node(w.name, Op.LINEAR, weight=w) for w in weights), ())
+    methods = (QuantMethod("uaq", 3), QuantMethod("uaq", 4))
+    table = MethodTable(("a", "b"), methods, np.array([[0.1, 0.05], [0.2, np.nan]]), np.ones((2, 2), dtype=np.int64))
+    assert graph_page.errors(graph, table) == {
+        "error of uaq-3": {"a": 0.1, "b#0": 0.2, "b#1": 0.2},
+        "error of uaq-4": {"a": 0.05},
+    }
 
 
 def test_the_page_loads_nothing_and_no_name_breaks_out_of_it() -> None:
@@ -68,17 +87,97 @@ def test_the_page_loads_nothing_and_no_name_breaks_out_of_it() -> None:
     assert page.count("</script>") == 2
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-@pytest.mark.parametrize("fragment", ["", "#blocks", "#everything"])
-def test_the_page_runs_in_a_browser(tmp_path: Path, fragment: str) -> None:
-    graph_page.write(tmp_path / "graph.html", chain(60))
+def browse(page: Path, fragment: str = "", *flags: str) -> str:
+    """The page's HTML after its scripts have run in Chromium, which had nothing to say in its console."""
     command = [
         str(CHROMIUM),
-        *("--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--virtual-time-budget=3000"),
-        f"--user-data-dir={tmp_path / 'profile'}",
-        "--dump-dom",
-        f"file://{tmp_path / 'graph.html'}{fragment}",
+        *("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr"),
+        *("--virtual-time-budget=3000", f"--user-data-dir={page.parent / 'profile'}"),
+        *(flags or ("--dump-dom",)),
+        f"file://{page}{fragment}",
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
-    assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    assert "linear  60" in done.stdout  # the legend is drawn by the script, after layout
+    assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line], done.stderr
+    return done.stdout
+
+
+@browser
+@pytest.mark.parametrize("fragment", ["", "#open=blocks", "#open=everything"])
+def test_the_page_runs_in_a_browser(tmp_path: Path, fragment: str) -> None:
+    graph_page.write(tmp_path / "graph.html", chain(60))
+    assert "linear <span>60</span>" in browse(tmp_path / "graph.html", fragment)  # drawn by the script, after layout
+
+
+@browser
+def test_search_click_fold_and_keys(tmp_path: Path) -> None:
+    """What hands do, done by a script at the end of the page."""
+    probe = """<script>
+    const said = [], say = (...words) => said.push(words.join(" ")), $box = $("details");
+    const key = k => dispatchEvent(new KeyboardEvent("keydown", { key: k }));
+    const clickOn = u => {
+      const r = canvas.getBoundingClientRect(), y = u.frame ? u.y - u.h / 2 + 12 : u.y;
+      const where = { clientX: r.left + u.x * view.k + view.x, clientY: r.top + y * view.k + view.y };
+      for (const kind of ["pointerdown", "pointerup"]) canvas.dispatchEvent(new PointerEvent(kind, where));
+    };
+    canvas.setPointerCapture = () => {};
+    say("units", units.length, "frames", frames.length);
+    const group = units.find(u => u.group); centre(group); picked = null;
+    clickOn(group); say("picked", $box.querySelector("h2").textContent, $box.hidden);
+    clickOn(group); say("unfolded", frames.length, units.length);
+    clickOn(frames[0]); say("folded", frames.length, units.length);
+    search.value = "proj ff_out"; search.oninput(); say("found", $("count").textContent);
+    step(1); step(1); say("second", $("count").textContent, $box.querySelector("h2").textContent);
+    key("ArrowUp"); say("up", $box.querySelector("h2").textContent);
+    key("Escape"); say("closed", $box.hidden);
+    select.value = "score"; select.onchange(); say("ramp", $("legend").textContent, location.hash);
+    const dim = () => units.filter(u => u.dim).length, before = dim();
+    search.value = ""; search.oninput(); say("dim", before > 0, dim());
+    unfold(Infinity); rebuild(); fit(true); draw(); say("all", units.length, frames.length);
+    const near = (u, v, w, h) => Math.abs(u.x - v.x) < w && Math.abs(u.y - v.y) < h;
+    say("overlaps", units.filter((u, i) => units.some((v, j) => j > i && near(u, v, W, H))).length);
+    say("inside", units.every(u => !u.parent.group || near(u, u.parent, u.parent.w / 2, u.parent.h / 2)));
+    document.title = said.join("; ");
+    </script>"""
+    values = {"score": {f"layers.{b}.proj": 10.0 ** (b % 3) for b in range(60)}}
+    page = graph_page.render(chain(60), values)
+    (tmp_path / "graph.html").write_text(page.replace("</body>", probe + "</body>"))
+    said = re.search(r"<title>(.*?)</title>", browse(tmp_path / "graph.html", "#colour=op"))
+    assert said is not None
+    assert said[1].split("; ") == [
+        "units 3 frames 0",  # 182 nodes in one stage, between input and output
+        "picked layers false",
+        "unfolded 1 62",
+        "folded 0 3",
+        "found 60",
+        "second 2 / 60 layers.1.proj",
+        "up layers.1.norm",
+        "closed true",
+        "ramp 1log100 #colour=score",
+        "dim true 0",
+        "all 182 61",
+        "overlaps 0",
+        "inside true",
+    ]
+
+
+@browser
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sdxl", "flux"])
+def test_a_published_denoiser_is_drawn(tmp_path: Path, name: str) -> None:
+    from PIL import Image
+
+    from tests.tracing.published import traced
+
+    graph = traced(name)[0]
+    graph_page.write(tmp_path / "graph.html", graph)
+    node = next(node for node in graph.nodes if node.role == Role.ATTN_K)
+    page = browse(tmp_path / "graph.html", f"#open=everything&node={node.name}")
+    assert f"<h2>{node.name}</h2>" in page
+    shot = tmp_path / "page.png"
+    browse(tmp_path / "graph.html", "#open=everything", "--window-size=1440,900", f"--screenshot={shot}")
+    with Image.open(shot) as image:
+        assert image.size == (1440, 900)
+        colours = image.convert("RGB").getcolors(1 << 24)
+    found = {colour: count for count, colour in colours}
+    for colour in ((0x4C, 0x7F, 0xE8), (0xE2, 0x84, 0x3A)):  # the two most frequent ops, in legend and graph
+        assert found.get(colour, 0) > 200

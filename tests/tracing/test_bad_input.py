@@ -72,6 +72,24 @@ def test_adapters_and_offloading_are_refused(tiny_unet) -> None:
     assert "offloaded" in told(offloaded)
 
 
+def test_a_real_adapter_and_a_real_offload_are_refused(tiny_unet) -> None:
+    accelerate, peft = pytest.importorskip("accelerate"), pytest.importorskip("peft")
+    adapted = copy.deepcopy(tiny_unet)
+    adapted.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q"]))
+    assert "call fuse_lora() and unload_lora_weights() first" in told(adapted)
+    offloaded = accelerate.cpu_offload(copy.deepcopy(tiny_unet), execution_device=torch.device("cpu"))
+    assert "load it without enable_*_offload()" in told(offloaded)
+
+
+def test_a_meta_module_is_traced(tiny_unet) -> None:
+    """Sequential offloading leaves meta tensors; without its hooks they are as good as weights."""
+    from qsdm.tracing import skeleton
+
+    plain = tracing.trace(tiny_unet, inputs.build(tiny_unet), "x")
+    empty = skeleton.build(type(tiny_unet), tiny_unet.config)
+    assert tracing.trace(empty, inputs.build(empty), "x").digest == plain.digest
+
+
 def test_wrong_overrides_are_told(tiny_unet) -> None:
     for overrides, wanted in [
         ({"hidden": [1, 2]}, "takes no 'hidden'"),
@@ -96,13 +114,16 @@ def test_overrides_replace_built_inputs(tiny_unet) -> None:
     assert graph.node_of("conv_in").activation == (1, 16, 16, 24)
 
 
-def test_unknown_required_parameters_are_named() -> None:
+def test_unknown_required_parameters_are_guessed_and_named_when_that_fails() -> None:
     class Exotic(nn.Module):
         def forward(self, sample: Tensor, wavelet: Tensor) -> Tensor:
-            return sample
+            raise LookupError("no such wavelet")
 
-    with pytest.raises(TraceError, match="needs 'wavelet'"):
-        inputs.build(Exotic())
+    assert set(inputs.build(Exotic())) == {"sample", "wavelet"}
+    with pytest.raises(
+        TraceError, match=r"inputs sample, wavelet \(LookupError: no such wavelet\): give model\.inputs"
+    ):
+        tracing.trace_unaided(Exotic(), {}, "exotic")
 
 
 def test_a_wrong_config_is_told() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import yaml
 
 from qsdm import cost
 from qsdm.graph import Op, Role, merge_splits
 from qsdm.qconfig import QuantConfig, QuantMethod
+from qsdm.trace import prepare, reasons
 from tests.tracing.published import CONF, model, names, traced
 
 # Qua²SeDiMo (Mills et al., 2025): weight tensors and their bytes in full precision
@@ -35,6 +38,23 @@ AVG_BITS_TRACED = {
     ("sd15", "uaq-4"): 4.0253,
     ("sd15", "kmeans_c-4"): 4.2024,
 }
+PIPELINES = {
+    "cogvideox": "CogVideoXPipeline",
+    "dit": "DiTPipeline",
+    "hunyuan": "HunyuanDiTPipeline",
+    "hunyuan_video": "HunyuanVideoPipeline",
+    "kandinsky22": "KandinskyV22Pipeline",
+    "lumina2": "Lumina2Pipeline",
+    "pixart_alpha": "PixArtAlphaPipeline",
+    "pixart_sigma": "PixArtSigmaPipeline",
+    "qwen_image": "QwenImagePipeline",
+    "sana": "SanaPipeline",
+    "sd15": "StableDiffusionPipeline",
+    "sd21": "StableDiffusionPipeline",
+    "sd3": "StableDiffusion3Pipeline",
+    "sdxl": "StableDiffusionXLPipeline",
+    "wan": "WanPipeline",
+}
 
 
 def uniform_bits(graph, method: str, full_bits: int) -> float:
@@ -61,6 +81,23 @@ def test_average_bits_with_every_traced_split(name: str, method: str) -> None:
     assert uniform_bits(traced(name)[0], method, model(name).full_bits) == AVG_BITS_TRACED[name, method]
 
 
+@pytest.mark.parametrize("name", names())
+def test_every_figure_has_a_source(name: str) -> None:
+    figures = {"config", "steps_and_guidance", "num_params", "full_bits"}
+    assert set(model(name).source) == figures | ({"revision"} if model(name).revision else set())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PIPELINES)
+def test_steps_and_guidance_are_defaults_of_the_pipeline(name: str) -> None:
+    import diffusers
+
+    assert model(name).source["steps_and_guidance"].startswith("defaults of the pipeline in diffusers")
+    takes = inspect.signature(getattr(diffusers, PIPELINES[name]).__call__).parameters
+    scale = takes["true_cfg_scale" if name == "qwen_image" else "guidance_scale"].default
+    assert (takes["num_inference_steps"].default, scale) == (model(name).steps, model(name).guidance)
+
+
 @pytest.mark.parametrize(("name", "num_split"), [("sdxl", 18), ("sd15", 24), ("dit", 0), ("pixart_alpha", 0)])
 def test_number_of_split_weights(name: str, num_split: int) -> None:
     split = [weight.name for weight in traced(name)[0].weights if "#" in weight.name]
@@ -73,12 +110,15 @@ def test_hunyuans_long_skips_are_split_and_its_pooler_is_named() -> None:
     assert len({w.name.partition("#")[0] for w in graph.weights if ".skip_linear#" in w.name}) == 19
     assert set(missing) == {f"time_extra_emb.pooler.{x}_proj" for x in "qkvc"}
     assert [node.name for node in graph.nodes if node.op == Op.MHA] == ["time_extra_emb.pooler.mha"]
+    (reason,) = reasons(graph, missing)
+    assert "pooler.c_proj" in reason
+    assert reason.endswith(": fused into time_extra_emb.pooler.mha, left out")
+    assert reasons(graph, ["elsewhere.proj"]) == ["elsewhere.proj: an input is missing, or the forward never uses them"]
 
 
 def test_macs_of_dit_are_its_papers() -> None:
     """DiT (Peebles and Xie, 2023), table 4 and appendix: 118.64 G at 256 px, 524.60 G at 512 px."""
     from qsdm import tracing
-    from qsdm.trace import prepare
 
     macs = sum(node.macs for node in traced("dit")[0].nodes)
     assert macs == pytest.approx(524.60e9, rel=1e-3)

@@ -1,11 +1,12 @@
-"""Fake quantization of tensors, as torch operators: CUDA kernels on a GPU, plain torch elsewhere.
+"""Fake quantization of tensors, as torch operators: CUDA kernels on a GPU, numba on the CPU, else plain torch.
 
     affine          a scale and a zero point per channel or group, with a straight-through gradient
     lookup          packed codes of any bit width through codebooks
     tokens          activations, every token in its own range, with a straight-through gradient
+    affine_out, lookup_out     the same into an output that is there, without a gradient
 
-The operators are registered as ``torch.ops.qsdm.*`` with shapes for torch.compile and torch.export. Kernels and
-reference agree bit for bit (see ``fake_quant.cu``).
+The operators are registered as ``torch.ops.qsdm.*`` with shapes for torch.compile and torch.export. What computes them
+agrees bit for bit.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 
-from qsdm.quant.kernels import build, reference
+from qsdm.quant.kernels import build, cpu, reference
 
 
 @torch.library.custom_op("qsdm::affine", mutates_args=())
@@ -34,12 +35,19 @@ def affine(x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, bits:
         As ``x``.
     """
     x, scale, zero_point = _check(x, scale, zero_point, group)
-    if not _on_gpu(x):
-        return reference.affine(x, scale, zero_point, bits, group)
     out = torch.empty_like(x)
-    numbers = (ctypes.c_int64(x.shape[1]), ctypes.c_int64(group), ctypes.c_float(2**bits - 1))
-    _launch("affine", x, x.shape, (x, scale, zero_point, out), numbers)
+    _affine(x, scale, zero_point, bits, group, out)
     return out
+
+
+@torch.library.custom_op("qsdm::affine_out", mutates_args=("out",))
+def affine_out(
+    x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, bits: int, group: int, out: torch.Tensor
+) -> None:
+    """`affine` into ``out``, contiguous, as ``x``; without a gradient. A new output costs more than its values."""
+    x, scale, zero_point = _check(x, scale, zero_point, group)
+    _check_out(out, x.shape, x.dtype)
+    _affine(x, scale, zero_point, bits, group, out)
 
 
 @torch.library.custom_op("qsdm::affine_backward", mutates_args=())
@@ -49,11 +57,14 @@ def affine_backward(
     """The straight-through gradient of `affine` for ``x``."""
     x, scale, zero_point = _check(x, scale, zero_point, group)
     gradient = gradient.to(x.dtype).contiguous()
-    if not _on_gpu(x):
-        return reference.affine_backward(gradient, x, scale, zero_point, bits, group)
     out = torch.empty_like(x)
-    numbers = (ctypes.c_int64(x.shape[1]), ctypes.c_int64(group), ctypes.c_float(2**bits - 1))
-    _launch("affine_backward", x, x.shape, (gradient, x, scale, zero_point, out), numbers)
+    if _on_gpu(x):
+        numbers = (ctypes.c_int64(x.shape[1]), ctypes.c_int64(group), ctypes.c_float(2**bits - 1))
+        _launch("affine_backward", out, (gradient, x, scale, zero_point, out), numbers)
+    elif x.device.type == "cpu":
+        cpu.affine_backward(gradient, x, scale, zero_point, bits, group, out)
+    else:
+        out.copy_(reference.affine_backward(gradient, x, scale, zero_point, bits, group))
     return out
 
 
@@ -67,6 +78,47 @@ def lookup(
         codes: uint8 [ceil(rows * n * bits / 8)].
         table: float32 [rows * ceil(n / group), 2**bits], or [1, 2**bits] for all rows.
     """
+    out = torch.empty(rows, n, dtype=dtype, device=codes.device)
+    _lookup(codes, table, bits, group, out)
+    return out
+
+
+@torch.library.custom_op("qsdm::lookup_out", mutates_args=("out",))
+def lookup_out(codes: torch.Tensor, table: torch.Tensor, bits: int, group: int, out: torch.Tensor) -> None:
+    """`lookup` into ``out`` [rows, n], contiguous."""
+    _check_out(out, out.shape, out.dtype)
+    _lookup(codes, table, bits, group, out)
+
+
+@torch.library.custom_op("qsdm::tokens", mutates_args=())
+def tokens(x: torch.Tensor, bits: int, from_zero: bool) -> torch.Tensor:
+    """Every row of ``x`` [rows, n] fake-quantized in its own range; ``from_zero``: from 0 to its largest value."""
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    if _on_gpu(x):
+        numbers = (ctypes.c_int64(x.shape[1]), ctypes.c_float(2**bits - 1), ctypes.c_int(from_zero))
+        _launch("tokens", out, (x, out), numbers)
+    elif x.device.type == "cpu":
+        cpu.tokens(x, bits, from_zero, out)
+    else:
+        out.copy_(reference.tokens(x, bits, from_zero))
+    return out
+
+
+def _affine(
+    x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, bits: int, group: int, out: torch.Tensor
+) -> None:
+    if _on_gpu(x):
+        numbers = (ctypes.c_int64(x.shape[1]), ctypes.c_int64(group), ctypes.c_float(2**bits - 1))
+        _launch("affine", out, (x, scale, zero_point, out), numbers)
+    elif x.device.type == "cpu":
+        cpu.affine(x, scale, zero_point, bits, group, out)
+    else:
+        out.copy_(reference.affine(x, scale, zero_point, bits, group))
+
+
+def _lookup(codes: torch.Tensor, table: torch.Tensor, bits: int, group: int, out: torch.Tensor) -> None:
+    rows, n = out.shape
     wanted, lines = math.ceil(rows * n * bits / 8), rows * math.ceil(n / group)
     if codes.dtype != torch.uint8 or codes.numel() != wanted:
         raise ValueError(f"wanted {wanted} bytes of codes (got {codes.numel()} of {codes.dtype})")
@@ -75,24 +127,19 @@ def lookup(
             f"wanted a float32 table of shape ({lines} or 1, {2**bits}) (got {table.dtype}, {tuple(table.shape)})"
         )
     codes, table = codes.contiguous(), table.contiguous()
-    if not _on_gpu(codes):
-        return reference.lookup(codes, table, bits, rows, n, group, dtype)
-    out = torch.empty(rows, n, dtype=dtype, device=codes.device)
-    numbers = (ctypes.c_int64(n), ctypes.c_int64(group), ctypes.c_int(bits), ctypes.c_int64(table.shape[0]))
-    _launch("lookup", out, out.shape, (codes, ctypes.c_int64(wanted), table, out), numbers)
-    return out
+    if _on_gpu(codes):
+        numbers = (ctypes.c_int64(n), ctypes.c_int64(group), ctypes.c_int(bits), ctypes.c_int64(table.shape[0]))
+        _launch("lookup", out, (codes, ctypes.c_int64(wanted), table, out), numbers)
+    elif codes.device.type == "cpu":
+        cpu.lookup(codes, table, bits, group, out)
+    else:
+        out.copy_(reference.lookup(codes, table, bits, rows, n, group, out.dtype))
 
 
-@torch.library.custom_op("qsdm::tokens", mutates_args=())
-def tokens(x: torch.Tensor, bits: int, from_zero: bool) -> torch.Tensor:
-    """Every row of ``x`` [rows, n] fake-quantized in its own range; ``from_zero``: from 0 to its largest value."""
-    x = x.contiguous()
-    if not _on_gpu(x):
-        return reference.tokens(x, bits, from_zero)
-    out = torch.empty_like(x)
-    numbers = (ctypes.c_int64(x.shape[1]), ctypes.c_float(2**bits - 1), ctypes.c_int(from_zero))
-    _launch("tokens", x, x.shape, (x, out), numbers)
-    return out
+@affine_out.register_fake
+@lookup_out.register_fake
+def _(*args):
+    return None
 
 
 @affine.register_fake
@@ -141,20 +188,27 @@ def _check(
     return x.contiguous(), scale.contiguous(), zero_point.contiguous()
 
 
+def _check_out(out: torch.Tensor, shape: torch.Size, dtype: torch.dtype) -> None:
+    if out.shape != shape or out.dtype != dtype or not out.is_contiguous():
+        raise ValueError(
+            f"wanted a contiguous output, {dtype} of shape {tuple(shape)} (got {out.dtype} of shape {tuple(out.shape)})"
+        )
+
+
 def _on_gpu(x: torch.Tensor) -> bool:
     return x.is_cuda and build.cuda_available()
 
 
-def _launch(name: str, typed: torch.Tensor, shape: torch.Size, data: tuple[Any, ...], numbers: tuple[Any, ...]) -> None:
-    """One block per row, on torch's current stream."""
+def _launch(name: str, out: torch.Tensor, data: tuple[Any, ...], numbers: tuple[Any, ...]) -> None:
+    """One block per row of ``out``, on torch's current stream."""
     from cuda.core import Device, LaunchConfig, launch
 
-    suffix = build.SUFFIX[str(typed.dtype)]
-    index = typed.device.index if typed.device.index is not None else torch.cuda.current_device()
+    suffix = build.SUFFIX[str(out.dtype)]
+    index = out.device.index if out.device.index is not None else torch.cuda.current_device()
     device = Device(index)
     device.set_current()
     kernel = build.cuda_kernel(f"{name}_{suffix}", index)
-    rows, n = shape
+    rows, n = out.shape
     threads = min(build.MAX_THREADS, max(32, 1 << (n - 1).bit_length()))
     pointers = [item.data_ptr() if isinstance(item, torch.Tensor) else item for item in data]
     stream = device.create_stream(_TorchStream(torch.cuda.current_stream(index)))

@@ -1,0 +1,137 @@
+"""SDXL's U-Net at full size, with random 16-bit weights: packed, switched, written, loaded, and run forward once.
+
+    make bench-sdxl        or        python experiments/bench/checkpoint.py [--folder DIR] [--model sdxl]
+
+1. every weight is packed in the methods of a small space, as `qsdm.calibrate` does
+2. a configuration of 3.7 bits is written as a checkpoint: bytes beside those of the cost model (target: within 0.5 %)
+3. a module in 16 bit is switched between two random configurations (target: 20 s; only changed weights are touched)
+4. the checkpoint is loaded in a fresh process, and the denoiser run forward in bfloat16
+
+Needs 8 GB of disk under --folder and 13 GB of memory, 2 of them mapped from disk; what 1 made is kept there and taken
+up again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+METHODS = ["uaq-3", "uaq-4", "kmeans_a-3", "kmeans_a-4"]
+AVG_BITS = 3.7
+
+
+def timed(what: str, function: Callable[[], Any]) -> Any:
+    wall, cpu = time.perf_counter(), time.process_time()
+    made = function()
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    peak = int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 2**20  # KiB
+    print(f"{what:<58}{cpu:>9.1f} CPU-s{wall:>9.1f} s{peak:>8.2f} GiB peak", flush=True)
+    return made
+
+
+def random_denoiser(name: str) -> tuple[torch.nn.Module, Any]:
+    """The denoiser with normal values of deviation fan_in^-1/2, in 16 bit; and its `Model`."""
+    from stages import model_of
+
+    from qsdm.denoisers import denoiser_class
+
+    model = model_of(name)
+    with torch.device("meta"):
+        denoiser = denoiser_class(model).from_config(dict(model.config))
+    denoiser = denoiser.half().to_empty(device="cpu")
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal(1 << 22, dtype=np.float32)
+    with torch.no_grad():
+        for key, parameter in denoiser.named_parameters():
+            if parameter.dim() < 2:
+                parameter.fill_(1.0 if key.endswith("weight") else 0.0)
+                continue
+            start = int(rng.integers(len(noise)))
+            values = np.resize(np.roll(noise, start), parameter.numel())
+            parameter.copy_(torch.from_numpy(values).view(parameter.shape) / parameter[0].numel() ** 0.5)
+    return denoiser.eval(), model
+
+
+def config_of(space: Any, avg_bits: float) -> Any:
+    """A random configuration of about ``avg_bits``."""
+    from qsdm import cost
+    from qsdm.strategies.random import near
+
+    size = int(avg_bits * sum(weight.numel for weight in space.graph.weights) / 8)
+    found = near(space, size, 0.001, np.random.default_rng(0))
+    print(f"    configuration of {cost.avg_bits(space.graph, found, space.full_bits):.4f} bits")
+    return found
+
+
+def forward(path: Path) -> None:
+    """In a process of its own: load and run once at 64x64 latents."""
+    from qsdm.checkpoint import load_quantized
+
+    denoiser = timed("load the checkpoint", lambda: load_quantized(path, torch.bfloat16))
+    half = {"dtype": torch.bfloat16}
+    inputs = {
+        "encoder_hidden_states": torch.zeros(1, 77, 2048, **half),
+        "added_cond_kwargs": {"text_embeds": torch.zeros(1, 1280, **half), "time_ids": torch.zeros(1, 6, **half)},
+    }
+    with torch.inference_mode():
+        noise = torch.randn(1, 4, 64, 64).to(torch.bfloat16)
+        out = timed("forward, 64x64 latents, bfloat16", lambda: denoiser(noise, 500, **inputs).sample)
+    print(f"    output {tuple(out.shape)}, deviation {out.float().std():.3f}, finite: {bool(out.isfinite().all())}")
+
+
+def written(name: str, folder: Path) -> Path:
+    """Where the checkpoint lies, after all that is measured before it is loaded."""
+    from qsdm import cost, tracing
+    from qsdm.calibration import PackedWeights, calibrate
+    from qsdm.checkpoint import save_denoiser
+    from qsdm.qconfig import SpaceSpec
+    from qsdm.quant.swap import Switch
+    from qsdm.trace import prepare
+
+    denoiser, model = timed("random weights", lambda: random_denoiser(name))
+    module, inputs, _ = prepare(model)
+    space = SpaceSpec("bench", METHODS).of(tracing.trace(module, inputs, model.name), model.full_bits)
+    store = folder / name
+    if not (store / "weights.safetensors").exists():
+        state = denoiser.state_dict()
+        timed(f"pack {', '.join(METHODS)}", lambda: calibrate(state.__getitem__, space, store))
+    packed = PackedWeights(store)
+
+    mixed, target = config_of(space, AVG_BITS), folder / f"{name}-checkpoint"
+    found = timed("write the checkpoint", lambda: save_denoiser(denoiser, space.graph, mixed, target, packed.quantized))
+    wanted = cost.size_bytes(space.graph, mixed, space.full_bits) + sum(found.plain.values())
+    print(f"    {found}")
+    print(f"    {100 * (found.total_bytes / wanted - 1):.3f} % more than the cost model and what is not quantized")
+
+    switch = timed("copy of the originals", lambda: Switch(denoiser, space.graph, packed.dequantize))
+    rng = np.random.default_rng(1)
+    timed("switch from full precision", lambda: switch.to(space.sample(rng)))
+    touched = timed("switch between two random configurations", lambda: switch.to(space.sample(rng)))
+    print(f"    {touched} of {len(space.graph.weights)} weights touched")
+    return target
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="sdxl")
+    parser.add_argument("--folder", type=Path, default=Path("store/bench"), help="where the files go")
+    parser.add_argument("--forward", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.forward:
+        forward(args.forward)
+    else:
+        target = written(args.model, args.folder)
+        subprocess.run([sys.executable, __file__, "--forward", str(target)], check=True)
+
+
+if __name__ == "__main__":
+    main()

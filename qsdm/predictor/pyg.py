@@ -1,0 +1,87 @@
+"""A graph as torch-geometric data, for networks of one's own: without any error or decision in it.
+
+    data = to_pyg(graph)
+    data.x, data.edge_index, data.weight_index  # [N, F], [2, E], [N]
+
+On disk it is safetensors: what a pickle of `Data` would hold, for any reader.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from qsdm.graph import Graph, Node, Op, Role
+from qsdm.store import StoreError, read_tensors, write_tensors
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Data
+
+NUMBERS = (
+    "log2_macs",  # log2(1 + multiply-accumulates at batch 1)
+    "log2_activation",  # log2(1 + values of the output at batch 1)
+    "log2_out_channels",  # log2(1 + .) of the weight's shape [out, in, *kernel]; 0 without a weight
+    "log2_in_channels",
+    "log2_kernel",
+    "depth",  # longest path from an input, relative to the longest of all, in [0, 1]
+    "dead",  # 1 if no path leads to an output
+)
+FEATURES = (*NUMBERS, *(f"op={op}" for op in Op), *(f"role={role}" for role in Role))
+"""Columns of ``x``: numbers, then op and role as one-hot."""
+_TENSORS = ("x", "edge_index", "weight_index")
+
+
+def to_pyg(graph: Graph) -> Data:
+    """A graph as `torch_geometric.data.Data`.
+
+    Returns:
+        ``x`` float32 [N, F], see `FEATURES`; ``edge_index`` int64 [2, E], source and target; ``weight_index`` int64
+        [N], the node's place in ``graph.weights``, -1 without a weight; and lists: ``name``, ``weight``, ``feature``.
+    """
+    from torch_geometric.data import Data
+
+    place = {weight.name: i for i, weight in enumerate(graph.weights)}
+    return Data(
+        x=torch.tensor([_features(node) for node in graph.nodes], dtype=torch.float32).reshape(-1, len(FEATURES)),
+        edge_index=torch.tensor(graph.edges, dtype=torch.int64).reshape(-1, 2).T.contiguous(),
+        weight_index=torch.tensor([place[node.weight.name] if node.weight else -1 for node in graph.nodes]),
+        num_nodes=len(graph.nodes),
+        name=[node.name for node in graph.nodes],
+        weight=[weight.name for weight in graph.weights],
+        feature=list(FEATURES),
+        denoiser=graph.denoiser,
+    )
+
+
+def write_pyg(path: Path, data: Data) -> None:
+    """Raises StoreError if it cannot be written."""
+    about = {"denoiser": data.denoiser, "name": data.name, "weight": data.weight, "feature": data.feature}
+    write_tensors(path, {key: np.asarray(data[key]) for key in _TENSORS}, about)
+
+
+def read_pyg(path: Path) -> Data:
+    """The inverse of `write_pyg`.
+
+    Raises:
+        StoreError: the file is damaged or none of these.
+    """
+    from torch_geometric.data import Data
+
+    tensors, about = read_tensors(path)
+    if set(tensors) != set(_TENSORS) or not isinstance(about, dict):
+        raise StoreError(f"{path} holds no graph (it has {', '.join(sorted(tensors))}): trace with export=pyg again")
+    return Data(
+        **{key: torch.from_numpy(value) for key, value in tensors.items()}, num_nodes=len(about["name"]), **about
+    )
+
+
+def _features(node: Node) -> list[float]:
+    shape = node.weight.shape if node.weight else ()
+    sizes = (shape[0], shape[1], math.prod(shape[2:])) if shape else (0, 0, 0)
+    numbers = [math.log2(1 + n) for n in (node.macs, math.prod(node.activation) if node.activation else 0, *sizes)]
+    kinds = [*(node.op == op for op in Op), *(node.role == role for role in Role)]
+    return [*numbers, node.depth, *map(float, (node.dead, *kinds))]

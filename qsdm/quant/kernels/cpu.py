@@ -1,0 +1,115 @@
+"""Fake quantization on the CPU, compiled by numba: the arithmetic of the reference, in one pass over the data.
+
+Comparisons that are false for NaN let it through, as torch.clamp does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from qsdm.quant import packing
+from qsdm.quant.rows import exact, extent, over_rows
+
+_VALUES = 1 << 16  # at least so many for a thread, and of 16-bit inputs at a time: as float32 they stay in the cache
+
+
+def affine(
+    x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, bits: int, group: int, out: torch.Tensor
+) -> None:
+    """Fills ``out`` with `qsdm.quant.kernels.reference.affine`; it may be ``x``."""
+    s, z = scale.detach().numpy(), zero_point.detach().numpy()
+    _by_rows(_affine, (x,), out, s, z, np.float32(2**bits - 1), group)
+
+
+def affine_backward(
+    gradient: torch.Tensor,
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor,
+    bits: int,
+    group: int,
+    out: torch.Tensor,
+) -> None:
+    """Fills ``out`` with `qsdm.quant.kernels.reference.affine_backward`."""
+    s, z = scale.detach().numpy(), zero_point.detach().numpy()
+    _by_rows(_affine_backward, (gradient, x), out, s, z, np.float32(2**bits - 1), group)
+
+
+def lookup(codes: torch.Tensor, table: torch.Tensor, bits: int, group: int, out: torch.Tensor) -> None:
+    """Fills ``out`` [rows, n] with `qsdm.quant.kernels.reference.lookup`."""
+    rows, n = out.shape
+    wide = out if out.dtype == torch.float32 else torch.empty(rows, n)
+    packing.decode(codes.numpy(), bits, table.detach().numpy(), (rows, n), group, wide.detach().numpy())
+    if wide is not out:
+        out.copy_(wide)
+
+
+def tokens(x: torch.Tensor, bits: int, from_zero: bool, out: torch.Tensor) -> None:
+    """Fills ``out`` with `qsdm.quant.kernels.reference.tokens`."""
+    _by_rows(_tokens, (x,), out, np.float32(2**bits - 1), from_zero)
+
+
+def _by_rows(kernel: Callable[..., None], inputs: tuple[torch.Tensor, ...], out: torch.Tensor, *args: Any) -> None:
+    """Calls ``kernel(first, last, offset, *inputs, out, *args)``.
+
+    Rows of 16-bit inputs are widened, a block at a time; ``offset`` is the block's first row.
+    """
+    inputs, out = tuple(x.detach() for x in inputs), out.detach()
+    num_rows, n = out.shape
+    block = max(1, _VALUES // max(1, n))
+    if out.dtype == torch.float32:
+        over_rows(kernel, num_rows, 0, *(x.numpy() for x in inputs), out.numpy(), *args, min_rows=block)
+        return
+
+    def widen(first: int, last: int) -> None:
+        for a in range(first, last, block):
+            b = min(a + block, last)
+            wide = [x[a:b].float() for x in inputs]
+            kernel(0, b - a, a, *(x.numpy() for x in wide), wide[0].numpy(), *args)
+            out[a:b] = wide[0]
+
+    over_rows(widen, num_rows, min_rows=block)
+
+
+@exact
+def _affine(first, last, offset, x, out, scale, zero, levels, group):
+    for r in range(first, last):
+        for g in range(scale.shape[1]):
+            s, z = scale[offset + r, g], zero[offset + r, g]
+            values, results = x[r, g * group : (g + 1) * group], out[r, g * group : (g + 1) * group]
+            _affine_run(values, results, s, z, levels)
+
+
+@exact
+def _affine_run(x, out, s, z, levels):
+    for i in range(x.shape[0]):
+        q = np.rint(x[i] / s) + z
+        q = np.float32(0.0) if q < 0 else (levels if q > levels else q)
+        out[i] = (q - z) * s
+
+
+@exact
+def _affine_backward(first, last, offset, gradient, x, out, scale, zero, levels, group):
+    for r in range(first, last):
+        for g in range(scale.shape[1]):
+            s, z = scale[offset + r, g], zero[offset + r, g]
+            values, results = x[r, g * group : (g + 1) * group], out[r, g * group : (g + 1) * group]
+            arrived = gradient[r, g * group : (g + 1) * group]
+            for i in range(values.shape[0]):
+                q = np.rint(values[i] / s) + z
+                results[i] = arrived[i] if q >= 0 and q <= levels else np.float32(0.0)
+
+
+@exact
+def _tokens(first, last, offset, x, out, levels, from_zero):
+    for r in range(first, last):
+        low, high = extent(x[r])
+        if from_zero:
+            low = np.float32(0.0) if low == low else low
+        s = (high - low) / levels
+        s = np.float32(1e-8) if s < np.float32(1e-8) else s
+        _affine_run(x[r], out[r], s, np.rint(-low / s), levels)

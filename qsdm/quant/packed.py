@@ -1,0 +1,321 @@
+"""Linear and Conv layers that hold packed weights: the permanent form of a configuration.
+
+A layer keeps codes, scales and codebooks in the types they are stored in, whatever `module.to(dtype)` says; that only
+decides in which type its weight is decoded, anew at each use. A weight whose input channels have several methods (a
+split skip connection) is several `PackedWeight`, side by side along the input channels.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from qsdm.graph import Graph, Weight
+from qsdm.qconfig import OutsideSpace, QuantConfig, QuantMethod
+from qsdm.quant import Quantized, blockwise, kernels
+from qsdm.quant.methods import dequantize, fit, layout
+from qsdm.quant.swap import sliced
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """What becomes of one weight: some input channels of a parameter, and of the parameters tied to it."""
+
+    weight: Weight
+    method: QuantMethod
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        return self.weight.parameter, *self.weight.ties
+
+
+def slices(graph: Graph, qconfig: QuantConfig, full_bits: int = 16) -> list[Slice]:
+    """The slices of every parameter that the configuration quantizes, in order of their input channels.
+
+    A slice at full precision beside a quantized one is kept in ``full_bits``.
+
+    Raises:
+        OutsideSpace: the configuration names a weight that the graph has not.
+    """
+    if odd := set(qconfig.methods) - {weight.name for weight in graph.weights}:
+        raise OutsideSpace(f"the graph of {graph.denoiser!r} has no weight {min(odd)!r}")
+    full = QuantMethod("fp", full_bits)
+    methods = {weight.name: qconfig.methods.get(weight.name, full) for weight in graph.weights}
+    changed = {weight.parameter for weight in graph.weights if methods[weight.name].name != "fp"}
+    found = [Slice(weight, methods[weight.name]) for weight in graph.weights if weight.parameter in changed]
+    return sorted(found, key=lambda one: one.weight.start)
+
+
+class PackedWeight(nn.Module):
+    """One quantized weight; buffers ``codes`` and what else its method stores.
+
+    Args:
+        shape: of the weight, [out, in, *kernel].
+        device: of the buffers, which are not initialized.
+    """
+
+    codes: torch.Tensor
+
+    def __init__(self, method: QuantMethod, shape: tuple[int, ...], device: torch.device | str = "meta") -> None:
+        super().__init__()
+        self.method, self.shape = method, shape
+        for part, (dtype, size) in layout(method, shape).items():
+            self.register_buffer(part, torch.empty(size, dtype=dtype, device=device))
+
+    @staticmethod
+    def of(quantized: Quantized) -> PackedWeight:
+        made = PackedWeight(quantized.method, quantized.shape)
+        for part, tensor in {"codes": quantized.codes, **quantized.tensors}.items():
+            made._buffers[part] = tensor
+        return made
+
+    def forward(self, dtype: torch.dtype) -> torch.Tensor:
+        """Values [out, in, *kernel]."""
+        others = [tensor for part, tensor in self._buffers.items() if part != "codes" and tensor is not None]
+        return decode(self.codes, others, str(self.method), list(self.shape), dtype)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> PackedWeight:
+        """Moves to another device; keeps the types."""
+        for part, tensor in self._buffers.items():
+            if tensor is not None:
+                moved = fn(tensor)
+                self._buffers[part] = moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+        return self
+
+    def extra_repr(self) -> str:
+        return f"{self.method}, {'x'.join(map(str, self.shape))}"
+
+
+@torch.library.custom_op("qsdm::decode", mutates_args=())
+def decode(
+    codes: torch.Tensor, others: list[torch.Tensor], method: str, shape: list[int], dtype: torch.dtype
+) -> torch.Tensor:
+    """Values of a quantized weight, of ``shape`` and in ``dtype``.
+
+    Args:
+        others: what the method stores beside the codes, in the order of `layout`.
+    """
+    parsed = QuantMethod.parse(method)
+    names = [part for part in layout(parsed, tuple(shape)) if part != "codes"]
+    quantized = Quantized(parsed, tuple(shape), codes, dict(zip(names, others, strict=True)))
+    if codes.device.type == "cpu":
+        return dequantize(quantized).to(dtype)
+    if parsed.name == "fp":
+        return codes.view(torch.float16 if parsed.bits == 16 else torch.float32).view(shape).to(dtype, copy=True)
+    rows, fan_in = shape[0], math.prod(shape[1:])
+    values = kernels.lookup(codes, table(quantized), parsed.bits, rows, fan_in, parsed.group_size or fan_in, dtype)
+    return values.view(shape)
+
+
+@decode.register_fake
+def _(codes, others, method, shape, dtype):
+    return codes.new_empty(shape, dtype=dtype)
+
+
+def table(quantized: Quantized) -> torch.Tensor:
+    """The value of every code on the device of the codes, float32 [groups, 2**bits]: `methods.table`, bit for bit."""
+    t = quantized.tensors
+    match quantized.method.name:
+        case "kmeans_a":
+            return t["codebook"].float()[None]
+        case "kmeans_c":
+            return t["codebook"].float()
+        case "nf4_g64":
+            units = t["scale_scale"].repeat_interleave(256)[: t["scale"].numel()]
+            scale = (t["scale"].float() * units + t["scale_mean"]).clamp(min=0)
+            return scale[:, None] * torch.from_numpy(blockwise.NF4).to(scale.device)
+        case "fp8_e4m3":
+            codes = torch.arange(256, device=quantized.codes.device, dtype=torch.uint8)
+            return codes.view(torch.float8_e4m3fn).float().nan_to_num(0.0)[None] * t["scale"].float()[:, None]
+        case _:
+            levels = torch.arange(2**quantized.method.bits, device=quantized.codes.device, dtype=torch.float32)
+            return (levels - t["zero_point"].float().reshape(-1, 1)) * t["scale"].float().reshape(-1, 1)
+
+
+class Decoded(torch.Tensor):
+    """The values of a packed weight, for reading: what is written into them would be lost, so writing is refused."""
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        first = next(iter((*args, *(kwargs or {}).values())), None)
+        if isinstance(first, cls) and (func.__name__ in _WRITING or re.fullmatch(r"[a-z].*[^_]_", func.__name__)):
+            raise RuntimeError(_READ_ONLY)
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+    @property
+    def data(self) -> torch.Tensor:
+        return self.as_subclass(torch.Tensor)
+
+    @data.setter
+    def data(self, value: torch.Tensor) -> None:
+        raise RuntimeError(_READ_ONLY)
+
+
+_READ_ONLY = (
+    "a packed weight cannot be written to, an adapter cannot be merged into it: keep the adapter beside it, "
+    "or merge it into the full-precision weights and quantize these"
+)
+_WRITING = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__"}  # beside the names that end in _
+
+
+class PackedLayer(nn.Module):
+    """What the packed layers share; beside the class of torch whose place they take."""
+
+    packed: nn.ModuleList
+    compute_dtype: torch.dtype  # follows .to(dtype), as the weight of the layer that it replaces would
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """With a layer's options, as peft makes layers of the class that it adapts: a plain layer."""
+        if not (args or kwargs):
+            return super().__new__(cls)
+        return next(plain for plain, packed in _PACKED.items() if packed is cls)(*args, **kwargs)
+
+    @classmethod
+    def of(cls, layer: Any, parts: Iterable[PackedWeight]) -> Any:
+        """``layer`` with its weight in ``parts``, along the input channels; bias, hooks and options are taken over."""
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        own = {"_parameters", "_buffers", "_modules"}
+        made.__dict__.update({key: value for key, value in vars(layer).items() if key not in own})
+        made.compute_dtype = layer.weight.dtype
+        made.register_parameter("bias", layer.bias)
+        made.packed = nn.ModuleList(parts)
+        return made
+
+    def decoded(self) -> torch.Tensor:
+        values = [part(self.compute_dtype) for part in self.packed]
+        return values[0] if len(values) == 1 else torch.cat(values, 1)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.decoded().as_subclass(Decoded)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+        self.compute_dtype = fn(torch.empty(0, dtype=self.compute_dtype)).dtype
+        return super()._apply(fn, recurse)
+
+
+class PackedLinear(PackedLayer, nn.Linear):  # type: ignore[misc,override]
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return F.linear(input, self.decoded(), self.bias)
+
+
+class PackedConv1d(PackedLayer, nn.Conv1d):  # type: ignore[misc,override]
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return self._conv_forward(input, self.decoded(), self.bias)
+
+
+class PackedConv2d(PackedLayer, nn.Conv2d):  # type: ignore[misc,override]
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return self._conv_forward(input, self.decoded(), self.bias)
+
+
+class PackedConv3d(PackedLayer, nn.Conv3d):  # type: ignore[misc,override]
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return self._conv_forward(input, self.decoded(), self.bias)
+
+
+_PACKED: dict[type[nn.Module], type[PackedLayer]] = {
+    nn.Linear: PackedLinear,
+    nn.Conv1d: PackedConv1d,
+    nn.Conv2d: PackedConv2d,
+    nn.Conv3d: PackedConv3d,
+}
+
+
+def pack(
+    module: nn.Module,
+    graph: Graph,
+    qconfig: QuantConfig,
+    quantized: Callable[[str, QuantMethod], Quantized] | None = None,
+    full_bits: int = 16,
+) -> nn.Module:
+    """Replaces every layer that the configuration quantizes by a packed one, in place; ``module`` is returned.
+
+    What diffusers' ``save_pretrained`` would write of it loads with random weights, so that is refused: files are
+    written by `qsdm.checkpoint.save_quantized`.
+
+    Args:
+        quantized: (weight's name, method) => its quantized values, from `PackedWeights.quantized`. None: fitted now.
+
+    Raises:
+        OutsideSpace: the configuration names a weight that the graph has not.
+        ValueError: the module is not the graph's, or a layer is of a class that has no packed form.
+    """
+    plan = slices(graph, qconfig, full_bits)
+    fitted: dict[str, Quantized] = {}
+    for one in plan:
+        name, method = one.weight.name, one.method
+        if quantized is None or method.name == "fp":
+            fitted[name] = fit(sliced(module.get_parameter(one.weight.parameter), one.weight), method)
+        else:
+            fitted[name] = quantized(name, method)
+    replace_layers(module, plan, lambda one: PackedWeight.of(fitted[one.weight.name]))
+    if hasattr(module, "save_pretrained"):
+        module.save_pretrained = _refuse_to_save  # type: ignore[assignment]
+    return module
+
+
+def _refuse_to_save(*_: Any, **__: Any) -> None:
+    raise RuntimeError(
+        "a denoiser that was packed in memory would be saved without its configuration and load with random weights: "
+        "call qsdm.checkpoint.save_quantized on the full-precision pipeline"
+    )
+
+
+def replace_layers(module: nn.Module, plan: Iterable[Slice], made: Callable[[Slice], PackedWeight]) -> None:
+    """Puts packed layers in the place of those whose parameters the plan names, wherever they occur in ``module``."""
+    parts: dict[int, list[PackedWeight]] = {}
+    for one in plan:
+        try:  # tied names may mean one parameter, which is packed once
+            owners = {id(module.get_parameter(name)) for name in one.parameters}
+        except AttributeError as error:
+            raise ValueError(f"{error}: the module is not the traced denoiser") from error
+        for owner in owners:
+            parts.setdefault(owner, []).append(made(one))
+    packed: dict[int, nn.Module] = {}
+    for parent, name, layer in list(_children(module)):
+        if (own := parts.get(id(layer._parameters.get("weight")))) is None:
+            continue
+        if id(layer) not in packed:
+            if type(layer) not in _PACKED:
+                raise ValueError(
+                    f"{name!r} is a {type(layer).__name__}, which has no packed form: leave it at full precision"
+                )
+            shape = tuple(layer.get_parameter("weight").shape)
+            if sum(part.shape[1] for part in own) != shape[1] or own[0].shape[0] != shape[0]:
+                raise ValueError(
+                    f"wanted slices of {shape} for {name!r} (got {[part.shape for part in own]}): "
+                    "the module is not the traced denoiser"
+                )
+            packed[id(layer)] = _PACKED[type(layer)].of(layer, own)
+        parent._modules[name] = packed[id(layer)]
+
+
+def _children(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+    for parent in module.modules():
+        for name, child in parent._modules.items():
+            if child is not None:
+                yield parent, name, child
+
+
+def state_names(plan: Iterable[Slice]) -> Mapping[str, Slice]:
+    """``path.packed.K`` in the state dict => its slice."""
+    count: dict[str, int] = {}
+    found = {}
+    for one in plan:
+        for name in one.parameters:
+            k = count.get(name, 0)
+            count[name] = k + 1
+            found[f"{name.removesuffix('.weight')}.packed.{k}"] = one
+    return found

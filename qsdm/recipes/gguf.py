@@ -1,0 +1,195 @@
+"""Tensor rules of stable-diffusion.cpp for its GGUF files: ``pattern=type`` pairs, separated by commas.
+
+The first pattern that is found in a tensor's name gives its type. Some tensors keep the file's precision whatever a
+rule says: those whose rows are no whole blocks (a Conv's row is its kernel's width), and some by name.
+
+Names are diffusers', alone or after the prefixes that ``sd-cli -M convert`` puts before them. Loading a model renames
+its tensors to the original layout before the rules are looked at, so ours are for converting, without
+``--convert-name``.
+
+References:
+    leejet/stable-diffusion.cpp (commit 97d2990): src/model_loader.cpp, ``parse_tensor_type_rules``,
+        ``tensor_should_be_converted``, ``init_from_diffusers_file``; src/convert.cpp; examples/common/common.cpp.
+    ggml-org/ggml: src/ggml-common.h, the blocks of each type.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+from qsdm.graph import Graph
+from qsdm.qconfig import QuantConfig, QuantMethod
+from qsdm.recipes import Decision, Layer, Read, RecipeError, Said, Written, affine, assemble, decisions, idle, sentences
+
+PREFIXES = ("", "unet.", "model.diffusion_model.")
+_PREFIX = r"^(?:unet\.|model\.diffusion_model\.)?"
+KEPT = (
+    "img_in.", "txt_in.", "time_in.", "vector_in.", "guidance_in.", "final_layer.", "x_embedder.", "t_embedder.",
+    "y_embedder.", "pos_embed", "context_embedder.", "time_embed.", "label_emb.", "embedding",
+)  # fmt: skip
+"""Tensors with one of these in their names are never converted."""
+
+FULL = ("f32", "f16", "bf16")
+_NF4 = QuantMethod("nf4_g64", 4)
+TYPES: dict[str, tuple[QuantMethod, int, str]] = {
+    "q4_0": (affine(4, 32), 32, "without a zero point there"),
+    "q4_1": (affine(4, 32), 32, ""),
+    "q5_0": (affine(5, 32), 32, "without a zero point there"),
+    "q5_1": (affine(5, 32), 32, ""),
+    "q8_0": (affine(8, 32), 32, "without a zero point there"),
+    "q2_K": (affine(2, 32), 256, "in groups of 16 with 4-bit scales there"),
+    "q3_K": (affine(3, 32), 256, "in groups of 16 with 6-bit scales and no zero point there"),
+    "q4_K": (affine(4, 32), 256, "with 6-bit scales there"),
+    "q5_K": (affine(5, 32), 256, "with 6-bit scales there"),
+    "q6_K": (affine(6, 32), 256, "in groups of 16 with 8-bit scales and no zero point there"),
+    "iq4_nl": (_NF4, 32, "with 16 other fixed levels and groups of 32 there"),
+    "iq4_xs": (_NF4, 256, "with 16 other fixed levels and groups of 32 there"),
+    "mxfp4": (_NF4, 32, "with the levels of 4-bit floats and groups of 32 there"),
+    "nvfp4": (_NF4, 64, "with the levels of 4-bit floats and groups of 16 there"),
+    "iq3_s": (affine(3, 32), 256, "with a table of vectors there"),
+    "iq3_xxs": (affine(3, 32), 256, "with a table of vectors there"),
+    "iq2_s": (affine(2, 32), 256, "with a table of vectors there"),
+    "iq2_xs": (affine(2, 32), 256, "with a table of vectors there"),
+    "iq2_xxs": (affine(2, 32), 256, "with a table of vectors there"),
+    "tq2_0": (affine(2, 32), 256, "with three levels there"),
+}
+"""Nearest method, values of a block, and in what the type differs."""
+
+_EXACT = {"uaq_g32-4": "q4_1", "uaq_g32-5": "q5_1"}  # 16-bit scale and minimum of 32 values
+_LEAST = {2: "q2_K", 3: "q3_K", 4: "q4_K", 5: "q5_K", 6: "q6_K"}  # blocks of 256
+_LIMITS = {
+    "kmeans_a": "codebooks: GGUF has none, a uniform type is taken",
+    "kmeans_c": "codebooks: GGUF has none, a uniform type is taken",
+    "fp8_e4m3": "8-bit floats: GGUF has none, q8_0 is taken",
+}
+_PLAIN = {2: "q4_0", 3: "q4_0", 4: "q4_0", 5: "q5_0", 6: "q8_0", 7: "q8_0", 8: "q8_0"}  # blocks of 32
+
+
+def read(graph: Graph, text: str, default: QuantMethod) -> Read:
+    """Rules, between commas or on lines of their own; ``default`` is for weights that none of them matches.
+
+    Raises:
+        RecipeError: a rule is not ``pattern=type``, its pattern is no regular expression, or its type unknown.
+    """
+    rules = list(parse(text))
+    matched = set[str]()
+
+    def decide(name: str, layer: Layer) -> Decision:
+        pattern, kind = next((rule for rule in rules if found_in(rule[0], name)), ("", ""))
+        if not kind:
+            return default, [f"matched by no rule: they get {default}"]
+        matched.add(pattern)
+        if kind in FULL:
+            return None, []
+        if (why := kept(name, layer, kind)) is not None:
+            return None, [f"stable-diffusion.cpp leaves them at full precision: {why}"]
+        method, _, difference = TYPES[kind]
+        return method, [f"{kind} is taken as {method}, {difference or 'with another search of the scales there'}"]
+
+    found = assemble(graph, decide)
+    return Read(found.qconfig, found.notes + idle([pattern for pattern, _ in rules], matched))
+
+
+def parse(text: str) -> Iterator[tuple[str, str]]:
+    """(pattern, type) of each rule; raises RecipeError as `read` does."""
+    rules = [rule.strip() for rule in re.split(r"[,\n]", text) if rule.strip()]
+    if not rules:
+        raise RecipeError("wanted tensor rules such as 'to_q=q4_0,ff\\.net=q8_0' (got an empty text)")
+    for rule in rules:
+        pattern, sign, kind = rule.partition("=")
+        if not sign or not pattern:
+            raise RecipeError(f"wanted a rule of the form PATTERN=TYPE, without commas in the pattern (got {rule!r})")
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise RecipeError(f"the pattern {pattern!r} is no regular expression: {error}") from error
+        if kind not in TYPES and kind not in FULL:
+            known = [*FULL, *TYPES]
+            near = {name.lower(): name for name in known}
+            close = difflib.get_close_matches(kind.lower(), near, 1)
+            guess = f"did you mean {near[close[0]]!r}?" if close else f"there are {', '.join(known)}"
+            raise RecipeError(f"no type that qsdm has a method for is called {kind!r}; {guess}")
+        yield pattern, kind
+
+
+def found_in(pattern: str, name: str) -> bool:
+    """Whether a pattern is found in a parameter's name, alone or behind a prefix.
+
+    Differs from stable-diffusion.cpp: what is found within a prefix only does not count, such as ff in
+    model.diffusion_model, for names that have no prefix yet.
+    """
+    for prefix in PREFIXES:
+        match = re.search(pattern, prefix + name)
+        if match is not None and (match.start() == 0 or match.end() >= len(prefix) - 1):
+            return True
+    return False
+
+
+def kept(name: str, layer: Layer, kind: str) -> str | None:
+    """Why a tensor keeps the file's precision although a rule gives it the type ``kind``; None if it does not."""
+    if not layer.is_linear:
+        return "a Conv"
+    if layer.shape[1] % TYPES[kind][1] != 0:
+        return f"a row of {layer.shape[1]} values, no multiple of {TYPES[kind][1]}"
+    if (part := next((part for part in KEPT if part in name), None)) is not None:
+        return f"{part!r} in its name"
+    return None
+
+
+def write(graph: Graph, qconfig: QuantConfig) -> Written:
+    """Rules of all weights on one line."""
+    said, types = Said(), dict[str, str]()
+    for name, layer, method in decisions(graph, qconfig, said):
+        types[name], limits = type_of(name, layer, method)
+        said.update(limits)
+    text = ",".join(f"{pattern}={kind}" for pattern, kind in rules_of(types))
+    usage = (
+        "sd-cli -M convert --diffusion-model DENOISER.safetensors -o DENOISER.gguf "
+        '--tensor-type-rules "$(cat FILE)", without --convert-name'
+    )
+    return Written(text + "\n", ".gguf-rules.txt", sentences(said), usage)
+
+
+def type_of(name: str, layer: Layer, method: QuantMethod | None) -> tuple[str, list[str]]:
+    """The nearest type, and what it cannot express."""
+    if method is None:
+        return "f16", ["full precision is f16 there"]
+    blocks = layer.shape[1] % 256 == 0
+    if method == _NF4:
+        kind, limit = "iq4_nl", "nf4 becomes iq4_nl: other fixed levels, in groups of 32"
+    elif (exact := _EXACT.get(str(method))) is not None:
+        kind, limit = exact, "uniform in groups of 32: without our search of the range"
+    else:
+        kind = _LEAST[method.bits] if blocks and method.bits in _LEAST else _PLAIN[method.bits]
+        limit = _LIMITS.get(method.name, "uniform: GGUF has scales for groups of 16 or 32 values, by its own search")
+    if (why := kept(name, layer, kind)) is not None:
+        return "f16", [f"stays f16, because stable-diffusion.cpp never quantizes it: {why}"]
+    limits = [limit]
+    if TYPES[kind][0].bits > method.bits:
+        limits.append(
+            f"{method.bits} bits become {kind}, there is no nearer type" + " for this row length" * (not blocks)
+        )
+    return kind, limits
+
+
+def rules_of(types: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Few rules that give every tensor its type: layers whose names differ only in numbers share a pattern with the
+    most frequent type, after the names of the others.
+
+    stable-diffusion.cpp compiles each pattern anew for each tensor, so there should not be one rule for each.
+    """
+    alike: dict[str, list[str]] = {}
+    for name in types:
+        shape = r"\.".join(r"\d+" if part.isdigit() else re.escape(part) for part in name.split("."))
+        alike.setdefault(shape, []).append(name)
+    rules = []
+    for shape, names in alike.items():
+        (usual, _), *others = Counter(types[name] for name in names).most_common()
+        for kind, _ in others:
+            exact = "|".join(re.escape(name) for name in names if types[name] == kind)
+            rules.append((f"{_PREFIX}(?:{exact})$", kind))
+        rules.append((f"{_PREFIX}{shape}$", usual))
+    return rules

@@ -1,0 +1,227 @@
+"""SDNQ: one dtype for a model, and other settings for modules by name.
+
+What holds for a parameter, in this order: ``modules_to_not_convert``; layer kinds and sizes that are left alone;
+``modules_quant_config``, the first entry that matches; ``modules_dtype_dict``, the first list that matches, with a
+dtype or a least width (``minimum_6bit``). An entry matches a parameter that it names, that it is a component of, that
+begins with it (``.proj_out``), or by ``*``.
+
+Written are the arguments of ``SDNQConfig`` as JSON. Codebooks can be said: SDNQ fits them by Lloyd's algorithm.
+
+References:
+    Disty0/sdnq 0.2.8: src/sdnq/utils.py, ``check_param_name_in``, ``get_quant_kwargs``, ``get_minimum_dtype``,
+        ``check_quant_is_allowed``; src/sdnq/quantizer.py, ``SDNQConfig``, ``sdnq_quantize_layer_weight``;
+        src/sdnq/common.py, ``dtype_dict``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from qsdm.graph import Graph
+from qsdm.qconfig import QuantConfig, QuantMethod
+from qsdm.recipes import (
+    Decision,
+    Layer,
+    Read,
+    RecipeError,
+    Said,
+    Written,
+    affine,
+    assemble,
+    decisions,
+    idle,
+    sentences,
+    strings,
+)
+
+_FULL = {"float32", "fp32", "bfloat16", "bf16", "float16", "fp16"}
+_INTEGER = re.compile(r"(u?)int(\d+)")
+_FLOAT = re.compile(r"(?:u?fp(\d+)|float(\d+)_e\d+m\d+\w*)")
+_LEAST = re.compile(r"(?:minimum)?[-_]?(u?)(?:int)?(\d+)[-_]?(?:bits?)?")
+_AUTO, _ROW, _TENSOR = 0, -1, -2  # group_size
+
+
+def read(graph: Graph, data: Mapping[str, Any], default: QuantMethod) -> Read:
+    """An SDNQ config, of code or of a checkpoint; ``default`` is for one without ``weights_dtype``.
+
+    Raises:
+        RecipeError: a key does not hold what SDNQ wants there, or a dtype is unknown.
+    """
+    skipped = strings(data, "modules_to_not_convert")
+    dtypes, settings = _mapping(data, "modules_dtype_dict"), _mapping(data, "modules_quant_config")
+    by_dtype = {dtype: strings(dtypes, dtype) for dtype in dtypes}
+    entries = [*skipped, *settings, *(entry for names in by_dtype.values() for entry in names)]
+    least_values = _number(data, "minimum_allowed_numel", 16384)
+    least_channels = _number(data, "minimum_allowed_channel_size", 32)
+    matched = set[str]()
+
+    def first(name: str, patterns: Iterable[str]) -> str | None:
+        hits = [entry for entry in patterns if matches(entry, name)]
+        matched.update(hits)
+        return hits[0] if hits else None
+
+    def decide(name: str, layer: Layer) -> Decision:
+        skip, own = first(name, skipped), first(name, settings)
+        wanted = next((dtype for dtype, names in by_dtype.items() if first(name, names) is not None), None)
+        if skip is not None:
+            return None, []
+        if not layer.is_linear and not data.get("quant_conv"):
+            return None, ["a Conv, which SDNQ leaves at full precision without quant_conv"]
+        if math.prod(layer.shape) < least_values or layer.shape[1] < least_channels:
+            return None, [f"of fewer than {least_values} values or {least_channels} inputs, which SDNQ leaves alone"]
+        options = dict(data) | (_mapping(settings, own) if own is not None else {})
+        base = str(options.get("weights_dtype", f"uint{default.bits}"))
+        dtype = base if wanted is None else at_least(base, wanted)
+        if dtype == base and "weights_dtype" not in options:
+            return default, []
+        return method_of(dtype, options, layer)
+
+    found = assemble(graph, decide)
+    notes = found.notes + idle(entries, matched)
+    if data.get("add_skip_keys", True):
+        notes += ("SDNQ adds names of its own for some models unless add_skip_keys is false: give the saved config",)
+    return Read(found.qconfig, notes)
+
+
+def matches(entry: str, name: str) -> bool:
+    """Whether an entry of a list holds for the parameter ``name``."""
+    if entry.startswith("."):
+        return name.startswith(entry[1:])
+    if "*" in entry and re.match(re.escape(entry).replace(r"\*", ".*"), name):
+        return True
+    return entry == name or entry in name.split(".")
+
+
+def at_least(dtype: str, wanted: str) -> str:
+    """The dtype of a key of ``modules_dtype_dict``, which is one or a least width."""
+    low = wanted.lower()
+    if not (low.startswith("minimum") or low.endswith(("bit", "bits"))):
+        return low
+    match = _LEAST.fullmatch(low)
+    if match is None:
+        raise RecipeError(f"modules_dtype_dict wants a dtype or a least width such as minimum_6bit (got {wanted!r})")
+    bits = int(match[2])
+    return dtype if _width(dtype) >= bits else f"uint{bits}" if match[1] or bits <= 4 else f"int{bits}"
+
+
+def _width(dtype: str) -> int:
+    """Bits of a dtype.
+
+    Raises:
+        RecipeError: SDNQ has none of this name.
+    """
+    if dtype in _FULL:
+        return 32 if dtype.endswith("32") else 16
+    integer, floating = _INTEGER.fullmatch(dtype), _FLOAT.fullmatch(dtype)
+    if not integer and not floating:
+        raise RecipeError(f"wanted a dtype of SDNQ such as uint4, int8, float8_e4m3fn or bf16 (got {dtype!r})")
+    return int(integer[2]) if integer else int(floating[1] or floating[2]) if floating else 0
+
+
+def method_of(dtype: str, options: Mapping[str, Any], layer: Layer) -> Decision:
+    """The method nearest to a dtype.
+
+    Args:
+        options: ``group_size``, ``use_codebook``, ``use_svd``, ``use_hadamard``.
+
+    Raises:
+        RecipeError: unknown dtype, or of one bit.
+    """
+    bits, integer = _width(dtype), _INTEGER.fullmatch(dtype)
+    if bits > 8:
+        return None, [] if dtype in _FULL else [f"{dtype} is taken as full precision"]
+    if bits < 2:
+        raise RecipeError(f"wanted 2 to 8 bits, which qsdm has methods of (got {dtype!r})")
+    size = group_of(layer, _number(options, "group_size", _AUTO), bits, options)
+    differences = [f"without its {key[4:]}" for key in ("use_svd", "use_hadamard") if options.get(key)]
+    if not layer.is_linear and size != _TENSOR:
+        differences.append("a Conv, with scales or codebooks per kernel position there")
+    if options.get("use_codebook"):
+        method = QuantMethod("kmeans_a" if size == _TENSOR else "kmeans_c", bits)
+        return method, differences + ["a codebook per group of inputs there"] * (size > 0)
+    if dtype in {"float8_e4m3fn", "fp8"}:
+        return QuantMethod("fp8_e4m3", 8), differences + ["scales not per channel there"] * (size != _ROW)
+    method = affine(bits, size if size > 0 else None)
+    kind = ", floating point there" if integer is None else "" if integer[1] else ", symmetric there"
+    differences += [f"{dtype} is taken as {method}{kind}", "minimum and maximum are taken there, the best range here"]
+    if size == _TENSOR:
+        differences.append("a scale per tensor there, per channel here")
+    if size > 0 and size != method.group_size:
+        differences.append(f"groups of {size} there, of {method.group_size} here")
+    return method, differences
+
+
+def group_of(layer: Layer, size: int, bits: int, options: Mapping[str, Any]) -> int:
+    """Inputs that share a scale, which SDNQ chooses by itself for 0 and makes a divisor of the row; or -1, -2."""
+    if size < 0:
+        return size
+    if size == _AUTO:
+        size = 2 ** (1 + bits + layer.is_linear + bool(options.get("use_svd")) + 3 * bool(options.get("use_codebook")))
+    channels = layer.shape[1]
+    groups = next((n for n in range(channels // size, 1, -1) if channels % n == 0), 1)
+    return channels // groups if groups > 1 else _ROW
+
+
+def write(graph: Graph, qconfig: QuantConfig) -> Written:
+    """Arguments of ``SDNQConfig``."""
+    said, full, settings = Said(), list[str](), dict[str, dict[str, Any]]()
+    for name, layer, method in decisions(graph, qconfig, said):
+        if method is None:
+            full.append(name)
+            continue
+        setting, limits = setting_of(method, layer)
+        settings[name] = setting
+        said.update(limits)
+    data = {
+        "quant_method": "sdnq",
+        "weights_dtype": "uint4",
+        "group_size": _ROW,
+        "quant_conv": True,
+        "add_skip_keys": False,
+        "minimum_allowed_numel": 0,
+        "minimum_allowed_channel_size": 0,
+        "modules_to_not_convert": full,
+        "modules_quant_config": settings,
+    }
+    usage = 'quantization_config=SDNQConfig(**json.load(open("FILE"))) in from_pretrained, with sdnq 0.2.8 or newer'
+    return Written(json.dumps(data, indent=1) + "\n", ".sdnq.json", sentences(said), usage)
+
+
+def setting_of(method: QuantMethod, layer: Layer) -> tuple[dict[str, Any], list[str]]:
+    """Settings of a module, and what they cannot express."""
+    limits = []
+    setting: dict[str, Any] = {"weights_dtype": f"uint{method.bits}", "group_size": method.group_size or _ROW}
+    match method.name:
+        case "kmeans_a" | "kmeans_c":
+            setting |= {"use_codebook": True, "group_size": _TENSOR if method.name == "kmeans_a" else _ROW}
+            limits.append("codebooks: fitted by 24 steps of Lloyd's algorithm there, to a local optimum")
+        case "fp8_e4m3":
+            setting["weights_dtype"] = "float8_e4m3fn"
+        case "nf4_g64":
+            limits.append("nf4: SDNQ has no table of fixed levels, uint4 in groups of 64 is taken")
+        case _:
+            limits.append("uniform: minimum and maximum are taken there, without our search of the range")
+    size = group_of(layer, method.group_size, method.bits, {}) if method.group_size else _ROW
+    if method.group_size and size != method.group_size:
+        limits.append(f"groups of {method.group_size} become groups that divide the row of {layer.shape[1]}")
+    if not layer.is_linear and method.name != "kmeans_a":
+        limits.append("a Conv: there every kernel position of a channel has scales or a codebook of its own")
+    return setting, limits
+
+
+def _mapping(data: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = data.get(key) or {}
+    if not isinstance(value, Mapping):
+        raise RecipeError(f"wanted a mapping under {key!r} (got {value!r})")
+    return dict(value)
+
+
+def _number(data: Mapping[str, Any], key: str, default: int) -> int:
+    value = data.get(key, default)
+    if not isinstance(value, int):
+        raise RecipeError(f"wanted a whole number under {key!r} (got {value!r})")
+    return value

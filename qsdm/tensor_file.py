@@ -1,0 +1,54 @@
+"""A safetensors file of known parts, filled in any order: larger than memory, if need be.
+
+References:
+    https://huggingface.co/docs/safetensors: 8 bytes of the header's length, the header as JSON, the data.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+
+Part = tuple[str, tuple[int, ...]]  # a type as safetensors spells it, and a shape
+
+
+class TensorFile:
+    """Opened for writing; what is never written stays zero.
+
+    Args:
+        path: made anew.
+        parts: type and shape by name.
+        metadata: texts by name.
+    """
+
+    def __init__(self, path: Path, parts: Mapping[str, Part], metadata: Mapping[str, str]) -> None:
+        header: dict[str, object] = {"__metadata__": dict(metadata)}
+        self._places: dict[str, int] = {}
+        end = 0
+        # Large types first: then all are aligned.
+        for key in sorted(parts, key=lambda key: (-ITEM_BYTES[parts[key][0]], key)):
+            dtype, shape = parts[key]
+            start, end = end, end + math.prod(shape) * ITEM_BYTES[dtype]
+            header[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+            self._places[key] = start
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        self._file = path.open("wb")
+        self._file.write(struct.pack("<Q", len(text)) + text)
+        self._start = 8 + len(text)
+        self._file.truncate(self._start + end)
+
+    def __enter__(self) -> TensorFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def write(self, key: str, data: bytes | memoryview) -> None:
+        self._file.seek(self._start + self._places[key])
+        self._file.write(data)

@@ -1,0 +1,84 @@
+"""recipe: a foreign recipe is read for a traced model and measured with the command that is printed."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from qsdm import run
+from qsdm.calibrate import calibrate
+from qsdm.denoisers import Model
+from qsdm.engine.serial import Serial
+from qsdm.measure import measure
+from qsdm.qconfig import QuantConfig, SpaceSpec
+from qsdm.recipe import Format, recipe
+from qsdm.store import Store, StoreError, read_json
+from qsdm.trace import trace
+from tests.test_conf import compose
+
+SPEC = SpaceSpec("traced", ("uaq-3", "uaq-4"), splits=".*", max_overhead=4.0)
+
+
+@pytest.fixture(scope="module")
+def store(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = tmp_path_factory.mktemp("store")
+    trace(tiny_model, store, page=False)
+    return store
+
+
+def spec_of(command: str) -> SpaceSpec:
+    """The space of a printed command."""
+    words = shlex.split(command)
+    return run.keywords(*compose(words[2].removeprefix("qsdm."), ["model=emoji_unet", *words[4:]]))["space"]
+
+
+def test_an_imported_recipe_is_measured(
+    tiny_model: Model, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rules = tmp_path / "rules.txt"
+    rules.write_text(r"ff\.net=q4_1,.=f16,^blk=q4_0")
+    recipe(tiny_model, SPEC, store, rules)
+    printed = capsys.readouterr().out
+    assert "1 of the names or patterns decide about no weight: '^blk'" in printed
+    calibrates, measures = printed.splitlines()[-2:]
+    target = Store(store, "tiny").path("recipes/rules.json")
+    assert measures.endswith(f"configs={target}")
+    spec = spec_of(calibrates)
+    assert spec == spec_of(measures)
+    calibrate(tiny_model, spec, store)
+    (outcome,) = measure(tiny_model, spec, store, configs=target, num_images=4, engine=Serial())
+    assert outcome.qconfig == QuantConfig.from_json(read_json(target))
+    assert {str(method) for method in outcome.qconfig.methods.values()} == {"uaq_g32-4"}
+
+
+def test_a_recipe_inside_the_space_needs_no_other_calibration(
+    tiny_model: Model, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "skip.json").write_text(json.dumps(["conv_in", "time_embedding"]))
+    recipe(tiny_model, SPEC, store, tmp_path / "skip.json", default="uaq-3")
+    printed = capsys.readouterr().out
+    assert "calibrate" not in printed
+    assert "3 full precision" in printed
+
+
+@pytest.mark.parametrize("to", list(Format))
+def test_what_realize_chose_is_written(tiny_model: Model, store: Path, to: Format, tmp_path: Path) -> None:
+    (tmp_path / "skip.json").write_text("[]")
+    place = Store(store, "tiny")
+    recipe(tiny_model, SPEC, store, tmp_path / "skip.json")
+    place.path("chosen.json").write_text(place.path("recipes/skip.json").read_text())
+    written = recipe(tiny_model, SPEC, store, to=to)
+    assert place.path(f"recipes/chosen{written.suffix}").read_text() == written.text
+    assert written.usage
+
+
+def test_bad_input_names_the_remedy(tiny_model: Model, store: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"run python -m qsdm\.trace \+model=tiny"):
+        recipe(tiny_model, SPEC, tmp_path)
+    with pytest.raises(StoreError, match=r"missing.json cannot be read .*give file=PATH"):
+        recipe(tiny_model, SPEC, store, tmp_path / "missing.json")
+    with pytest.raises(ValueError, match=r"wanted a method such as uaq-4"):
+        recipe(tiny_model, SPEC, store, tmp_path / "missing.json", default="q4_0")
