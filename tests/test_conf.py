@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -101,8 +102,6 @@ def test_every_file_begins_with_what_it_is_for() -> None:
 
 
 def test_the_paper_space_splits_where_the_paper_does() -> None:
-    import re
-
     import yaml
 
     spec = yaml.safe_load((run.CONF / "space" / "paper.yaml").read_text())
@@ -132,3 +131,20 @@ def test_the_packaged_configs_are_found_without_a_checkout(tmp_path: Path) -> No
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.split()[0] == str(package / "conf")
     assert int(done.stdout.split()[1]) == len(run.choices())
+
+
+def commands_of(page: Path) -> Iterator[tuple[str, list[str]]]:
+    """Commands and their arguments in a page's shell blocks, with ``MODEL="..."`` filled in."""
+    text = page.read_text(encoding="utf-8")
+    model = re.search(r'^MODEL="(.*)"$', text, re.MULTILINE)
+    for command, arguments in re.findall(r"^python -m qsdm(\.\w+)? +([^#\n]*)", text, re.MULTILINE):
+        yield command[1:] or "main", arguments.replace("$MODEL", model[1] if model else "").split()
+
+
+def test_the_commands_of_the_protocols_compose() -> None:
+    commands = list(commands_of(run.CHECKOUT / "docs" / "protocols.md"))
+    assert len(commands) == 5
+    for command, arguments in commands:
+        model = run.keywords(*compose(command, arguments))["model"]
+        assert model.prompts is not None
+        assert set(model.metrics) == {"fid", "clip_score", "psnr"}
