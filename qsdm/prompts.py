@@ -65,8 +65,12 @@ class Captions:
     def read(self) -> list[str]:
         with _reading(self.path, "a JSON list of one or more captions") as text:
             captions = json.loads(text)
-            if not isinstance(captions, list) or not captions or not all(isinstance(text, str) for text in captions):
-                raise TypeError
+            if (
+                not isinstance(captions, list)
+                or not captions
+                or not all(isinstance(caption, str) for caption in captions)
+            ):
+                raise ValueError("it holds something else")
             return captions
 
 
@@ -126,7 +130,7 @@ class Parti:
     seed: int = 0
 
     def read(self) -> list[str]:
-        with _reading(self.path, "the PartiPrompts.tsv of PartiPrompts", "PartiPrompts.tsv") as text:
+        with _reading(self.path, "the PartiPrompts.tsv of Parti", "PartiPrompts.tsv") as text:
             # Quotation marks belong to the prompts: this is no CSV.
             header, *rows = [line.split("\t") for line in text.removesuffix("\n").split("\n")]
             if header != ["Prompt", "Category", "Challenge", "Note"]:
