@@ -1,7 +1,8 @@
 """Streams a denoiser's weights through the methods of a space: a table of errors and sizes, all versions in a file.
 
-One weight at a time is in memory. The file is safetensors with keys ``NAME|METHOD|part``; as the sizes of all parts
-follow from the shapes, its header comes first and the parts as they are made.
+At most two weights at a time are in memory, and the packed versions of a few more. The file is safetensors with keys
+``NAME|METHOD|part``; as the sizes of all parts follow from the shapes, its header comes first and the parts as they are
+made.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +25,12 @@ from qsdm.graph import Weight
 from qsdm.log import Log, ignore
 from qsdm.qconfig import QuantMethod, Space
 from qsdm.quant import Quantized
-from qsdm.quant.methods import VERSION, dequantize, fit_all, layout
+from qsdm.quant.methods import VERSION, Fitted, dequantize, fit_all, layout
+from qsdm.quant.rows import sharing
 from qsdm.store import StoreError, provenance, read_tensors, replace, write_tensors
 
 SCHEMA = "qsdm/calibration/1"
+_AHEAD = 6  # weights that are quantized or wait, packed, to be written
 _DTYPE = {torch.uint8: "U8", torch.int8: "I8", torch.float16: "F16", torch.float32: "F32"}
 
 
@@ -58,18 +63,15 @@ def calibrate(
     def fill(partial: Path) -> None:
         shapes = {weight.name: weight.shape for weight in weights}
         with _Writer(partial, parts, {"schema": SCHEMA, "version": VERSION, "shapes": shapes}) as writer:
-            for i, (weight, offered) in enumerate(
-                zip(tqdm(weights, "calibrate", disable=None, unit="weight"), space.options, strict=True)
-            ):
-                tensor = _read(tensors, weight)
-                for method, fitted in fit_all(tensor, offered).items():
-                    writer.write(f"{weight.name}|{method}|", fitted.quantized)
+            for i, fits in enumerate(_fits(tensors, space)):
+                for method, fitted in fits.items():
+                    writer.write(f"{weights[i].name}|{method}|", fitted.quantized)
                     column = methods.index(method)
                     errors[i, column] = fitted.rel_error if error == "relative" else fitted.paper_error
                     norms[i, column] = fitted.norm_error
                 log(
                     {"calibrate/weights": i + 1}
-                    | {f"calibrate/error/{m}": errors[i, methods.index(m)] for m in offered}
+                    | {f"calibrate/error/{method}": errors[i, methods.index(method)] for method in fits}
                 )
 
     replace(path / "weights.safetensors", fill)
@@ -78,6 +80,29 @@ def calibrate(
     about |= {"error": error, "weights": table.weights, "methods": [str(method) for method in methods]}
     write_tensors(path / "table.safetensors", {"rel_error": errors, "size_bytes": sizes, "norm_error": norms}, about)
     return table
+
+
+def _fits(tensors: Callable[[str], torch.Tensor], space: Space) -> Iterator[dict[QuantMethod, Fitted]]:
+    """The fits of every weight in turn, two weights at a time if torch has two threads or more."""
+    workers = min(2, torch.get_num_threads())
+
+    def made(weight: Weight, offered: tuple[QuantMethod, ...]) -> dict[QuantMethod, Fitted]:
+        with sharing(workers):
+            return fit_all(_read(tensors, weight), offered)
+
+    waiting: deque[Future[dict[QuantMethod, Fitted]]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for weight, offered in zip(
+                tqdm(space.graph.weights, "calibrate", disable=None, unit="weight"), space.options, strict=True
+            ):
+                waiting.append(pool.submit(made, weight, offered))
+                if len(waiting) == _AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def read_table(path: Path) -> MethodTable:
