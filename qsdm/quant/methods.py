@@ -33,6 +33,7 @@ VERSION = "2"  # of the fits: another one means other codes for the same weight
 
 _SEARCH = {"uaq_refined": uaq.REFINED, "uaq_asym": uaq.ASYMMETRIC}
 _TABLE = 1 << 22  # numbers of a decoding table that are held at once
+_PIECE = 1 << 14
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,10 +103,17 @@ def _rows(weight: torch.Tensor) -> tuple[torch.Tensor, np.ndarray]:
             f"wanted a floating-point weight [out, in, ...] with values in it (got {weight.dtype} of shape {shape})"
         )
     weight = weight.detach().cpu().contiguous()
-    x = weight.reshape(shape[0], -1).float()
-    if not torch.isfinite(x.sum()) and not torch.isfinite(x).all():
-        raise ValueError("the weight holds NaN or infinities: repair or replace the checkpoint")
-    return weight, x.numpy()
+    wide = weight
+    if weight.dtype != torch.float32:
+        wide = torch.empty(shape)
+        # In pieces that torch does not spread over threads: these would spin afterwards, in the way of the kernels'.
+        for out, piece in zip(wide.view(-1).split(_PIECE), weight.view(-1).split(_PIECE), strict=True):
+            out.copy_(piece)
+    x = wide.view(shape[0], -1).numpy()
+    with np.errstate(over="ignore", invalid="ignore"):
+        if not np.isfinite(x.sum()) and not np.isfinite(x).all():
+            raise ValueError("the weight holds NaN or infinities: repair or replace the checkpoint")
+    return weight, x
 
 
 def _fits(

@@ -117,16 +117,12 @@ def _keep(
     if norm is not None:
         return Draft(norm, Op.NORM, call, norm)
     at = f"{call.module}." if call.module else ""
-    matrix = next(((name, shape) for name, shape in call.parameters if len(shape) >= 2), None)
-    if matrix and call.kind in (*_OF_PARAMETER, "matmul") and (incoming or call.kind != "embedding"):
-        parameter, _ = matrix
+    matrices = [name for name, shape in call.parameters if len(shape) >= 2]
+    if matrices and call.kind in (*_OF_PARAMETER, "matmul") and (incoming or call.kind != "embedding"):
+        layer = call.kind in ("linear", "conv")
+        parameter = matrices[-1] if layer else matrices[0]  # a layer may be fed with a parameter: learned queries
         owner, _, leaf = parameter.rpartition(".")
-        own = (
-            call.kind in ("linear", "conv")
-            and leaf == "weight"
-            and isinstance(modules.get(owner), QUANTIZABLE)
-            and owner in called
-        )
+        own = layer and leaf == "weight" and isinstance(modules.get(owner), QUANTIZABLE) and owner in called
         op = _OF_PARAMETER.get(call.kind, Op.PARAM_MATMUL)
         if call.kind == "linear" and not own:
             op = Op.PARAM_MATMUL  # a bare parameter: no module that could be swapped

@@ -274,7 +274,7 @@ class Recorder(TorchFunctionMode):
             call.concat_dim = dim % max(1, results[0].dim()) if isinstance(dim, int) else None
         for tensor in results:
             self._source[tensor] = len(self.calls)
-            if call.parameters and not call.operands:
+            if call.parameters and not call.operands and kind not in ("linear", "conv"):
                 self._derived[tensor] = tuple(dict.fromkeys(name for name, _ in call.parameters))
         if lazy.writes(name, kwargs) and results:
             with contextlib.suppress(NotImplementedError, RuntimeError):  # wrapped tensors inside vmap have no storage
