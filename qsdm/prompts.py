@@ -65,11 +65,7 @@ class Captions:
     def read(self) -> list[str]:
         with _reading(self.path, "a JSON list of one or more captions") as text:
             captions = json.loads(text)
-            if (
-                not isinstance(captions, list)
-                or not captions
-                or not all(isinstance(caption, str) for caption in captions)
-            ):
+            if not (isinstance(captions, list) and captions and all(isinstance(entry, str) for entry in captions)):
                 raise ValueError("it holds something else")
             return captions
 

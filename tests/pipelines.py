@@ -30,7 +30,7 @@ def build_model(name: str, folder: Path, **fields: Any) -> Model:
 # ---- parts
 
 
-def vae(latent_channels: int = 4, **config: Any):
+def vae(**config: Any):
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -38,7 +38,7 @@ def vae(latent_channels: int = 4, **config: Any):
         up_block_types=["UpDecoderBlock2D"] * 4,
         block_out_channels=[8] * 4,
         layers_per_block=1,
-        latent_channels=latent_channels,
+        latent_channels=4,
         norm_num_groups=4,
         sample_size=RESOLUTION_PX,
         mid_block_add_attention=False,
@@ -66,7 +66,7 @@ def clip(max_length: int = 24, projected: bool = False) -> tuple[Any, Any]:
     return tokenizer, (CLIPTextModelWithProjection if projected else CLIPTextModel)(config)
 
 
-def t5(width: int = 2 * WIDTH, max_length: int = 24) -> tuple[Any, Any]:
+def t5(max_length: int = 24) -> tuple[Any, Any]:
     """A tokenizer of letters and a text encoder."""
     from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
@@ -79,9 +79,9 @@ def t5(width: int = 2 * WIDTH, max_length: int = 24) -> tuple[Any, Any]:
     tokenizer = T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=max_length)
     config = T5Config(
         vocab_size=len(tokenizer),
-        d_model=width,
+        d_model=2 * WIDTH,
         d_kv=8,
-        d_ff=width,
+        d_ff=WIDTH,
         num_layers=1,
         num_heads=2,
         is_encoder_decoder=False,

@@ -91,6 +91,14 @@ def test_prompts_can_be_chosen_for_a_model(name: str, model: str) -> None:
         run.keywords(*compose("measure", [f"model={model}", f"prompts={name}"]))
 
 
+def test_what_belongs_to_the_model_is_explained_and_guessed() -> None:
+    assert re.search(
+        r"prompts=NAME +what the model draws.* One of captions, coco", run.help_text(function_of("measure"))
+    )
+    with pytest.raises(run.BadInput, match=r"measure takes no 'prompt'; did you mean 'prompts'\?"):
+        compose("measure", ["model=sdxl", "prompt=coco"])
+
+
 def test_no_model_is_chosen_by_default() -> None:
     """``+model=NAME`` works only then."""
     assert all("model" not in run.defaults(command) for command in COMMANDS)

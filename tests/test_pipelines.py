@@ -81,6 +81,8 @@ def test_from_the_files_to_a_measured_table(name: str, models: dict[str, Model],
     rows = {row["name"]: row for row in summary["rows"]}
     assert set(rows) == {"fp", *SPEC.methods, "random-0", "ours"}
     assert all(0 < row["metrics"]["psnr"] < 100 for name, row in rows.items() if name != "fp")
+    assert rows["uaq-4"]["metrics"]["psnr"] > rows["uaq-3"]["metrics"]["psnr"]
+    assert rows["kmeans_a-4"]["metrics"]["psnr"] > rows["kmeans_a-3"]["metrics"]["psnr"]
     assert rows["ours"]["avg_bits"] <= 4.5
     assert place.path("pictures/comparison.png").stat().st_size > 1000
 
