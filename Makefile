@@ -8,11 +8,11 @@ PY := $(VENV)/bin/python
 MODEL ?= emoji_unet
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test check bench bench-sdxl trace-table
+.PHONY: help install demo test check bench bench-cuda bench-sdxl trace-table
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 install: $(STAMP) ## set up .venv; quick when nothing changed
 
@@ -38,7 +38,12 @@ check: install ## lint, format and types
 bench: install ## measure speed
 	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(PY) experiments/bench/stages.py
 	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(PY) experiments/bench/quant.py
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(PY) experiments/bench/peers.py
 	$(PY) experiments/bench/trace.py
+
+bench-cuda: install ## measure the CUDA kernels; needs an NVIDIA GPU
+	$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[cuda]'
+	$(PY) experiments/bench/gpu.py
 
 bench-sdxl: install ## SDXL at full size: pack, switch, write, load, run; 8 GB of disk, 10 minutes
 	$(PY) experiments/bench/checkpoint.py

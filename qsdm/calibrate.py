@@ -24,8 +24,13 @@ if TYPE_CHECKING:
     from qsdm.denoisers import Model
 
 
-def calibrate(model: Model, space: SpaceSpec, store: Path = Path("store"), log: Log = ignore) -> MethodTable:
+def calibrate(
+    model: Model, space: SpaceSpec, store: Path = Path("store"), error: str = "relative", log: Log = ignore
+) -> MethodTable:
     """Errors and bytes of every weight under every method.
+
+    Args:
+        error: ``relative``, or ``paper`` for the errors as the paper's release computes them.
 
     Returns:
         The table, which lies with the packed weights in ``store``/<model>/calibration/<space>/; graph.html shows it.
@@ -39,7 +44,7 @@ def calibrate(model: Model, space: SpaceSpec, store: Path = Path("store"), log: 
     place = Store(store, model.name)
     graph = Graph.from_json(read_json(place.find("graph.json", made_by="trace")))
     spaced = space.of(graph, model.full_bits)
-    table = calibration.calibrate(parameters(model), spaced, place.path(f"calibration/{space.name}"), log)
+    table = calibration.calibrate(parameters(model), spaced, place.path(f"calibration/{space.name}"), log, error)
     graph_page.write(place.path("graph.html"), graph, graph_page.errors(graph, table))
     print(summary(spaced, table))
     return table

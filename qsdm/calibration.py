@@ -1,13 +1,16 @@
 """Streams a denoiser's weights through the methods of a space: a table of errors and sizes, all versions in a file.
 
-One weight at a time is in memory. The file is safetensors with keys ``NAME|METHOD|part``; as the sizes of all parts
-follow from the shapes, its header comes first and the parts as they are made.
+At most two weights at a time are in memory, and the packed versions of a few more. The file is safetensors with keys
+``NAME|METHOD|part``; as the sizes of all parts follow from the shapes, its header comes first and the parts as they are
+made.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +23,13 @@ from qsdm.graph import Weight
 from qsdm.log import Log, ignore
 from qsdm.qconfig import QuantMethod, Space
 from qsdm.quant import Quantized
-from qsdm.quant.methods import VERSION, dequantize, fit_all, layout
+from qsdm.quant.methods import VERSION, Fitted, dequantize, fit_all, layout
+from qsdm.quant.rows import sharing
 from qsdm.store import StoreError, provenance, read_tensors, replace, write_tensors
 from qsdm.tensor_file import TensorFile
 
 SCHEMA = "qsdm/calibration/1"
+_AHEAD = 6  # weights that are quantized or wait, packed, to be written
 SAFETENSORS = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -40,16 +45,22 @@ SAFETENSORS = {
 """Types as safetensors spells them."""
 
 
-def calibrate(tensors: Callable[[str], torch.Tensor], space: Space, path: Path, log: Log = ignore) -> MethodTable:
+def calibrate(
+    tensors: Callable[[str], torch.Tensor], space: Space, path: Path, log: Log = ignore, error: str = "relative"
+) -> MethodTable:
     """Quantizes every weight with every method on offer for it; writes table.safetensors and weights.safetensors.
 
     Args:
         tensors: the denoiser's parameters by name.
         path: a directory; made if need be.
+        error: what the table's first column of errors holds, which all later stages read: ``relative``, one definition
+            for every method, or ``paper``, the paper's release's (see `qsdm.quant.methods.Fitted`).
 
     Raises:
-        ValueError: a parameter is not what the graph says, holds NaN, or tied parameters differ.
+        ValueError: there is no such error; a parameter is not what the graph says or holds NaN; tied parameters differ.
     """
+    if error not in ("relative", "paper"):
+        raise ValueError(f"wanted the error 'relative' or 'paper' (got {error!r})")
     weights, methods = space.graph.weights, space.methods
     errors, norms = (np.full((len(weights), len(methods)), np.nan) for _ in range(2))
     sizes = np.array([[method.size_bits(weight, space.full_bits) // 8 for method in methods] for weight in weights])
@@ -64,26 +75,47 @@ def calibrate(tensors: Callable[[str], torch.Tensor], space: Space, path: Path, 
         shapes = {weight.name: weight.shape for weight in weights}
         about = json.dumps({"schema": SCHEMA, "version": VERSION, "shapes": shapes})
         with TensorFile(partial, parts, {"qsdm": about}) as file:
-            for i, (weight, offered) in enumerate(
-                zip(tqdm(weights, "calibrate", disable=None, unit="weight"), space.options, strict=True)
-            ):
-                tensor = _read(tensors, weight)
-                for method, fitted in fit_all(tensor, offered).items():
+            for i, fits in enumerate(_fits(tensors, space)):
+                for method, fitted in fits.items():
                     for part, stored in {"codes": fitted.quantized.codes, **fitted.quantized.tensors}.items():
-                        file.write(f"{weight.name}|{method}|{part}", bytes_of(stored))
+                        file.write(f"{weights[i].name}|{method}|{part}", bytes_of(stored))
                     column = methods.index(method)
-                    errors[i, column], norms[i, column] = fitted.rel_error, fitted.norm_error
+                    errors[i, column] = fitted.rel_error if error == "relative" else fitted.paper_error
+                    norms[i, column] = fitted.norm_error
                 log(
                     {"calibrate/weights": i + 1}
-                    | {f"calibrate/error/{m}": errors[i, methods.index(m)] for m in offered}
+                    | {f"calibrate/error/{method}": errors[i, methods.index(method)] for method in fits}
                 )
 
     replace(path / "weights.safetensors", fill)
     table = MethodTable(tuple(weight.name for weight in weights), methods, errors, sizes, norms)
     about = {"schema": SCHEMA, "version": VERSION, "graph": space.graph.digest, "provenance": provenance()}
-    about |= {"weights": table.weights, "methods": [str(method) for method in methods]}
+    about |= {"error": error, "weights": table.weights, "methods": [str(method) for method in methods]}
     write_tensors(path / "table.safetensors", {"rel_error": errors, "size_bytes": sizes, "norm_error": norms}, about)
     return table
+
+
+def _fits(tensors: Callable[[str], torch.Tensor], space: Space) -> Iterator[dict[QuantMethod, Fitted]]:
+    """The fits of every weight in turn, two weights at a time if torch has two threads or more."""
+    workers = min(2, torch.get_num_threads())
+
+    def made(weight: Weight, offered: tuple[QuantMethod, ...]) -> dict[QuantMethod, Fitted]:
+        with sharing(workers):
+            return fit_all(_read(tensors, weight), offered)
+
+    waiting: deque[Future[dict[QuantMethod, Fitted]]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for weight, offered in zip(
+                tqdm(space.graph.weights, "calibrate", disable=None, unit="weight"), space.options, strict=True
+            ):
+                waiting.append(pool.submit(made, weight, offered))
+                if len(waiting) == _AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def read_table(path: Path) -> MethodTable:

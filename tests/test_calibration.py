@@ -72,6 +72,19 @@ def test_both_errors_are_of_the_stored_values(path: Path, tensors: dict[str, tor
                 np.testing.assert_allclose(stored[i, column], expected, rtol=1e-4, atol=1e-12)
 
 
+def test_the_papers_error_is_a_named_option(tensors: dict[str, torch.Tensor], space: Space, tmp_path: Path) -> None:
+    table = calibrate(tensors.__getitem__, space, tmp_path, error="paper")
+    full, i = tensors["b.weight"].double()[:, :5], 1
+    for text in ("uaq-3", "kmeans_c-3", "kmeans_a-3"):
+        method = QuantMethod.parse(text)
+        if method in space.options[i]:
+            off = (dequantize(fit(full.half(), method)).double() - full).abs().pow(2.4)
+            expected = off.sum(1).mean() if text == "kmeans_a-3" else off.mean((1, 2, 3)).sum()
+            assert table.rel_error[i, table.methods.index(method)] == pytest.approx(expected.item(), rel=1e-4)
+    with pytest.raises(ValueError, match="wanted the error 'relative' or 'paper'"):
+        calibrate(tensors.__getitem__, space, tmp_path, error="mean")
+
+
 def test_packed_weights_are_the_fits(path: Path, tensors: dict[str, torch.Tensor], space: Space) -> None:
     packed = PackedWeights(path)
     for weight, offered in zip(WEIGHTS, space.options, strict=True):

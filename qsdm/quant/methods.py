@@ -33,6 +33,7 @@ VERSION = "2"  # of the fits: another one means other codes for the same weight
 
 _SEARCH = {"uaq_refined": uaq.REFINED, "uaq_asym": uaq.ASYMMETRIC}
 _TABLE = 1 << 22  # numbers of a decoding table that are held at once
+_PIECE = 1 << 14
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,11 +43,14 @@ class Fitted:
     Attributes:
         rel_error: ``||W - W^||^2 / ||W||^2``; 0 where both are zero.
         norm_error: ``sum |W - W^|^2.4 / sum |W|^2.4``, by which UAQ searches its range (Nahshan et al., 2019).
+        paper_error: the same sum as the paper's release reduces it, which differs between methods: means over the rows,
+            added up; for K-Means-A sums over the inputs, averaged. For comparison with the release alone.
     """
 
     quantized: Quantized
     rel_error: float
     norm_error: float
+    paper_error: float
 
 
 def fit(weight: torch.Tensor, method: QuantMethod) -> Quantized:
@@ -85,7 +89,9 @@ def fit_all(weight: torch.Tensor, methods: Sequence[QuantMethod]) -> dict[QuantM
             errors = np.zeros(2)
             for first, last, lines in _lines(quantized):
                 errors += rows.coded_power_sums(x[first:last], codes[first:last], lines, group)
-        found[method] = Fitted(quantized, _ratio(errors[0], norms[0]), _ratio(errors[1], norms[1]))
+        averaged = math.prod(shape) / shape[1] if method.name == "kmeans_a" else x.shape[1]
+        relative, norm = (_ratio(error, norm) for error, norm in zip(errors, norms, strict=True))
+        found[method] = Fitted(quantized, relative, norm, float(errors[1] / averaged))
     return {method: found[method] for method in methods}
 
 
@@ -97,10 +103,17 @@ def _rows(weight: torch.Tensor) -> tuple[torch.Tensor, np.ndarray]:
             f"wanted a floating-point weight [out, in, ...] with values in it (got {weight.dtype} of shape {shape})"
         )
     weight = weight.detach().cpu().contiguous()
-    x = weight.reshape(shape[0], -1).float()
-    if not torch.isfinite(x.sum()) and not torch.isfinite(x).all():
-        raise ValueError("the weight holds NaN or infinities: repair or replace the checkpoint")
-    return weight, x.numpy()
+    wide = weight
+    if weight.dtype != torch.float32:
+        wide = torch.empty(shape)
+        # In pieces that torch does not spread over threads: these would spin afterwards, in the way of the kernels'.
+        for out, piece in zip(wide.view(-1).split(_PIECE), weight.view(-1).split(_PIECE), strict=True):
+            out.copy_(piece)
+    x = wide.view(shape[0], -1).numpy()
+    with np.errstate(over="ignore", invalid="ignore"):
+        if not np.isfinite(x.sum()) and not np.isfinite(x).all():
+            raise ValueError("the weight holds NaN or infinities: repair or replace the checkpoint")
+    return weight, x
 
 
 def _fits(

@@ -7,8 +7,10 @@ files but `half`, `pow24` and `extent`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import local
 from typing import Any
 
 import numba
@@ -21,15 +23,27 @@ fast = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"nnan",
 # Every operation rounds once, as written: for all that is stored or must agree with torch.
 exact = numba.njit(cache=True, nogil=True, error_model="numpy")
 
+_SHARING = local()  # how many threads of Python share torch's
 _BLOCK = 128  # values whose errors are added in float32, before float64
 
 
+@contextmanager
+def sharing(num: int) -> Iterator[None]:
+    """Within the block, this thread's kernels take one of ``num`` shares of the threads of torch's pool."""
+    _SHARING.num = num
+    try:
+        yield
+    finally:
+        _SHARING.num = 1
+
+
 def over_rows(function: Callable[..., None], num_rows: int, *args: Any, min_rows: int = 1) -> None:
-    """Calls ``function(first, last, *args)`` for ranges that cover ``num_rows``, one per thread of torch's pool size.
+    """Calls ``function(first, last, *args)`` for ranges that cover ``num_rows``, one for each of torch's threads.
 
     The functions release the GIL. Numba's own parallel loops would triple the time of the first compilation.
     """
-    num_threads = max(1, min(torch.get_num_threads(), num_rows // max(1, min_rows)))
+    available = torch.get_num_threads() // getattr(_SHARING, "num", 1)
+    num_threads = max(1, min(available, num_rows // max(1, min_rows)))
     if num_threads == 1:
         function(0, num_rows, *args)
         return
