@@ -27,18 +27,18 @@ _LETTERS = (
 def told(forward: Callable) -> dict[str, Axes]:
     """Parameter => names of its axes, in lower case; of different numbers of axes those that the docstring gives."""
     takes = inspect.signature(forward).parameters
-    found = {name: _split(text) for name, text in _DOCUMENTED.findall(inspect.getdoc(forward) or "")}
+    documented = {name: _split(text) for name, text in _DOCUMENTED.findall(inspect.getdoc(forward) or "")}
     try:
         source = inspect.getsource(forward)
     except (OSError, TypeError):  # a class without a file
         source = ""
-    for text, name in reversed(_UNPACKED.findall(source)):
-        if len(found.get(name, axes := _split(text))) == len(axes):
-            found[name] = axes
+    unpacked = {name: _split(text) for text, name in reversed(_UNPACKED.findall(source))}  # the first line counts
+    agreed = {name: axes for name, axes in unpacked.items() if len(documented.get(name, axes)) == len(axes)}
+    found = documented | agreed
     return {name: axes for name, axes in found.items() if name in takes and "optional" not in axes}
 
 
-def unpacked(line: str) -> tuple[str, Axes] | None:
+def unpacked_in(line: str) -> tuple[str, Axes] | None:
     """The name and the axes of a source line that unpacks a shape."""
     match = _UNPACKED.match(line)
     return (match[2], _split(match[1])) if match else None

@@ -248,7 +248,7 @@ def _unpacked(failure: Failure, arguments: Arguments, shapes: Shapes) -> Iterato
     if "values to unpack" not in str(failure.error):
         return
     for frame in reversed(traceback.extract_tb(failure.error.__traceback__)):
-        name, names = axes.unpacked(frame.line or "") or ("", ())
+        name, names = axes.unpacked_in(frame.line or "") or ("", ())
         if isinstance(value := arguments.get(name), Tensor) and len(names) != value.dim():
             yield name, torch.ones([shapes.size(axis) for axis in names], dtype=value.dtype)
 

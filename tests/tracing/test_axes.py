@@ -24,13 +24,14 @@ class Told(nn.Module):
 
         Args:
             hidden_states (`torch.Tensor` of shape `(batch size, in_channels)`):
-                Wrong: the code unpacks something else.
+                A video.
             notes (`torch.Tensor` of shape `(batch_size, num_layers_of_text, text_len, 5)`): A note.
             order_ids (`torch.LongTensor` of shape `(text_len, 2)`, *optional*): Not optional at all.
         """
-        batch, num_frames, height, width, channels = hidden_states.shape
+        batch, frames, height, width, channels = hidden_states.shape
+        assert (batch, channels) == (1, 12)
+        assert min(frames, height, width) > 0
         assert order_ids.dtype == torch.int64
-        assert order_ids.shape[1] == 2
         return self.proj(hidden_states) + self.notes(notes).mean((1, 2))[:, None, None, None]
 
 
@@ -53,8 +54,8 @@ def test_an_unpacked_shape_names_the_axes() -> None:
         return b, c, t, h, w, rows, columns, more
 
     assert axes.told(forward) == {"x": ("b", "c", "t", "h", "w"), "y": ("rows", "columns")}
-    assert axes.unpacked("    b, n = hidden.shape") == ("hidden", ("b", "n"))
-    assert axes.unpacked("    b = hidden.shape[0]") is None
+    assert axes.unpacked_in("    b, n = hidden.shape") == ("hidden", ("b", "n"))
+    assert axes.unpacked_in("    b = hidden.shape[0]") is None
 
 
 @pytest.mark.parametrize(
