@@ -91,6 +91,10 @@ def overrides_of(cls: type[nn.Module]) -> Mapping[str, Any]:
 def built(module: nn.Module, overrides: Mapping[str, Any], shapes: Shapes) -> tuple[dict[str, Any], dict[str, Any]]:
     """Arguments for ``module.forward``; and guesses at the optional ones that are left out."""
     parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
+    if not parameters or parameters[0].kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
+        raise TraceError(
+            f"{type(module).__name__}.forward names no input: this is no denoiser, or a wrapper around one (unwrap it)"
+        )
     named = [p.name for p in parameters]
     rest = any(p.kind is p.VAR_KEYWORD for p in parameters)
     if odd := [name for name in overrides if name.partition(".")[0] not in named and not rest]:

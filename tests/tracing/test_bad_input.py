@@ -24,6 +24,14 @@ def test_a_module_without_weights_is_no_denoiser() -> None:
     assert "calls no Linear or Conv" in told(nn.Identity(), input=torch.zeros(1, 4))
 
 
+def test_a_forward_without_named_inputs_is_no_denoiser(tiny_unet) -> None:
+    class Empty(nn.Module): ...
+
+    for module in (Empty(), nn.DataParallel(tiny_unet)):
+        with pytest.raises(TraceError, match=r"forward names no input: this is no denoiser, or a wrapper"):
+            tracing.trace_unaided(module, {}, "x")
+
+
 def test_something_else_is_no_module() -> None:
     assert "wanted a torch.nn.Module" in told("sdxl")  # type: ignore[arg-type]
 
