@@ -114,10 +114,14 @@ def prepare(model: Model) -> tuple[nn.Module, dict[str, Any], str]:
 
 def summary(graph: Graph, model: Model, module: nn.Module, missing: list[str]) -> dict[str, float]:
     """Figures of a graph: weights, bytes, multiply-accumulates, coverage."""
+    from torch import nn
+
     from qsdm.tracing import QUANTIZABLE
 
     owners = [child for child in module.modules() if isinstance(child, QUANTIZABLE)]
     matrices = {id(p): p.numel() for p in module.parameters() if p.dim() >= 2}
+    layers = [child for child in module.modules() if isinstance(child, (*QUANTIZABLE, nn.Embedding))]
+    bare = matrices.keys() - {id(p) for child in layers for p in child.parameters(recurse=False)}
     return {
         "nodes": len(graph.nodes),
         "edges": len(graph.edges),
@@ -126,6 +130,7 @@ def summary(graph: Graph, model: Model, module: nn.Module, missing: list[str]) -
         "giga_macs": sum(node.macs for node in graph.nodes) / 1e9,
         "coverage": 1 - len(missing) / max(1, len(owners)),
         "share_of_parameters": graph.num_values / max(1, sum(matrices.values())),
+        "share_of_bare_parameters": sum(matrices[key] for key in bare) / max(1, sum(matrices.values())),
         "dead": sum(node.dead for node in graph.nodes if node.weight is not None),
     }
 
@@ -176,6 +181,8 @@ def _print(
         ("GMAC", f"{figures['giga_macs']:.1f} at batch 1"),
         ("roles", ", ".join(f"{role} {count}" for role, count in roles.most_common())),
     ]
+    if (bare := figures["share_of_bare_parameters"]) >= 0.001:
+        rows.append(("bare", f"{bare:.1%} of all matrices belong to no Linear or Conv (experts, tables): left out"))
     rows += [("not called", reason) for reason in reasons(graph, missing)]
     print(graph.denoiser)
     for name, text in [*rows, ("written", path)]:

@@ -1,17 +1,14 @@
 """Arguments for one forward of a denoiser, batch 1: captured from its pipeline, or built from its signature and config.
 
-`build` knows the vocabulary of diffusers' forward signatures: what a parameter of this name holds, and which config
-field says how wide it is. A value that a model's YAML gives takes precedence over the built one.
+`build` takes what `vocabulary` knows of a parameter's name; a value that a model's YAML gives takes precedence.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from qsdm.tracing.record import TraceError
+from qsdm.tracing.vocabulary import Shapes, floats, guess, rule_of
 
 _NEVER = re.compile(
     r"controlnet|block_(additional|controls)|_residuals|attention_kwargs|cross_attention_kwargs|joint_attention|return_|skip_|cache"
@@ -93,7 +91,11 @@ def overrides_of(cls: type[nn.Module]) -> Mapping[str, Any]:
 def built(module: nn.Module, overrides: Mapping[str, Any], shapes: Shapes) -> tuple[dict[str, Any], dict[str, Any]]:
     """Arguments for ``module.forward``; and guesses at the optional ones that are left out."""
     parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
-    named = {p.name for p in parameters}
+    if not parameters or parameters[0].kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
+        raise TraceError(
+            f"{type(module).__name__}.forward names no input: this is no denoiser, or a wrapper around one (unwrap it)"
+        )
+    named = [p.name for p in parameters]
     rest = any(p.kind is p.VAR_KEYWORD for p in parameters)
     if odd := [name for name in overrides if name.partition(".")[0] not in named and not rest]:
         raise TraceError(
@@ -121,34 +123,16 @@ def built(module: nn.Module, overrides: Mapping[str, Any], shapes: Shapes) -> tu
         elif _NEVER.search(name) and not required:
             continue
         else:
-            rule = _rule(name)
+            rule = rule_of(name)
             value = rule(shapes, parameter) if rule is not None else None
             if value is not None or (required and rule is not None):
                 inputs[name] = value
             elif name not in roots:
-                (inputs if required else held)[name] = _guess(shapes, parameter)
+                (inputs if required else held)[name] = guess(shapes, parameter)
     for name, value in given.items():
         _place(inputs, name.split("."), value)
-    return inputs, held
-
-
-def _guess(shapes: Shapes, parameter: inspect.Parameter) -> Any:
-    """What a parameter that no rule knows may hold, by its name and type."""
-    name, kind = parameter.name, str(parameter.annotation)
-    if "Tensor" not in kind and parameter.annotation is not inspect.Parameter.empty:
-        return {"int": 1, "float": 1.0, "bool": True}.get(kind.removeprefix("<class '").removesuffix("'>"))
-    if re.search("hidden_states|latent|pixel|sample", name) and "encoder" not in name:
-        return shapes.main(parameter)
-    if name.endswith("_ids") and first(shapes.config, *_ROPE_AXES):
-        return _ids(shapes, parameter)
-    if "mask" in name:
-        return torch.ones(1, shapes.tokens, dtype=torch.int64)
-    if re.search("ids|ind(ex|ices)|labels?$|tokens$", name):
-        return torch.zeros(1, shapes.tokens, dtype=torch.int64)
-    if re.search("time|fps|sigma", name):
-        return torch.full((1,), 16.0)
-    width = first(shapes.config, *_TEXT_WIDTH, "embedding_dim", default=64)
-    return floats(1, width) if re.search("embeddings?$", name) else floats(1, shapes.tokens, width)
+    in_order = {name: inputs[name] for name in named if name in inputs}
+    return in_order | inputs, held
 
 
 def _place(inputs: dict[str, Any], path: Sequence[str], value: Any) -> None:
@@ -177,233 +161,3 @@ def _given(name: str, value: Any) -> Any:
             raise TraceError(f"model.inputs.{name} must be a shape of positive sizes (got {list(value)})")
         return floats(*value)
     return value
-
-
-def floats(*shape: int) -> Tensor:
-    """Ones, or untouched memory where that would cost something."""
-    return torch.ones(shape) if math.prod(shape) <= 4096 else torch.empty(shape)
-
-
-@dataclass(frozen=True, slots=True)
-class Shapes:
-    """Sizes that a config tells: channels, latent height and width, frames, text tokens."""
-
-    config: Mapping[str, Any]
-    layout: str
-    channels: int
-    height: int
-    width: int
-    frames: int
-    tokens: int
-
-    @staticmethod
-    def of(module: nn.Module) -> Shapes:
-        config = dict(getattr(module, "config", {}))
-        name = type(module).__name__
-        parameters = inspect.signature(type(module).forward).parameters
-        if {"img_ids", "img_shapes"} & set(parameters) or {"num_frames", "height"} <= set(parameters):
-            layout = "BNC"
-        elif re.search("1D|Audio|Music", name):
-            layout = "BCL"
-        elif re.search("CogVideoX|UNetSpatioTemporal", name):
-            layout = "BFCHW"
-        elif re.search("3D|Video|Motion|I2VGen|Cosmos|Allegro|Latte", name):
-            layout = "BCFHW"
-        else:
-            layout = "BCHW"
-        size = first(config, "sample_size", default=32)
-        height, width = size if isinstance(size, list | tuple) else (size, size)
-        if config.get("sample_height") and config.get("sample_width"):
-            height, width = config["sample_height"], config["sample_width"]
-        frames = first(config, "sample_frames", "num_frames", default=9)
-        if layout == "BFCHW" and "temporal_compression_ratio" in config:
-            frames = (frames - 1) // config["temporal_compression_ratio"] + 1
-        channels = first(
-            config, "in_channels", "latent_channels", "in_visual_dim", "in_dim", "embedding_dim", default=16
-        )
-        tokens = first(config, "text_len", "max_text_seq_length", "max_sequence_length", "num_embeddings", default=64)
-        return Shapes(config, layout, channels, int(height), int(width), int(frames), int(tokens))
-
-    def around(self, main: Tensor) -> Shapes:
-        """The sizes of a given first argument."""
-        sizes: dict[str, Any] = {}
-        if main.dim() == 4:
-            sizes = {"layout": "BCHW", "height": main.shape[2], "width": main.shape[3]}
-        elif main.dim() == 5:
-            frames = main.shape[1 if self.layout == "BFCHW" else 2]
-            sizes = {"frames": frames, "height": main.shape[3], "width": main.shape[4]}
-        elif main.dim() == 3 and self.layout == "BNC":
-            edge = math.isqrt(main.shape[1])
-            sizes = {"height": 2 * edge, "width": 2 * main.shape[1] // max(1, edge)}
-        return dataclasses.replace(self, **sizes)
-
-    @property
-    def patches(self) -> int:
-        """Image tokens; a token stands for 2 x 2 latents."""
-        return (self.height // 2) * (self.width // 2)
-
-    def main(self, parameter: inspect.Parameter) -> Any:
-        C, H, W, T = self.channels, self.height, self.width, self.frames
-        if parameter.name.endswith("_ids"):  # of a picture's tokens
-            return torch.zeros(1, H, W, dtype=torch.int64)
-        if "list" in str(parameter.annotation).lower():
-            return [floats(C, 1, H, W)]
-        shapes = {
-            "BCHW": (1, C, H, W),
-            "BCFHW": (1, C, T, H, W),
-            "BFCHW": (1, T, C, H, W),
-            "BNC": (1, self.patches, C),
-            "BCL": (1, C, 256),
-            "BC": (1, C),
-        }
-        return floats(*shapes[self.layout])
-
-
-def first(config: Mapping[str, Any], *names: str, default: Any = None) -> Any:
-    """The first of the fields that is there and not None, an int if it is a list of one."""
-    for name in names:
-        value = config.get(name)
-        if value is not None:
-            return value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
-    return default
-
-
-# Fields that say how wide text embeddings are, the most telling ones first
-_TEXT_WIDTH = """
-    encoder_hid_dim caption_channels caption_projection_input_dim text_embed_dim joint_attention_dim text_dim
-    cap_feat_dim
-    context_in_dim in_text_dim text_hidden_size encoder_hidden_size cross_attention_dim cross_attention_input_dim
-    text_in_dim text_hidden_dim dit_text_dim cond_token_dim llm_features_dim condition_dim
-""".split()  # noqa: SIM905
-_ROPE_AXES = ("axes_dims_rope", "rope_axes_dim", "axes_dims")
-_POOLED_WIDTH = """
-    pooled_projection_dim text_emb_dim clip_text_pooled_in_channels global_states_input_dim in_text_dim2
-    global_cond_dim cond_embed_dim
-""".split()  # noqa: SIM905
-
-
-def _time(s: Shapes, p: inspect.Parameter) -> Tensor:
-    return torch.full((1,), 500, dtype=torch.int64) if "Long" in str(p.annotation) else torch.full((1,), 500.0)
-
-
-def _guidance(s: Shapes, p: inspect.Parameter) -> Tensor | None:
-    return torch.full((1,), 3500.0) if first(s.config, "guidance_embeds", "guidance_embed") else None
-
-
-def _classes(s: Shapes, p: inspect.Parameter) -> Tensor | None:
-    return (
-        torch.zeros(1, dtype=torch.int64)
-        if first(s.config, "num_embeds_ada_norm", "num_class_embeds", "class_embed_type")
-        else None
-    )
-
-
-def _added(s: Shapes, p: inspect.Parameter) -> dict[str, Any]:
-    c, kind = s.config, s.config.get("addition_embed_type")
-    if kind == "text_time":
-        num_ids = 6 if c["projection_class_embeddings_input_dim"] > 6 * c["addition_time_embed_dim"] else 5
-        width = c["projection_class_embeddings_input_dim"] - num_ids * c["addition_time_embed_dim"]
-        if width % 128:  # the refiner: five ids instead of six
-            num_ids, width = 5, c["projection_class_embeddings_input_dim"] - 5 * c["addition_time_embed_dim"]
-        return {"text_embeds": floats(1, width), "time_ids": floats(1, num_ids)}
-    if kind in ("image", "image_hint") or c.get("encoder_hid_dim_type") == "image_proj":
-        hint = {"hint": floats(1, 3, s.height * 8, s.width * 8)} if kind == "image_hint" else {}
-        return {"image_embeds": floats(1, first(c, "encoder_hid_dim", default=1280)), **hint}
-    if kind == "text_image":
-        return {"image_embeds": floats(1, 768), "text_embeds": floats(1, 768)}
-    conditions = c.get("use_additional_conditions")
-    if conditions is None:  # PixArt's own default
-        conditions = c.get("sample_size") == 128
-    return {"resolution": floats(1, 2) if conditions else None, "aspect_ratio": floats(1, 1) if conditions else None}
-
-
-def _ids(s: Shapes, p: inspect.Parameter) -> Tensor:
-    axes = first(s.config, *_ROPE_AXES, default=(0, 0, 0))
-    return torch.zeros(s.tokens if p.name.startswith("txt") else s.patches, len(axes))
-
-
-def _rotary(s: Shapes, p: inspect.Parameter) -> tuple[Tensor, Tensor] | None:
-    c = s.config
-    if p.default is None and c.get("use_rotary_positional_embeddings") is False:
-        return None
-    patch = max(1, int(first(c, "patch_size", default=1)))
-    tokens = (s.height // patch) * (s.width // patch) * (s.frames if "F" in s.layout else 1)
-    width = first(c, "attention_head_dim", "head_dim", default=64)
-    return floats(tokens, width), floats(tokens, width)
-
-
-def _text_mask(s: Shapes, p: inspect.Parameter) -> Tensor | None:
-    if p.default is not inspect.Parameter.empty and not p.name.startswith(
-        "text_embedding_mask"
-    ):  # Hunyuan-DiT needs its masks
-        return None
-    tokens = first(s.config, "text_len_t5", default=s.tokens) if p.name.endswith("t5") else s.tokens
-    return torch.ones(1, tokens, dtype=torch.bool if "Bool" in str(p.annotation) else torch.int64)
-
-
-def _image_text(s: Shapes, p: inspect.Parameter) -> Tensor | None:
-    width = first(s.config, "image_dim", "image_embed_dim", "image_proj_dim")
-    return floats(1, 257, width) if width or p.default is inspect.Parameter.empty else None
-
-
-def _pooled(s: Shapes, p: inspect.Parameter) -> Tensor | None:
-    width = first(s.config, *_POOLED_WIDTH)
-    if width is None:
-        return None
-    return floats(1, 1, width) if "clip" in p.name else floats(1, width)
-
-
-def _text(s: Shapes, p: inspect.Parameter) -> Any:
-    tokens, width = s.tokens, None
-    if p.name.endswith("t5"):
-        tokens, width = (
-            first(s.config, "text_len_t5", default=tokens),
-            first(s.config, "cross_attention_dim_t5", "text_embed_dim_t5"),
-        )
-    elif p.name.endswith("_2"):
-        width = first(s.config, "text_embed_2_dim")
-    elif s.config.get("encoder_hid_dim_type") == "image_proj":
-        return None
-    width = width or first(s.config, *_TEXT_WIDTH)
-    if not isinstance(width, int):
-        return floats(1, tokens, 64) if p.default is inspect.Parameter.empty else None
-    return [floats(tokens, width)] if "list" in str(p.annotation).lower() else floats(1, tokens, width)
-
-
-Rule = Callable[[Shapes, inspect.Parameter], Any]
-_RULES: tuple[tuple[str, Rule], ...] = (
-    (r"t|timesteps?|timestep_ratio|r_timestep|sigma|noise_level", _time),
-    (r"guidance", _guidance),
-    (r"class_labels?", _classes),
-    (r"added_cond_kwargs", _added),
-    (r"added_time_ids", lambda s, p: floats(1, 3)),
-    (r"(img|txt|image)_ids", _ids),
-    (r"img_shapes", lambda s, p: [[(1, s.height // 2, s.width // 2)]]),
-    (r"txt_seq_lens", lambda s, p: [s.tokens]),
-    (r"text_lens", lambda s, p: torch.full((1,), s.tokens, dtype=torch.int64)),
-    (r"image_rotary_emb|video_rotary_emb|rotary_emb(edding)?", _rotary),
-    (r"num_frames", lambda s, p: 1),
-    (r"height", lambda s, p: s.height // 2),
-    (r"width", lambda s, p: s.width // 2),
-    (
-        r"image_meta_size",
-        lambda s, p: torch.full((1, 6), 1024.0) if s.config.get("use_style_cond_and_image_meta_size", True) else None,
-    ),
-    (
-        r"style",
-        lambda s, p: (
-            torch.zeros(1, dtype=torch.int64) if s.config.get("use_style_cond_and_image_meta_size", True) else None
-        ),
-    ),
-    (r"(original|target)_size|crop_coords", lambda s, p: torch.full((1, 2), 1024.0)),
-    (r"padding_mask", lambda s, p: floats(1, 1, s.height, s.width)),
-    (r".*(encoder|text|cap|prompt).*mask.*", _text_mask),
-    (r".*(pooled|clip_text_pooled).*|text_embeds|global_hidden_states", _pooled),
-    (r".*encoder_hidden_states_image.*|image_emb.*", _image_text),
-    (r"encoder_hidden_states(_\w+)?|cap_feats|txt|clip_text|prompt_embeds|text_embedding|text_bth", _text),
-)
-
-
-def _rule(name: str) -> Rule | None:
-    """How to make a parameter of this name, if it is known."""
-    return next((rule for pattern, rule in _RULES if re.fullmatch(pattern, name)), None)

@@ -135,9 +135,13 @@ class Failure:
         reason = f"{type(self.error).__name__}: {said.splitlines()[0][:200] if said else ''}"
         shapes = ", ".join(str(list(tensor.shape)) for tensor in self.tensors)
         where = f"{self.function} in {self.module or 'the forward'} with {shapes}: " if self.function else ""
+        advice = "give model.inputs.NAME=[shape] for those that are wrong or missing"
+        if isinstance(self.error, NotImplementedError | ImportError) or re.search(
+            r"\bCUDA\b|triton", said, re.IGNORECASE
+        ):
+            advice = "this kernel does not run on a CPU: load it with plain attention and without fused layers"
         return TraceError(
-            f"{type(module).__name__} does not run on inputs {', '.join(inputs)} ({where}{reason}): "
-            "give model.inputs.NAME=[shape] for those that are wrong or missing"
+            f"{type(module).__name__} does not run on inputs {', '.join(inputs)} ({where}{reason}): {advice}"
         )
 
 

@@ -8,6 +8,7 @@ the end is that the forward runs and how many weights it uses, over all layouts 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -17,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qsdm.tracing import inputs as building
-from qsdm.tracing import lazy
+from qsdm.tracing import axes, lazy
+from qsdm.tracing.inputs import built
 from qsdm.tracing.record import KIND_OF, Failure, Recording, TraceError, attempt
+from qsdm.tracing.vocabulary import Shapes, floats
 
 ROUNDS = 24
 ENOUGH = 0.9  # coverage at which no other layout is tried
@@ -55,13 +57,17 @@ def find(module: nn.Module, overrides: Mapping[str, Any], coverage: Callable[[Re
     kept = {name.partition(".")[0] for name in overrides}
     best: tuple[float, Found] | None = None
     first_error: TraceError | None = None
-    for shapes in _trials(module):
-        arguments, held = building.built(module, overrides, shapes)
+    first = Shapes.of(module)
+    for shapes in _trials(module, first):
+        arguments, held = built(module, overrides, shapes)
         main = next(iter(arguments))
+        video = f" of {shapes.frames} frames" if "F" in shapes.layout else ""
+        tried = () if shapes == first else (f"{main} as {shapes.layout}{video}",)
         recording, done, error = _mended(module, arguments, held, kept, shapes)
         if recording is None:
             first_error = first_error or error
             continue
+        done = Found(done.arguments, (*tried, *done.repairs))
         found = coverage(recording), done
         alike = {name: done.arguments[main] for name, v in held.items() if _shape(v) == _shape(arguments[main])}
         for more in _optional(held | alike, done.arguments) if found[0] < 1 else ():
@@ -88,20 +94,26 @@ def _optional(held: Arguments, arguments: Arguments) -> Iterator[Arguments]:
         yield {name: value for name, value in tensors.items() if name.startswith(stem)}
 
 
-def _trials(module: nn.Module) -> Iterator[building.Shapes]:
-    """Likely sizes first: the layout that the class's name suggests, videos of fewer frames, then the other layouts."""
-    first = building.Shapes.of(module)
+def _trials(module: nn.Module, first: Shapes) -> Iterator[Shapes]:
+    """Likely sizes first: the layout that the signature and the class's name suggest, that which its code tells, videos
+    of fewer frames, then the other layouts.
+    """
     yield first
+    main = list(inspect.signature(type(module).forward).parameters)[1]
+    told = axes.layout(first.axes.get(main, ()))
+    told = "BCL" if told == "BCN" else told  # a sound
+    if told and told != first.layout:
+        yield dataclasses.replace(first, layout=told)
     if "F" in first.layout:
         for frames in (4, 2, 1):
             yield dataclasses.replace(first, frames=frames)
     for layout in LAYOUTS:
-        if layout != first.layout:
+        if layout not in (first.layout, told):
             yield dataclasses.replace(first, layout=layout)
 
 
 def _mended(
-    module: nn.Module, arguments: Arguments, held: Arguments, kept: set[str], shapes: building.Shapes
+    module: nn.Module, arguments: Arguments, held: Arguments, kept: set[str], shapes: Shapes
 ) -> tuple[Recording | None, Found, TraceError | None]:
     repairs: list[str] = []
     error: TraceError | None = None
@@ -119,7 +131,7 @@ def _mended(
 
 
 def _change(
-    failure: Failure, arguments: Arguments, held: Arguments, kept: set[str], shapes: building.Shapes
+    failure: Failure, arguments: Arguments, held: Arguments, kept: set[str], shapes: Shapes
 ) -> tuple[Arguments, str] | None:
     """The arguments with one of them mended, and what was done; None if nothing is left to try."""
     for place, value in _proposals(failure, arguments, held, shapes):
@@ -129,9 +141,7 @@ def _change(
     return None
 
 
-def _proposals(
-    failure: Failure, arguments: Arguments, held: Arguments, shapes: building.Shapes
-) -> Iterator[tuple[str, Any]]:
+def _proposals(failure: Failure, arguments: Arguments, held: Arguments, shapes: Shapes) -> Iterator[tuple[str, Any]]:
     yield from _follow_weight(failure, arguments)
     yield from _indices(failure, arguments)
     yield from _follow_operand(failure, arguments)
@@ -169,14 +179,22 @@ def _follow_weight(failure: Failure, arguments: Arguments) -> Iterator[tuple[str
         for axis in [dim % value.dim(), *range(value.dim() - 1, 0, -1)]:
             if value.shape[axis] == got:
                 yield place, _resized(value, axis, need)
-    for place, value in sources:  # the input was folded into patches, or unfolded
-        for axis in range(value.dim() - 1, 0, -1):
-            if value.shape[axis] * need % got == 0 and got % value.shape[axis] == 0:
-                yield place, _resized(value, axis, value.shape[axis] * need // got)
-    for place, value in sources:  # something was concatenated to it
-        axis = 1 if kind == "conv" else value.dim() - 1
-        if value.shape[axis] + need - got > 0:
-            yield place, _resized(value, axis, value.shape[axis] + need - got)
+    folded = [
+        (place, _resized(value, axis, value.shape[axis] * need // got))
+        for place, value in sources
+        for axis in range(value.dim() - 1, 0, -1)
+        if value.shape[axis] * need % got == 0 and got % value.shape[axis] == 0
+    ]
+    along = [1 if kind == "conv" else -1, -1]
+    parts = next((axis for axis in along if sum(value.shape[axis] for _, value in sources) == got), None)
+    joined = [
+        (place, _resized(value, axis % value.dim(), value.shape[axis] + need - got))
+        for axis in [along[0] if parts is None else parts]
+        for place, value in sources
+        if value.shape[axis] + need - got > 0
+    ]
+    # Concatenated to other inputs, or folded into patches?
+    yield from folded + joined if parts is None or len(sources) < 2 else joined + folded
 
 
 def _indices(failure: Failure, arguments: Arguments) -> Iterator[tuple[str, Any]]:
@@ -225,29 +243,14 @@ def _follow_operand(failure: Failure, arguments: Arguments) -> Iterator[tuple[st
                     yield place, _resized(value, 1, value.shape[1] + need - got)
 
 
-def _unpacked(failure: Failure, arguments: Arguments, shapes: building.Shapes) -> Iterator[tuple[str, Any]]:
+def _unpacked(failure: Failure, arguments: Arguments, shapes: Shapes) -> Iterator[tuple[str, Any]]:
     """``batch, frames = timestep.shape`` says how many axes the argument has, and what they are."""
     if "values to unpack" not in str(failure.error):
         return
     for frame in reversed(traceback.extract_tb(failure.error.__traceback__)):
-        match = re.match(r"\(?([\w, ]+?),?\)?\s*=\s*(\w+)\.(?:shape|size\(\))$", frame.line or "")
-        if match and isinstance(value := arguments.get(match[2]), Tensor):
-            axes = [name.strip().lower() for name in match[1].split(",")]
-            if len(axes) != value.dim():
-                yield match[2], torch.ones([_size(axis, shapes) for axis in axes], dtype=value.dtype)
-
-
-def _size(axis: str, shapes: building.Shapes) -> int:
-    """Of an axis that is called so."""
-    known = (
-        (r"b|bs|n|batch\w*", 1),
-        (r"\w*frames?|f|t|\w*length", shapes.frames),
-        (r"\w*chan\w*|c", shapes.channels),
-        (r"height|h", shapes.height),
-        (r"width|w", shapes.width),
-        (r"\w*(seq|tok|patches)\w*|l", shapes.tokens),
-    )
-    return next((size for pattern, size in known if re.fullmatch(pattern, axis)), 2)
+        name, names = axes.unpacked_in(frame.line or "") or ("", ())
+        if isinstance(value := arguments.get(name), Tensor) and len(names) != value.dim():
+            yield name, torch.ones([shapes.size(axis) for axis in names], dtype=value.dtype)
 
 
 def _taken_out(failure: Failure, arguments: Arguments) -> Iterator[tuple[str, Any]]:
@@ -289,5 +292,5 @@ def _with(value: Any, path: list[str], new: Any) -> Any:
 def _resized(value: Tensor, axis: int, size: int) -> Tensor:
     shape = [*value.shape[:axis], size, *value.shape[axis + 1 :]]
     if value.is_floating_point():
-        return building.floats(*shape)
+        return floats(*shape)
     return torch.full(shape, value.reshape(-1)[0].item() if value.numel() else 0, dtype=value.dtype)

@@ -24,6 +24,14 @@ def test_a_module_without_weights_is_no_denoiser() -> None:
     assert "calls no Linear or Conv" in told(nn.Identity(), input=torch.zeros(1, 4))
 
 
+def test_a_forward_without_named_inputs_is_no_denoiser(tiny_unet) -> None:
+    class Empty(nn.Module): ...
+
+    for module in (Empty(), nn.DataParallel(tiny_unet)):
+        with pytest.raises(TraceError, match=r"forward names no input: this is no denoiser, or a wrapper"):
+            tracing.trace_unaided(module, {}, "x")
+
+
 def test_something_else_is_no_module() -> None:
     assert "wanted a torch.nn.Module" in told("sdxl")  # type: ignore[arg-type]
 
@@ -44,6 +52,46 @@ def test_a_custom_kernel_is_told() -> None:
             raise NotImplementedError("flash_attn_func needs CUDA")
 
     assert "flash_attn_func needs CUDA" in told(Kernel())
+
+
+class Calls(nn.Module):
+    """A Linear, and then an operator that torch does not know."""
+
+    def __init__(self, operator) -> None:
+        super().__init__()
+        self.proj = nn.Linear(64, 64)
+        self.operator = operator
+
+    def forward(self, sample: Tensor) -> Tensor:
+        return self.operator(self.proj(sample))
+
+
+def test_an_operator_without_a_cpu_version_is_told() -> None:
+    with torch.library._scoped_library("qsdm_tests", "DEF") as library:
+        library.define("of_the_gpu(Tensor x) -> Tensor")
+        library.impl("of_the_gpu", lambda x: x, "CUDA")
+        message = told(Calls(torch.ops.qsdm_tests.of_the_gpu), sample=torch.zeros(1, 256, 64))
+    assert "of_the_gpu in the forward with [1, 256, 64]" in message
+    assert message.endswith("this kernel does not run on a CPU: load it with plain attention and without fused layers")
+
+
+def test_an_operator_without_a_rule_for_shapes_is_computed() -> None:
+    with torch.library._scoped_library("qsdm_tests", "DEF") as library:
+        library.define("doubled(Tensor x) -> Tensor")
+        library.impl("doubled", lambda x: torch.cat([x, x], -1), "CPU")
+        module = nn.Sequential(Calls(torch.ops.qsdm_tests.doubled), nn.Linear(128, 4))
+        graph = tracing.trace(module, {"input": torch.zeros(1, 256, 64)}, "x")
+    assert [w.name for w in graph.weights] == ["0.proj", "1"]
+    assert {(graph.nodes[a].name, graph.nodes[b].name) for a, b in graph.edges} >= {("0.proj", "1")}
+
+
+def test_a_kernel_whose_package_is_missing_is_told() -> None:
+    def kernel(x: Tensor) -> Tensor:
+        raise ModuleNotFoundError("No module named 'triton'")
+
+    message = told(Calls(kernel), sample=torch.zeros(1, 4, 64))
+    assert "No module named 'triton'" in message
+    assert "does not run on a CPU" in message
 
 
 def test_quantized_models_are_refused(tiny_unet) -> None:

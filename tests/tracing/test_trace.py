@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -195,3 +196,57 @@ def test_excluded_weights_get_no_decision(tiny_unet, graph: Graph) -> None:
         "time_embedding.linear_2",
     }
     assert "time_embedding.linear_1" in {n.name for n in part.nodes}
+
+
+class Queries(nn.Module):
+    """Learned queries read the sample: the first projection is fed with a parameter, not with an input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(3, 8))
+        self.norm = nn.LayerNorm(8)
+        self.to_q, self.to_k, self.to_v, self.out = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, sample: torch.Tensor) -> torch.Tensor:
+        q = self.to_q(self.norm(self.queries[None].expand(len(sample), -1, -1)))
+        read = nn.functional.scaled_dot_product_attention(q, self.to_k(sample), self.to_v(sample))
+        return self.out(read)
+
+
+def test_a_layer_fed_with_learned_queries_is_a_weight() -> None:
+    module = Queries()
+    graph = tracing.trace(module, {"sample": torch.zeros(1, 4, 8)}, "queries")
+    assert tracing.uncovered(module, graph) == []
+    assert [w.name for w in graph.weights] == ["to_q", "to_k", "to_v", "out"]
+    assert [str(graph.node_of(name).role) for name in ("to_q", "to_k")] == ["attn_q", "attn_k"]
+    assert ("to_q", "sdpa") in {(graph.nodes[a].name, graph.nodes[b].name) for a, b in graph.edges}
+    assert graph.node_of("to_q").macs == 3 * 8 * 8
+
+
+class Experts(nn.Module):
+    """Two experts in one bare parameter, which no module could be swapped for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj = nn.Linear(8, 8)
+        self.experts = nn.Parameter(torch.randn(2, 8, 8))
+
+    def forward(self, sample: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("btc,eco->bto", self.proj(sample), self.experts)
+
+
+def test_bare_expert_parameters_are_reported_by_their_share(capsys: pytest.CaptureFixture) -> None:
+    from dataclasses import replace
+
+    from qsdm import trace
+    from tests.tracing.published import model
+
+    module = Experts()
+    graph = tracing.trace(module, {"sample": torch.zeros(1, 4, 8)}, "experts")
+    assert [w.name for w in graph.weights] == ["proj"]
+    assert [n.name for n in graph.nodes if n.op == Op.PARAM_MATMUL] == ["param_matmul"]
+    figures = trace.summary(graph, replace(model("dit"), name="experts"), module, [])
+    assert figures["share_of_parameters"] == pytest.approx(1 / 3)
+    assert figures["share_of_bare_parameters"] == pytest.approx(2 / 3)
+    trace._print(graph, figures, [], "built", 0.0, Path("graph.json"))
+    assert "66.7% of all matrices belong to no Linear or Conv" in capsys.readouterr().out
