@@ -25,6 +25,7 @@ from qsdm.qconfig import QuantMethod, Space
 from qsdm.quant import Quantized
 from qsdm.quant.methods import VERSION, Fitted, dequantize, fit_all, layout
 from qsdm.quant.rows import sharing
+from qsdm.quant.swap import sliced
 from qsdm.store import StoreError, provenance, read_tensors, replace, write_tensors
 from qsdm.tensor_file import TensorFile
 
@@ -77,7 +78,7 @@ def calibrate(
         with TensorFile(partial, parts, {"qsdm": about}) as file:
             for i, fits in enumerate(_fits(tensors, space)):
                 for method, fitted in fits.items():
-                    for part, stored in {"codes": fitted.quantized.codes, **fitted.quantized.tensors}.items():
+                    for part, stored in fitted.quantized.parts.items():
                         file.write(f"{weights[i].name}|{method}|{part}", bytes_of(stored))
                     column = methods.index(method)
                     errors[i, column] = fitted.rel_error if error == "relative" else fitted.paper_error
@@ -193,8 +194,8 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
 
 def _read(tensors: Callable[[str], torch.Tensor], weight: Weight) -> torch.Tensor:
     """The weight's slice of its parameter, on the CPU, contiguous; tied parameters must hold the same values."""
-    found = [tensors(name).detach().cpu() for name in (weight.parameter, *weight.ties)]
-    slices = [tensor[:, weight.start : weight.start + weight.shape[1]].contiguous() for tensor in found]
+    found = [tensors(name).cpu() for name in (weight.parameter, *weight.ties)]
+    slices = [sliced(tensor, weight).contiguous() for tensor in found]
     if tuple(slices[0].shape) != weight.shape:
         raise ValueError(
             f"wanted {weight.name!r} of shape {weight.shape} (got {tuple(found[0].shape)}): "

@@ -19,7 +19,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,7 +143,7 @@ def save_denoiser(
                     made = fit(sliced(state[one.weight.parameter], one.weight), one.method)
                 else:
                     made = quantized(one.weight.name, one.method)
-                for part, stored in {"codes": made.codes, **made.tensors}.items():
+                for part, stored in made.parts.items():
                     file.write(f"{prefix}.{part}", bytes_of(stored))
 
     target = Path(path) / FILE
@@ -161,9 +160,7 @@ def save_denoiser(
         "weights": described,
         "sha256": _digest(target),
     }
-    write_json(
-        Path(path) / "config.json", json.loads(json.dumps(about | config | {"quantization_config": quantization}))
-    )
+    write_json(Path(path) / "config.json", about | config | {"quantization_config": quantization})
     return contents(path)
 
 
@@ -199,17 +196,17 @@ def load_quantized(path: Path, dtype: torch.dtype = torch.float32, check: bool =
     """
     import diffusers
 
-    register()
     path = Path(path)
     folder = _component(path)
-    config = read_json(folder / "config.json")["quantization_config"]
+    config = read_json(folder / "config.json")
+    about = config["quantization_config"]
     _header(folder / FILE)
-    plan_of(config["weights"])
-    if check and config.get("sha256", "") not in ("", _digest(folder / FILE)):
+    plan_of(about["weights"])
+    if check and about.get("sha256", "") not in ("", _digest(folder / FILE)):
         raise CheckpointError(f"{folder / FILE} is damaged: its digest is not that of config.json; copy it anew")
     loader: Any = diffusers.DiffusionPipeline
     if not (path / "model_index.json").exists():
-        name = read_json(folder / "config.json").get("_class_name")
+        name = config.get("_class_name")
         loader = getattr(diffusers, str(name), None)
         if not (isinstance(loader, type) and issubclass(loader, diffusers.ModelMixin)):
             raise CheckpointError(
@@ -240,7 +237,6 @@ def plan_of(weights: list[Mapping[str, Any]]) -> list[Slice]:
     return found
 
 
-@cache
 def register() -> None:
     """Teaches diffusers' ``from_pretrained`` our format."""
     from diffusers.quantizers import auto

@@ -299,5 +299,4 @@ def test_what_does_not_fit_is_not_written(saved, tiny_model: Model, tmp_path: Pa
     graph, qconfig, _, _ = saved
     with pytest.raises(ValueError, match="no parameter"):
         save_denoiser(torch.nn.Linear(2, 2), graph, qconfig, tmp_path)
-    assert isinstance(graph, Graph)
     assert not list(tmp_path.iterdir())

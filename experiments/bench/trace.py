@@ -18,18 +18,16 @@ import sys
 import time
 from pathlib import Path
 
-import yaml
+from stages import model_of
 
-from qsdm import run
 from qsdm.denoisers import Model, denoiser_class
 
 MODELS = ("sdxl", "flux", "flux_40b")
 WIDE = {"num_attention_heads": 45}  # of 128 channels each; FLUX.1 has 24
 
 
-def model_of(name: str) -> Model:
-    entry = yaml.safe_load((run.CONF / "model" / f"{name.removesuffix('_40b')}.yaml").read_text(encoding="utf-8"))
-    model = Model(**{key: value for key, value in entry.items() if key not in ("_target_", "defaults", "metrics")})
+def widened(name: str) -> Model:
+    model = model_of(name.removesuffix("_40b"))
     if name.endswith("_40b"):
         return dataclasses.replace(model, name=name, config={**model.config, **WIDE}, num_params=None)
     return model
@@ -49,7 +47,7 @@ def measure(name: str, way: str) -> dict[str, float]:
     from qsdm import tracing
     from qsdm.trace import prepare
 
-    model = model_of(name)
+    model = widened(name)
     denoiser_class(model)  # its import is not counted
     imports = memory_mb("VmHWM")
     began = time.process_time()

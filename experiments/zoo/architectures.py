@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qsdm import run
 from qsdm.denoisers import Model
 
 MAX_LENGTH = 24  # tokens of a caption
@@ -36,16 +37,12 @@ class Architecture:
         pipeline: (folder of an autoencoder, folder of a tokenizer, folder of a text encoder, denoiser) => pipeline.
         conditions: (pipeline, captions) => arguments of the denoiser's forward, a row per caption.
         constants: further arguments of the denoiser's forward.
-        call: further arguments of the pipeline's call.
-        load: further arguments of the pipeline's from_pretrained.
     """
 
     denoiser: Callable[[], nn.Module]
     pipeline: Callable[[Path, Path, Path, nn.Module], Any]
     conditions: Callable[[Any, list[str]], dict[str, Tensor]]
     constants: dict[str, Any] = field(default_factory=dict)
-    call: dict[str, Any] = field(default_factory=dict)
-    load: dict[str, Any] = field(default_factory=dict)
 
 
 def unet() -> nn.Module:
@@ -201,33 +198,18 @@ ARCHITECTURES = {
         pixart_alpha,
         pixart_conditions,
         constants={"added_cond_kwargs": {"resolution": None, "aspect_ratio": None}},
-        call={"use_resolution_binning": False, "clean_caption": False, "max_sequence_length": MAX_LENGTH},
     ),
-    # One token for the T5 that is not there, which the pipeline fills with zeros.
-    "emoji_mmdit": Architecture(
-        mmdit,
-        stable_diffusion_3,
-        sd3_conditions,
-        call={"max_sequence_length": 1},
-        load={"text_encoder_3": None, "tokenizer_3": None},
-    ),
+    "emoji_mmdit": Architecture(mmdit, stable_diffusion_3, sd3_conditions),
 }
 
 
-def model_of(name: str, zoo: Path, steps: int = 10, guidance: float = 2.0) -> Model:
-    """The pipeline in ``zoo``, as qsdm loads it."""
-    made, denoiser = ARCHITECTURES[name], ARCHITECTURES[name].denoiser()
-    return Model(
-        name,
-        str(zoo / name / "pipeline"),
-        type(denoiser).__name__,
-        "unet" if name == "emoji_unet" else "transformer",
-        resolution_px=32,
-        steps=steps,
-        guidance=guidance,
-        load=made.load,
-        call=made.call,
-    )
+def model_of(name: str, zoo: Path, **changed: Any) -> Model:
+    """The pipeline in ``zoo``, as ``conf/model`` describes it but for what is ``changed``."""
+    import yaml
+
+    entry = yaml.safe_load((run.CONF / "model" / f"{name}.yaml").read_text(encoding="utf-8"))
+    fields = {key: value for key, value in entry.items() if key not in ("_target_", "defaults")}
+    return Model(**fields | {"path": str(zoo / name / "pipeline")} | changed)
 
 
 def parts(store: Path, zoo: Path) -> tuple[Path, Path, Path]:

@@ -116,7 +116,7 @@ def main() -> None:
     def distance(pictures: np.ndarray) -> float:
         return round(frechet.frechet(frechet.Gaussian.of(lite0.features(pictures)), reference), 2)
 
-    shipped = model_of(args.name, args.zoo, args.steps, args.guidance)
+    shipped = model_of(args.name, args.zoo, steps=args.steps, guidance=args.guidance)
     report: dict = {
         "weights": weights_digest(shipped),
         "num_images": len(fold_a),

@@ -41,6 +41,10 @@ class Quantized:
     tensors: Mapping[str, torch.Tensor]
 
     @property
+    def parts(self) -> dict[str, torch.Tensor]:
+        """All that is stored, by name: ``codes`` and the tensors."""
+        return {"codes": self.codes, **self.tensors}
+
+    @property
     def size_bytes(self) -> int:
-        """Bytes of codes and tensors."""
-        return self.codes.nbytes + sum(tensor.nbytes for tensor in self.tensors.values())
+        return sum(part.nbytes for part in self.parts.values())

@@ -72,8 +72,7 @@ class PackedWeight(nn.Module):
     @staticmethod
     def of(quantized: Quantized) -> PackedWeight:
         made = PackedWeight(quantized.method, quantized.shape)
-        for part, tensor in {"codes": quantized.codes, **quantized.tensors}.items():
-            made._buffers[part] = tensor
+        made._buffers.update(quantized.parts)
         return made
 
     def forward(self, dtype: torch.dtype) -> torch.Tensor:

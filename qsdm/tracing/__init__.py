@@ -64,13 +64,14 @@ def trace_unaided(
     """
     known = inputs.overrides_of(type(module))
     check(module)
-    first_error, graph, twin = None, None, skeleton.of(module)
+    first_error, graph = None, None
     try:
         graph = trace(module, inputs.build(module, overrides), name, exclude, tied)
         if known or not uncovered(module, graph):
             return graph, "overrides" if known else "built"
     except TraceError as error:
         first_error = error
+    twin = skeleton.of(module)
 
     def coverage(recording: Recording) -> float:
         return 1 - len(uncovered(twin, compact(recording, twin, name))) / max(1, len(list(_owners(twin))))
