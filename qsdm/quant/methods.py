@@ -29,7 +29,7 @@ from qsdm.quant import Quantized, blockwise, kmeans, packing, rows, uaq
 
 Part = tuple[torch.dtype, tuple[int, ...]]  # type and shape of something stored
 
-VERSION = "2"  # of the fits: another one means other codes for the same weight
+VERSION = "3"  # of the fits: another one means other codes for the same weight
 
 _SEARCH = {"uaq_refined": uaq.REFINED, "uaq_asym": uaq.ASYMMETRIC}
 _TABLE = 1 << 22  # numbers of a decoding table that are held at once
