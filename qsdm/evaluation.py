@@ -23,6 +23,7 @@ from torch import nn
 from qsdm.denoisers import ZOO, Model, ModelError, arguments, denoiser_of, load_pipeline, weights_digest
 from qsdm.graph import Graph, canonical
 from qsdm.metrics import Metric
+from qsdm.metrics.networks import pictures_digest
 from qsdm.outcome import Outcome, Protocol
 from qsdm.prompts import Captions, Label
 from qsdm.qconfig import QuantConfig, QuantMethod
@@ -30,6 +31,10 @@ from qsdm.store import provenance
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+NUM_SPLITS = 16
+PREFIXES = (16, 64, 256)
 
 
 class EvaluationError(ValueError):
@@ -260,24 +265,41 @@ class Evaluator:
         """The outcome of pictures that are there already."""
         began = time.perf_counter()
         values: dict[str, float | None] = {}
-        halves: dict[str, tuple[float, float]] = {}
+        halves: dict[str, tuple[tuple[float, float], ...]] = {}
+        prefixes: dict[int, dict[str, float | None]] = {num: {} for num in PREFIXES if num < len(images)}
         for name, metric in self.metrics.items():
             features = metric.features(images, self.captions, self.full() if qconfig.methods else None)
             values[name] = metric.reduce(features)
-            if len(images) >= 4:
-                pair = metric.reduce(features[0::2]), metric.reduce(features[1::2])
-                if pair[0] is not None and pair[1] is not None:
-                    halves[name] = (pair[0], pair[1])
+            for num, found in prefixes.items():
+                found[name] = metric.reduce(features[:num])
+            pairs = [(metric.reduce(features[a]), metric.reduce(features[b])) for a, b in splits(len(images))]
+            known = tuple((a, b) for a, b in pairs if a is not None and b is not None)
+            if pairs and len(known) == len(pairs):
+                halves[name] = known
         about = {
             **made_by(),
             **about,
+            "pictures": pictures_digest(images),
             "scoring_s": round(time.perf_counter() - began, 3),
             "num_threads": torch.get_num_threads(),
         }
         try:
-            return Outcome(qconfig, self.protocol.digest, values, len(images), halves, about)
+            return Outcome(qconfig, self.protocol.digest, values, len(images), halves, prefixes, about)
         except ValueError as error:
             raise EvaluationError(str(error)) from error
+
+
+@cache
+def splits(num_images: int) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    """The same for all configurations: `NUM_SPLITS` ways to halve four or more pictures, indices [N / 2] each."""
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+    if num_images < 4:
+        return ()
+    for k in range(NUM_SPLITS):
+        order = np.random.default_rng([num_images, k]).permutation(num_images)
+        half = (num_images + 1) // 2
+        found.append((np.sort(order[:half]), np.sort(order[half:])))
+    return tuple(found)
 
 
 @cache

@@ -3,6 +3,8 @@
     python -m qsdm.measure +model=emoji_unet num_configs=80
     python -m qsdm.measure +model=emoji_unet configs=FILE          # these instead of random ones
     python -m qsdm.measure +model=emoji_unet seed_set=1            # the same configurations with other noise
+    python -m qsdm.measure +model=emoji_unet alone=uaq-3           # each weight alone, all others in full precision
+    python -m qsdm.measure +model=emoji_unet num_configs=60 seed=1 test=true    # to judge predictors, never to train
 
 What the same protocol has measured before is skipped, so a killed run goes on where it was. Picture i of all
 configurations has the same caption and starting noise.
@@ -24,6 +26,8 @@ from qsdm.outcome import Outcome
 from qsdm.qconfig import QuantConfig, Space, SpaceSpec
 from qsdm.store import StoreError, read_json
 
+_GOLDEN = (5**0.5 - 1) / 2
+
 if TYPE_CHECKING:
     from qsdm.denoisers import Model
     from qsdm.engine import Engine
@@ -35,6 +39,8 @@ def measure(
     store: Path = Path("store"),
     num_configs: int = 80,
     configs: Path | None = None,
+    alone: str | None = None,
+    test: bool = False,
     num_images: int = 256,
     seed_set: int = 0,
     seed: int = 0,
@@ -47,6 +53,10 @@ def measure(
     Args:
         num_configs: random configurations that the protocol shall have outcomes of.
         configs: JSON with a configuration, a list of them, or what `search` wrote.
+        alone: a method, such as uaq-3: measure each weight with it while all others keep full precision, instead of
+            random configurations.
+        test: store the outcomes as a test set, on which `train` reports and never trains; take another seed than that
+            of the labels.
         num_images: per configuration.
         seed_set: which starting noise; pictures of two seed sets have nothing in common but the captions.
         seed: of the random configurations; the first ones of two runs with the same seed are the same.
@@ -65,10 +75,15 @@ def measure(
     if num_configs < 1 or num_images < 2:
         raise ValueError(f"num_configs must be positive and num_images at least 2 (got {num_configs}, {num_images})")
     with bench(model, space, store, engine, batch_size) as ready:
-        chosen = read_configs(configs) if configs is not None else sample(ready.space, num_configs, seed)
+        if configs is not None:
+            chosen = read_configs(configs)
+        elif alone is not None:
+            chosen = one_by_one(ready.space, alone)
+        else:
+            chosen = sample(ready.space, num_configs, seed)
         protocol = ready.protocol(seed_set, num_images)
         full = QuantConfig(model.name, {})
-        measured = ready.measure([full, *chosen], protocol, log=log)
+        measured = ready.measure([full, *chosen], protocol, "test" if test else "measure", log=log)
     outcomes = [measured.outcomes[qconfig.digest] for qconfig in chosen if qconfig.digest in measured.outcomes]
     if not outcomes:
         raise EvaluationError(f"no configuration has an outcome: {next(iter(measured.failures.values()))}")
@@ -76,6 +91,8 @@ def measure(
     if full.digest in measured.outcomes:
         rows.insert(0, ("fp", measured.outcomes[full.digest]))
     print(table(ready.space, rows))
+    if alone is None and len(outcomes) >= 10:
+        print(histogram([avg_bits(ready.space.graph, o.qconfig, ready.space.full_bits) for o in outcomes]))
     if measured.failures:
         named = ", ".join(digest[:12] for digest in measured.failures)
         print(f"{len(measured.failures)} configurations were set aside and have no outcome: {named}")
@@ -85,19 +102,34 @@ def measure(
 def sample(space: Space, num_configs: int, seed: int) -> list[QuantConfig]:
     """Distinct random configurations; those of a smaller number are the first of a larger one.
 
+    Their targets of average bits follow the golden ratio's sequence, so any number of them spreads evenly over the
+    space's range.
+
     Raises:
         ValueError: the space holds fewer.
     """
     rng = np.random.default_rng(seed)
+    start = rng.random()
     found: dict[str, QuantConfig] = {}
-    for _ in range(100 * num_configs):
-        qconfig = space.sample(rng)
+    for i in range(100 * num_configs):
+        qconfig = space.sample(rng, (start + i * _GOLDEN) % 1)
         found.setdefault(qconfig.digest, qconfig)
         if len(found) == num_configs:
             return list(found.values())
     raise ValueError(
         f"the space holds about {len(found)} configurations (wanted {num_configs}): give a smaller num_configs"
     )
+
+
+def one_by_one(space: Space, method: str) -> list[QuantConfig]:
+    """Each weight alone with a method, or with what takes its place where it is not on offer; the others keep full
+    precision.
+
+    Raises:
+        OutsideSpace: no method of these bits is on offer.
+    """
+    uniform = space.uniform(method).methods
+    return [QuantConfig(space.graph.denoiser, {name: chosen}) for name, chosen in uniform.items()]
 
 
 def read_configs(path: Path) -> list[QuantConfig]:
@@ -123,13 +155,26 @@ def read_configs(path: Path) -> list[QuantConfig]:
 def table(space: Space, rows: Sequence[tuple[str, Outcome]]) -> str:
     """Average bits and metrics, one line per outcome; of many the first and the last."""
     names = list(rows[0][1].metrics)
-    lines = [f"{'configuration':<14}{'bits':>8}" + "".join(f"{name:>12}" for name in names)]
+    widths = [max(12, len(name) + 2) for name in names]
+    lines = [f"{'configuration':<14}{'bits':>8}" + "".join(f"{n:>{w}}" for n, w in zip(names, widths, strict=True))]
     for label, outcome in rows if len(rows) <= 24 else [*rows[:12], *rows[-12:]]:
         values: list[Any] = [outcome.metrics.get(name) for name in names]
-        cells = "".join(f"{'-':>12}" if value is None else f"{value:>12.4f}" for value in values)
+        cells = "".join(
+            f"{'-':>{w}}" if value is None else f"{value:>{w}.4f}" for value, w in zip(values, widths, strict=True)
+        )
         lines.append(f"{label:<14}{avg_bits(space.graph, outcome.qconfig, space.full_bits):>8.4f}{cells}")
     if len(rows) > 24:
         lines.insert(13, f"... {len(rows) - 24} more")
+    return "\n".join(lines)
+
+
+def histogram(bits: Sequence[float], num_bins: int = 10) -> str:
+    """How many configurations have how many average bits: one line per bin."""
+    counts, edges = np.histogram(bits, num_bins)
+    lines = [
+        f"{low:>7.3f} to {high:.3f} bits {count:>5} {'█' * round(40 * count / counts.max())}"
+        for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)
+    ]
     return "\n".join(lines)
 
 

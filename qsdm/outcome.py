@@ -12,6 +12,8 @@ from typing import Any
 from qsdm.graph import canonical
 from qsdm.qconfig import QuantConfig
 
+SCHEMA = 2  # of an outcome's JSON
+
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
@@ -64,8 +66,10 @@ class Outcome:
         qconfig: no methods at all is the full-precision denoiser.
         protocol: the digest of the protocol.
         metrics: value by name; None where a metric is not defined (PSNR of full precision to itself).
-        halves: value on the even and on the odd pictures, for the noise of a label; may lack a metric.
         num_images: that every metric was computed from.
+        halves: by metric, its values on the two halves of the pictures in `NUM_SPLITS` ways, for the noise of a label;
+            may lack a metric.
+        prefixes: metrics of the first 16, 64, ... pictures, by their number.
         provenance: versions, commit, seconds; ``stage``, what it was measured for: measure, candidates or realize.
 
     Raises:
@@ -76,7 +80,8 @@ class Outcome:
     protocol: str
     metrics: Mapping[str, float | None]
     num_images: int
-    halves: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    halves: Mapping[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)
+    prefixes: Mapping[int, Mapping[str, float | None]] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -95,25 +100,50 @@ class Outcome:
         """Measured to learn from, not proposed by a search, whose near copies would flatter held-out scores."""
         return self.provenance.get("stage", "measure") == "measure"
 
+    def standard_error(self, name: str) -> float | None:
+        """Of a metric, over prompts and starting noise: the root mean square of half the difference of two halves.
+
+        The half-sample bootstrap: as much as the metric varies between halves, it varies between samples of all the
+        pictures. Resampling with repetition would not do here: neighbours, kernels and distances of distributions see
+        a repeated picture as one that agrees with itself.
+
+        References:
+            The Jackknife, the Bootstrap and Other Resampling Plans (Efron, 1982), section 8.1.
+        """
+        pairs = self.halves.get(name)
+        if not pairs:
+            return None
+        return math.sqrt(sum((a - b) ** 2 for a, b in pairs) / (4 * len(pairs)))
+
+    def interval(self, name: str) -> tuple[float, float] | None:
+        """Of 95 % for a metric of this many pictures, where its noise is known."""
+        value, error = self.metrics.get(name), self.standard_error(name)
+        return None if value is None or error is None else (value - 1.96 * error, value + 1.96 * error)
+
     def to_json(self) -> dict[str, Any]:
         return {
+            "schema": SCHEMA,
             "qconfig": self.qconfig.to_json(),
             "protocol": self.protocol,
             "metrics": dict(self.metrics),
             "num_images": self.num_images,
-            "halves": {name: list(pair) for name, pair in self.halves.items()},
+            "halves": {name: [list(pair) for pair in pairs] for name, pairs in self.halves.items()},
+            "prefixes": {str(num): dict(values) for num, values in self.prefixes.items()},
             "provenance": dict(self.provenance),
         }
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Outcome:
-        halves = {name: (float(a), float(b)) for name, (a, b) in data["halves"].items()}
+        if data.get("schema", 1) == 1:  # one way to halve the pictures, no prefixes
+            data = {**data, "halves": {name: [pair] for name, pair in data["halves"].items()}, "prefixes": {}}
+        halves = {name: tuple((float(a), float(b)) for a, b in pairs) for name, pairs in data["halves"].items()}
         return Outcome(
             QuantConfig.from_json(data["qconfig"]),
             data["protocol"],
             data["metrics"],
             data["num_images"],
             halves,
+            {int(num): values for num, values in data["prefixes"].items()},
             data["provenance"],
         )
 

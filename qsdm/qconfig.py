@@ -174,15 +174,19 @@ class Space:
         """All methods on offer for any weight, sorted."""
         return tuple(sorted({method for offered in self.options for method in offered}))
 
-    def sample(self, rng: np.random.Generator) -> QuantConfig:
+    def sample(self, rng: np.random.Generator, share: float | None = None) -> QuantConfig:
         """A random configuration whose average bits spread evenly over the space's range.
 
         Each weight draws its bits, then uniformly a method of these bits. The distribution of bits is tilted towards a
         target drawn uniformly between the smallest and the largest; with 3 and 4 bits that is p3 ~ U(0, 1), the paper's
         rule.
+
+        Args:
+            share: where between the smallest and the largest bits the target lies, 0 to 1, if it is not to be drawn.
         """
         widths = sorted({method.bits for offered in self.options for method in offered})
-        probability = _tilted(widths, rng.uniform(widths[0], widths[-1]))
+        share = rng.random() if share is None else share
+        probability = _tilted(widths, widths[0] + share * (widths[-1] - widths[0]))
         genes = np.empty(len(self.options), dtype=np.int64)
         for i, offered in enumerate(self.options):
             p = np.array([probability[m.bits] / sum(o.bits == m.bits for o in offered) for m in offered])

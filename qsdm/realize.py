@@ -184,7 +184,7 @@ def row(space: Space, name: str, outcome: Outcome) -> dict[str, Any]:
         "avg_bits": cost.avg_bits(space.graph, outcome.qconfig, space.full_bits),
         "size_bytes": cost.size_bytes(space.graph, outcome.qconfig, space.full_bits),
         "metrics": dict(outcome.metrics),
-        "halves": {metric: list(pair) for metric, pair in outcome.halves.items()},
+        "standard_errors": {metric: outcome.standard_error(metric) for metric in outcome.halves},
         "num_images": outcome.num_images,
         "qconfig": outcome.qconfig.digest,
     }

@@ -170,17 +170,23 @@ def usable(outcomes: Sequence[Outcome], space: Space, objective: Objective, deno
 
 
 def labels_of(outcomes: Sequence[Outcome], space: Space, objective: Objective) -> tuple[np.ndarray, np.ndarray | None]:
-    """Labels, float64 [B], and those of the two halves of the pictures, [2, B]; None if any outcome lacks them."""
+    """Labels, float64 [B], and those of the two halves of the pictures in several ways, [S, 2, B]; None if any outcome
+    lacks them."""
     bits = [cost.avg_bits(space.graph, outcome.qconfig, space.full_bits) for outcome in outcomes]
     labels = np.array([objective({**o.metrics, "avg_bits": b}) for o, b in zip(outcomes, bits, strict=True)])
-    if not all(name in o.halves for o in outcomes for name in objective.weights if name != "avg_bits"):
+    names = [name for name in objective.weights if name != "avg_bits"]
+    num = min((len(o.halves.get(name, ())) for o in outcomes for name in names), default=0)
+    if num == 0:
         return labels, None
     halves = [
         [
-            objective({**{name: pair[k] for name, pair in o.halves.items()}, "avg_bits": b})
-            for o, b in zip(outcomes, bits, strict=True)
+            [
+                objective({**{name: o.halves[name][s][k] for name in names}, "avg_bits": b})
+                for o, b in zip(outcomes, bits, strict=True)
+            ]
+            for k in (0, 1)
         ]
-        for k in (0, 1)
+        for s in range(num)
     ]
     return labels, np.array(halves)
 
@@ -224,7 +230,7 @@ def score(predictions: dict[str, np.ndarray], labels: np.ndarray, tests: Sequenc
 def noise(halves: np.ndarray | None) -> dict[str, float] | None:
     from qsdm.predictor.scores import noise_ceiling
 
-    return None if halves is None else noise_ceiling(halves[0], halves[1])
+    return None if halves is None else noise_ceiling(halves)
 
 
 def print_report(report: dict[str, Any]) -> None:

@@ -95,7 +95,7 @@ def fabricate(root: Path, num_outcomes: int = 60) -> Store:
     database = OutcomeDatabase(store.path("outcomes.sqlite"))
     genes = problem.sample(rng, num_outcomes)
     for row, value in zip(genes, quality(problem, genes)[0] + rng.normal(0, 3, num_outcomes), strict=True):
-        halves = {"fd_lite0": (-value + 4, -value - 4)}
+        halves = {"fd_lite0": ((-value + 4, -value - 4),)}
         database.add(Outcome(problem.space.decode(row), protocol.digest, metrics(-value), 256, halves), protocol)
 
     front = search_front(lambda g: quality(problem, g), problem, Evolution(20, 20), budget=400)

@@ -146,8 +146,11 @@ def test_an_outcome_has_every_metric_and_its_halves(evaluator: Evaluator, graph:
     outcome = evaluator.outcome(every(graph, 3))
     assert outcome.protocol == protocol.digest
     assert set(outcome.metrics) == set(outcome.halves) == {"fd_lite0", "psnr"}
-    even, odd = outcome.halves["psnr"]
-    assert (3 * even + 2 * odd) / NUM_IMAGES == pytest.approx(outcome.metrics["psnr"], rel=1e-6)
+    assert len(outcome.halves["psnr"]) == 16
+    for first, second in outcome.halves["psnr"]:
+        assert (3 * first + 2 * second) / NUM_IMAGES == pytest.approx(outcome.metrics["psnr"], rel=1e-6)
+    assert len(set(outcome.halves["psnr"])) > 1
+    assert len(outcome.provenance["pictures"]) == 64
     assert outcome.num_images == NUM_IMAGES
     full = evaluator.outcome(FULL)
     assert full.metrics["psnr"] is None

@@ -6,8 +6,10 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 
+from qsdm.evaluation import splits
 from qsdm.outcome import Objective, Outcome, Protocol
 from qsdm.qconfig import QuantConfig, QuantMethod
 
@@ -37,10 +39,32 @@ def test_every_field_makes_another_protocol(field: str) -> None:
 
 def test_json_round_trips() -> None:
     assert Protocol.from_json(json.loads(json.dumps(PROTOCOL.to_json()))).digest == PROTOCOL.digest
-    outcome = Outcome(QCONFIG, PROTOCOL.digest, {"fd": 1.5, "psnr": None}, 8, {"fd": (1.0, 2.0)}, {"seconds": 3})
+    outcome = Outcome(
+        QCONFIG, PROTOCOL.digest, {"fd": 1.5, "psnr": None}, 8, {"fd": ((1.0, 2.0),)}, {4: {"fd": 1.0}}, {"seconds": 3}
+    )
     again = Outcome.from_json(json.loads(json.dumps(outcome.to_json())))
     assert again == outcome
     assert again.key == (QCONFIG.digest, PROTOCOL.digest)
+
+
+def test_outcomes_of_the_first_schema_are_read() -> None:
+    data = Outcome(QCONFIG, PROTOCOL.digest, {"fd": 1.5}, 8).to_json()
+    del data["schema"], data["prefixes"]
+    assert Outcome.from_json(data | {"halves": {"fd": [1.0, 2.0]}}).halves == {"fd": ((1.0, 2.0),)}
+
+
+def test_the_standard_error_of_a_mean_is_that_of_the_textbook() -> None:
+    """Half samples of 400 values: deviation / sqrt(400), here 1 / 20."""
+    values = np.random.default_rng(0).normal(3, 1, 400)
+    pairs = tuple((float(values[a].mean()), float(values[b].mean())) for a, b in splits(400))
+    outcome = Outcome(QCONFIG, PROTOCOL.digest, {"mean": float(values.mean())}, 400, {"mean": pairs})
+    error = outcome.standard_error("mean")
+    assert error == pytest.approx(values.std() / 20, rel=0.4)  # of 16 pairs
+    low, high = outcome.interval("mean")
+    assert (high - low) / 2 == pytest.approx(1.96 * error)
+    assert low < outcome.metrics["mean"] < high
+    assert outcome.standard_error("other") is None
+    assert outcome.interval("other") is None
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -148,7 +148,7 @@ class Toy:
                 protocol.digest,
                 {"fd_lite0": float(pair.mean())},
                 64,
-                {"fd_lite0": (float(pair[0]), float(pair[1]))},
+                {"fd_lite0": ((float(pair[0]), float(pair[1])),)},
             )
             for qconfig, pair in zip(qconfigs, halves, strict=True)
         ], protocol

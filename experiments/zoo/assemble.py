@@ -15,7 +15,15 @@ import numpy as np
 from architectures import ARCHITECTURES, parts
 from training import emoji_set, resume
 
-from qsdm.metrics import frechet, lite0
+from qsdm.metrics import frechet, lite0, networks
+from qsdm.metrics.reference import write_features
+
+
+def write_reference_features(zoo: Path, images: np.ndarray) -> None:
+    """Features of real pictures by each network, for the metrics that compare with pictures one by one."""
+    features = {"lite0": networks.lite0(images), "clip": networks.clip_pictures("zoo", None, images)}
+    path = zoo / "emoji_unet" / "reference_features.safetensors"
+    write_features(path, features, {"dataset": "emoji, fold b", "resolution_px": 32, "num_images": len(images)})
 
 
 def main() -> None:
@@ -44,6 +52,9 @@ def main() -> None:
     (home / "prompts.json").write_text(json.dumps(fold_a.tolist(), indent=0) + "\n")
     fold_b = np.flatnonzero([row["fold"] == "b" for row in rows])
     frechet.write_reference(home / "reference.safetensors", lite0.features(images[fold_b]))
+    if args.name == "emoji_unet":  # the same for all three
+        some = np.sort(rng.choice(fold_b, 1000, replace=False))
+        write_reference_features(args.zoo, images[some])
     if (args.store / "judge" / "model.safetensors").exists():
         shutil.copytree(args.store / "judge", args.zoo / "judge", dirs_exist_ok=True)
     size = sum(path.stat().st_size for path in (home / "pipeline").rglob("*") if path.is_file())

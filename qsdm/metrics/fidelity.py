@@ -1,13 +1,37 @@
-"""How near a picture is to that which the full-precision denoiser draws from the same caption and starting noise."""
+"""How near a picture is to that which the full-precision denoiser draws from the same caption and starting noise.
+
+References:
+    Image Quality Assessment: From Error Visibility to Structural Similarity (Wang et al., 2004), equation 13.
+    The Unreasonable Effectiveness of Deep Features as a Perceptual Metric (Zhang et al., 2018), equation 1: LPIPS.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
+from qsdm.metrics import MetricError, networks
+
 CAP_DB = 100.0  # of a picture that is equal in all pixels, whose ratio is infinite
+
+
+def _pairs(
+    name: str, images: np.ndarray, full: np.ndarray | None, compare: Callable[[np.ndarray, np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """``compare`` per pair of pictures, float32 [N, 1]; [N, 0] for full precision itself."""
+    if full is None:
+        return np.empty((len(images), 0), dtype=np.float32)
+    if full.shape != images.shape:
+        raise ValueError(f"{name} needs full-precision pictures of the same shape {images.shape} (got {full.shape})")
+    return compare(images, full).astype(np.float32)[:, None]
+
+
+def _mean(features: np.ndarray) -> float | None:
+    return float(features.astype(np.float64).mean()) if features.shape[1] else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,14 +46,115 @@ class Psnr:
         return f"8 bit, RGB, mean of pictures, at most {CAP_DB:g} dB"
 
     def features(self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None) -> np.ndarray:
-        """Pictures => dB, float32 [N, 1]; [N, 0] for full precision."""
-        if full is None:
-            return np.empty((len(images), 0), dtype=np.float32)
-        if full.shape != images.shape:
-            raise ValueError(f"psnr needs full-precision pictures of the same shape {images.shape} (got {full.shape})")
-        error = np.square(images.astype(np.float32) - full.astype(np.float32)).mean((1, 2, 3))
-        floor = 255.0**2 / 10 ** (CAP_DB / 10)
-        return (10 * np.log10(255.0**2 / np.maximum(error, floor)))[:, None].astype(np.float32)
+        def compare(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+            error = np.square(a.astype(np.float32) - b.astype(np.float32)).mean((1, 2, 3))
+            return 10 * np.log10(255.0**2 / np.maximum(error, 255.0**2 / 10 ** (CAP_DB / 10)))
+
+        return _pairs(self.name, images, full, compare)
 
     def reduce(self, features: np.ndarray) -> float | None:
-        return float(features.astype(np.float64).mean()) if features.shape[1] else None
+        return _mean(features)
+
+
+@dataclass(frozen=True, slots=True)
+class Ssim:
+    """``ssim``: structural similarity with a Gaussian window, mean over pictures, at most 1; None for full precision."""
+
+    name: str = "ssim"
+    larger_is_better: bool = True
+
+    @property
+    def version(self) -> str:
+        return "torchmetrics, RGB, gaussian 11 x 11 sigma 1.5"
+
+    def features(self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None) -> np.ndarray:
+        def compare(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+            from torchmetrics.functional.image import structural_similarity_index_measure as ssim
+
+            found = [
+                ssim(_unit(a[i : i + 64]), _unit(b[i : i + 64]), data_range=1.0, reduction="none").reshape(-1)  # type: ignore[union-attr]
+                for i in range(0, len(a), 64)
+            ]
+            return np.concatenate(found)
+
+        return _pairs(self.name, images, full, compare)
+
+    def reduce(self, features: np.ndarray) -> float | None:
+        return _mean(features)
+
+
+@dataclass(frozen=True, slots=True)
+class Lpips:
+    """``lpips``: distance in the features of a network, mean over pictures; None for full precision.
+
+    Attributes:
+        network: alex, vgg or squeeze; its weights are downloaded once.
+    """
+
+    network: str = "alex"
+    name: str = "lpips"
+    larger_is_better: bool = False
+
+    @property
+    def version(self) -> str:
+        return f"lpips {self.network} 0.1"
+
+    def features(self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None) -> np.ndarray:
+        def compare(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+            import torch
+
+            network = _lpips(self.network)
+            with torch.inference_mode():
+                found = [
+                    network(2 * _unit(a[i : i + 16]) - 1, 2 * _unit(b[i : i + 16]) - 1).reshape(-1)
+                    for i in range(0, len(a), 16)
+                ]
+            return np.concatenate(found)
+
+        return _pairs(self.name, images, full, compare)
+
+    def reduce(self, features: np.ndarray) -> float | None:
+        return _mean(features)
+
+
+@lru_cache(maxsize=1)
+def _lpips(network: str) -> Any:
+    try:
+        import lpips
+
+        return lpips.LPIPS(net=network, verbose=False).eval()
+    except (ImportError, OSError, RuntimeError, NotImplementedError) as error:
+        raise MetricError(
+            f"lpips needs the package lpips, torchvision and its weights ({error}): pip install 'qsdm[lpips]', "
+            "or measure without the metric lpips"
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureDistance:
+    """``lite0_distance``: mean over pictures of |f(x) - f(y)|^2 in the features of Lite0; None for full precision.
+
+    A few pictures of it rank configurations before a distance of distributions can (see docs/bank.md).
+    """
+
+    name: str = "lite0_distance"
+    larger_is_better: bool = False
+
+    @property
+    def version(self) -> str:
+        from qsdm.metrics import lite0
+
+        return f"lite0 {lite0.version()}"
+
+    def features(self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None) -> np.ndarray:
+        return _pairs(self.name, images, full, lambda a, b: np.square(networks.lite0(a) - networks.lite0(b)).sum(1))
+
+    def reduce(self, features: np.ndarray) -> float | None:
+        return _mean(features)
+
+
+def _unit(images: np.ndarray) -> Any:
+    """uint8 NHWC => float32 tensor NCHW, 0 to 1."""
+    import torch
+
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qsdm.metrics import ZOO, MetricError, file_digest
+from qsdm.metrics import ZOO, MetricError, file_digest, networks
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -128,9 +128,7 @@ class FrechetLite0:
         return f"lite0 {lite0.version()}, reference {file_digest(self.path)}"
 
     def features(self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None) -> np.ndarray:
-        from qsdm.metrics import lite0
-
-        return lite0.features(images)
+        return networks.lite0(images)
 
     def reduce(self, features: np.ndarray) -> float:
         from qsdm.metrics import lite0
@@ -158,27 +156,7 @@ class FrechetInception:
         return f"inception-v3-compat 2048, reference {file_digest(Path(self.reference).expanduser())}"
 
     def features(self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None) -> np.ndarray:
-        import torch
-
-        network = _inception(self.weights)
-        with torch.inference_mode():
-            pixels = (torch.from_numpy(images[i : i + 32]).permute(0, 3, 1, 2) for i in range(0, len(images), 32))
-            return torch.cat([network(batch)[0] for batch in pixels]).numpy().astype(np.float32)
+        return networks.inception(images, self.weights)
 
     def reduce(self, features: np.ndarray) -> float:
         return frechet(Gaussian.of(features), read_reference(Path(self.reference).expanduser(), 2048))
-
-
-@lru_cache(maxsize=1)
-def _inception(weights: str | None):  # type: ignore[no-untyped-def]
-    try:
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-        return FeatureExtractorInceptionV3(
-            "inception-v3-compat", ["2048"], feature_extractor_weights_path=weights
-        ).eval()
-    except (ImportError, OSError) as error:
-        raise MetricError(
-            f"fid needs torch-fidelity and its Inception weights ({error}): pip install 'qsdm[inception]', "
-            f"or measure without the metric fid"
-        ) from error

@@ -43,13 +43,25 @@ def ndcg(predicted: np.ndarray, measured: np.ndarray, at: int = NDCG_AT) -> floa
     return float(found / best) if best > 0 else 0.0
 
 
-def noise_ceiling(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
+def noise_ceiling(halves: np.ndarray) -> dict[str, float]:
     """What the labels' noise allows, from the labels of two halves of the pictures.
 
+    Args:
+        halves: float64 [S, 2, B]: S ways to halve the pictures, the same for all B configurations.
+
     Returns:
-        halves: rank correlation between the halves; reliability: of the whole label by Spearman and Brown,
-        2 r / (1 + r); ceiling: its square root, what a perfect predictor of the true value would reach.
+        halves: rank correlation between the halves, mean over the ways; halves_low, halves_high: their 2.5 % and 97.5 %
+        quantiles; reliability: of the whole label by Spearman and Brown, 2 r / (1 + r); ceiling: its square root, what
+        a perfect predictor of the true value would reach.
     """
-    r = max(srcc(first, second), 0.0)
+    found = np.array([max(srcc(first, second), 0.0) for first, second in halves])
+    r = float(found.mean())
+    low, high = np.quantile(found, [0.025, 0.975])
     reliability = 2 * r / (1 + r)
-    return {"halves": r, "reliability": reliability, "ceiling": reliability**0.5}
+    return {
+        "halves": r,
+        "halves_low": float(low),
+        "halves_high": float(high),
+        "reliability": reliability,
+        "ceiling": reliability**0.5,
+    }

@@ -1,11 +1,16 @@
-"""Laws of PSNR."""
+"""Laws of PSNR, SSIM and distances in features; what networks that are not installed say."""
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
+from PIL import Image
 
-from qsdm.metrics.fidelity import CAP_DB, Psnr
+from qsdm.metrics import MetricError, preference
+from qsdm.metrics.fidelity import CAP_DB, FeatureDistance, Lpips, Psnr, Ssim
+from qsdm.metrics.preference import Hps, ImageReward
 
 
 def pictures(seed: int = 0) -> np.ndarray:
@@ -32,3 +37,44 @@ def test_is_not_defined_for_full_precision() -> None:
 def test_refuses_pictures_of_another_shape() -> None:
     with pytest.raises(ValueError, match="same shape"):
         Psnr().features(pictures(), [], pictures()[:2])
+
+
+@pytest.mark.parametrize("metric", [Ssim(), FeatureDistance()], ids=lambda metric: metric.name)
+def test_more_noise_is_farther_from_the_picture(metric, emoji: np.ndarray) -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=emoji.shape)
+    noisy = [(emoji + width * noise).clip(0, 255).astype(np.uint8) for width in (0, 10, 40)]
+    values = [metric.reduce(metric.features(images, [], emoji)) for images in noisy]
+    assert values[0] == pytest.approx(1.0 if metric.larger_is_better else 0.0, abs=1e-5)
+    assert values == sorted(values, reverse=metric.larger_is_better)
+    assert metric.reduce(metric.features(emoji, [], None)) is None
+
+
+def test_ssim_equals_the_textbook_for_one_flat_picture_and_another() -> None:
+    """Without variance only the luminance term is left: (2 a b + c) / (a^2 + b^2 + c), c = 0.01^2."""
+    a, b = (np.full((1, 16, 16, 3), value, np.uint8) for value in (51, 204))
+    expected = (2 * 0.2 * 0.8 + 1e-4) / (0.2**2 + 0.8**2 + 1e-4)
+    assert Ssim().reduce(Ssim().features(a, [], b)) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("metric", [Lpips(), ImageReward(), Hps()], ids=lambda metric: metric.name)
+def test_a_missing_package_is_told(metric, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("lpips", "ImageReward", "hpsv2"):
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MetricError, match=rf"{metric.name} needs the package .*pip install 'qsdm\["):
+        metric.features(pictures(), ["x"] * 4, pictures(1))
+
+
+def test_preferences_are_asked_for_each_picture_and_its_caption(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, float]] = []
+
+    class Network:
+        def score(self, text: str, image: Image.Image) -> float:
+            asked.append((text, float(np.asarray(image).mean())))
+            return len(text)
+
+    monkeypatch.setattr(preference, "_image_reward", lambda network: Network())
+    found = ImageReward().features(pictures(), ["a", "bb", "ccc", "dddd"], None)
+    assert found.ravel().tolist() == [1, 2, 3, 4]
+    assert asked == [(t, float(p.mean())) for t, p in zip(["a", "bb", "ccc", "dddd"], pictures(), strict=True)]
+    assert ImageReward().reduce(found) == 2.5

@@ -118,5 +118,5 @@ def test_fid_says_what_it_lacks(tmp_path: Path) -> None:
     try:
         import torch_fidelity  # noqa: F401
     except ImportError:
-        with pytest.raises(MetricError, match="needs torch-fidelity"):
+        with pytest.raises(MetricError, match="need torch-fidelity"):
             FrechetInception(str(tmp_path / "r.safetensors")).features(np.zeros((2, 8, 8, 3), np.uint8), [], None)

@@ -43,8 +43,11 @@ def test_relevance_is_0_for_the_worst_fifth_and_50_for_the_best() -> None:
 def test_noise_ceiling_is_what_the_truth_reaches() -> None:
     rng = np.random.default_rng(0)
     truth = rng.normal(size=4000)
-    halves = truth + rng.normal(size=(2, 4000))
-    found = noise_ceiling(*halves)
-    assert found["ceiling"] == pytest.approx(srcc(truth, halves.mean(axis=0)), abs=0.02)
+    noise = rng.normal(size=(4, 4000))  # of four pictures, halved in three ways
+    ways = [((0, 1), (2, 3)), ((0, 2), (1, 3)), ((0, 3), (1, 2))]
+    halves = np.array([[truth + noise[list(half)].mean(axis=0) for half in way] for way in ways])
+    found = noise_ceiling(halves)
+    assert found["ceiling"] == pytest.approx(srcc(truth, halves[0].mean(axis=0)), abs=0.02)
+    assert found["halves_low"] <= found["halves"] <= found["halves_high"]
     assert found["halves"] < found["reliability"] < found["ceiling"] < 1
-    assert noise_ceiling(truth, -truth)["ceiling"] == 0
+    assert noise_ceiling(np.array([[truth, -truth]]))["ceiling"] == 0

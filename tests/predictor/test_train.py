@@ -47,7 +47,8 @@ def test_labels_follow_the_objective(toy: Toy) -> None:
     expected = [-o.metrics["fd_lite0"] - 150 * toy.avg_bits(o.qconfig) for o in outcomes]  # type: ignore[operator]
     np.testing.assert_allclose(labels, expected)
     assert halves is not None
-    np.testing.assert_allclose(halves.mean(axis=0), labels)
+    assert halves.shape == (1, 2, 6)
+    np.testing.assert_allclose(halves[0].mean(axis=0), labels)
     bare = [Outcome(o.qconfig, o.protocol, o.metrics, o.num_images) for o in outcomes]
     assert labels_of(bare, toy.space, objective)[1] is None
     assert noise(None) is None

@@ -1,0 +1,123 @@
+"""Maximum mean discrepancy between the features of pictures and those of reference pictures: unbiased at any number of
+pictures, unlike a Fréchet distance.
+
+    mmd = E k(x, x') + E k(y, y') - 2 E k(x, y)        over pairs of different pictures
+
+References:
+    Demystifying MMD GANs (Bińkowski et al., 2018), section 3.1: KID, the kernel (x.y / D + 1)^3 over Inception features.
+    Rethinking FID: Towards a Better Evaluation Metric for Image Generation (Jayasumana et al., 2024), section 4: CMMD,
+        exp(-|x - y|^2 / (2 10^2)) over normalised CLIP embeddings, times 1000.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from qsdm.metrics import networks
+from qsdm.metrics.reference import Reference
+
+Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]  # features [N, D], [M, D] => [N, M]
+
+_SIGMA = 10.0
+_CMMD_SCALE = 1000.0
+
+
+def discrepancy(kernel: Kernel, x: np.ndarray, y: np.ndarray) -> float:
+    """Squared maximum mean discrepancy of features [N, D] and [M, D]; about 0 for samples of one distribution, and
+    sometimes below."""
+    a, b = x.astype(np.float64), y.astype(np.float64)
+    own = [(k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)) for k in (kernel(a, a), kernel(b, b))]
+    return float(sum(own) - 2 * kernel(a, b).mean())
+
+
+def polynomial(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (a @ b.T / a.shape[1] + 1) ** 3
+
+
+def gaussian(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    squares = np.square(a).sum(1)[:, None] + np.square(b).sum(1) - 2 * a @ b.T
+    return np.exp(-squares / (2 * _SIGMA**2))
+
+
+@dataclass(frozen=True, slots=True)
+class KernelLite0:
+    """``kd_lite0``: the polynomial kernel over 112 features of EfficientNet-Lite0. It is not KID.
+
+    Attributes:
+        reference: see `Reference`.
+    """
+
+    reference: str = "zoo"
+    name: str = "kd_lite0"
+    larger_is_better: bool = False
+
+    @property
+    def version(self) -> str:
+        from qsdm.metrics import lite0
+
+        return f"lite0 {lite0.version()}, {Reference(self.reference).version}"
+
+    def features(self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None) -> np.ndarray:
+        return networks.lite0(images)
+
+    def reduce(self, features: np.ndarray) -> float:
+        return discrepancy(polynomial, features, Reference(self.reference).features("lite0", features.shape[1]))
+
+
+@dataclass(frozen=True, slots=True)
+class KernelInception:
+    """``kid``: over the 2048 features of Inception, as `qsdm.metrics.frechet.FrechetInception` takes them.
+
+    Attributes:
+        reference: see `Reference`.
+        weights: the network's file; None downloads it once.
+    """
+
+    reference: str
+    weights: str | None = None
+    name: str = "kid"
+    larger_is_better: bool = False
+
+    @property
+    def version(self) -> str:
+        return f"inception-v3-compat 2048, {Reference(self.reference).version}"
+
+    def features(self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None) -> np.ndarray:
+        return networks.inception(images, self.weights)
+
+    def reduce(self, features: np.ndarray) -> float:
+        return discrepancy(polynomial, features, Reference(self.reference).features("inception", features.shape[1]))
+
+
+@dataclass(frozen=True, slots=True)
+class Cmmd:
+    """``cmmd``: the Gaussian kernel over CLIP's embeddings of the pictures, times 1000.
+
+    Differs from the paper: the unbiased estimate, so that small numbers of pictures can be compared; and the CLIP is
+    that of ``judge``, not ViT-L/14 at 336 px by default.
+
+    Attributes:
+        reference: see `Reference`.
+        judge: as that of `qsdm.metrics.clip_score.ClipScore`.
+    """
+
+    reference: str = "zoo"
+    judge: str = "zoo"
+    revision: str | None = None
+    name: str = "cmmd"
+    larger_is_better: bool = False
+
+    @property
+    def version(self) -> str:
+        return f"{networks.clip_version(self.judge, self.revision)}, unbiased, {Reference(self.reference).version}"
+
+    def features(self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None) -> np.ndarray:
+        return networks.clip_pictures(self.judge, self.revision, images)
+
+    def reduce(self, features: np.ndarray) -> float:
+        return _CMMD_SCALE * discrepancy(
+            gaussian, features, Reference(self.reference).features("clip", features.shape[1])
+        )

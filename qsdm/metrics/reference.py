@@ -1,0 +1,164 @@
+"""Features of the reference pictures, which distances compare with: a file of the pictures' features by network.
+
+Made once from a folder of pictures and kept, named by data set, resolution and number of pictures:
+
+    python -m qsdm.metrics.reference PICTURES --name coco_val2017 --resolution 512 --num 5000
+    => store/references/coco_val2017-512px-5000.safetensors
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from qsdm.metrics import ZOO, MetricError, file_digest, networks
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A file of reference features.
+
+    Attributes:
+        source: safetensors file that `write_features` wrote; ``zoo`` for 1,000 pictures of the emoji set.
+    """
+
+    source: str
+
+    @property
+    def path(self) -> Path:
+        if self.source == "zoo":
+            return ZOO / "emoji_unet" / "reference_features.safetensors"
+        return Path(self.source).expanduser()
+
+    @property
+    def version(self) -> str:
+        return f"reference {file_digest(self.path)}"
+
+    def features(self, network: str, num_features: int | None) -> np.ndarray:
+        """float32 [M, D].
+
+        Args:
+            network: lite0, inception or clip.
+            num_features: D, to be checked; None takes any.
+
+        Raises:
+            MetricError: the file is missing or damaged, or of other features.
+        """
+        found = _read(self.path, file_digest(self.path)).get(network)
+        if found is None or (num_features is not None and found.shape[1] != num_features):
+            have = "none" if found is None else f"{found.shape[1]} numbers each"
+            raise MetricError(
+                f"wanted reference features of {network}, {num_features} numbers each (got {have} in {self.path}): "
+                "make them with python -m qsdm.metrics.reference"
+            )
+        return found
+
+
+@lru_cache(maxsize=8)
+def _read(path: Path, _digest: str) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return {name: features.astype(np.float32) for name, features in load_file(path).items()}
+    except (OSError, SafetensorError) as error:
+        raise MetricError(f"{path} is damaged or holds no reference features ({error}): restore it") from error
+
+
+def write_features(path: Path, features: dict[str, np.ndarray], about: dict[str, str | int]) -> None:
+    """Store features [M, D] by network, as float16, with what they were made from."""
+    from safetensors.numpy import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    tensors = {name: np.ascontiguousarray(values, dtype=np.float16) for name, values in features.items()}
+    save_file(tensors, partial, metadata={"qsdm": json.dumps(about)})
+    partial.replace(path)
+    path.chmod(0o644)  # safetensors writes for the owner alone
+
+
+def read_pictures(folder: Path, resolution_px: int, num: int | None) -> Iterator[np.ndarray]:
+    """The folder's pictures in the order of their names, their middle square scaled: uint8 [H, W, 3] each.
+
+    Raises:
+        MetricError: there are fewer than ``num``, or one cannot be read.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not paths or (num is not None and len(paths) < num):
+        raise MetricError(f"wanted {num or 'some'} pictures in {folder} (got {len(paths)} of {', '.join(SUFFIXES)})")
+    for path in paths[:num]:
+        try:
+            with Image.open(path) as picture:
+                side = min(picture.size)
+                left, top = (picture.width - side) // 2, (picture.height - side) // 2
+                square = picture.convert("RGB").crop((left, top, left + side, top + side))
+                yield np.asarray(square.resize((resolution_px, resolution_px), Image.Resampling.BICUBIC))
+        except (OSError, UnidentifiedImageError) as error:
+            raise MetricError(f"{path} is no picture that can be read ({error}): remove or restore it") from error
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pictures", type=Path, help="folder of pictures, with its subfolders")
+    parser.add_argument("--name", required=True, help="of the data set")
+    parser.add_argument("--resolution", type=int, required=True, help="pixels to which the middle squares are scaled")
+    parser.add_argument("--num", type=int, help="of pictures, the first by name (default: all)")
+    parser.add_argument("--networks", nargs="+", default=["inception"], choices=("inception", "clip", "lite0"))
+    parser.add_argument("--clip", default="openai/clip-vit-base-patch16", help="CLIP of cmmd: hub id or directory")
+    parser.add_argument("--store", type=Path, default=Path("store"))
+    args = parser.parse_args(arguments)
+    try:
+        print(f"=> {make(args)}")
+    except MetricError as error:
+        raise SystemExit(str(error)) from None
+
+
+def make(args: argparse.Namespace) -> Path:
+    """Write the features and, of Inception's, the moments that `qsdm.metrics.frechet` reads."""
+    from tqdm import tqdm
+
+    from qsdm.metrics import frechet
+
+    ways = {
+        "lite0": networks.lite0,
+        "inception": lambda images: networks.inception(images, None),
+        "clip": lambda images: networks.clip_pictures(args.clip, None, images),
+    }
+    found: dict[str, list[np.ndarray]] = {name: [] for name in args.networks}
+    batch: list[np.ndarray] = []
+
+    def flush() -> None:
+        for name in args.networks:
+            found[name].append(ways[name](np.stack(batch)))
+        batch.clear()
+
+    count = 0
+    for picture in tqdm(read_pictures(args.pictures, args.resolution, args.num), "reference", args.num, disable=None):
+        batch.append(picture)
+        count += 1
+        if len(batch) == networks.BATCH:
+            flush()
+    if batch:
+        flush()
+    features = {name: np.concatenate(parts) for name, parts in found.items()}
+    path = args.store / "references" / f"{args.name}-{args.resolution}px-{count}.safetensors"
+    about: dict[str, str | int] = {"dataset": args.name, "resolution_px": args.resolution, "num_images": count}
+    write_features(path, features, about)
+    if "inception" in features:
+        frechet.write_reference(path.with_name(f"{path.stem}-moments.safetensors"), features["inception"])
+    return path
+
+
+if __name__ == "__main__":
+    main()
