@@ -58,7 +58,7 @@ class Psnr:
 
 @dataclass(frozen=True, slots=True)
 class Ssim:
-    """``ssim``: structural similarity with a Gaussian window, mean over pictures, at most 1; None for full precision."""
+    """``ssim``: structural similarity, Gaussian window, mean over pictures, at most 1; None for full precision."""
 
     name: str = "ssim"
     larger_is_better: bool = True
