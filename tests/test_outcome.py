@@ -39,9 +39,8 @@ def test_every_field_makes_another_protocol(field: str) -> None:
 
 def test_json_round_trips() -> None:
     assert Protocol.from_json(json.loads(json.dumps(PROTOCOL.to_json()))).digest == PROTOCOL.digest
-    outcome = Outcome(
-        QCONFIG, PROTOCOL.digest, {"fd": 1.5, "psnr": None}, 8, {"fd": ((1.0, 2.0),)}, {4: {"fd": 1.0}}, {"seconds": 3}
-    )
+    halves, prefixes = {"fd": ((1.0, 2.0),)}, {4: {"fd": 1.0}}
+    outcome = Outcome(QCONFIG, PROTOCOL.digest, {"fd": 1.5, "psnr": None}, 8, halves, prefixes, {"seconds": 3})
     again = Outcome.from_json(json.loads(json.dumps(outcome.to_json())))
     assert again == outcome
     assert again.key == (QCONFIG.digest, PROTOCOL.digest)

@@ -4,7 +4,8 @@ pictures, unlike a Fréchet distance.
     mmd = E k(x, x') + E k(y, y') - 2 E k(x, y)        over pairs of different pictures
 
 References:
-    Demystifying MMD GANs (Bińkowski et al., 2018), section 3.1: KID, the kernel (x.y / D + 1)^3 over Inception features.
+    Demystifying MMD GANs (Bińkowski et al., 2018), section 3.1: KID, the kernel (x.y / D + 1)^3 over features
+        of Inception.
     Rethinking FID: Towards a Better Evaluation Metric for Image Generation (Jayasumana et al., 2024), section 4: CMMD,
         exp(-|x - y|^2 / (2 10^2)) over normalised CLIP embeddings, times 1000.
 """

@@ -36,7 +36,7 @@ def once(network: str, images: np.ndarray, compute: Callable[[np.ndarray], np.nd
 
 def pictures_digest(images: np.ndarray) -> str:
     """sha256 of pictures uint8 [N, H, W, 3]."""
-    return hashlib.sha256(np.ascontiguousarray(images)).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
 
 
 def lite0(images: np.ndarray) -> np.ndarray:

@@ -9,6 +9,6 @@ from qsdm.metrics import ZOO
 
 @pytest.fixture(scope="session")
 def emoji() -> np.ndarray:
-    """uint8 [128, 32, 32, 3]: what the shipped U-Net drew, from its grid of 8 x 16 pictures, each shown twice as large."""
+    """uint8 [128, 32, 32, 3]: what the shipped U-Net drew, from its grid, which shows them twice as large."""
     grid = np.asarray(Image.open(ZOO / "emoji_unet" / "grid.png").convert("RGB"))[::2, ::2]
     return np.ascontiguousarray(grid.reshape(8, 32, 16, 32, 3).swapaxes(1, 2).reshape(128, 32, 32, 3))
