@@ -70,7 +70,8 @@ class Outcome:
         halves: by metric, its values on the two halves of the pictures in `NUM_SPLITS` ways, for the noise of a label;
             may lack a metric.
         prefixes: metrics of the first 16, 64, ... pictures, by their number.
-        provenance: versions, commit, seconds; ``stage``, what it was measured for: measure, candidates or realize.
+        provenance: versions, commit, seconds; ``stage``, what it was measured for: measure, test,
+            candidates or realize.
 
     Raises:
         ValueError: a metric is not finite.

@@ -21,7 +21,7 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from qsdm.outcome import Outcome, Protocol
+from qsdm.outcome import SCHEMA, Outcome, Protocol
 
 ZOO = Path(__file__).parent / "zoo"
 
@@ -198,20 +198,32 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], Any]:
         raise StoreError(f"{path} is damaged or not ours ({error}): remove it and make it again") from error
 
 
-def write_outcomes_parquet(path: Path, outcomes: Iterable[Outcome]) -> None:
-    """One row per outcome: digests, sample count, one column per metric, and the whole outcome as JSON."""
+def write_outcomes_parquet(path: Path, outcomes: Sequence[Outcome], columns: Mapping[str, Sequence[Any]]) -> None:
+    """One row per outcome: digests, what it was measured for, sample count, metrics with their standard errors, digest
+    of the pictures, and the whole outcome as JSON. The schema's version is in the table's metadata.
+
+    Args:
+        columns: what else is known of each outcome.
+    """
     import pyarrow
     import pyarrow.parquet
 
+    names = list(dict.fromkeys(name for o in outcomes for name in o.metrics))
     rows = [
-        {"qconfig": o.qconfig.digest, "protocol": o.protocol, "num_images": o.num_images}
-        | {f"metric/{name}": value for name, value in o.metrics.items()}
-        | {"json": json.dumps(o.to_json(), allow_nan=False)}
-        for o in outcomes
+        {
+            "qconfig": o.qconfig.digest,
+            "protocol": o.protocol,
+            "stage": o.provenance.get("stage", "measure"),
+            "num_images": o.num_images,
+        }
+        | {name: column[i] for name, column in columns.items()}
+        | {f"metric/{name}": o.metrics.get(name) for name in names}
+        | {f"standard_error/{name}": o.standard_error(name) for name in names}
+        | {"pictures": o.provenance.get("pictures"), "json": json.dumps(o.to_json(), allow_nan=False)}
+        for i, o in enumerate(outcomes)
     ]
-    replace(
-        path, lambda partial: pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), partial, compression="zstd")
-    )
+    table = pyarrow.Table.from_pylist(rows).replace_schema_metadata({"qsdm_schema": str(SCHEMA)})
+    replace(path, lambda partial: pyarrow.parquet.write_table(table, partial, compression="zstd"))
 
 
 def read_outcomes_parquet(path: Path) -> list[Outcome]:

@@ -10,14 +10,16 @@ Writes ``predictor/<space>/fold-K.safetensors`` and ``predictor/<space>/report.j
     denoiser, space, objective, predictor, seed, protocol, num_outcomes, seconds
     scores              by name (gnn, additive, ridge, error_sum, avg_bits): srcc and ndcg_at_10 on held-out
                         configurations, {mean, std, folds}
-    noise               halves (rank correlation of the two halves' labels), reliability, ceiling; null without halves
+    noise               halves (rank correlation of two halves' labels, mean over the ways to halve, with quantiles),
+                        reliability, ceiling; null without halves
+    test                one entry per seed set and number of pictures of the test set: srcc by predictor, noise; and the
+                        rank correlation of the seed sets among each other; null without a test set
     held_out            configurations' digests with measured and predicted label, each by the fold that has not seen it
     provenance
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
@@ -25,15 +27,15 @@ from typing import Any
 
 import numpy as np
 
-from qsdm import cost
 from qsdm.cost import MethodTable
-from qsdm.denoisers import Model, weights_digest
+from qsdm.denoisers import Model
 from qsdm.graph import Graph
+from qsdm.labels import labels_of, noise, test_report, under_protocol, usable
 from qsdm.log import Log, ignore
-from qsdm.outcome import Objective, Outcome
+from qsdm.outcome import Objective
 from qsdm.predictor import FitOptions
-from qsdm.qconfig import OutsideSpace, Space, SpaceSpec
-from qsdm.store import Store, StoreError, provenance, read_json, write_json
+from qsdm.qconfig import Space, SpaceSpec
+from qsdm.store import Store, provenance, read_json, write_json
 
 SCHEMA = "qsdm/predictor-report/1"
 
@@ -97,6 +99,9 @@ def train(
         "epochs": [fold.epochs for fold in folds],
         "scores": score(predictions, labels, [fold.test for fold in folds]),
         "noise": noise(halves),
+        "test": test_report(
+            files, model, made, objective, lambda tested: on_test(trained, made, table, genes, labels, tested)
+        ),
         "held_out": {
             "qconfig": [outcome.qconfig.digest for outcome in outcomes],
             "measured": labels.tolist(),
@@ -108,87 +113,6 @@ def train(
     log({f"train/{q}_{name}": s[q]["mean"] for name, s in report["scores"].items() for q in ("srcc", "ndcg_at_10")})
     print_report(report)
     return report
-
-
-def under_protocol(files: Store, model: Model, seed_set: int, num_images: int) -> list[Outcome]:
-    """Labels that were measured with the model's present weights and sampling, this noise and this many pictures.
-
-    Raises:
-        StoreError: there are labels, but none such.
-    """
-    wanted = {
-        "weights": weights_digest(model),
-        "steps": model.steps,
-        "guidance": model.guidance,
-        "resolution_px": model.resolution_px,
-        "dtype": model.dtype,
-        "seed_set": seed_set,
-        "num_images": num_images,
-    }
-    same = {
-        digest
-        for digest, protocol in files.protocols().items()
-        if all(getattr(protocol, name) == value for name, value in wanted.items())
-    }
-    labels = [outcome for outcome in files.outcomes() if outcome.is_label]
-    found = [outcome for outcome in labels if outcome.protocol in same]
-    if labels and not found:
-        raise StoreError(
-            f"none of the {len(labels)} labels of {model.name!r} was measured with its present weights and sampling, "
-            f"seed_set={seed_set} and num_images={num_images}: run python -m qsdm.measure +model={model.name} with them"
-        )
-    return found
-
-
-def usable(outcomes: Sequence[Outcome], space: Space, objective: Objective, denoiser: str) -> list[Outcome]:
-    """The outcomes of the space's configurations under the protocol that has most of them; others are named, not used.
-
-    Raises:
-        StoreError: there are none.
-    """
-    metrics = [name for name in objective.weights if name != "avg_bits"]
-    found = []
-    for outcome in outcomes:
-        try:
-            space.encode(outcome.qconfig)
-        except OutsideSpace:
-            continue  # full precision, and configurations of other spaces
-        if all(outcome.metrics.get(name) is not None for name in metrics):
-            found.append(outcome)
-    if not found:
-        raise StoreError(
-            f"no outcomes with {', '.join(metrics) or 'any metric'} for {denoiser!r} in this space "
-            f"({len(outcomes)} others): run python -m qsdm.measure +model={denoiser}"
-        )
-    (chosen, number), *others = Counter(outcome.protocol for outcome in found).most_common()
-    if others:
-        print(
-            f"{number} outcomes of protocol {chosen[:12]}; not used: "
-            + ", ".join(f"{n} of {p[:12]}" for p, n in others)
-        )
-    return [outcome for outcome in found if outcome.protocol == chosen]
-
-
-def labels_of(outcomes: Sequence[Outcome], space: Space, objective: Objective) -> tuple[np.ndarray, np.ndarray | None]:
-    """Labels, float64 [B], and those of the two halves of the pictures in several ways, [S, 2, B]; None if any outcome
-    lacks them."""
-    bits = [cost.avg_bits(space.graph, outcome.qconfig, space.full_bits) for outcome in outcomes]
-    labels = np.array([objective({**o.metrics, "avg_bits": b}) for o, b in zip(outcomes, bits, strict=True)])
-    names = [name for name in objective.weights if name != "avg_bits"]
-    num = min((len(o.halves.get(name, ())) for o in outcomes for name in names), default=0)
-    if num == 0:
-        return labels, None
-    halves = [
-        [
-            [
-                objective({**{name: o.halves[name][s][k] for name in names}, "avg_bits": b})
-                for o, b in zip(outcomes, bits, strict=True)
-            ]
-            for k in (0, 1)
-        ]
-        for s in range(num)
-    ]
-    return labels, np.array(halves)
 
 
 def held_out(
@@ -214,6 +138,23 @@ def held_out(
     return found
 
 
+def on_test(
+    predictor: Any, space: Space, table: MethodTable, genes: np.ndarray, labels: np.ndarray, tested: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Predictions by name, float64 [B], for configurations that no fold has seen."""
+    from qsdm.predictor import baselines
+    from qsdm.predictor.linear import fit_additive
+
+    hot, choices = predictor.encoding.one_hot, baselines.one_hot
+    return {
+        "gnn": predictor.predict(tested)[0],
+        "additive": fit_additive(predictor.encoding, hot(genes), labels)(hot(tested)),
+        "ridge": baselines.ridge(choices(space, genes), labels, choices(space, tested)),
+        "error_sum": baselines.error_sum(space, table, tested),
+        "avg_bits": baselines.avg_bits(space, tested),
+    }
+
+
 def score(predictions: dict[str, np.ndarray], labels: np.ndarray, tests: Sequence[np.ndarray]) -> dict[str, Any]:
     """Rank correlation and NDCG@10 of each predictor: each test part, their mean and standard deviation."""
     from qsdm.predictor.scores import ndcg, srcc
@@ -225,12 +166,6 @@ def score(predictions: dict[str, np.ndarray], labels: np.ndarray, tests: Sequenc
             folds = [function(values[test], labels[test]) for test in tests]
             found[name][quantity] = {"mean": float(np.mean(folds)), "std": float(np.std(folds)), "folds": folds}
     return found
-
-
-def noise(halves: np.ndarray | None) -> dict[str, float] | None:
-    from qsdm.predictor.scores import noise_ceiling
-
-    return None if halves is None else noise_ceiling(halves)
 
 
 def print_report(report: dict[str, Any]) -> None:
@@ -248,8 +183,25 @@ def print_report(report: dict[str, Any]) -> None:
     else:
         print(
             f"noise ceiling of srcc: {found['ceiling']:.3f} (halves {found['halves']:.3f}, "
+            f"{found['halves_low']:.3f} to {found['halves_high']:.3f}; "
             f"Spearman-Brown reliability {found['reliability']:.3f})"
         )
+    if (test := report["test"]) is not None:
+        print_test(test)
+
+
+def print_test(test: dict[str, Any]) -> None:
+    """Rank correlations on the test set, each beside its ceiling."""
+    names = list(test["sets"][0]["srcc"])
+    print(f"test set of {test['sets'][0]['num_configs']} configurations that no fold has seen; srcc:")
+    print(f"{'seed set, pictures':<20}" + "".join(f"{name:>11}" for name in names) + f"{'ceiling':>11}")
+    for entry in test["sets"]:
+        about = f"{entry['seed_set']}, {entry['num_images']}"
+        ceiling = "-" if entry["noise"] is None else f"{entry['noise']['ceiling']:.3f}"
+        print(f"{about:<20}" + "".join(f"{entry['srcc'][name]:>11.3f}" for name in names) + f"{ceiling:>11}")
+    for pair in test["between"]:
+        (a, n), (b, m) = pair["sets"]
+        print(f"labels of seed set {a} ({n} pictures) and {b} ({m}): srcc {pair['srcc']:.3f}")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def test_round_trips(tmp_path: Path) -> None:
     found, about = store.read_tensors(tmp_path / "a.safetensors")
     assert about == {"kind": "test"}
     assert all(np.array_equal(found[name], tensors[name]) for name in tensors)
-    store.write_outcomes_parquet(tmp_path / "a.parquet", [outcome(3), outcome(4)])
+    store.write_outcomes_parquet(tmp_path / "a.parquet", [outcome(3), outcome(4)], {})
     assert store.read_outcomes_parquet(tmp_path / "a.parquet") == [outcome(3), outcome(4)]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.parquet", "a.safetensors", "deep"], (
         "no partial files"
@@ -90,7 +90,7 @@ def test_the_shipped_store_is_read_where_the_users_lacks_a_file(
     monkeypatch.setattr(store, "ZOO", tmp_path / "zoo")
     shipped, place = tmp_path / "zoo" / "toy" / "store", Store(tmp_path / "mine", "toy")
     store.write_json(shipped / "graph.json", "shipped")
-    store.write_outcomes_parquet(shipped / "outcomes.parquet", [outcome(3, 1.0), outcome(4, 1.0)])
+    store.write_outcomes_parquet(shipped / "outcomes.parquet", [outcome(3, 1.0), outcome(4, 1.0)], {})
     store.write_json(shipped / "protocols.json", [PROTOCOL.to_json()])
     assert store.read_json(place.find("graph.json", "trace")) == "shipped"
     assert place.outcomes(PROTOCOL) == [outcome(3, 1.0), outcome(4, 1.0)]

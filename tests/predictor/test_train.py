@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from toy_unet import MODEL, SPACE, Toy, fill_store
 
+from qsdm.labels import labels_of, noise, under_protocol, usable
 from qsdm.outcome import Objective, Outcome
 from qsdm.predictor import FitOptions
 from qsdm.predictor.scores import srcc
 from qsdm.store import OutcomeDatabase, Store, StoreError, read_json
-from qsdm.train import labels_of, noise, train, under_protocol, usable
+from qsdm.train import train
 
 QUICK = FitOptions(folds=2, width=16, hops=2, epochs=2)
 QUALITY = Objective({"fd_lite0": -1})
@@ -99,3 +100,31 @@ def test_missing_stages_are_named(toy: Toy, tmp_path: Path) -> None:
         Store(tmp_path, "toy_unet").path(f"outcomes.sqlite{side}").unlink(missing_ok=True)
     with pytest.raises(StoreError, match=r"qsdm\.measure"):
         train(MODEL, SPACE, QUALITY, QUICK, tmp_path, num_images=64)
+
+
+def test_a_test_set_is_reported_and_not_trained_on(
+    toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Under the labels' own protocol and under another seed set, each beside its ceiling."""
+    fill_store(tmp_path, toy, 40)
+    place = Store(tmp_path, "toy_unet")
+    database = OutcomeDatabase(place.path("outcomes.sqlite"))
+    tested, protocol = toy.outcomes(12, seed=77)
+    other = dataclasses.replace(protocol, seed_set=1)
+    again, _ = toy.outcomes(12, seed=77, noise=0.3)
+    assert [o.qconfig for o in again] == [o.qconfig for o in tested]
+    for outcomes, under in ((tested, protocol), (again, other)):
+        for outcome in outcomes:
+            marked = dataclasses.replace(outcome, protocol=under.digest, provenance={"stage": "test"})
+            database.add(marked, under)
+    report = train(MODEL, SPACE, QUALITY, QUICK, tmp_path, num_images=64)
+    assert report["num_outcomes"] == 40
+    sets, (between,) = report["test"]["sets"], report["test"]["between"]
+    assert [(entry["seed_set"], entry["num_configs"]) for entry in sets] == [(0, 12), (1, 12)]
+    assert between["sets"] == [[0, 64], [1, 64]]
+    first, second = ([o.metrics["fd_lite0"] for o in outcomes] for outcomes in (tested, again))
+    assert between["srcc"] == pytest.approx(srcc(np.array(first), np.array(second)))
+    assert sets[0]["srcc"]["ridge"] > 0.3
+    assert sets[0]["noise"]["ceiling"] > sets[1]["noise"]["ceiling"], "noisier labels have a lower ceiling"
+    printed = capsys.readouterr().out
+    assert "test set of 12 configurations that no fold has seen" in printed
