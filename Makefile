@@ -8,7 +8,9 @@ PY := $(VENV)/bin/python
 MODEL ?= emoji_unet
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test check bench bench-cuda bench-sdxl trace-table
+PEERS := .venv-peers
+
+.PHONY: help install demo test check bench bench-cuda bench-sdxl peers-table trace-table
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -35,10 +37,10 @@ check: install ## lint, format and types
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 
-bench: install ## measure speed
+bench: install $(PEERS)/.installed ## measure speed, beside other quantizers in an environment of their own; 15 minutes
 	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(PY) experiments/bench/stages.py
-	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(PY) experiments/bench/quant.py
-	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(PY) experiments/bench/peers.py
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(PEERS)/bin/python experiments/bench/quant.py
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(PEERS)/bin/python experiments/bench/peers.py
 	$(PY) experiments/bench/trace.py
 
 bench-cuda: install ## measure the CUDA kernels; needs an NVIDIA GPU
@@ -47,6 +49,15 @@ bench-cuda: install ## measure the CUDA kernels; needs an NVIDIA GPU
 
 bench-sdxl: install ## SDXL at full size: pack, switch, write, load, run; 8 GB of disk, 10 minutes
 	$(PY) experiments/bench/checkpoint.py
+
+$(PEERS)/.installed: pyproject.toml constraints.txt
+	test -x $(PEERS)/bin/python || "$(PYTHON)" -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e . \
+		torchao optimum-quanto hqq bitsandbytes sdnq flash1dkmeans scikit-learn
+	@touch $@
+
+peers-table: $(PEERS)/.installed ## quantizers of others on the same layer: the table of docs/quantizers.md
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(PEERS)/bin/python experiments/bench/peers.py --write docs/quantizers.md
 
 trace-table: install ## trace every denoiser class of diffusers: the table of docs/tracing.md
 	OMP_NUM_THREADS=1 $(PY) experiments/trace_table/table.py --write docs/tracing.md

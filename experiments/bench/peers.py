@@ -1,21 +1,22 @@
 """Other quantizers on the same 1280 x 1280 layer: relative error, bits per weight, milliseconds of CPU.
 
-    python experiments/bench/peers.py
+    make peers-table      or      python experiments/bench/peers.py [--write docs/quantizers.md]
 
-Those that are not installed are named and left out: ``pip install torchao optimum-quanto hqq bitsandbytes sdnq`` into
-an environment of their own. Every peer runs with its defaults but for bits and group size, and gives its values back.
+Those that are not installed are named and left out; ``make bench`` installs them into an environment of their own. Every peer runs with its defaults but for bits and group size, and gives its values back.
 Errors are ||W - W^||^2 / ||W||^2 of heavy-tailed values (Student's t of four degrees of freedom) and of normal ones;
 bits count codes, scales and zero points, those of 32 bits as if they had 16.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import logging
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -23,6 +24,8 @@ from qsdm.qconfig import QuantMethod
 from qsdm.quant.methods import dequantize, fit
 
 ROWS = N = 1280
+REPEATS = 3
+START, END = "<!-- table -->", "<!-- /table -->"
 OURS = ("uaq-4", "uaq_refined-4", "uaq_asym-4", "kmeans_c-4", "kmeans_a-4", "uaq_g64-4", "uaq_g128-4", "nf4_g64-4")
 Way = tuple[Callable[[torch.Tensor], torch.Tensor], float]  # weight => its values when quantized; bits per weight
 
@@ -112,33 +115,57 @@ def linear(w: torch.Tensor) -> torch.nn.Linear:
     return layer
 
 
-def main() -> None:
-    warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)
-    torch.set_num_threads(1)
+def measure() -> tuple[list[tuple[str, float, list[float], float]], list[str]]:
+    """Name, bits, errors and milliseconds of each way; who is missing, and why."""
     generator = torch.Generator().manual_seed(0)
     normal = 0.02 * torch.randn(ROWS, N, generator=generator)
     chi = torch.randn(4, ROWS, N, generator=generator).square().mean(0)
-    weights = {"student": normal / chi.sqrt(), "normal": normal}
-    print(f"{'':<42}{'bits':>8}" + "".join(f"{name:>10}" for name in weights) + f"{'ms':>9}")
-    missing = []
+    weights = (normal / chi.sqrt(), normal)
+    rows, missing = [], []
     for peer in (ours, torch_channel, torchao, quanto, hqq, bitsandbytes, sdnq):
         try:
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                 ways = peer()
-                ways = {name: (way, bits, way(weights["normal"])) for name, (way, bits) in ways.items()}  # warm
+                for way, _ in ways.values():
+                    way(normal)  # warm
         except ImportError as error:
             missing.append(f"{peer.__name__}: left out ({error})")
             continue
-        for name, (way, bits, _) in ways.items():
+        for name, (way, bits) in ways.items():
             errors, times = [], []
-            for w in weights.values():
-                start = time.process_time()
-                values = way(w)
-                times.append(time.process_time() - start)
+            for w in weights:
+                for _ in range(REPEATS):
+                    start = time.process_time()
+                    values = way(w)
+                    times.append(time.process_time() - start)
                 errors.append(((values.float() - w).square().sum() / w.square().sum()).item())
-            print(f"{name:<42}{bits:>8.3f}" + "".join(f"{e:>10.5f}" for e in errors) + f"{1e3 * min(times):>9.1f}")
+            rows.append((name, bits, errors, 1e3 * min(times)))
+    return rows, missing
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", type=Path, help="document whose table is replaced")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
+    rows, missing = measure()
+    print(f"{'':<42}{'bits':>8}{'student':>10}{'normal':>10}{'ms':>9}")
+    for name, bits, (student, gauss), ms in rows:
+        print(f"{name:<42}{bits:>8.3f}{student:>10.5f}{gauss:>10.5f}{ms:>9.1f}")
     print("\n".join(missing))
+    if arguments.write and missing:
+        raise SystemExit(f"{arguments.write} was not changed: a peer is missing (make peers-table installs them)")
+    if arguments.write:
+        lines = [
+            f"| {name} | {bits:.3f} | {student:.5f} | {gauss:.5f} | {ms:.0f} |"
+            for name, bits, (student, gauss), ms in rows
+        ]
+        head = ["| | bits | error, heavy-tailed | error, normal | ms |", "|---|---|---|---|---|"]
+        before, rest = arguments.write.read_text(encoding="utf-8").split(START)
+        after = rest.split(END)[1]
+        arguments.write.write_text("\n".join([before + START, *head, *lines, END + after]), encoding="utf-8")
 
 
 if __name__ == "__main__":

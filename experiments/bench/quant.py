@@ -2,6 +2,7 @@
 
     make bench      or      python experiments/bench/quant.py [--rows 128]
     python experiments/bench/quant.py --whole [--threads 2]      all 2.6 G weights, as calibrate does it (7 GB of disk)
+    python experiments/bench/quant.py --whole --model flux --methods uaq-4      12 G weights (6 GB of disk)
 
 Of every shape that SDXL has, at most ``--rows`` output channels of heavy-tailed fp16 values are quantized; CPU seconds
 are scaled to the values that the denoiser has of that shape. K-Means-A, whose cost hardly depends on the size, sees
@@ -34,13 +35,13 @@ SIDES = [QuantMethod.parse(text) for text in ("uaq_refined-4", "uaq_asym-4", "ua
 Shapes = Counter[tuple[int, int]]  # how many weights have so many output channels and values per channel
 
 
-def sdxl() -> Graph:
+def graph_of(name: str) -> Graph:
     from stages import model_of
 
     from qsdm.trace import trace
 
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        return trace(model_of("sdxl"), Path(folder), page=False)
+        return trace(model_of(name), Path(folder), page=False)
 
 
 def heavy(rows: int, n: int, rng: np.random.Generator) -> torch.Tensor:
@@ -126,7 +127,7 @@ def others(shapes: Shapes, ours: float) -> None:
     for name, way in ways.items():
         way(heavy(1, 300, rng)[0].float().numpy(), 8)
         for n, num_rows in rows_of.items():
-            sample = heavy(2, n, rng).float().numpy()
+            sample = heavy(4, n, rng).float().numpy()
             one = cpu_seconds(lambda way=way, sample=sample: [way(row, K) for row in sample for K in (8, 16)], 1)
             theirs[name] += one / len(sample) * num_rows
     look = theirs.pop("look")
@@ -186,22 +187,24 @@ def activations() -> None:
     line("tokens, 8 bits, plain torch", 1e3 * seconds, seconds / product)
 
 
-def whole(graph: Graph) -> None:
-    """Calibrates random weights of SDXL's shapes: CPU and wall seconds, peak memory."""
+def whole(graph: Graph, methods: list[QuantMethod]) -> None:
+    """Calibrates random weights of the denoiser's shapes: CPU and wall seconds, peak memory."""
     from qsdm.calibration import calibrate
 
-    pool = heavy(1, 1 << 25, np.random.default_rng(0))[0]
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for w in graph.weights:
         shape = shapes.get(w.parameter, w.shape)
         shapes[w.parameter] = (w.shape[0], max(shape[1], w.start + w.shape[1]), *w.shape[2:])
+
+    largest = max(int(np.prod(shape)) for shape in shapes.values())
+    pool = heavy(1, largest + (1 << 22), np.random.default_rng(0))[0]
 
     def tensors(name: str) -> torch.Tensor:
         start = 4096 * (sum(name.encode()) % 1000)
         return pool[start : start + int(np.prod(shapes[name]))].view(shapes[name])
 
-    space = Space.of(graph, METHODS, max_overhead=np.inf)
-    fit_all(pool[: 8 * 300].view(8, 300), METHODS)  # compile
+    space = Space.of(graph, methods, max_overhead=np.inf)
+    fit_all(pool[: 8 * 300].view(8, 300), methods)  # compile
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with tempfile.TemporaryDirectory() as folder:
         wall, cpu = time.perf_counter(), time.process_time()
@@ -210,10 +213,11 @@ def whole(graph: Graph) -> None:
         size = (Path(folder) / "weights.safetensors").stat().st_size
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(
-        f"{len(graph.weights)} weights, {torch.get_num_threads()} threads: {cpu:.1f} CPU s, {wall:.1f} s of wall time;"
+        f"{len(graph.weights)} weights, {torch.get_num_threads()} threads: {cpu:.1f} CPU s, {wall:.1f} s of wall time"
     )
     print(
-        f"{size / 1e9:.2f} GB written, peak memory {after / 1e6:.2f} GB ({before / 1e6:.2f} GB before the first weight)"
+        f"{size / 1e9:.2f} GB written, peak memory {after / 1e6:.2f} GB, {(after - before) / 1e6:.2f} GB of it for the "
+        f"weights; the largest one has {4 * largest / 1e9:.2f} GB in float32"
     )
 
 
@@ -221,12 +225,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Speed of quantization at SDXL's size.")
     parser.add_argument("--rows", type=int, default=128, help="output channels that are sampled of every shape")
     parser.add_argument("--whole", action="store_true", help="quantize all of SDXL's weights once, and nothing else")
+    parser.add_argument("--model", default="sdxl", help="of --whole")
+    parser.add_argument("--methods", nargs="+", default=list(map(str, METHODS)), help="of --whole")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    graph = sdxl()
+    graph = graph_of(arguments.model if arguments.whole else "sdxl")
     if arguments.whole:
-        whole(graph)
+        whole(graph, [QuantMethod.parse(text) for text in arguments.methods])
         return
     fits(Counter((w.shape[0], w.fan_in) for w in graph.weights), arguments.rows)
     dequantization()
