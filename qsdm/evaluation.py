@@ -12,6 +12,7 @@ import inspect
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 from typing import Protocol as Interface
@@ -23,7 +24,6 @@ from torch import nn
 from qsdm.denoisers import ZOO, Model, ModelError, arguments, denoiser_of, load_pipeline, weights_digest
 from qsdm.graph import Graph, canonical
 from qsdm.metrics import Metric
-from qsdm.metrics.networks import pictures_digest
 from qsdm.outcome import Outcome, Protocol
 from qsdm.prompts import Captions, Label
 from qsdm.qconfig import QuantConfig, QuantMethod
@@ -256,37 +256,75 @@ class Evaluator:
         Raises:
             EvaluationError: a picture or a metric is not finite.
         """
-        began = time.perf_counter()
-        images = self.pictures(qconfig) if qconfig.methods else self.full()
-        drawn = time.perf_counter()
-        return self.score(qconfig, images, {"drawing_s": round(drawn - began, 3), "batch_size": self.batch_size})
+        return outcome_of(qconfig, self.protocol, self.metrics, [self.seen(qconfig, 0, self.protocol.num_images)])
 
-    def score(self, qconfig: QuantConfig, images: np.ndarray, about: Mapping[str, Any]) -> Outcome:
-        """The outcome of pictures that are there already."""
+    def seen(self, qconfig: QuantConfig, start: int, stop: int) -> Seen:
+        """Draw pictures ``start`` to ``stop`` of the protocol, and keep what the metrics need of them."""
         began = time.perf_counter()
-        values: dict[str, float | None] = {}
-        halves: dict[str, tuple[tuple[float, float], ...]] = {}
-        prefixes: dict[int, dict[str, float | None]] = {num: {} for num in PREFIXES if num < len(images)}
-        for name, metric in self.metrics.items():
-            features = metric.features(images, self.captions, self.full() if qconfig.methods else None)
-            values[name] = metric.reduce(features)
-            for num, found in prefixes.items():
-                found[name] = metric.reduce(features[:num])
-            pairs = [(metric.reduce(features[a]), metric.reduce(features[b])) for a, b in splits(len(images))]
-            known = tuple((short(a), short(b)) for a, b in pairs if a is not None and b is not None)
-            if pairs and len(known) == len(pairs):
-                halves[name] = known
+        images = self.pictures(qconfig, start, stop) if qconfig.methods else self.full()[start:stop]
+        drawn = time.perf_counter()
+        full, captions = self.full()[start:stop] if qconfig.methods else None, self.captions[start:stop]
+        features = {name: metric.features(images, captions, full) for name, metric in self.metrics.items()}
         about = {
             **made_by(),
-            **about,
-            "pictures": pictures_digest(images),
-            "scoring_s": round(time.perf_counter() - began, 3),
+            "drawing_s": round(drawn - began, 3),
+            "scoring_s": round(time.perf_counter() - drawn, 3),
+            "batch_size": self.batch_size,
             "num_threads": torch.get_num_threads(),
         }
-        try:
-            return Outcome(qconfig, self.protocol.digest, values, len(images), halves, prefixes, about)
-        except ValueError as error:
-            raise EvaluationError(str(error)) from error
+        return Seen(features, digests(images), about)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What is left of some pictures of a configuration once they are looked at.
+
+    Attributes:
+        features: by metric, float32 [N, F].
+        digests: sha256 of each picture, uint8 [N, 32].
+        about: provenance; what ends in _s is in seconds.
+    """
+
+    features: Mapping[str, np.ndarray]
+    digests: np.ndarray
+    about: Mapping[str, Any]
+
+
+def outcome_of(
+    qconfig: QuantConfig, protocol: Protocol, metrics: Mapping[str, Metric], shards: Sequence[Seen]
+) -> Outcome:
+    """The outcome of all pictures of a protocol, which were drawn at once or in shards, in their order.
+
+    Raises:
+        EvaluationError: a metric is not finite.
+    """
+    began = time.perf_counter()
+    values: dict[str, float | None] = {}
+    halves: dict[str, tuple[tuple[float, float], ...]] = {}
+    seen = np.concatenate([shard.digests for shard in shards])
+    assert len(seen) == protocol.num_images
+    prefixes: dict[int, dict[str, float | None]] = {num: {} for num in PREFIXES if num < len(seen)}
+    for name, metric in metrics.items():
+        features = np.concatenate([shard.features[name] for shard in shards])
+        values[name] = metric.reduce(features)
+        for num, found in prefixes.items():
+            found[name] = metric.reduce(features[:num])
+        pairs = [(metric.reduce(features[a]), metric.reduce(features[b])) for a, b in splits(len(seen))]
+        known = tuple((short(a), short(b)) for a, b in pairs if a is not None and b is not None)
+        if pairs and len(known) == len(pairs):
+            halves[name] = known
+    seconds = {key: sum(shard.about[key] for shard in shards) for key in ("drawing_s", "scoring_s")}
+    seconds["scoring_s"] = round(seconds["scoring_s"] + time.perf_counter() - began, 3)
+    about = {**shards[0].about, **seconds, "pictures": hashlib.sha256(seen.tobytes()).hexdigest()}
+    try:
+        return Outcome(qconfig, protocol.digest, values, len(seen), halves, prefixes, about)
+    except ValueError as error:
+        raise EvaluationError(str(error)) from error
+
+
+def digests(images: np.ndarray) -> np.ndarray:
+    """sha256 of each picture, uint8 [N, 32]."""
+    return np.stack([np.frombuffer(hashlib.sha256(image.tobytes()).digest(), np.uint8) for image in images])
 
 
 @cache

@@ -177,7 +177,7 @@ def test_a_metric_that_is_not_finite_is_refused(evaluator: Evaluator, graph: Gra
     broken = evaluator.under(evaluator.protocol, evaluator.captions)
     broken.metrics = {"infinite": Infinite()}
     with pytest.raises(EvaluationError, match=r"infinite of configuration \w+ is inf: it is not stored"):
-        broken.score(FULL, evaluator.full(), {})
+        broken.outcome(FULL)
 
 
 def test_bfloat16_draws_almost_the_same(tiny_model: Model, graph: Graph, evaluator: Evaluator) -> None:

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (the data card's own lines)
 """Ship measured outcomes with a pipeline: the label bank, its protocols, and a data card.
 
     sh experiments/zoo/bank.sh emoji_unet         # measures, then calls this; or, of what is measured so far:
@@ -91,7 +92,7 @@ bits spread evenly. Picture i of every configuration has the same caption and, w
 | `avg_bits`, `size_bytes` | of the quantizable weights, scales and codebooks included, full precision counted with 16 bits |
 | `metric/NAME` | value over all pictures; null where it is not defined (full precision compared with itself) |
 | `standard_error/NAME` | over prompts and noise, from 16 random halves of the pictures |
-| `pictures` | sha256 of the 8-bit pictures; another machine's differ by rounding |
+| `pictures` | sha256 of the sha256 of each 8-bit picture; another machine's differ by rounding |
 | `json` | all of it: the method of every weight, both halves in 16 ways, metrics of the first 16, 64, 256 pictures, provenance |
 
 | metric | version |
