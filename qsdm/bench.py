@@ -8,6 +8,8 @@ store already holds is not measured again.
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,12 +22,14 @@ from tqdm import tqdm
 from qsdm.calibration import PackedWeights, read_table
 from qsdm.denoisers import Model
 from qsdm.engine import Engine, EngineError, Failure, Pool
-from qsdm.evaluation import EvaluationError, Evaluator, drawing_digest, prompts_of, protocol_of
+from qsdm.evaluation import EvaluationError, Evaluator, Seen, drawing_digest, outcome_of, prompts_of, protocol_of
 from qsdm.graph import Graph
 from qsdm.log import Log, ignore
 from qsdm.outcome import Outcome, Protocol
 from qsdm.qconfig import QuantConfig, Space, SpaceSpec
-from qsdm.store import OutcomeDatabase, Store, StoreError, read_json, read_tensors, write_tensors
+from qsdm.shards import Shards
+from qsdm.store import OutcomeDatabase, Store, StoreError, read_json, replace
+from qsdm.tensor_file import TensorFile, map_tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +43,8 @@ class Draw:
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
-    """A task: all pictures of a protocol => `Outcome`.
+class Look:
+    """A task: pictures ``start`` to ``stop`` of a protocol => what the metrics need of them, `Seen`.
 
     Attributes:
         full: file of the full-precision pictures.
@@ -49,6 +53,8 @@ class Score:
     qconfig: QuantConfig
     protocol: Protocol
     full: Path
+    start: int
+    stop: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +66,7 @@ class Start:
     packed: Path | None
     batch_size: int
 
-    def __call__(self) -> Callable[[Draw | Score], np.ndarray | Outcome]:
+    def __call__(self) -> Callable[[Draw | Look], np.ndarray | Seen]:
         packed = PackedWeights(self.packed) if self.packed is not None else None
         prompts = prompts_of(self.model)
         evaluators: dict[str, Evaluator] = {}
@@ -79,13 +85,13 @@ class Start:
                 evaluators[protocol.digest] = made
             return evaluators[protocol.digest]
 
-        def work(task: Draw | Score) -> np.ndarray | Outcome:
+        def work(task: Draw | Look) -> np.ndarray | Seen:
             ready = evaluator(task.protocol)
             if isinstance(task, Draw):
                 return ready.pictures(task.qconfig, task.start, task.stop)
             if not ready.has_full:
                 ready.full(read_full(task.full))
-            return ready.outcome(task.qconfig)
+            return ready.seen(task.qconfig, task.start, task.stop)
 
         return work
 
@@ -114,12 +120,13 @@ class Bench:
     store: Store
     pool: Pool
     batch_size: int
+    shard: int
 
     def protocol(self, seed_set: int, num_images: int) -> Protocol:
         """Raises EvaluationError if the model has no metrics."""
         if not self.model.metrics:
             raise EvaluationError(
-                f"model {self.model.name} has no metrics: add +metrics@model.metrics=NAME, with a NAME of conf/metrics"
+                f"model {self.model.name} has no metrics: add metrics=NAME, with a NAME of conf/metrics"
             )
         return protocol_of(self.model, self.model.metrics, prompts_of(self.model), seed_set, num_images)
 
@@ -130,8 +137,18 @@ class Bench:
             return self.store.find(name, made_by="measure")
         except StoreError:
             path = self.store.path(name)
-        images = self.draw(QuantConfig(self.model.name, {}), protocol, protocol.num_images, "full precision")
-        write_tensors(path, {"images": images}, {"protocol": protocol.to_json()})
+        about = {"qsdm": json.dumps({"protocol": protocol.to_json()})}
+        shape = (protocol.num_images, protocol.resolution_px, protocol.resolution_px, 3)
+        size = math.prod(shape[1:])
+
+        def fill(partial: Path) -> None:
+            with TensorFile(partial, {"images": ("U8", shape)}, about) as file:
+                for start, images in self._batches(
+                    QuantConfig(self.model.name, {}), protocol, shape[0], "full precision"
+                ):
+                    file.write("images", images.data, start * size)
+
+        replace(path, fill)
         return path
 
     def draw(
@@ -143,14 +160,19 @@ class Bench:
         batch: int | None = None,
     ) -> np.ndarray:
         """The first pictures of a protocol, uint8 [N, H, W, 3], one batch per task."""
+        parts = dict(self._batches(qconfig, protocol, num_images, what, batch))
+        return np.concatenate([parts[start] for start in sorted(parts)])
+
+    def _batches(
+        self, qconfig: QuantConfig, protocol: Protocol, num_images: int, what: str | None, batch: int | None = None
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Place of the first picture, and a batch of pictures, as they come."""
         size = batch or self.batch_size
         tasks = [Draw(qconfig, protocol, i, min(i + size, num_images)) for i in range(0, num_images, size)]
-        parts: dict[int, np.ndarray] = {}
         for i, result in tqdm(self.pool.map(tasks), what, len(tasks), disable=None if what else True, unit="batch"):
             if isinstance(result, Failure):
                 raise EvaluationError(f"configuration {qconfig.digest[:12]} draws no pictures: {result.reason}")
-            parts[i] = result
-        return np.concatenate([parts[i] for i in range(len(tasks))])
+            yield tasks[i].start, result
 
     def measure(
         self, qconfigs: Sequence[QuantConfig], protocol: Protocol, what: str = "measure", log: Log = ignore
@@ -171,35 +193,76 @@ class Bench:
             return measured
         database = OutcomeDatabase(self.store.path("outcomes.sqlite"))
         full = self.full(protocol)
-        tasks = [Score(qconfig, protocol, full) for qconfig in missing]
-        for i, result in tqdm(self.pool.map(tasks), what, len(tasks), disable=None, unit="configuration"):
-            digest = missing[i].digest
-            if isinstance(result, Failure):
-                measured.failures[digest] = result.reason
-                tqdm.write(f"configuration {digest[:12]} was set aside: {result.reason}")
-                continue
-            outcome = dataclasses.replace(result, provenance={**result.provenance, "stage": what})
-            database.add(outcome, protocol)
-            measured.outcomes[digest] = outcome
-            values = {f"{what}/{name}": value for name, value in outcome.metrics.items() if value is not None}
-            log(values | {f"{what}/outcomes": len(measured.outcomes), f"{what}/set_aside": len(measured.failures)})
+        shards = Shards(self.store, protocol, self.shard)
+        tasks = [
+            Look(qconfig, protocol, full, start, stop) for qconfig in missing for start, stop in shards.missing(qconfig)
+        ]
+        bar = tqdm(desc=what, total=len(missing), disable=None, unit="configuration")
+        whole = [qconfig for qconfig in missing if not shards.missing(qconfig)]  # all drawn, then killed
+        with bar:
+            for qconfig in whole:
+                self._add(qconfig, protocol, shards, database, measured, what, log)
+                bar.update()
+            for i, result in self.pool.map(tasks):
+                qconfig = tasks[i].qconfig
+                if isinstance(result, Failure):
+                    if qconfig.digest not in measured.failures:
+                        measured.failures[qconfig.digest] = result.reason
+                        tqdm.write(f"configuration {qconfig.digest[:12]} was set aside: {result.reason}")
+                        bar.update()
+                    continue
+                shards.add(qconfig, tasks[i].start, result)
+                if not shards.missing(qconfig):
+                    self._add(qconfig, protocol, shards, database, measured, what, log)
+                    bar.update()
         return measured
+
+    def _add(
+        self,
+        qconfig: QuantConfig,
+        protocol: Protocol,
+        shards: Shards,
+        database: OutcomeDatabase,
+        measured: Measured,
+        what: str,
+        log: Log,
+    ) -> None:
+        """Store the outcome of what was seen, if it is finite."""
+        try:
+            outcome = outcome_of(qconfig, protocol, self.model.metrics, shards.collect(qconfig))
+        except EvaluationError as error:
+            measured.failures[qconfig.digest] = str(error)
+            tqdm.write(f"configuration {qconfig.digest[:12]} was set aside: {error}")
+            return
+        outcome = dataclasses.replace(outcome, provenance={**outcome.provenance, "stage": what})
+        database.add(outcome, protocol)
+        shards.remove(qconfig)
+        measured.outcomes[qconfig.digest] = outcome
+        values = {f"{what}/{name}": value for name, value in outcome.metrics.items() if value is not None}
+        log(values | {f"{what}/outcomes": len(measured.outcomes), f"{what}/set_aside": len(measured.failures)})
 
 
 @contextmanager
 def bench(
-    model: Model, space: SpaceSpec, store: Path, engine: Engine, batch_size: int = 64, quantized: bool = True
+    model: Model,
+    space: SpaceSpec,
+    store: Path,
+    engine: Engine,
+    batch_size: int = 64,
+    quantized: bool = True,
+    shard: int = 1024,
 ) -> Iterator[Bench]:
     """Start workers for a traced and calibrated model.
 
     Args:
         quantized: False if only full precision is drawn.
+        shard: pictures per task; a configuration of more is drawn by several workers.
 
     Raises:
         StoreError: it is not traced or not calibrated.
     """
-    if batch_size < 1:
-        raise EvaluationError(f"batch_size must be positive (got {batch_size})")
+    if batch_size < 1 or shard < 1:
+        raise EvaluationError(f"batch_size and shard must be positive (got {batch_size} and {shard})")
     place = Store(store, model.name)
     graph = Graph.from_json(read_json(place.find("graph.json", made_by="trace")))
     spaced = space.of(graph, model.full_bits)
@@ -207,7 +270,7 @@ def bench(
     if quantized:
         packed = place.find(f"calibration/{space.name}/weights.safetensors", made_by="calibrate").parent
     with engine.open(Start(model, spaced.graph, packed, batch_size)) as pool:
-        yield Bench(model, spaced, place, pool, batch_size)
+        yield Bench(model, spaced, place, pool, batch_size, shard)
 
 
 def check_packed(graph: Graph, parameters: Mapping[str, Any], packed: PackedWeights) -> None:
@@ -234,8 +297,11 @@ def check_packed(graph: Graph, parameters: Mapping[str, Any], packed: PackedWeig
 
 
 def read_full(path: Path) -> np.ndarray:
-    """Full-precision pictures uint8 [N, H, W, 3]."""
-    images = read_tensors(path)[0].get("images")
-    if images is None or images.dtype != np.uint8 or images.ndim != 4:
+    """Full-precision pictures uint8 [N, H, W, 3], read from the file when they are looked at."""
+    try:
+        images = map_tensor(path, "images")
+    except (OSError, ValueError, KeyError) as error:
+        raise StoreError(f"{path} holds no pictures ({error}): remove it, it is made again") from error
+    if images.dtype != np.uint8 or images.ndim != 4:
         raise StoreError(f"{path} holds no pictures: remove it, it is made again")
     return images

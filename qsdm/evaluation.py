@@ -143,7 +143,7 @@ class Evaluator:
         packed: quantized weights; None if only full precision is drawn.
         metrics: by name; all of them are in every outcome.
         prompts: see `protocol_of`.
-        batch_size: pictures at a time.
+        batch_size: pictures at a time, at most.
     """
 
     def __init__(
@@ -171,6 +171,8 @@ class Evaluator:
                 f"the prompts are not those of the protocol {protocol.digest[:12]}: they changed since it was made"
             )
         self.pipeline = load_pipeline(model)
+        if torch.cuda.is_available():
+            self.pipeline.to("cuda")  # type: ignore[attr-defined]
         self.denoiser = denoiser_of(self.pipeline, model)
         compute_in(self.denoiser, getattr(torch, model.dtype))
         if hasattr(self.pipeline, "encode_prompt"):
@@ -207,36 +209,49 @@ class Evaluator:
     def pictures(self, qconfig: QuantConfig, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Pictures ``start`` to ``stop`` (default: all) of the protocol, uint8 [N, H, W, 3].
 
+        A batch that does not fit into memory is halved, and so are those after it: the pictures change by rounding.
+
         Raises:
             EvaluationError: a picture is not finite.
         """
         self.switch(qconfig)
         made = []
         stop = self.protocol.num_images if stop is None else stop
-        for first in range(start, stop, self.batch_size):
-            places = range(first, min(first + self.batch_size, stop))
-            call = arguments(
-                self.pipeline,
-                self.model,
-                [self.prompts[i] for i in places],
-                generator=[torch.Generator().manual_seed(seed_of(self.protocol.seed_set, i)) for i in places],
-                output_type="pt",
-            )
-            images = self.pipeline(**call).images  # type: ignore[operator]
-            if images.shape[2:] != (self.protocol.resolution_px,) * 2:
-                height, width = images.shape[2:]
-                raise EvaluationError(
-                    f"{type(self.pipeline).__name__} draws pictures of {width} x {height} px, not of "
-                    f"{self.protocol.resolution_px}: correct model.resolution_px or model.call"
-                )
-            finite = torch.isfinite(images).flatten(1).all(1)
-            if not finite.all():
-                bad = places[int((~finite).nonzero()[0])]
-                raise EvaluationError(
-                    f"picture {bad} of configuration {qconfig.digest[:12]} is not finite: nothing is stored for it"
-                )
-            made.append(images.mul(255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy())
+        while start < stop:
+            places = range(start, min(start + self.batch_size, stop))
+            try:
+                made.append(self._batch(qconfig, places))
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or self.batch_size == 1:
+                    raise
+                self.batch_size = -(-min(self.batch_size, len(places)) // 2)
+                torch.cuda.empty_cache()
+                continue
+            start = places.stop
         return np.concatenate(made)
+
+    def _batch(self, qconfig: QuantConfig, places: range) -> np.ndarray:
+        call = arguments(
+            self.pipeline,
+            self.model,
+            [self.prompts[i] for i in places],
+            generator=[torch.Generator().manual_seed(seed_of(self.protocol.seed_set, i)) for i in places],
+            output_type="pt",
+        )
+        images = self.pipeline(**call).images  # type: ignore[operator]
+        if images.shape[2:] != (self.protocol.resolution_px,) * 2:
+            height, width = images.shape[2:]
+            raise EvaluationError(
+                f"{type(self.pipeline).__name__} draws pictures of {width} x {height} px, not of "
+                f"{self.protocol.resolution_px}: correct model.resolution_px or model.call"
+            )
+        finite = torch.isfinite(images).flatten(1).all(1)
+        if not finite.all():
+            bad = places[int((~finite).nonzero()[0])]
+            raise EvaluationError(
+                f"picture {bad} of configuration {qconfig.digest[:12]} is not finite: nothing is stored for it"
+            )
+        return images.mul(255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
     @property
     def has_full(self) -> bool:
@@ -349,6 +364,11 @@ def short(value: float) -> float:
 def made_by() -> dict[str, Any]:
     """Provenance of this process, asked for once."""
     return provenance()
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Of an accelerator or of this machine, for which torch raises a bare RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def compute_in(denoiser: nn.Module, dtype: torch.dtype) -> None:

@@ -45,6 +45,7 @@ def measure(
     seed_set: int = 0,
     seed: int = 0,
     batch_size: int = 64,
+    shard: int = 1024,
     engine: Engine = Local(),  # noqa: B008 (a frozen value)
     log: Log = ignore,
 ) -> list[Outcome]:
@@ -60,7 +61,9 @@ def measure(
         num_images: per configuration.
         seed_set: which starting noise; pictures of two seed sets have nothing in common but the captions.
         seed: of the random configurations; the first ones of two runs with the same seed are the same.
-        batch_size: pictures at a time.
+        batch_size: pictures at a time; halved where memory does not suffice.
+        shard: pictures per task: a configuration of more is drawn by several workers, and a killed run goes on within
+            it.
 
     Returns:
         The outcomes of the configurations in their order, without those that were set aside.
@@ -74,7 +77,7 @@ def measure(
 
     if num_configs < 1 or num_images < 2:
         raise ValueError(f"num_configs must be positive and num_images at least 2 (got {num_configs}, {num_images})")
-    with bench(model, space, store, engine, batch_size) as ready:
+    with bench(model, space, store, engine, batch_size, shard=shard) as ready:
         if configs is not None:
             chosen = read_configs(configs)
         elif alone is not None:

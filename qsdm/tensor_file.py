@@ -12,6 +12,8 @@ import struct
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
 Part = tuple[str, tuple[int, ...]]  # a type as safetensors spells it, and a shape
@@ -49,6 +51,26 @@ class TensorFile:
     def __exit__(self, *error: object) -> None:
         self._file.close()
 
-    def write(self, key: str, data: bytes | memoryview) -> None:
-        self._file.seek(self._start + self._places[key])
+    def write(self, key: str, data: bytes | memoryview, offset: int = 0) -> None:
+        """``offset`` bytes after the part's first."""
+        self._file.seek(self._start + self._places[key] + offset)
         self._file.write(data)
+
+
+def map_tensor(path: Path, key: str) -> np.ndarray:
+    """One part of a safetensors file, read when it is looked at; changes stay in memory.
+
+    Raises:
+        KeyError, OSError, ValueError: there is no such part, or the file is not complete.
+    """
+    with path.open("rb") as file:
+        length = file.read(8)
+        start = 8 + struct.unpack("<Q", length)[0] if len(length) == 8 else 0
+        if not 8 < start <= path.stat().st_size:
+            raise ValueError("it has no header")
+        entry = json.loads(file.read(start - 8))[key]
+    first, last = entry["data_offsets"]
+    if start + last > path.stat().st_size:
+        raise ValueError("it is cut short")
+    dtype = np.dtype({"U8": np.uint8, "F32": np.float32}[entry["dtype"]])
+    return np.memmap(path, dtype, "c", start + first, tuple(entry["shape"]))

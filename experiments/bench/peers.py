@@ -2,7 +2,8 @@
 
     make peers-table      or      python experiments/bench/peers.py [--write docs/quantizers.md]
 
-Those that are not installed are named and left out; ``make bench`` installs them into an environment of their own. Every peer runs with its defaults but for bits and group size, and gives its values back.
+Those that are not installed are named and left out; ``make bench`` installs them into an environment of their own.
+Every peer runs with its defaults but for bits and group size, and gives its values back.
 Errors are ||W - W^||^2 / ||W||^2 of heavy-tailed values (Student's t of four degrees of freedom) and of normal ones;
 bits count codes, scales and zero points, those of 32 bits as if they had 16.
 """
