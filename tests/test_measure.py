@@ -116,7 +116,7 @@ def test_bad_input_names_the_remedy(tiny_model: Model, store: Path, tmp_path: Pa
         measure(tiny_model, SpaceSpec("other", METHODS), store, engine=Serial())
     with pytest.raises(ValueError, match=r"num_images at least 2 \(got 80, 1\)"):
         measure(tiny_model, SPACE, store, num_images=1, engine=Serial())
-    with pytest.raises(EvaluationError, match=r"batch_size must be positive \(got 0\)"):
+    with pytest.raises(EvaluationError, match=r"batch_size and shard must be positive \(got 0 and 1024\)"):
         measure(tiny_model, SPACE, store, batch_size=0, engine=Serial())
 
 
