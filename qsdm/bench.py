@@ -125,7 +125,7 @@ class Bench:
 
     def full(self, protocol: Protocol) -> Path:
         """The file of the protocol's full-precision pictures, made if there is none."""
-        name = f"pictures/full-{drawing_digest(protocol)[:16]}.safetensors"
+        name = full_name(protocol)
         try:
             return self.store.find(name, made_by="measure")
         except StoreError:
@@ -231,6 +231,11 @@ def check_packed(graph: Graph, parameters: Mapping[str, Any], packed: PackedWeig
                 f"{packed.path} was made from other weights of {graph.denoiser!r}: "
                 f"run python -m qsdm.calibrate +model={graph.denoiser}"
             )
+
+
+def full_name(protocol: Protocol) -> str:
+    """The artifact that holds a protocol's full-precision pictures."""
+    return f"pictures/full-{drawing_digest(protocol)[:16]}.safetensors"
 
 
 def read_full(path: Path) -> np.ndarray:
