@@ -112,16 +112,18 @@ def plan_of(
 
 def picture_s(protocol: Protocol, outcomes: Sequence[Outcome], protocols: Mapping[str, Protocol]) -> float | None:
     """Seconds to draw and score one picture: the median of the last outcomes that drew in the same way, whatever
-    their seeds and number of pictures."""
-    found = []
+    their seeds and number of pictures; of those with the same metrics, if there are any."""
+    found: dict[bool, list[float]] = {True: [], False: []}
     for outcome in outcomes:
         about, other = outcome.provenance, protocols.get(outcome.protocol)
         # Full precision draws nothing: its pictures were there.
         if other is None or not outcome.qconfig.methods or not {"drawing_s", "scoring_s"} <= set(about):
             continue
         if way_of(other) == way_of(protocol):
-            found.append((about["drawing_s"] + about["scoring_s"]) / outcome.num_images)
-    return median(found[-NUM_RECENT:]) if found else None
+            seconds = (about["drawing_s"] + about["scoring_s"]) / outcome.num_images
+            found[set(other.metrics) == set(protocol.metrics)].append(seconds)
+    chosen = found[True] or found[False]
+    return median(chosen[-NUM_RECENT:]) if chosen else None
 
 
 def way_of(protocol: Protocol) -> tuple[object, ...]:

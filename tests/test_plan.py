@@ -57,6 +57,9 @@ def test_the_speed_is_that_of_pictures_drawn_in_the_same_way() -> None:
     assert plan(kept[0]).picture_s is None  # its protocol is not known
     recent = [outcome(CONFIGS[0], few, 160)] * NUM_RECENT  # here; before, on a faster machine
     assert plan(*kept * 40, *recent, others=(few,)).picture_s == 10
+    scored = dataclasses.replace(PROTOCOL, metrics={"psnr": "1", "fid": "1"})
+    assert plan(outcome(CONFIGS[0], scored, 2560), others=(scored,)).picture_s == 10
+    assert plan(outcome(CONFIGS[1], PROTOCOL, 256), outcome(CONFIGS[0], scored, 2560), others=(scored,)).picture_s == 1
 
 
 def test_workers_share_the_time_but_not_the_money() -> None:
