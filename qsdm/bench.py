@@ -132,7 +132,7 @@ class Bench:
 
     def full(self, protocol: Protocol) -> Path:
         """The file of the protocol's full-precision pictures, made if there is none."""
-        path = self.store.path(f"pictures/full-{drawing_digest(protocol)[:16]}.safetensors")
+        path = self.store.path(full_name(protocol))
         if path.exists():
             try:
                 read_full(path)
@@ -296,6 +296,11 @@ def check_packed(graph: Graph, parameters: Mapping[str, Any], packed: PackedWeig
                 f"{packed.path} was made from other weights of {graph.denoiser!r}: "
                 f"run python -m qsdm.calibrate +model={graph.denoiser}"
             )
+
+
+def full_name(protocol: Protocol) -> str:
+    """The artifact that holds a protocol's full-precision pictures."""
+    return f"pictures/full-{drawing_digest(protocol)[:16]}.safetensors"
 
 
 def read_full(path: Path) -> np.ndarray:

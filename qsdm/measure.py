@@ -5,6 +5,7 @@
     python -m qsdm.measure +model=emoji_unet seed_set=1            # the same configurations with other noise
     python -m qsdm.measure +model=emoji_unet alone=uaq-3           # each weight alone, all others in full precision
     python -m qsdm.measure +model=emoji_unet num_configs=60 seed=1 test=true    # to judge predictors, never to train
+    python -m qsdm.measure +model=emoji_unet plan=true price_per_hour=2.5       # how long, how much; nothing is drawn
 
 What the same protocol has measured before is skipped, so a killed run goes on where it was. Picture i of all
 configurations has the same caption and starting noise.
@@ -21,6 +22,7 @@ import numpy as np
 from qsdm import run
 from qsdm.cost import avg_bits
 from qsdm.engine.local import Local
+from qsdm.engine.serial import Serial
 from qsdm.log import Log, ignore
 from qsdm.outcome import Outcome
 from qsdm.qconfig import QuantConfig, Space, SpaceSpec
@@ -29,8 +31,10 @@ from qsdm.store import StoreError, read_json
 _GOLDEN = (5**0.5 - 1) / 2
 
 if TYPE_CHECKING:
+    from qsdm.bench import Bench
     from qsdm.denoisers import Model
     from qsdm.engine import Engine
+    from qsdm.outcome import Protocol
 
 
 def measure(
@@ -47,6 +51,8 @@ def measure(
     batch_size: int = 64,
     shard: int = 1024,
     engine: Engine = Local(),  # noqa: B008 (a frozen value)
+    plan: bool = False,
+    price_per_hour: float | None = None,
     log: Log = ignore,
 ) -> list[Outcome]:
     """Outcomes of random configurations, or of those in a file, and of full precision.
@@ -64,20 +70,25 @@ def measure(
         batch_size: pictures at a time; halved where memory does not suffice.
         shard: pictures per task: a configuration of more is drawn by several workers, and a killed run goes on within
             it.
+        plan: print what is missing, how long it takes and what the pipeline weighs, and stop.
+        price_per_hour: of one worker, in any currency; for the plan.
 
     Returns:
-        The outcomes of the configurations in their order, without those that were set aside.
+        The outcomes of the configurations in their order, without those that were set aside; of a plan, those that are
+        there already.
 
     Raises:
         StoreError: the model is not traced or not calibrated, or the store cannot be written.
         EvaluationError: no configuration has an outcome.
+        ValueError: a value is out of range.
     """
     from qsdm.bench import bench
     from qsdm.evaluation import EvaluationError
 
     if num_configs < 1 or num_images < 2:
         raise ValueError(f"num_configs must be positive and num_images at least 2 (got {num_configs}, {num_images})")
-    with bench(model, space, store, engine, batch_size, shard=shard) as ready:
+    # A plan starts no workers.
+    with bench(model, space, store, Serial() if plan else engine, batch_size, shard=shard) as ready:
         if configs is not None:
             chosen = read_configs(configs)
         elif alone is not None:
@@ -86,6 +97,10 @@ def measure(
             chosen = sample(ready.space, num_configs, seed)
         protocol = ready.protocol(seed_set, num_images)
         full = QuantConfig(model.name, {})
+        tell_plan(ready, [full, *chosen], protocol, engine, price_per_hour, plan)
+        if plan:
+            known = {outcome.qconfig.digest: outcome for outcome in ready.store.outcomes(protocol)}
+            return [known[qconfig.digest] for qconfig in chosen if qconfig.digest in known]
         measured = ready.measure([full, *chosen], protocol, "test" if test else "measure", log=log)
     outcomes = [measured.outcomes[qconfig.digest] for qconfig in chosen if qconfig.digest in measured.outcomes]
     if not outcomes:
@@ -100,6 +115,31 @@ def measure(
         named = ", ".join(digest[:12] for digest in measured.failures)
         print(f"{len(measured.failures)} configurations were set aside and have no outcome: {named}")
     return outcomes
+
+
+def tell_plan(
+    ready: Bench, wanted: Sequence[QuantConfig], protocol: Protocol, engine: Engine, price: float | None, whole: bool
+) -> None:
+    """Print what is going to be drawn, and what the pipeline weighs.
+
+    Args:
+        price: see `measure`.
+        whole: also if nothing is missing.
+    """
+    from qsdm import memory
+    from qsdm.bench import full_name
+    from qsdm.plan import plan_of, workers_of
+
+    try:
+        has_full = ready.store.find(full_name(protocol), made_by="measure").exists()
+    except StoreError:
+        has_full = False
+    outcomes, protocols = ready.store.outcomes(), ready.store.protocols()
+    plan = plan_of(wanted, protocol, outcomes, protocols, has_full, workers_of(engine), price)
+    print(plan, flush=True)
+    if whole or plan.num_pictures:
+        weighed = [qconfig for qconfig in wanted if qconfig.methods]
+        print(memory.memory_of(ready.model, ready.space.graph, weighed).line(ready.batch_size), flush=True)
 
 
 def sample(space: Space, num_configs: int, seed: int) -> list[QuantConfig]:

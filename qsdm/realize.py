@@ -8,7 +8,7 @@ Then it is measured on fresh seeds that nothing before has seen, beside full pre
 random ones of its size.
 
 Writes ``summary.json`` (measured values only), ``chosen.json`` (the configuration), ``checkpoint/`` (the pipeline, its
-denoiser packed: `qsdm.checkpoint.load_quantized`), ``pictures/*.png`` and ``report.html``.
+denoiser packed: `qsdm.checkpoint.load_quantized`; a model card), ``pictures/*.png`` and ``report.html``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from qsdm.engine.local import Local
 from qsdm.log import Log, ignore
 from qsdm.outcome import Objective, Outcome
 from qsdm.qconfig import QuantConfig, Space, SpaceSpec
-from qsdm.store import Store, StoreError, provenance, read_json, write_json
+from qsdm.store import Store, StoreError, provenance, read_json, write_json, write_text
 
 if TYPE_CHECKING:
     from qsdm.bench import Bench, Measured
@@ -113,6 +113,7 @@ def realize(
             "provenance": provenance(),
         }
         summary["checkpoint"] = write_checkpoint(ready, space, ours)
+        write_card(ready, fresh, found.of(ours), found.of(rows["fp"]))
         write_json(ready.store.path("summary.json"), summary)
         draw(ready, rows, summary["rows"], fresh)
     finish(ready, space, summary, log)
@@ -214,6 +215,18 @@ def write_checkpoint(ready: Bench, space: SpaceSpec, ours: QuantConfig) -> dict[
     }
 
 
+def write_card(ready: Bench, protocol: Protocol, outcome: Outcome, full: Outcome) -> None:
+    """A README.md for the checkpoint, where there is none or one of ours."""
+    from qsdm import card, memory
+
+    folder = ready.store.path("checkpoint")
+    if not card.is_kept(folder):
+        before = memory.memory_of(ready.model, ready.space.graph, [outcome.qconfig])
+        after = {name: memory.total(tensors) for name, tensors in memory.tensors_in(folder).items()}
+        text = card.card(ready.model, ready.space.graph, protocol, outcome, full, before, after)
+        write_text(folder / card.NAME, text)
+
+
 def draw(ready: Bench, rows: Mapping[str, QuantConfig], table: Sequence[Mapping[str, Any]], protocol: Protocol) -> None:
     """Grids of full precision, of the best uniform configuration of each bit width, of ours; and all of them in one."""
     from qsdm.bench import read_full
@@ -248,6 +261,7 @@ def best_uniform(ready: Bench, table: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def finish(ready: Bench, space: SpaceSpec, summary: Mapping[str, Any], log: Log) -> None:
     """Print the table, write the page, log both."""
+    from qsdm import memory
     from qsdm.report import page, results
 
     names = list(summary["rows"][0]["metrics"])
@@ -263,6 +277,8 @@ def finish(ready: Bench, space: SpaceSpec, summary: Mapping[str, Any], log: Log)
         f"checkpoint: {ready.store.path('checkpoint')}, denoiser {sum(size.values()):,} bytes "
         f"(packed {size['packed_bytes']:,}, unquantized {size['unquantized_bytes']:,}, header {size['header_bytes']:,})"
     )
+    ours = QuantConfig.from_json(read_json(ready.store.path("chosen.json")))
+    print(memory.memory_of(ready.model, ready.space.graph, [ours]).line(ready.batch_size))
     target = ready.store.path("report.html")
     try:
         page.write(target, results.read(ready.store, space.name, ready.space.full_bits))

@@ -132,6 +132,45 @@ def test_ours_is_written_as_a_small_pipeline_that_draws_the_same_pictures(
     assert np.abs(255 * drawn - wanted).max() < 3
 
 
+def test_the_checkpoint_has_a_model_card(tiny_model: Model, searched: Path, space: Space) -> None:
+    from qsdm import card
+    from qsdm.checkpoint import contents
+    from qsdm.memory import tensors_in, total
+
+    place = Store(searched, tiny_model.name)
+    folder = place.path("checkpoint")
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    chosen = QuantConfig.from_json(read_json(place.path("chosen.json")))
+    ours = next(row for row in read_json(place.path("summary.json"))["rows"] if row["name"] == "ours")
+    found = contents(folder)
+    here = {name: total(tensors) for name, tensors in tensors_in(folder).items()}
+    assert here["unet"] == found.total_bytes - found.header_bytes
+    for said in (
+        chosen.digest,
+        f"{ours['avg_bits']:.4f} of 16",
+        f"| {found.packed_bytes:,} bytes,",
+        f"| {here['unet']:,} |",
+        f"| {sum(here.values()):,} |",
+        "4 pictures of 16 px, 2 steps, guidance 2, seed set 1",
+        "| psnr | {:.4f} | {:.4f} to {:.4f} | - |".format(
+            value := ours["metrics"]["psnr"],
+            value - 1.96 * ours["standard_errors"]["psnr"],
+            value + 1.96 * ours["standard_errors"]["psnr"],
+        ),
+        "load_quantized(",
+        "DiffusionPipeline.from_pretrained(",
+        "does not by itself make inference\nfaster",
+    ):
+        assert said in text, said
+    assert "base_model" not in text  # a directory has no name that others know
+    assert str(searched) not in text
+
+    assert not card.is_kept(folder)
+    (folder / "README.md").write_text(text.replace(card.MARK, ""), encoding="utf-8")
+    assert card.is_kept(folder)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
 def test_takes_the_best_predicted_points_below_the_limit() -> None:
     def point(bits: float, value: float, *methods: str) -> dict:
         return {"avg_bits": bits, "predicted": value, "qconfig": {"methods": dict(enumerate(methods))}}
