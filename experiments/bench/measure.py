@@ -1,0 +1,157 @@
+"""What measuring a configuration costs beside drawing its pictures with the bare pipeline, and beside the naive way.
+
+    make bench      or      python experiments/bench/measure.py [--images 256]
+
+CPU seconds of one thread for one random configuration of each zoo pipeline:
+
+    bare        the pipeline as a user calls it, in the same batches, full precision
+    drawing     ours: weights that change are written, prompt embeddings are kept; its overhead is over ``bare``
+    scoring     all metrics of ``metrics=emoji``, halves and prefixes
+    naive       a process of its own: the pipeline is loaded, every weight quantized (K-Means by scikit-learn, as the
+                paper's release does it; in brackets by our fits), prompts are encoded, pictures drawn and scored
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from stages import model_of
+
+from qsdm import evaluation
+from qsdm.calibrate import calibrate
+from qsdm.calibration import PackedWeights
+from qsdm.denoisers import Model, arguments, denoiser_of, load_pipeline
+from qsdm.graph import Graph
+from qsdm.qconfig import QuantConfig, QuantMethod, SpaceSpec
+from qsdm.quant.methods import dequantize, fit
+from qsdm.run import CONF
+from qsdm.store import read_json
+from qsdm.trace import trace
+
+PIPELINES = ("emoji_unet", "emoji_pixart", "emoji_mmdit")
+
+
+def cpu_seconds(function: Callable[[], object]) -> float:
+    start = time.process_time()
+    function()
+    return time.process_time() - start
+
+
+def measure(name: str, num_images: int, store: Path) -> dict[str, float]:
+    model, spec = parts_of(name)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        graph = trace(model, store, page=False)
+        calibrate(model, spec, store)
+    space = spec.of(graph, model.full_bits)
+    packed = PackedWeights(store / name / "calibration" / spec.name)
+    prompts = evaluation.prompts_of(model)
+    protocol = evaluation.protocol_of(model, model.metrics, prompts, 0, num_images)
+    ready = evaluation.Evaluator(model, space.graph, packed, model.metrics, protocol, prompts)
+    rng = np.random.default_rng(0)
+    warm, timed = space.sample(rng), space.sample(rng)
+
+    def draw_bare(pipeline: object) -> None:
+        with torch.inference_mode():
+            for start in range(0, num_images, ready.batch_size):
+                places = range(start, min(start + ready.batch_size, num_images))
+                seeds = [torch.Generator().manual_seed(evaluation.seed_of(0, i)) for i in places]
+                call = arguments(pipeline, model, [ready.prompts[i] for i in places], generator=seeds, output_type="pt")
+                pipeline(**call)  # type: ignore[operator]
+
+    ready.outcome(warm)
+    pipeline = load_pipeline(model)
+    evaluation.compute_in(denoiser_of(pipeline, model), getattr(torch, model.dtype))
+    draw_bare(pipeline)
+    found = {"bare": min(cpu_seconds(lambda: draw_bare(pipeline)) for _ in range(2))}
+    drawn: list[float] = []
+    for qconfig in (timed, warm):
+        drawn.append(cpu_seconds(lambda q=qconfig: ready.pictures(q)))
+    found["drawing"] = min(drawn)
+    found["total"] = cpu_seconds(lambda: ready.outcome(timed))
+    for key, fits in (("naive", "scikit-learn"), ("naive, our fits", "ours")):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        command = [sys.executable, __file__, "--naive", name, "--fits", fits, "--images", str(num_images)]
+        subprocess.run([*command, "--store", str(store)], check=True, stdout=subprocess.DEVNULL)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        found[key] = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return found
+
+
+def naive(name: str, num_images: int, store: Path, fits: str) -> None:
+    """One configuration, from nothing."""
+    model, spec = parts_of(name)
+    space = spec.of(Graph.from_json(read_json(store / name / "graph.json")), model.full_bits)
+    qconfig = space.sample(np.random.default_rng(0))
+    prompts = evaluation.prompts_of(model)
+    protocol = evaluation.protocol_of(model, model.metrics, prompts, 0, num_images)
+    fresh = evaluation.Evaluator(model, space.graph, None, model.metrics, protocol, prompts)
+    parameters = dict(fresh.denoiser.named_parameters())
+    with torch.no_grad():
+        for weight in space.graph.weights:
+            part = parameters[weight.parameter][:, weight.start : weight.start + weight.shape[1]]
+            method = qconfig.methods[weight.name]
+            if fits == "ours" or method.name == "uaq":
+                part.copy_(dequantize(fit(part.float(), method)))
+            else:
+                part.copy_(scikit_learn(part.float(), method))
+    fresh.outcome(QuantConfig(name, {}))
+
+
+def scikit_learn(weight: torch.Tensor, method: QuantMethod) -> torch.Tensor:
+    from sklearn.cluster import KMeans
+
+    rows = weight.reshape(len(weight), -1).numpy() if method.name == "kmeans_c" else weight.reshape(1, -1).numpy()
+    found = []
+    for row in rows:
+        clusters = min(2**method.bits, len(np.unique(row)))
+        fitted = KMeans(clusters, max_iter=100).fit(row[:, None])
+        found.append(fitted.cluster_centers_[fitted.labels_, 0])
+    return torch.from_numpy(np.stack(found)).view(weight.shape)
+
+
+def parts_of(name: str) -> tuple[Model, SpaceSpec]:
+    """The model with its metrics, and the space, as ``python -m qsdm.measure +model=NAME`` has them."""
+    entries = [OmegaConf.load(CONF / group) for group in ("metrics/emoji.yaml", "space/traced.yaml")]
+    metrics, spec = (instantiate(entry, _convert_="all") for entry in entries)
+    return dataclasses.replace(model_of(name), metrics=metrics), spec
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--naive", choices=PIPELINES, help="only measure one configuration of this one, from nothing")
+    parser.add_argument("--fits", choices=("ours", "scikit-learn"), default="ours", help="of --naive")
+    parser.add_argument("--store", type=Path, help="of --naive, traced")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    if given.naive:
+        naive(given.naive, given.images, given.store, given.fits)
+        return
+    print(f"{f'CPU s, {given.images} pictures':<22}{'bare':>8}{'drawing':>9}{'overhead':>10}{'scoring':>9}", end="")
+    print(f"{'naive':>18}{'naive/ours':>18}")
+    with tempfile.TemporaryDirectory() as folder:
+        for name in PIPELINES:
+            found = measure(name, given.images, Path(folder))
+            bare, drawing, total = found["bare"], found["drawing"], found["total"]
+            slow, fast = found["naive"], found["naive, our fits"]
+            print(f"{name:<22}{bare:>8.2f}{drawing:>9.2f}{100 * (drawing / bare - 1):>9.1f}%", end="")
+            print(f"{total - drawing:>9.2f}{slow:>10.1f} ({fast:.1f}){slow / total:>11.2f} ({fast / total:.2f})")
+    print("targets: overhead 5 %, naive/ours 3")
+
+
+if __name__ == "__main__":
+    main()
