@@ -8,6 +8,7 @@ Writes ``predictor/<space>/fold-K.safetensors`` and ``predictor/<space>/report.j
 
     schema              qsdm/predictor-report/1
     denoiser, space, objective, predictor, seed, protocol, num_outcomes, seconds
+    cheap               num, num_images, and srcc of labels read off few pictures (see `qsdm.cheap_labels`), or null
     scores              by name (gnn, additive, ridge, error_sum, avg_bits): srcc and ndcg_at_10 on held-out
                         configurations, {mean, std, folds}
     noise               halves (rank correlation of two halves' labels, mean over the ways to halve, with quantiles),
@@ -27,15 +28,16 @@ from typing import Any
 
 import numpy as np
 
+from qsdm.cheap_labels import CheapLabels, cheap_labels
 from qsdm.cost import MethodTable
 from qsdm.denoisers import Model
 from qsdm.graph import Graph
 from qsdm.labels import labels_of, noise, test_report, under_protocol, usable
 from qsdm.log import Log, ignore
-from qsdm.outcome import Objective
+from qsdm.outcome import Objective, Outcome
 from qsdm.predictor import FitOptions
 from qsdm.qconfig import Space, SpaceSpec
-from qsdm.store import Store, provenance, read_json, write_json
+from qsdm.store import Store, StoreError, provenance, read_json, write_json
 
 SCHEMA = "qsdm/predictor-report/1"
 
@@ -48,6 +50,7 @@ def train(
     store: Path = Path("store"),
     seed_set: int = 0,
     num_images: int = 256,
+    cheap_images: int = 0,
     seed: int = 0,
     log: Log = ignore,
 ) -> dict[str, Any]:
@@ -57,6 +60,8 @@ def train(
         objective: the label that is learned; larger is better.
         seed_set: of the noise that the labels were measured with.
         num_images: pictures that each label was measured from.
+        cheap_images: learn from configurations of which so many pictures were drawn, too; their labels are read off
+            these (see `qsdm.cheap_labels`). 0: from full labels only.
         seed: of the folds and of the networks' first parameters.
 
     Returns:
@@ -79,6 +84,11 @@ def train(
     outcomes = usable(labelled, made, objective, model.name)
     genes = np.stack([made.encode(outcome.qconfig) for outcome in outcomes])
     labels, halves = labels_of(outcomes, made, objective)
+    num_full, cheap = len(labels), None
+    if cheap_images:
+        cheap, few = read_off(files, model, made, table, objective, outcomes, labels, seed_set, cheap_images)
+        genes = np.concatenate([genes, np.stack([made.encode(outcome.qconfig) for outcome in few])])
+        labels = np.concatenate([labels, cheap.labels])
 
     encoding = encode(made, table)
     folds = fit_folds(encoding, genes, labels, predictor, seed, log)
@@ -94,18 +104,19 @@ def train(
         "seed": seed,
         "seed_set": seed_set,
         "protocol": outcomes[0].protocol,
-        "num_outcomes": len(outcomes),
+        "num_outcomes": num_full,
+        "cheap": None if cheap is None else {"num": len(cheap.labels), "num_images": cheap_images, "srcc": cheap.srcc},
         "seconds": round(perf_counter() - began, 1),
         "epochs": [fold.epochs for fold in folds],
-        "scores": score(predictions, labels, [fold.test for fold in folds]),
+        "scores": score(predictions, labels, [fold.test[fold.test < num_full] for fold in folds]),
         "noise": noise(halves),
         "test": test_report(
             files, model, made, objective, lambda tested: on_test(trained, made, table, genes, labels, tested)
         ),
         "held_out": {
             "qconfig": [outcome.qconfig.digest for outcome in outcomes],
-            "measured": labels.tolist(),
-            **{name: values.tolist() for name, values in predictions.items()},
+            "measured": labels[:num_full].tolist(),
+            **{name: values[:num_full].tolist() for name, values in predictions.items()},
         },
         "provenance": provenance(),
     }
@@ -113,6 +124,37 @@ def train(
     log({f"train/{q}_{name}": s[q]["mean"] for name, s in report["scores"].items() for q in ("srcc", "ndcg_at_10")})
     print_report(report)
     return report
+
+
+def read_off(
+    files: Store,
+    model: Model,
+    space: Space,
+    table: MethodTable,
+    objective: Objective,
+    outcomes: Sequence[Outcome],
+    labels: np.ndarray,
+    seed_set: int,
+    cheap_images: int,
+) -> tuple[CheapLabels, list[Outcome]]:
+    """Labels of the configurations that have ``cheap_images`` pictures and no full label."""
+    from qsdm.predictor import baselines
+
+    def known(some: Sequence[Outcome]) -> np.ndarray:
+        genes = np.stack([space.encode(outcome.qconfig) for outcome in some])
+        return np.stack([-baselines.error_sum(space, table, genes), baselines.avg_bits(space, genes)], axis=1)
+
+    have = {outcome.qconfig.digest for outcome in outcomes}
+    found = usable(under_protocol(files, model, seed_set, cheap_images), space, objective, model.name)
+    few = [outcome for outcome in found if outcome.qconfig.digest not in have]
+    if not few:
+        raise StoreError(f"all {len(found)} configurations of {cheap_images} pictures have a full label, too")
+    cheap = cheap_labels(outcomes, labels, known(outcomes), few, known(few), cheap_images)
+    print(
+        f"{len(few)} labels read off {cheap_images} pictures, by {len(outcomes)} full ones; left out, these are met "
+        f"with srcc {cheap.srcc:.3f}"
+    )
+    return cheap, few
 
 
 def held_out(

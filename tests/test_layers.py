@@ -12,7 +12,17 @@ PACKAGE = Path(__file__).parents[1] / "qsdm"
 
 GROUND = {"graph", "qconfig", "cost", "outcome", "prompts", "store", "tensor_file", "log"}
 MACHINERY = {"tracing", "quant", "denoisers", "metrics", "strategies", "recipes"}
-JOINS = {"evaluation", "labels", "shards", "calibration", "engine", "bench", "checkpoint", "predictor"} | {
+JOINS = {
+    "evaluation",
+    "labels",
+    "cheap_labels",
+    "shards",
+    "calibration",
+    "engine",
+    "bench",
+    "checkpoint",
+    "predictor",
+} | {
     "plan",
     "memory",
     "card",
