@@ -16,10 +16,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import IO, Any
 
 from qsdm.engine import EngineError, Failure, Start
@@ -107,25 +108,33 @@ class _LocalPool:
     def map(self, tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         from pebble import ProcessExpired
 
-        futures: dict[Future, int] = {self._pool.submit(_do, None, task): i for i, task in enumerate(tasks)}
+        # Not concurrent.futures.wait: it takes the locks of all futures each time, and a Ctrl-C in between leaves some
+        # of them locked, for which the pool then waits forever.
+        done: SimpleQueue[tuple[int, Future]] = SimpleQueue()
+
+        def submit(i: int) -> None:
+            self._pool.submit(_do, None, tasks[i]).add_done_callback(lambda future: done.put((i, future)))
+
+        for i in range(len(tasks)):
+            submit(i)
         deaths = [0] * len(tasks)
-        while futures:
-            done, _ = wait(futures, return_when=FIRST_COMPLETED)
-            for future in done:
-                i = futures.pop(future)
-                try:
-                    result = future.result()
-                except ProcessExpired as death:
-                    deaths[i] += 1
-                    if deaths[i] <= self._retries:
-                        futures[self._pool.submit(_do, None, tasks[i])] = i
-                        continue
-                    result = Failure(f"its worker died {deaths[i]} times (exit code {death.exitcode})")
-                except Exception as error:  # a result that cannot be pickled
-                    result = Failure.of(error)
-                if isinstance(result, EngineError):
-                    raise result
-                yield i, result
+        left = len(tasks)
+        while left:
+            i, future = done.get()
+            try:
+                result = future.result()
+            except ProcessExpired as death:
+                deaths[i] += 1
+                if deaths[i] <= self._retries:
+                    submit(i)
+                    continue
+                result = Failure(f"its worker died {deaths[i]} times (exit code {death.exitcode})")
+            except Exception as error:  # a result that cannot be pickled
+                result = Failure.of(error)
+            if isinstance(result, EngineError):
+                raise result
+            left -= 1
+            yield i, result
 
 
 def _begin(places: Sequence[tuple[Path, str]], start: Start, num_threads: int) -> None:
