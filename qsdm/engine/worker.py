@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -16,10 +17,7 @@ class Worker:
     """
 
     def __init__(self, start: Start, num_threads: int) -> None:
-        import torch
-
-        torch.set_num_threads(num_threads)
-        self._start = start
+        self._start, self._num_threads = start, num_threads
         self._work: Callable[[Any], Any] | None = None
 
     def do(self, task: Any) -> Any:
@@ -38,6 +36,14 @@ class Worker:
 
     def _started(self) -> Callable[[Any], Any]:
         try:
-            return self._start()
+            self._limit_threads()
+            work = self._start()
+            self._limit_threads()
         except Exception as error:
             raise EngineError(f"a worker could not start: {error}") from error
+        return work
+
+    def _limit_threads(self) -> None:
+        """Once before and once after ``start``, which may be the first to import torch, or do without."""
+        if torch := sys.modules.get("torch"):
+            torch.set_num_threads(self._num_threads)
