@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import inspect
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -143,10 +144,10 @@ def test_the_packaged_configs_are_found_without_a_checkout(tmp_path: Path) -> No
 
 def commands_of(page: Path) -> Iterator[tuple[str, list[str]]]:
     """Commands and their arguments in a page's shell blocks, with ``MODEL="..."`` filled in."""
-    text = page.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8").replace("\\\n", "")
     model = re.search(r'^MODEL="(.*)"$', text, re.MULTILINE)
     for command, arguments in re.findall(r"^python -m qsdm(\.\w+)? +([^#\n]*)", text, re.MULTILINE):
-        yield command[1:] or "main", arguments.replace("$MODEL", model[1] if model else "").split()
+        yield command[1:] or "main", shlex.split(arguments.replace("$MODEL", model[1] if model else ""))
 
 
 def test_the_commands_of_the_protocols_compose() -> None:
@@ -156,3 +157,9 @@ def test_the_commands_of_the_protocols_compose() -> None:
         model = run.keywords(*compose(command, arguments))["model"]
         assert model.prompts is not None
         assert set(model.metrics) == {"fid", "clip_score", "psnr"}
+
+
+def test_the_commands_that_scale_compose() -> None:
+    commands = list(commands_of(run.CHECKOUT / "docs" / "scaling.md"))
+    engines = [run.keywords(*compose(command, arguments))["engine"] for command, arguments in commands]
+    assert [type(engine).__name__ for engine in engines] == ["Local", "Ray", "Ray", "Slurm"]

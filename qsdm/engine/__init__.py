@@ -28,6 +28,11 @@ class Failure:
 
     reason: str
 
+    @classmethod
+    def of(cls, error: Exception) -> Failure:
+        """Of a task that raised."""
+        return cls(f"{type(error).__name__}: {error}")
+
 
 class Pool(Protocol):
     """Workers that are running."""

@@ -3,23 +3,31 @@
 Processes are spawned: a fork after OpenMP has started threads hangs. Each worker has one thread; on a CPU many
 single-threaded workers draw more pictures than one with many threads. Ctrl-C reaches the driver only, which then ends
 the workers; if the driver is killed, they end themselves.
+
+With ``gpus=N`` each worker sees one GPU alone, the first by its own count. A worker that takes a dead one's place takes
+its GPU too. Not tried: several GPUs.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from queue import SimpleQueue
+from typing import IO, Any
 
 from qsdm.engine import EngineError, Failure, Start
+from qsdm.engine.worker import Worker
 
-_start: Start
-_work: Callable[[Any], Any] | None = None
+_worker: Worker
+_place: IO[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,21 +35,25 @@ class Local:
     """Options of the pool.
 
     Attributes:
-        num_workers: processes; None for as many as there are cores for us.
+        num_workers: processes; None for one per GPU, or without GPUs for as many as there are cores for us.
         num_threads: of each worker.
         retries: how often a task is done again after its worker died.
+        gpus: over how many GPUs the workers are spread, the first of those that CUDA_VISIBLE_DEVICES names; 0 to let
+            each worker see what this process sees.
     """
 
     num_workers: int | None = None
     num_threads: int = 1
     retries: int = 1
+    gpus: int = 0
 
     def __post_init__(self) -> None:
-        if (self.num_workers is not None and self.num_workers < 1) or self.num_threads < 1 or self.retries < 0:
+        if (self.num_workers is not None and self.num_workers < 1) or self.num_threads < 1:
             raise ValueError(
-                f"num_workers and num_threads must be positive and retries not negative "
-                f"(got {self.num_workers}, {self.num_threads}, {self.retries})"
+                f"num_workers and num_threads must be positive (got {self.num_workers}, {self.num_threads})"
             )
+        if self.retries < 0 or self.gpus < 0:
+            raise ValueError(f"retries and gpus must not be negative (got {self.retries}, {self.gpus})")
 
     @contextmanager
     def open(self, start: Start) -> Iterator[_LocalPool]:
@@ -49,28 +61,44 @@ class Local:
 
         from pebble import ProcessPool
 
-        workers = self.num_workers or len(
-            os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-        )
-        pool = ProcessPool(
-            max_workers=workers,
-            initializer=_begin,
-            initargs=(start, self.num_threads),
-            context=multiprocessing.get_context("spawn"),
-        )
-        try:
-            yield _LocalPool(pool, self.retries)
-            pool.close()
-        except BaseException:
-            pool.stop()
-            raise
-        finally:
-            pool.join()
+        workers = self.num_workers or self.gpus or num_cores()
+        gpus = visible_gpus(self.gpus)
+        with tempfile.TemporaryDirectory(prefix="qsdm-gpus-") if gpus else nullcontext() as folder:
+            places = [(Path(folder) / str(i), gpus[i % len(gpus)]) for i in range(workers)] if folder else []
+            pool = ProcessPool(
+                max_workers=workers,
+                initializer=_begin,
+                initargs=(places, start, self.num_threads),
+                context=multiprocessing.get_context("spawn"),
+            )
+            try:
+                yield _LocalPool(pool, self.retries)
+                pool.close()
+            except BaseException:
+                pool.stop()
+                raise
+            finally:
+                pool.join()
 
 
 def num_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def visible_gpus(num: int) -> list[str]:
+    """The first GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them.
+
+    Raises:
+        EngineError: it may use fewer.
+    """
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return [str(i) for i in range(num)]
+    found = [name.strip() for name in named.split(",") if name.strip()]
+    if len(found) < num:
+        raise EngineError(f"wanted {num} GPUs (CUDA_VISIBLE_DEVICES names {len(found)}): give engine.gpus={len(found)}")
+    return found[:num]
 
 
 class _LocalPool:
@@ -80,39 +108,70 @@ class _LocalPool:
     def map(self, tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         from pebble import ProcessExpired
 
-        futures: dict[Future, int] = {self._pool.submit(_do, None, task): i for i, task in enumerate(tasks)}
+        # Not concurrent.futures.wait: it takes the locks of all futures each time, and a Ctrl-C in between leaves some
+        # of them locked, for which the pool then waits forever.
+        done: SimpleQueue[tuple[int, Future]] = SimpleQueue()
+
+        def submit(i: int) -> None:
+            self._pool.submit(_do, None, tasks[i]).add_done_callback(lambda future: done.put((i, future)))
+
+        for i in range(len(tasks)):
+            submit(i)
         deaths = [0] * len(tasks)
-        while futures:
-            done, _ = wait(futures, return_when=FIRST_COMPLETED)
-            for future in done:
-                i = futures.pop(future)
-                try:
-                    yield i, future.result()
-                except EngineError as error:
-                    raise EngineError(str(error)) from error
-                except ProcessExpired as death:
-                    deaths[i] += 1
-                    if deaths[i] <= self._retries:
-                        futures[self._pool.submit(_do, None, tasks[i])] = i
-                    else:
-                        yield i, Failure(f"its worker died {deaths[i]} times (exit code {death.exitcode})")
-                except Exception as error:  # whatever a task raises concerns this task only
-                    yield i, Failure(f"{type(error).__name__}: {error}")
+        left = len(tasks)
+        while left:
+            i, future = done.get()
+            try:
+                result = future.result()
+            except ProcessExpired as death:
+                deaths[i] += 1
+                if deaths[i] <= self._retries:
+                    submit(i)
+                    continue
+                result = Failure(f"its worker died {deaths[i]} times (exit code {death.exitcode})")
+            except Exception as error:  # a result that cannot be pickled
+                result = Failure.of(error)
+            if isinstance(result, EngineError):
+                raise result
+            left -= 1
+            yield i, result
 
 
-def _begin(start: Start, num_threads: int) -> None:
+def _begin(places: Sequence[tuple[Path, str]], start: Start, num_threads: int) -> None:
     """Set a fresh worker up; what `start` loads waits for the first task, whose future can report that it failed."""
-    global _start
-    _start = start
+    global _worker
+    if places:
+        _take(places)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_driver, daemon=True).start()
-    import torch
     from tqdm import tqdm
 
-    torch.set_num_threads(num_threads)
     tqdm.set_lock(
         threading.RLock()
     )  # its default is a semaphore of the system, which a worker that is ended would leak
+    _worker = Worker(start, num_threads)
+
+
+def _take(places: Sequence[tuple[Path, str]]) -> None:
+    """See the GPU of the first place that no living worker holds.
+
+    The system releases the lock of a worker that dies, however it dies. Torch asks for the variable when it first uses
+    a GPU, which importing qsdm does not.
+    """
+    global _place
+    import fcntl
+
+    while True:
+        for path, gpu in places:
+            _place = path.open("w")
+            try:
+                fcntl.flock(_place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                _place.close()
+                continue
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+            return
+        time.sleep(0.1)  # the one whose place this shall be is still ending
 
 
 def _end_with_driver() -> None:
@@ -125,10 +184,4 @@ def _end_with_driver() -> None:
 
 
 def _do(task: Any) -> Any:
-    global _work
-    if _work is None:
-        try:
-            _work = _start()
-        except Exception as error:
-            raise EngineError(f"a worker could not start: {error}") from error
-    return _work(task)
+    return _worker.do(task)

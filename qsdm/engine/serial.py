@@ -33,4 +33,4 @@ class _SerialPool:
             except EngineError:
                 raise
             except Exception as error:  # whatever a task raises concerns this task only
-                yield i, Failure(f"{type(error).__name__}: {error}")
+                yield i, Failure.of(error)

@@ -1,0 +1,170 @@
+"""Actors on a Ray cluster, or on one that is started on this machine for as long as the block lasts.
+
+Each actor is a process with the CPUs and GPUs that Ray gave it; Ray itself lets it see only its GPUs. An actor gets a
+task when it runs, so nodes that join later take part. On a cluster the nodes need qsdm, and the store and the model
+under the same paths. Not tried: several machines, GPUs.
+
+References:
+    Ray: A Distributed Framework for Emerging AI Applications (Moritz et al., 2018).
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import socket
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from qsdm.engine import EngineError, Failure, Start
+from qsdm.engine.worker import Worker
+
+
+@dataclass(frozen=True, slots=True)
+class Ray:
+    """Options of the actors.
+
+    Attributes:
+        address: of a cluster, as ``ray start`` prints it, or auto for the one that this machine belongs to; None to
+            start one on this machine.
+        num_workers: actors; None for as many as the cluster has CPUs and GPUs for.
+        num_cpus: of each actor.
+        num_gpus: of each actor; a fraction lets several share one.
+        num_threads: of each actor.
+        retries: how often a task is done again after its actor died.
+        init: further arguments of ``ray.init``, as object_store_memory or runtime_env.
+    """
+
+    address: str | None = None
+    num_workers: int | None = None
+    num_cpus: float = 1.0
+    num_gpus: float = 0.0
+    num_threads: int = 1
+    retries: int = 1
+    init: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if (self.num_workers is not None and self.num_workers < 1) or self.num_threads < 1 or self.num_cpus <= 0:
+            raise ValueError(
+                f"num_workers, num_threads and num_cpus must be positive "
+                f"(got {self.num_workers}, {self.num_threads}, {self.num_cpus})"
+            )
+        if self.retries < 0 or self.num_gpus < 0:
+            raise ValueError(f"retries and num_gpus must not be negative (got {self.retries}, {self.num_gpus})")
+
+    @contextmanager
+    def open(self, start: Start) -> Iterator[_RayPool]:
+        try:
+            import ray
+        except ImportError as error:
+            raise EngineError("the engine ray needs Ray: pip install 'qsdm[ray]'") from error
+
+        ours = not ray.is_initialized()
+        try:
+            if ours:
+                self._connect(ray)
+            num_workers = self.num_workers or self._room(ray)
+            pool = _RayPool(ray, self, start)
+            try:
+                for _ in range(num_workers):
+                    pool.hire()
+                yield pool
+            finally:
+                pool.end()
+        finally:
+            if ours:
+                ray.shutdown()
+
+    def _connect(self, ray: Any) -> None:
+        quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+        here = {"include_dashboard": False} if self.address is None else {}
+        try:
+            if at := re.fullmatch(r"(?:ray://)?(.+):(\d+)", self.address or ""):
+                socket.create_connection(
+                    (at[1], int(at[2])), 10
+                ).close()  # Ray itself would try for a quarter of an hour
+            ray.init(address=self.address or "local", **(quiet | here | dict(self.init)))
+        except (OSError, ValueError, RuntimeError) as error:
+            raise EngineError(f"no Ray cluster at {self.address or 'this machine'} ({_first_line(error)})") from error
+
+    def _room(self, ray: Any) -> int:
+        """For how many actors the nodes have CPUs and GPUs."""
+        wanted = {name: num for name, num in (("CPU", self.num_cpus), ("GPU", self.num_gpus)) if num}
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        # A thousandth, for Ray counts in ten-thousandths: 1 / 0.1 shall be ten.
+        room = sum(min(int(node.get(name, 0) / num + 1e-3) for name, num in wanted.items()) for node in nodes)
+        if room < 1:
+            raise EngineError(
+                f"no node of the cluster has {self.num_cpus:g} CPUs and {self.num_gpus:g} GPUs for a worker: "
+                "give smaller engine.num_cpus and engine.num_gpus"
+            )
+        return room
+
+
+class _RayPool:
+    def __init__(self, ray: Any, options: Ray, start: Start) -> None:
+        self._ray, self._retries = ray, options.retries
+        actor = ray.remote(num_cpus=options.num_cpus, num_gpus=options.num_gpus)(Worker)
+        self._new = lambda: actor.remote(start, options.num_threads)
+        self._idle: list[Any] = []
+        self._coming: dict[Any, Any] = {}  # actor by the reference that is ready when it runs
+
+    def hire(self) -> None:
+        actor = self._new()
+        self._coming[actor.__ray_ready__.remote()] = actor
+
+    def end(self) -> None:
+        for actor in (*self._idle, *self._coming.values()):
+            self._ray.kill(actor)
+
+    def map(self, tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        from ray.exceptions import RayError, RayTaskError
+
+        todo = deque(range(len(tasks)))
+        deaths = [0] * len(tasks)
+        doing: dict[Any, tuple[Any, int]] = {}
+        try:
+            while todo or doing:
+                while todo and self._idle:
+                    actor, i = self._idle.pop(), todo.popleft()
+                    doing[actor.do.remote(tasks[i])] = actor, i
+                (ready,), _ = self._ray.wait([*doing, *self._coming], num_returns=1)
+                if ready in self._coming:
+                    actor = self._coming.pop(ready)
+                    try:
+                        self._ray.get(ready)
+                    except RayError as error:
+                        raise EngineError(f"a worker could not start: {_last_line(error)}") from error
+                    self._idle.append(actor)
+                    continue
+                actor, i = doing.pop(ready)
+                try:
+                    result = self._ray.get(ready)
+                except RayTaskError as error:  # a result that cannot be pickled
+                    result = Failure(_last_line(error))
+                except RayError as death:  # of the actor or of its node
+                    self._ray.kill(actor)
+                    self.hire()
+                    deaths[i] += 1
+                    if deaths[i] <= self._retries:
+                        todo.append(i)
+                        continue
+                    yield i, Failure(f"its worker died {deaths[i]} times ({type(death).__name__})")
+                    continue
+                self._idle.append(actor)
+                if isinstance(result, EngineError):
+                    raise result
+                yield i, result
+        finally:
+            self._idle += [actor for actor, _ in doing.values()]  # they do what they are given one after the other
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or repr(error)).splitlines()[0]
+
+
+def _last_line(error: BaseException) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[-1]
