@@ -8,9 +8,8 @@ made.
 from __future__ import annotations
 
 import json
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +75,7 @@ def calibrate(
         shapes = {weight.name: weight.shape for weight in weights}
         about = json.dumps({"schema": SCHEMA, "version": VERSION, "shapes": shapes})
         with TensorFile(partial, parts, {"qsdm": about}) as file:
-            for i, fits in enumerate(_fits(tensors, space)):
+            for done, (i, fits) in enumerate(_fits(tensors, space), 1):
                 for method, fitted in fits.items():
                     for part, stored in fitted.quantized.parts.items():
                         file.write(f"{weights[i].name}|{method}|{part}", bytes_of(stored))
@@ -84,7 +83,7 @@ def calibrate(
                     errors[i, column] = fitted.rel_error if error == "relative" else fitted.paper_error
                     norms[i, column] = fitted.norm_error
                 log(
-                    {"calibrate/weights": i + 1}
+                    {"calibrate/weights": done}
                     | {f"calibrate/error/{method}": errors[i, methods.index(method)] for method in fits}
                 )
 
@@ -96,25 +95,23 @@ def calibrate(
     return table
 
 
-def _fits(tensors: Callable[[str], torch.Tensor], space: Space) -> Iterator[dict[QuantMethod, Fitted]]:
-    """The fits of every weight in turn, two weights at a time if torch has two threads or more."""
+def _fits(tensors: Callable[[str], torch.Tensor], space: Space) -> Iterator[tuple[int, dict[QuantMethod, Fitted]]]:
+    """Index and fits of every weight as they come, two weights at a time if torch has two threads or more."""
     workers = min(2, torch.get_num_threads())
 
-    def made(weight: Weight, offered: tuple[QuantMethod, ...]) -> dict[QuantMethod, Fitted]:
+    def made(i: int) -> tuple[int, dict[QuantMethod, Fitted]]:
         with sharing(workers):
-            return fit_all(_read(tensors, weight), offered)
+            return i, fit_all(_read(tensors, space.graph.weights[i]), space.options[i])
 
-    waiting: deque[Future[dict[QuantMethod, Fitted]]] = deque()
+    waiting: set[Future[tuple[int, dict[QuantMethod, Fitted]]]] = set()
     with ThreadPoolExecutor(workers) as pool:
         try:
-            for weight, offered in zip(
-                tqdm(space.graph.weights, "calibrate", disable=None, unit="weight"), space.options, strict=True
-            ):
-                waiting.append(pool.submit(made, weight, offered))
+            for i in tqdm(range(len(space.options)), "calibrate", disable=None, unit="weight"):
+                waiting.add(pool.submit(made, i))
                 if len(waiting) == _AHEAD:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                    yield from (future.result() for future in done)
+            yield from (future.result() for future in as_completed(waiting))
         finally:
             pool.shutdown(cancel_futures=True)
 
