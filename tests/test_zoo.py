@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_conf import compose
 
@@ -14,6 +15,7 @@ from qsdm import run
 from qsdm.denoisers import ZOO, load_pipeline, weights_digest
 from qsdm.evaluation import prompts_of, protocol_of
 from qsdm.graph import Graph
+from qsdm.outcome import SCHEMA
 from qsdm.store import Store, read_json
 from qsdm.trace import trace
 
@@ -41,10 +43,39 @@ def test_labels_were_measured_with_this_pipeline_and_these_metrics(made, tmp_pat
     trace(model, tmp_path, page=False)
     graph = Graph.from_json(read_json(Store(tmp_path, model.name).path("graph.json")))
     encodable = space.of(graph, model.full_bits)
-    labels = [outcome for outcome in outcomes if outcome.qconfig.methods]
-    assert len(labels) >= 80
-    assert len({encodable.encode(outcome.qconfig).tobytes() for outcome in labels}) == len(labels)
+    drawn = [outcome for outcome in outcomes if len(outcome.qconfig.methods) > 1]
+    labels = [outcome for outcome in drawn if outcome.is_label]
+    assert len(labels) >= 240
+    assert len(drawn) >= len(labels) + 60, "and a test set"
+    assert len({encodable.encode(outcome.qconfig).tobytes() for outcome in drawn}) == len(drawn)
     assert all(outcome.num_images == 256 and set(outcome.metrics) == set(model.metrics) for outcome in outcomes)
+    alone = [outcome for outcome in outcomes if len(outcome.qconfig.methods) == 1]
+    assert all(next(iter(outcome.qconfig.methods.values())).bits == 3 for outcome in alone)
+
+
+def test_the_bank_is_a_table_that_others_read() -> None:
+    import pandas
+    import pyarrow.parquet
+
+    path = ZOO / "emoji_unet" / "store" / "outcomes.parquet"
+    assert pyarrow.parquet.read_schema(path).metadata[b"qsdm_schema"] == str(SCHEMA).encode()
+    bank = pandas.read_parquet(path)
+    card = (path.parent / "README.md").read_text(encoding="utf-8")
+    for column in bank.columns:
+        name = column.partition("/")[0]
+        assert f"`{name}/NAME`" in card or f"`{column}`" in card, f"the data card does not explain {column}"
+    labels = bank[(bank.part == "traced") & (bank.stage == "measure")]
+    counts, _ = np.histogram(labels.avg_bits, 10)
+    assert counts.min() > 0.5 * counts.mean(), "average bits are not spread evenly"
+    error = labels["standard_error/fd_lite0"]
+    assert (error > 0).all()
+    assert error.median() < 0.5 * labels["metric/fd_lite0"].std(), "labels that are all noise"
+    tested = bank[(bank.stage == "test") & (bank.part == "traced")]
+    sets = {key: set(rows.qconfig) for key, rows in tested.groupby(["seed_set", "num_images"])}
+    assert set(sets) == {(0, 256), (0, 1024), (1, 256)}
+    assert len(set.intersection(*sets.values())) == 60
+    assert not sets[0, 256] & set(labels.qconfig), "a configuration of the test set is a label, too"
+    assert bank.pictures.nunique() == len(bank), "two configurations drew the same pictures"
 
 
 def test_pipeline_is_small_and_in_16_bit(made) -> None:
