@@ -95,11 +95,12 @@ def most_measured(store: Store) -> tuple[Protocol | None, list[Outcome]]:
 def labels(
     outcomes: Sequence[Outcome], graph: Graph, full_bits: int, objective: Objective | None = None
 ) -> list[dict[str, Any]]:
-    """Average bits, metrics and, on the objective's scale, quality of each outcome; full precision left out."""
+    """Average bits, metrics and, on the objective's scale, quality of each outcome; full precision left out, and
+    single weights alone, which nobody would deploy."""
     # A space may merge split weights; sizes are then those of the merged names, which only that space's graph knows.
     found = []
     for outcome in outcomes:
-        if not outcome.qconfig.methods:
+        if len(outcome.qconfig.methods) <= 1 < len(graph.weights):
             continue
         bits = _avg_bits(graph, outcome.qconfig, full_bits)
         values = dict(outcome.metrics) | {"avg_bits": bits}
