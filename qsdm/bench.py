@@ -103,6 +103,10 @@ class Measured:
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
 
+    def set_aside(self, qconfig: QuantConfig, reason: str) -> None:
+        self.failures[qconfig.digest] = reason
+        tqdm.write(f"configuration {qconfig.digest[:12]} was set aside: {reason}")
+
     def of(self, qconfig: QuantConfig) -> Outcome:
         """Raises EvaluationError if it was set aside."""
         if qconfig.digest not in self.outcomes:
@@ -196,11 +200,10 @@ class Bench:
         database = OutcomeDatabase(self.store.path("outcomes.sqlite"))
         full = self.full(protocol)
         shards = Shards(self.store, protocol, self.shard)
-        tasks = [
-            Look(qconfig, protocol, full, start, stop) for qconfig in missing for start, stop in shards.missing(qconfig)
-        ]
+        spans = {qconfig.digest: shards.missing(qconfig) for qconfig in missing}
+        tasks = [Look(qconfig, protocol, full, *span) for qconfig in missing for span in spans[qconfig.digest]]
         bar = tqdm(desc=what, total=len(missing), disable=None, unit="configuration")
-        whole = [qconfig for qconfig in missing if not shards.missing(qconfig)]  # all drawn, then killed
+        whole = [qconfig for qconfig in missing if not spans[qconfig.digest]]  # all drawn, then killed
         with bar:
             for qconfig in whole:
                 self._add(qconfig, protocol, shards, database, measured, what, log)
@@ -209,8 +212,7 @@ class Bench:
                 qconfig = tasks[i].qconfig
                 if isinstance(result, Failure):
                     if qconfig.digest not in measured.failures:
-                        measured.failures[qconfig.digest] = result.reason
-                        tqdm.write(f"configuration {qconfig.digest[:12]} was set aside: {result.reason}")
+                        measured.set_aside(qconfig, result.reason)
                         bar.update()
                     continue
                 shards.add(qconfig, tasks[i].start, result)
@@ -233,8 +235,7 @@ class Bench:
         try:
             outcome = outcome_of(qconfig, protocol, self.model.metrics, shards.collect(qconfig))
         except EvaluationError as error:
-            measured.failures[qconfig.digest] = str(error)
-            tqdm.write(f"configuration {qconfig.digest[:12]} was set aside: {error}")
+            measured.set_aside(qconfig, str(error))
             return
         outcome = dataclasses.replace(outcome, provenance={**outcome.provenance, "stage": what})
         database.add(outcome, protocol)

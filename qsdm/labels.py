@@ -141,8 +141,8 @@ def test_report(
     from qsdm.predictor.scores import srcc
 
     sets, labelled = [], []
-    for digest, protocol in sorted(of_model(files, model).items(), key=lambda p: (p[1].seed_set, p[1].num_images)):
-        tested = [o for o in files.outcomes(protocol) if o.protocol == digest and o.provenance.get("stage") == "test"]
+    for protocol in sorted(of_model(files, model).values(), key=lambda p: (p.seed_set, p.num_images)):
+        tested = [o for o in files.outcomes(protocol) if o.provenance.get("stage") == "test"]
         found = in_space(tested, space, objective)
         if len(found) < 3:
             continue

@@ -130,10 +130,7 @@ def tell_plan(
     from qsdm.bench import full_name
     from qsdm.plan import plan_of, workers_of
 
-    try:
-        has_full = ready.store.find(full_name(protocol), made_by="measure").exists()
-    except StoreError:
-        has_full = False
+    has_full = ready.store.path(full_name(protocol)).exists()
     outcomes, protocols = ready.store.outcomes(), ready.store.protocols()
     plan = plan_of(wanted, protocol, outcomes, protocols, has_full, workers_of(engine), price)
     print(plan, flush=True)

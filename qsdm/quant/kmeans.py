@@ -37,7 +37,7 @@ Fit = tuple[np.ndarray, dict[str, np.ndarray]]  # codes and tensors
 
 _EXACT = 256  # longest row that is solved without bins
 _COMPAND = np.float32(18.0)  # deviations (0.68 sigma of normal values) at which a bin is four times as wide
-_NODES = 124  # of the programme, about: rows come within 0.5 % of the optimum, tensors within 0.1 %
+_NODES = 124  # of the programme, about: heavy-tailed rows come within 0.5 % of the optimum
 _SPREAD = 85.0  # deviations^2: (integral of density^(1/3))^3 (Panter & Dite), between normal and heavy-tailed values
 
 
