@@ -21,7 +21,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from qsdm.denoisers import ZOO, Model, ModelError, arguments, denoiser_of, load_pipeline, weights_digest
+from qsdm.denoisers import (
+    ZOO,
+    Model,
+    ModelError,
+    arguments,
+    computed_in,
+    denoiser_of,
+    load_pipeline,
+    weights_digest,
+)
 from qsdm.graph import Graph, canonical
 from qsdm.metrics import Metric
 from qsdm.outcome import Outcome, Protocol
@@ -174,7 +183,7 @@ class Evaluator:
         if torch.cuda.is_available():
             self.pipeline.to("cuda")  # type: ignore[attr-defined]
         self.denoiser = denoiser_of(self.pipeline, model)
-        compute_in(self.denoiser, getattr(torch, model.dtype))
+        compute_in(self.denoiser, computed_in(model.dtype))
         if hasattr(self.pipeline, "encode_prompt"):
             self.pipeline.encode_prompt = remembered(self.pipeline.encode_prompt)
         self._switch: Any = None
@@ -286,6 +295,7 @@ class Evaluator:
             "scoring_s": round(time.perf_counter() - drawn, 3),
             "batch_size": self.batch_size,
             "num_threads": torch.get_num_threads(),
+            "computed_in": str(computed_in(self.protocol.dtype)).removeprefix("torch."),
         }
         return Seen(features, digests(images), about)
 

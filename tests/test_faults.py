@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -19,6 +22,7 @@ from qsdm import evaluation
 from qsdm import store as stores
 from qsdm.calibrate import calibrate
 from qsdm.denoisers import Model
+from qsdm.engine.local import Local
 from qsdm.engine.serial import Serial
 from qsdm.measure import measure
 from qsdm.outcome import Outcome
@@ -67,7 +71,7 @@ def assert_same(root: Path, found: list[Outcome], wanted: list[Outcome], toleran
 
 
 FORKS = """
-import json, os, random, signal, sys, time, warnings
+import json, os, random, shutil, signal, sys, time, warnings
 from pathlib import Path
 
 def child(fields, reference, methods, root, num, images):
@@ -83,63 +87,106 @@ def child(fields, reference, methods, root, num, images):
     model = Model(**fields, metrics={"fd_lite0": FrechetLite0(reference), "psnr": Psnr()})
     measure(model, SpaceSpec("small", methods), Path(root), num, num_images=images, shard=2, engine=Serial())
 
-if __name__ == "__main__":
-    import diffusers, transformers, qsdm.bench, qsdm.measure, qsdm.metrics.lite0  # once, for all that are forked
-    from diffusers import StableDiffusionPipeline
-    given, kills, at_once = json.loads(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    rng, killed, alive = random.Random(0), 0, []
+def fork(given):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            child(*given)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr, flush=True)
+            os._exit(1)
+        os._exit(0)
+    return pid
 
-    def fork():
-        pid = os.fork()
-        if pid == 0:
-            try:
-                child(*given)
-            except BaseException as error:
-                print(repr(error), file=sys.stderr, flush=True)
-                os._exit(1)
-            os._exit(0)
-        return pid
+def end(pid):
+    assert os.waitpid(pid, 0)[1] == 0
 
-    for _ in range(kills):
-        pid = fork()
-        time.sleep(rng.uniform(0.0, 2.0))
+def interrupted(given, root, fresh, kills):
+    # A store whose run came to its end is put aside, and a fresh one begun, until all kills have met a living run.
+    begun = time.monotonic()
+    end(fork(given))
+    whole, rng, stores, killed = time.monotonic() - begun, random.Random(0), 0, 0
+    while killed < kills:
+        pid = fork(given)
+        time.sleep(rng.uniform(0.0, whole))
         if os.waitpid(pid, os.WNOHANG) == (0, 0):
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             killed += 1
-    for pid in [fork() for _ in range(at_once)]:
-        assert os.waitpid(pid, 0)[1] == 0
-    print(killed)
+        else:
+            stores += 1
+            root.rename(f"{root}-{stores}")
+            shutil.copytree(fresh, root)
+    end(fork(given))
+
+if __name__ == "__main__":
+    import diffusers, transformers, qsdm.bench, qsdm.measure, qsdm.metrics.lite0  # once, for all that are forked
+    from diffusers import StableDiffusionPipeline
+    given, kills, fresh = json.loads(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    if kills:
+        root = Path(given[3])
+        interrupted(given, root, fresh, kills)
+    else:
+        for pid in [fork(given), fork(given)]:
+            end(pid)
 """
 
 
-def forked(tmp_path: Path, model: Model, root: Path, kills: int, at_once: int) -> int:
-    """Run ``measure`` again and again, killed after a random time, then undisturbed; how many were killed."""
+def forked(tmp_path: Path, model: Model, root: Path, fresh: Path, kills: int) -> list[Path]:
+    """Run ``measure`` again and again, killed after random times; or without kills twice at once. The stores made."""
     names = ("name", "path", "denoiser", "component", "resolution_px", "steps", "guidance", "prompts")
     fields = {name: getattr(model, name) for name in names}
     given = json.dumps([fields, model.metrics["fd_lite0"].reference, METHODS, str(root), NUM, IMAGES])
     (tmp_path / "forks.py").write_text(FORKS)
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(tmp_path / "forks.py"), given, str(kills), str(at_once)]
+    command = [sys.executable, str(tmp_path / "forks.py"), given, str(kills), str(fresh)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    return int(done.stdout.split()[-1])
+    return [root, *root.parent.glob(f"{root.name}-*")]
 
 
 @pytest.mark.slow
-def test_kill_9_at_random_moments_twenty_times(
-    tiny_model: Model, root: Path, undisturbed: list[Outcome], tmp_path: Path
+def test_kill_9_of_the_driver_at_random_moments_twenty_times(
+    tiny_model: Model, root: Path, calibrated: Path, undisturbed: list[Outcome], tmp_path: Path
 ) -> None:
-    assert forked(tmp_path, tiny_model, root, kills=20, at_once=1) >= 5
-    assert_same(root, run(tiny_model, root), undisturbed)
-    assert not list(root.rglob("shards/*/*")), "shards of finished configurations are removed"
+    for store in forked(tmp_path, tiny_model, root, calibrated, kills=20):
+        assert_same(store, run(tiny_model, store), undisturbed)
+        assert not list(store.rglob("shards/*/*")), "shards of finished configurations are removed"
+
+
+@pytest.mark.slow
+def test_kill_9_of_workers_at_random_moments_twenty_times(
+    tiny_model: Model, root: Path, calibrated: Path, undisturbed: list[Outcome]
+) -> None:
+    rng, over, killed = random.Random(0), threading.Event(), 0
+
+    def kill() -> None:
+        nonlocal killed
+        while killed < 20 and not over.wait(rng.uniform(0.0, 4.0)):
+            workers = [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
+            if workers:
+                rng.choice(workers).kill()
+                killed += 1
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        while killer.is_alive():
+            found = run(tiny_model, root, engine=Local(num_workers=2, retries=20))
+            assert_same(root, found, undisturbed, tolerance=1e-6)
+            shutil.rmtree(root)
+            shutil.copytree(calibrated, root)
+    finally:
+        over.set()
+        killer.join()
+    assert killed == 20
 
 
 @pytest.mark.slow
 def test_two_runs_of_the_same_command_at_once(
-    tiny_model: Model, root: Path, undisturbed: list[Outcome], tmp_path: Path
+    tiny_model: Model, root: Path, calibrated: Path, undisturbed: list[Outcome], tmp_path: Path
 ) -> None:
-    forked(tmp_path, tiny_model, root, kills=0, at_once=2)
+    forked(tmp_path, tiny_model, root, calibrated, kills=0)
     assert_same(root, run(tiny_model, root), undisturbed)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.nn import functional as F
-from training import arguments, emoji_set, fit, to_tensor
+from training import arguments, emoji_set, fit, halved, to_tensor
 
 MAX_LENGTH = 24  # tokens; the longest caption (a subdivision flag) is cut
 
@@ -114,7 +114,7 @@ def main() -> None:
         )
         dy, dx = rng.integers(0, 5, size=2)
         pictures = pixels[batch][:, :, dy : dy + 32, dx : dx + 32]
-        with torch.autocast("cpu", torch.bfloat16):
+        with halved():
             out = clip(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, pixel_values=pictures)
             logits = out.logits_per_text.float()
         # Two styles of one emoji share most words: a soft target would be no wrong answer, but captions name the style.

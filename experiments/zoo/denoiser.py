@@ -18,7 +18,7 @@ from architectures import ARCHITECTURES, parts
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
-from training import arguments, emoji_set, fit, save, to_tensor
+from training import arguments, emoji_set, fit, halved, save, to_tensor
 
 
 def latents_of(vae: Any, images: np.ndarray) -> Tensor:
@@ -66,7 +66,7 @@ def main() -> None:
         sigma = torch.sigmoid(torch.randn(len(x)))
         noise = torch.randn_like(x)
         mixed = torch.lerp(x, noise, sigma[:, None, None, None])
-        with torch.autocast("cpu", torch.bfloat16):
+        with halved():
             (velocity,) = denoiser(mixed, timestep=1000 * sigma, **context, **made.constants, return_dict=False)
         return F.mse_loss(velocity.float(), noise - x)
 

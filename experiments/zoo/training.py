@@ -20,6 +20,8 @@ from safetensors.numpy import load_file
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from qsdm.denoisers import computed_in
+
 
 def emoji_set(store: Path) -> tuple[np.ndarray, list[dict]]:
     """Pictures uint8 [N, 32, 32, 3] and their rows, made by ``data.py``."""
@@ -32,6 +34,11 @@ def emoji_set(store: Path) -> tuple[np.ndarray, list[dict]]:
 def to_tensor(images: np.ndarray) -> Tensor:
     """uint8 [N, H, W, 3] => float32 [N, 3, H, W] in [-1, 1]."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+
+
+def halved() -> torch.autocast:
+    """Forward passes in bfloat16, where the processor has it."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=computed_in("bfloat16") == torch.bfloat16)
 
 
 def save(path: Path, weights: dict[str, Tensor], step: int, dtype: torch.dtype = torch.float32) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch.nn import functional as F
-from training import arguments, emoji_set, fit, to_tensor
+from training import arguments, emoji_set, fit, halved, to_tensor
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
 
     def loss_of(batch: np.ndarray) -> torch.Tensor:
         x = pixels[batch].to(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        with halved():
             posterior = vae.encode(x).latent_dist
             y = vae.decode(posterior.sample()).sample.float()
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
