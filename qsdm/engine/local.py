@@ -15,8 +15,9 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,8 @@ class Local:
     Attributes:
         num_workers: processes; None for one per GPU, or without GPUs for as many as there are cores for us.
         num_threads: of each worker.
-        retries: how often a task is done again after its worker died.
+        retries: how often a task is done again after its worker died, and how often workers that died before they
+            began any task are started again.
         gpus: over how many GPUs the workers are spread, the first of those that CUDA_VISIBLE_DEVICES names; 0 to let
             each worker see what this process sees.
     """
@@ -65,20 +67,22 @@ class Local:
         gpus = visible_gpus(self.gpus)
         with tempfile.TemporaryDirectory(prefix="qsdm-gpus-") if gpus else nullcontext() as folder:
             places = [(Path(folder) / str(i), gpus[i % len(gpus)]) for i in range(workers)] if folder else []
-            pool = ProcessPool(
-                max_workers=workers,
-                initializer=_begin,
-                initargs=(places, start, self.num_threads),
-                context=multiprocessing.get_context("spawn"),
-            )
+
+            def begin() -> ProcessPool:
+                return ProcessPool(
+                    max_workers=workers,
+                    initializer=_begin,
+                    initargs=(places, start, self.num_threads),
+                    context=multiprocessing.get_context("spawn"),
+                )
+
+            pool = _LocalPool(begin, self.retries)
             try:
-                yield _LocalPool(pool, self.retries)
+                yield pool
                 pool.close()
             except BaseException:
                 pool.stop()
                 raise
-            finally:
-                pool.join()
 
 
 def num_cores() -> int:
@@ -102,25 +106,35 @@ def visible_gpus(num: int) -> list[str]:
 
 
 class _LocalPool:
-    def __init__(self, pool: Any, retries: int) -> None:
-        self._pool, self._retries = pool, retries
+    """A pool of Pebble's, and a fresh one in its place when it breaks: it does if a worker dies while none has a task,
+    as when the only one is killed before it could take its first."""
+
+    def __init__(self, begin: Callable[[], Any], retries: int) -> None:
+        self._begin, self._retries = begin, retries
+        self._pool, self._broken = begin(), 0
 
     def map(self, tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         from pebble import ProcessExpired
 
         # Not concurrent.futures.wait: it takes the locks of all futures each time, and a Ctrl-C in between leaves some
         # of them locked, for which the pool then waits forever.
-        done: SimpleQueue[tuple[int, Future]] = SimpleQueue()
+        done: SimpleQueue[tuple[int, Any, Future]] = SimpleQueue()
 
         def submit(i: int) -> None:
-            self._pool.submit(_do, None, tasks[i]).add_done_callback(lambda future: done.put((i, future)))
+            pool = self._pool
+            try:
+                future = pool.submit(_do, None, tasks[i])
+            except RuntimeError:  # it broke since
+                self._replace(pool)
+                return submit(i)
+            return future.add_done_callback(lambda future: done.put((i, pool, future)))
 
         for i in range(len(tasks)):
             submit(i)
         deaths = [0] * len(tasks)
         left = len(tasks)
         while left:
-            i, future = done.get()
+            i, pool, future = done.get()
             try:
                 result = future.result()
             except ProcessExpired as death:
@@ -129,12 +143,38 @@ class _LocalPool:
                     submit(i)
                     continue
                 result = Failure(f"its worker died {deaths[i]} times (exit code {death.exitcode})")
+            except BrokenProcessPool:
+                self._replace(pool)
+                submit(i)
+                continue
             except Exception as error:  # a result that cannot be pickled
                 result = Failure.of(error)
             if isinstance(result, EngineError):
                 raise result
+            self._broken = 0
             left -= 1
             yield i, result
+
+    def _replace(self, pool: Any) -> None:
+        """Begin again with what ``pool`` has not done, unless another task's future already told that it broke."""
+        if pool is not self._pool:
+            return
+        self._broken += 1
+        if self._broken > self._retries:
+            raise EngineError(
+                f"workers died {self._broken} times before they could begin (killed, or out of memory): "
+                "give fewer with engine.num_workers=N"
+            )
+        self.stop()
+        self._pool = self._begin()
+
+    def close(self) -> None:
+        self._pool.close()
+        self._pool.join()
+
+    def stop(self) -> None:
+        self._pool.stop()
+        self._pool.join()
 
 
 def _begin(places: Sequence[tuple[Path, str]], start: Start, num_threads: int) -> None:
