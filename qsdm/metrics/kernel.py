@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -29,9 +30,29 @@ _CMMD_SCALE = 1000.0
 def discrepancy(kernel: Kernel, x: np.ndarray, y: np.ndarray) -> float:
     """Squared maximum mean discrepancy of features [N, D] and [M, D]; about 0 for samples of one distribution, and
     sometimes below."""
-    a, b = x.astype(np.float64), y.astype(np.float64)
-    own = [(k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)) for k in (kernel(a, a), kernel(b, b))]
-    return float(sum(own) - 2 * kernel(a, b).mean())
+    return _discrepancy(kernel, x, y, _within(kernel, y))
+
+
+def _discrepancy(kernel: Kernel, x: np.ndarray, y: np.ndarray, within_y: float) -> float:
+    return float(_within(kernel, x) + within_y - 2 * kernel(x.astype(np.float64), y.astype(np.float64)).mean())
+
+
+def _within(kernel: Kernel, x: np.ndarray) -> float:
+    """Mean over pairs of different rows."""
+    a = x.astype(np.float64)
+    k = kernel(a, a)
+    return (k.sum() - np.trace(k)) / (len(k) * (len(k) - 1))
+
+
+def _to_reference(kernel: Kernel, x: np.ndarray, reference: Reference, network: str) -> float:
+    y = reference.features(network, x.shape[1])
+    return _discrepancy(kernel, x, y, _within_reference(kernel, reference, network, reference.version))
+
+
+@lru_cache(maxsize=8)
+def _within_reference(kernel: Kernel, reference: Reference, network: str, _version: str) -> float:
+    """The greatest part of the work, and the same for all pictures."""
+    return _within(kernel, reference.features(network, None))
 
 
 def polynomial(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -65,7 +86,7 @@ class KernelLite0:
         return networks.lite0(images)
 
     def reduce(self, features: np.ndarray) -> float:
-        return discrepancy(polynomial, features, Reference(self.reference).features("lite0", features.shape[1]))
+        return _to_reference(polynomial, features, Reference(self.reference), "lite0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +111,7 @@ class KernelInception:
         return networks.inception(images, self.weights)
 
     def reduce(self, features: np.ndarray) -> float:
-        return discrepancy(polynomial, features, Reference(self.reference).features("inception", features.shape[1]))
+        return _to_reference(polynomial, features, Reference(self.reference), "inception")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +140,4 @@ class Cmmd:
         return networks.clip_pictures(self.judge, self.revision, images)
 
     def reduce(self, features: np.ndarray) -> float:
-        return _CMMD_SCALE * discrepancy(
-            gaussian, features, Reference(self.reference).features("clip", features.shape[1])
-        )
+        return _CMMD_SCALE * _to_reference(gaussian, features, Reference(self.reference), "clip")
