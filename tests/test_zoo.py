@@ -20,7 +20,6 @@ from qsdm.store import Store, read_json
 from qsdm.trace import trace
 
 ALL = sorted(path.parent.name for path in ZOO.glob("*/pipeline"))
-IN_TRAINING = ["emoji_pixart"]  # it draws, and does not meet the bar yet: see experiments/zoo
 
 
 @pytest.fixture(scope="module", params=ALL)
@@ -110,8 +109,7 @@ def test_quality_was_measured_with_these_weights(made) -> None:
     assert quality["weights"] == weights_digest(made["model"])
     distance = quality["fd_lite0"]
     assert distance["floor"] < distance["autoencoder"] < distance["generated"]
-    if made["model"].name not in IN_TRAINING:
-        assert distance["generated"] < 3 * distance["autoencoder"]
+    assert distance["generated"] < 3 * distance["autoencoder"]
 
 
 @pytest.mark.slow
