@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from qsdm import tracing
-from qsdm.denoisers import Model, ModelError
+from qsdm import evaluation, tracing
+from qsdm.denoisers import Model, ModelError, computed_in
 from qsdm.evaluation import (
     EvaluationError,
     Evaluator,
@@ -180,7 +180,10 @@ def test_a_metric_that_is_not_finite_is_refused(evaluator: Evaluator, graph: Gra
         broken.outcome(FULL)
 
 
-def test_bfloat16_draws_almost_the_same(tiny_model: Model, graph: Graph, evaluator: Evaluator) -> None:
+def test_bfloat16_draws_almost_the_same(
+    tiny_model: Model, graph: Graph, evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "computed_in", lambda dtype: getattr(torch, dtype))  # whatever the processor
     model = dataclasses.replace(tiny_model, dtype="bfloat16")
     prompts = prompts_of(model)
     protocol = protocol_of(model, model.metrics, prompts, 0, 3)
@@ -193,6 +196,14 @@ def test_bfloat16_draws_almost_the_same(tiny_model: Model, graph: Graph, evaluat
     assert 0 < difference < 3
     coarse = half.pictures(every(graph, 2))
     assert np.abs(coarse.astype(int) - full.astype(int)).mean() > 2 * difference
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_float32_takes_the_place_of_what_a_processor_lacks(has: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has)
+    assert computed_in("bfloat16") == (torch.bfloat16 if has else torch.float32)
+    assert computed_in("float32") == computed_in("float16") == torch.float32
 
 
 def test_a_protocol_names_all_that_matters(tiny_model: Model, protocol: Protocol) -> None:

@@ -36,7 +36,8 @@ NUM, IMAGES = 12, 4
 
 
 def run(model: Model, root: Path, **options) -> list[Outcome]:
-    return measure(model, SPACE, root, **{"num_configs": NUM, "num_images": IMAGES, "engine": Serial(), **options})
+    given = {"num_configs": NUM, "num_images": IMAGES, "shard": IMAGES // 2, "engine": Serial(), **options}
+    return measure(model, SPACE, root, **given)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,7 @@ def child(fields, reference, methods, root, num, images):
 
     torch.set_num_threads(1)
     model = Model(**fields, metrics={"fd_lite0": FrechetLite0(reference), "psnr": Psnr()})
-    measure(model, SpaceSpec("small", methods), Path(root), num, num_images=images, shard=2, engine=Serial())
+    measure(model, SpaceSpec("small", methods), Path(root), num, num_images=images, shard=images // 2, engine=Serial())
 
 def fork(given):
     pid = os.fork()
@@ -140,12 +141,13 @@ def forked(tmp_path: Path, model: Model, root: Path, fresh: Path, kills: int) ->
     (tmp_path / "forks.py").write_text(FORKS)
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(tmp_path / "forks.py"), given, str(kills), str(fresh)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=580, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return [root, *root.parent.glob(f"{root.name}-*")]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_kill_9_of_the_driver_at_random_moments_twenty_times(
     tiny_model: Model, root: Path, calibrated: Path, undisturbed: list[Outcome], tmp_path: Path
 ) -> None:
@@ -155,6 +157,7 @@ def test_kill_9_of_the_driver_at_random_moments_twenty_times(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_kill_9_of_workers_at_random_moments_twenty_times(
     tiny_model: Model, root: Path, calibrated: Path, undisturbed: list[Outcome]
 ) -> None:
@@ -229,8 +232,8 @@ def test_no_space_for_a_shard(
     with monkeypatch.context() as patch:
         patch.setattr(shards, "write_tensors", failing(stores.write_tensors, 1, lambda: no_space, after=5))
         with pytest.raises(StoreError, match="free some space"):
-            run(tiny_model, root, shard=2)
-    assert_same(root, run(tiny_model, root, shard=2), undisturbed)
+            run(tiny_model, root)
+    assert_same(root, run(tiny_model, root), undisturbed)
 
 
 def test_a_batch_with_nan_concerns_its_configuration_only(
@@ -276,7 +279,7 @@ def test_out_of_memory_halves_the_batch(
         return draw(self, qconfig, places)
 
     monkeypatch.setattr(evaluation.Evaluator, "_batch", narrow)
-    found = run(tiny_model, root)
+    found = run(tiny_model, root, shard=IMAGES)
     assert sizes[:3] == [4, 2, 1]
     assert set(sizes[2:]) == {1}, "once halved, batches stay small"
     assert found[0].provenance["batch_size"] == 1
@@ -303,12 +306,12 @@ def test_foreign_files_in_the_store_change_nothing(tiny_model: Model, root: Path
     place = root / "tiny"
     (place / ".outcomes.parquet.123.partial").write_bytes(b"half")
     (place / "notes.txt").write_text("mine")
-    run(tiny_model, root, num_configs=2, shard=2)
+    run(tiny_model, root, num_configs=2)
     protocol = next(iter(Store(root, "tiny").protocols().values()))
     spoilt = place / f"shards/{protocol.digest[:16]}/{undisturbed[5].qconfig.digest[:16]}-0.safetensors"
     spoilt.parent.mkdir(parents=True)
     spoilt.write_bytes(b"foreign")
-    assert_same(root, run(tiny_model, root, shard=2), undisturbed)
+    assert_same(root, run(tiny_model, root), undisturbed)
     assert (place / "notes.txt").read_text() == "mine"
 
 

@@ -171,7 +171,7 @@ def test_what_was_measured_survives(how: signal.Signals, tiny_model: Model, stor
         return place.outcomes() if place.path("outcomes.sqlite").exists() else []
 
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    driver = subprocess.Popen(command(10_000), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    driver = subprocess.Popen(command(400), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         until(lambda: len(stored()) >= 4 or driver.poll() is not None)
         assert driver.poll() is None

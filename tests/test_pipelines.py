@@ -15,7 +15,7 @@ from pipelines import BUILDERS, RESOLUTION_PX, build_model
 from test_prompts import write_imagenet
 from tiny import CAPTIONS
 
-from qsdm import run, tracing
+from qsdm import evaluation, run, tracing
 from qsdm.bench import read_full
 from qsdm.calibrate import calibrate
 from qsdm.calibration import read_table
@@ -75,7 +75,7 @@ def test_from_the_files_to_a_measured_table(name: str, models: dict[str, Model],
     assert len(outcomes) == 2
     assert all(set(outcome.metrics) == set(METRICS) for outcome in outcomes)
     (full,) = place.path("pictures").glob("full-*.safetensors")
-    assert np.array_equal(read_full(full), drawn(model))
+    assert np.abs(read_full(full).astype(int) - drawn(model)).max() <= 1  # convolutions sum in another order
 
     write_front(place, SPEC.of(graph))
     summary = realize(model, SPEC, Objective({"fd_lite0": -1}), tmp_path, candidates=1, num_random=1, **FULL)
@@ -130,7 +130,8 @@ def evaluator(model: Model, num_images: int = 2) -> Evaluator:
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_bfloat16_draws_almost_the_same(name: str, models: dict[str, Model]) -> None:
+def test_bfloat16_draws_almost_the_same(name: str, models: dict[str, Model], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "computed_in", lambda dtype: getattr(torch, dtype))  # whatever the processor
     full = QuantConfig(name, {})
     single = evaluator(models[name]).pictures(full).astype(int)
     half = evaluator(dataclasses.replace(models[name], dtype="bfloat16")).pictures(full).astype(int)
