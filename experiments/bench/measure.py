@@ -34,7 +34,7 @@ from stages import model_of
 from qsdm import evaluation
 from qsdm.calibrate import calibrate
 from qsdm.calibration import PackedWeights
-from qsdm.denoisers import Model, arguments, denoiser_of, load_pipeline
+from qsdm.denoisers import Model, arguments, computed_in, denoiser_of, load_pipeline
 from qsdm.graph import Graph
 from qsdm.qconfig import QuantConfig, QuantMethod, SpaceSpec
 from qsdm.quant.methods import dequantize, fit
@@ -74,7 +74,7 @@ def measure(name: str, num_images: int, store: Path) -> dict[str, float]:
 
     ready.outcome(warm)
     pipeline = load_pipeline(model)
-    evaluation.compute_in(denoiser_of(pipeline, model), getattr(torch, model.dtype))
+    evaluation.compute_in(denoiser_of(pipeline, model), computed_in(model.dtype))
     draw_bare(pipeline)
     found = {"bare": min(cpu_seconds(lambda: draw_bare(pipeline)) for _ in range(2))}
     drawn: list[float] = []
