@@ -6,7 +6,9 @@ The reported test fold decides nothing: not the stopping, not the standardisatio
 from __future__ import annotations
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Event, Lock
 from typing import cast
 
 import numpy as np
@@ -21,6 +23,8 @@ from qsdm.predictor.gnn import Gnn
 from qsdm.predictor.linear import fit_additive
 from qsdm.predictor.losses import ranking_loss
 from qsdm.predictor.scores import relevance, srcc
+
+_seeding = Lock()  # torch's random numbers are those of the whole process; only first parameters need them
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,13 +72,29 @@ def fit_folds(
         labels: float64 [B], larger is better.
     """
     configurations = torch.from_numpy(encoding.one_hot(genes))
-    folds = []
-    total = options.folds * options.epochs
-    with one_thread(), tqdm(total=total, desc="train", unit="epoch", disable=None) as progress:
-        for k, test in enumerate(split(len(labels), options.folds, np.random.default_rng(seed))):
-            train = np.setdiff1d(np.arange(len(labels)), test)
-            folds.append(_fit_fold(encoding, configurations, labels, train, test, options, (seed, k), log, progress))
-    return folds
+    tests = split(len(labels), options.folds, np.random.default_rng(seed))
+    ending = Event()
+    with (
+        one_thread() as threads,  # of the sums: folds are trained side by side instead
+        tqdm(total=options.folds * options.epochs, desc="train", unit="epoch", disable=None) as progress,
+        ThreadPoolExecutor(
+            max(1, min(threads, options.folds)), initializer=torch.set_num_threads, initargs=(1,)
+        ) as pool,
+    ):
+
+        def fit(k: int) -> Fold:
+            train = np.setdiff1d(np.arange(len(labels)), tests[k])
+            return _fit_fold(
+                encoding, configurations, labels, train, tests[k], options, (seed, k), log, progress, ending
+            )
+
+        futures = [pool.submit(fit, k) for k in range(options.folds)]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            ending.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _fit_fold(
@@ -87,6 +107,7 @@ def _fit_fold(
     seed: tuple[int, int],
     log: Log,
     progress: tqdm,
+    ending: Event,
 ) -> Fold:
     rng = np.random.default_rng((*seed, 1))
     mean, deviation = float(labels[train].mean()), float(labels[train].std()) or 1.0
@@ -103,55 +124,57 @@ def _fit_fold(
     num_val = max(2, round(options.validation * len(train)))
     val, fit = shuffled[:num_val], shuffled[num_val:]
 
-    with torch.random.fork_rng(devices=[]):
+    with _seeding, torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(rng.integers(2**31)))
         gnn = Gnn(encoding, options.width, options.hops)
-        optimizer = torch.optim.AdamW(gnn.parameters(), lr=options.lr, weight_decay=options.weight_decay)
-        steps = max(1, len(fit) // options.batch_size)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.epochs * steps)
-        averaged = torch.optim.swa_utils.AveragedModel(
-            gnn, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(options.ema), use_buffers=True
+    optimizer = torch.optim.AdamW(gnn.parameters(), lr=options.lr, weight_decay=options.weight_decay)
+    steps = max(1, len(fit) // options.batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.epochs * steps)
+    averaged = torch.optim.swa_utils.AveragedModel(
+        gnn, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(options.ema), use_buffers=True
+    )
+    best, kept, kept_epoch, share = np.inf, copy.deepcopy(gnn.state_dict()), 0, 1.0
+    for epoch in range(1, options.epochs + 1):
+        if ending.is_set():
+            break
+        gnn.train()
+        total = 0.0
+        for batch in np.array_split(rng.permutation(fit), steps):
+            out = gnn(configurations[batch])
+            loss = torch.nn.functional.mse_loss(out.value, target[batch])
+            if options.ranking != "none":
+                ranking = ranking_loss(options.ranking, out.norms, y[batch], gain[batch])
+                loss = loss + options.ranking_weight * ranking
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(gnn.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            averaged.update_parameters(gnn)
+            total += loss.item() / steps
+        value, norms, _ = evaluate(cast(Gnn, averaged.module), configurations[val])
+        wanted = target[val].double().numpy()
+        # What the network adds to the additive model counts as far as it helps on the validation part.
+        useful = float(np.clip(value @ wanted / (value @ value + 1e-12), 0, 1)) if additive else 1.0
+        error = float(np.mean((useful * value - wanted) ** 2))
+        misranked = float(np.mean([1 - srcc(hop, labels[val]) for hop in norms]))
+        found = error + (options.ranking_weight * misranked if options.ranking != "none" else 0.0)
+        known = (y - target)[val].double().numpy()
+        log(
+            {
+                "train/fold": seed[1],
+                "train/loss": total,
+                "val/mse": error,
+                "val/srcc": srcc(useful * value + known, labels[val]),
+            }
         )
-        best, kept, kept_epoch, share = np.inf, copy.deepcopy(gnn.state_dict()), 0, 1.0
-        for epoch in range(1, options.epochs + 1):
-            gnn.train()
-            total = 0.0
-            for batch in np.array_split(rng.permutation(fit), steps):
-                out = gnn(configurations[batch])
-                loss = torch.nn.functional.mse_loss(out.value, target[batch])
-                if options.ranking != "none":
-                    ranking = ranking_loss(options.ranking, out.norms, y[batch], gain[batch])
-                    loss = loss + options.ranking_weight * ranking
-                optimizer.zero_grad()
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(gnn.parameters(), 1.0)
-                optimizer.step()
-                schedule.step()
-                averaged.update_parameters(gnn)
-                total += loss.item() / steps
-            value, norms, _ = evaluate(cast(Gnn, averaged.module), configurations[val])
-            wanted = target[val].double().numpy()
-            # What the network adds to the additive model counts as far as it helps on the validation part.
-            useful = float(np.clip(value @ wanted / (value @ value + 1e-12), 0, 1)) if additive else 1.0
-            error = float(np.mean((useful * value - wanted) ** 2))
-            misranked = float(np.mean([1 - srcc(hop, labels[val]) for hop in norms]))
-            found = error + (options.ranking_weight * misranked if options.ranking != "none" else 0.0)
-            known = (y - target)[val].double().numpy()
-            log(
-                {
-                    "train/fold": seed[1],
-                    "train/loss": total,
-                    "val/mse": error,
-                    "val/srcc": srcc(useful * value + known, labels[val]),
-                }
-            )
-            progress.update()
-            if found < best:
-                best, kept_epoch, share = found, epoch, useful
-                kept = copy.deepcopy(averaged.module.state_dict())
-            if epoch - kept_epoch >= options.patience:
-                progress.update(options.epochs - epoch)
-                break
+        progress.update()
+        if found < best:
+            best, kept_epoch, share = found, epoch, useful
+            kept = copy.deepcopy(averaged.module.state_dict())
+        if epoch - kept_epoch >= options.patience:
+            progress.update(options.epochs - epoch)
+            break
     gnn.load_state_dict(kept)
     gnn.share.fill_(share)
     if additive is not None:

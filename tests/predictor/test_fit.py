@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from toy_unet import Toy, method_table
 
 from qsdm.predictor import FitOptions, Predictor
@@ -40,13 +41,33 @@ def test_too_few_outcomes_are_refused() -> None:
         split(9, 5, np.random.default_rng(0))
 
 
+@pytest.mark.parametrize("threads", [1, 2])
 def test_the_same_seed_gives_the_same_networks(
-    encoding: Encoding, data: tuple[np.ndarray, np.ndarray], predictor: Predictor
+    threads: int, encoding: Encoding, data: tuple[np.ndarray, np.ndarray], predictor: Predictor
 ) -> None:
-    again = Predictor(encoding, fit_folds(encoding, *data, QUICK), {})
+    """One after the other, or side by side."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        again = Predictor(encoding, fit_folds(encoding, *data, QUICK), {})
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
     np.testing.assert_array_equal(again.predict(data[0])[0], predictor.predict(data[0])[0])
     other = Predictor(encoding, fit_folds(encoding, *data, QUICK, seed=1), {})
     assert not np.array_equal(other.predict(data[0])[0], predictor.predict(data[0])[0])
+
+
+def test_an_error_ends_all_folds(encoding: Encoding, data: tuple[np.ndarray, np.ndarray]) -> None:
+    logged = []
+
+    def log(figures: dict) -> None:
+        logged.append(figures["train/fold"])
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_folds(encoding, *data, dataclasses.replace(QUICK, epochs=1000), log=log)
+    assert logged == [0]
 
 
 def test_a_fold_does_not_know_the_labels_of_its_test_part(
