@@ -86,7 +86,7 @@ def main(
     avg_bits: float = 3.5,
     candidates: int = 6,
     num_random: int = 5,
-    batch_size: int = 64,
+    batch_size: int = 16,
     seed: int = 0,
     force: bool = False,
     log: Log = ignore,

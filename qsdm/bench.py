@@ -251,7 +251,7 @@ def bench(
     space: SpaceSpec,
     store: Path,
     engine: Engine,
-    batch_size: int = 64,
+    batch_size: int = 16,
     quantized: bool = True,
     shard: int = 1024,
 ) -> Iterator[Bench]:

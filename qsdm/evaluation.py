@@ -163,7 +163,7 @@ class Evaluator:
         metrics: Mapping[str, Metric],
         protocol: Protocol,
         prompts: Sequence[str | Label],
-        batch_size: int = 64,
+        batch_size: int = 16,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be positive (got {batch_size})")

@@ -48,7 +48,7 @@ def realize(
     seed_set: int = 1,
     num_random: int = 5,
     seed: int = 0,
-    batch_size: int = 64,
+    batch_size: int = 16,
     engine: Engine = Local(),  # noqa: B008 (a frozen value)
     log: Log = ignore,
 ) -> dict[str, Any]:

