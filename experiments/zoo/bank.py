@@ -89,6 +89,7 @@ bits spread evenly. Picture i of every configuration has the same caption and, w
 |---|---|
 | `qconfig`, `protocol` | digests; the protocols are in `protocols.json` |
 | `part`, `stage`, `seed_set`, `num_images` | as above |
+| `computed_in` | {protocol.dtype}, or float32 where the processor had none: distances of eight configurations of emoji_unet differed by 0.7 at most (`experiments/zoo/reproduce.py`) |
 | `avg_bits`, `size_bytes` | of the quantizable weights, scales and codebooks included, full precision counted with 16 bits |
 | `metric/NAME` | value over all pictures; null where it is not defined (full precision compared with itself) |
 | `standard_error/NAME` | over prompts and noise, from 16 random halves of the pictures |
@@ -132,6 +133,7 @@ def main() -> None:
     columns = {
         "part": [part for part, _, _, _ in rows],
         "seed_set": [p.seed_set for _, _, p, _ in rows],
+        "computed_in": [o.provenance.get("computed_in", p.dtype) for _, o, p, _ in rows],
         "avg_bits": [bits for _, _, _, bits in rows],
         "size_bytes": [size_bytes(graph, o.qconfig, model.full_bits) for _, o, _, _ in rows],
     }
