@@ -20,7 +20,7 @@ from qsdm.store import Store, read_json
 from qsdm.trace import trace
 
 ALL = sorted(path.parent.name for path in ZOO.glob("*/pipeline"))
-LABELS = {"emoji_mmdit": 240, "emoji_pixart": 50, "emoji_unet": 240}  # at least
+LABELS = {"emoji_mmdit": 240, "emoji_pixart": 60, "emoji_unet": 240}  # at least
 TESTED = {"emoji_mmdit": {(0, 256)}, "emoji_pixart": set(), "emoji_unet": {(0, 256), (0, 1024), (1, 256)}}
 
 
