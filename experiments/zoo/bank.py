@@ -102,8 +102,11 @@ bits spread evenly. Picture i of every configuration has the same caption and, w
 
 ```python
 import pandas
-bank = pandas.read_parquet("outcomes.parquet")    # DuckDB: SELECT * FROM 'outcomes.parquet'; datasets: load_dataset(FOLDER)
+
+bank = pandas.read_parquet("outcomes.parquet")
 ```
+
+DuckDB: `SELECT * FROM 'outcomes.parquet'`; Hugging Face: `datasets.load_dataset(FOLDER)`.
 
 Limits: one small pipeline trained on emoji; fd_lite0 is not FID; standard errors are those of one metric alone, and since all configurations share
 prompts and noise, differences between configurations are surer than they say.
