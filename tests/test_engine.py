@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +108,7 @@ def test_local_says_why_no_worker_can_start() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("retries", [0, 1])
 def test_a_worker_killed_before_it_began(retries: int) -> None:
-    with ExitStack() as stack:
-        pool = stack.enter_context(Local(num_workers=1, retries=retries).open(start))
+    with Local(num_workers=1, retries=retries).open(start) as pool:
         threading.Thread(target=kill_first, args=("spawn_main",)).start()
         if retries:
             assert dict(pool.map([("square", 2), ("square", 3)])) == {0: 4, 1: 9}

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
+from test_engine import children
 
 from qsdm import evaluation
 from qsdm import store as stores
@@ -110,11 +110,13 @@ def interrupted(given, root, fresh, kills):
     while killed < kills:
         pid = fork(given)
         time.sleep(rng.uniform(0.0, whole))
-        if os.waitpid(pid, os.WNOHANG) == (0, 0):
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if not ended:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             killed += 1
         else:
+            assert status == 0
             stores += 1
             root.rename(f"{root}-{stores}")
             shutil.copytree(fresh, root)
@@ -125,8 +127,7 @@ if __name__ == "__main__":
     from diffusers import StableDiffusionPipeline
     given, kills, fresh = json.loads(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     if kills:
-        root = Path(given[3])
-        interrupted(given, root, fresh, kills)
+        interrupted(given, Path(given[3]), fresh, kills)
     else:
         for pid in [fork(given), fork(given)]:
             end(pid)
@@ -166,9 +167,9 @@ def test_kill_9_of_workers_at_random_moments_twenty_times(
     def kill() -> None:
         nonlocal killed
         while killed < 20 and not over.wait(rng.uniform(0.0, 4.0)):
-            workers = [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
+            workers = children("spawn_main")
             if workers:
-                rng.choice(workers).kill()
+                rng.choice(workers)[1].kill()
                 killed += 1
 
     killer = threading.Thread(target=kill)

@@ -65,7 +65,8 @@ def test_the_bank_is_a_table_that_others_read(name: str) -> None:
         group = column.partition("/")[0]
         assert f"`{group}/NAME`" in card or f"`{column}`" in card, f"the data card does not explain {column}"
     labels = bank[(bank.part == "traced") & (bank.stage == "measure")]
-    counts, _ = np.histogram(labels.avg_bits, 5)
+    # The lowest tenth of emoji_mmdit's range holds 10 of 240: few configurations are that small.
+    counts, _ = np.histogram(labels.avg_bits, 5 if name == "emoji_mmdit" else 10)
     assert counts.min() > 0.5 * counts.mean(), "average bits are not spread evenly"
     error = labels["standard_error/fd_lite0"]
     assert (error > 0).all()
