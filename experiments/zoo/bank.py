@@ -14,13 +14,16 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from architectures import ARCHITECTURES, model_of
 
 from qsdm.cost import avg_bits, size_bytes
 from qsdm.denoisers import weights_digest
 from qsdm.graph import Graph
+from qsdm.labels import labels_of, noise
 from qsdm.measure import histogram
-from qsdm.outcome import Outcome, Protocol
+from qsdm.outcome import Objective, Outcome, Protocol
+from qsdm.predictor.scores import srcc
 from qsdm.qconfig import Space, SpaceSpec
 from qsdm.quant.methods import VERSION
 from qsdm.store import Store, read_json, write_json, write_outcomes_parquet, write_text
@@ -42,7 +45,31 @@ def kind(outcome: Outcome, spaces: dict[str, Space]) -> str:
     return "other"
 
 
-def card(name: str, rows: Sequence[tuple[str, Outcome, Protocol, float]]) -> str:
+Row = tuple[str, Outcome, Protocol, float]  # part, outcome, its protocol, average bits
+
+
+def noise_of(metric: str, rows: Sequence[Row], space: Space) -> str:
+    """A line of the card: how far the metric of the traced configurations agrees with itself."""
+    labels = [o for part, o, p, _ in rows if (part, p.seed_set, p.num_images) == ("traced", 0, 256) and o.is_label]
+    found = noise(labels_of(labels, space, Objective({metric: 1.0}))[1])
+    assert found is not None, f"the labels have no halves of {metric}"
+    tested: dict[tuple[int, int], dict[str, float | None]] = {}
+    for part, o, p, _ in rows:
+        if part == "traced" and not o.is_label:
+            tested.setdefault((p.seed_set, p.num_images), {})[o.qconfig.digest] = o.metrics[metric]
+
+    def agreement(other: tuple[int, int]) -> str:
+        digests = tested.get((0, 256), {}).keys() & tested.get(other, {}).keys()
+        if len(digests) < 3:
+            return "-"
+        first, second = (np.array([tested[key][d] for d in digests], dtype=np.float64) for key in ((0, 256), other))
+        return f"{srcc(first, second):.3f}"
+
+    halves = f"{found['halves']:.3f} ({found['halves_low']:.3f} to {found['halves_high']:.3f})"
+    return f"| `{metric}` | {halves} | {found['ceiling']:.3f} | {agreement((1, 256))} | {agreement((0, 1024))} |"
+
+
+def card(name: str, rows: Sequence[Row], traced: Space) -> str:
     """The data card, in Markdown."""
     counts = Counter((part, o.provenance.get("stage", "measure"), p.num_images, p.seed_set) for part, o, p, _ in rows)
     lines = "\n".join(
@@ -60,6 +87,7 @@ def card(name: str, rows: Sequence[tuple[str, Outcome, Protocol, float]]) -> str
     made = sorted(o.provenance["made"] for _, o, _, _ in rows)
     versions = rows[-1][1].provenance["versions"]
     metrics = "\n".join(f"| `metric/{metric}` | {version} |" for metric, version in protocol.metrics.items())
+    noises = "\n".join(noise_of(metric, rows, traced) for metric in protocol.metrics)
     return f"""---
 license: apache-2.0
 pretty_name: qsdm label bank, {name}
@@ -84,6 +112,14 @@ others in full precision. Stage `test` is held out: predictors are judged on it 
 bits spread evenly. Picture i of every configuration has the same caption and, within a seed set, the same starting noise.
 
 {drawn}
+
+Noise, as rank correlations: between halves of the pictures of the labels (mean of 16 ways to halve, and their 95 %), the ceiling that this sets to any
+predictor, and between values of the test set: of two seed sets, and of 256 and 1,024 pictures. Halves show
+different captions, seed sets the same: what agrees less between halves than between seed sets (`cmmd`) depends on the captions more than on the noise.
+
+| metric | halves | ceiling | two seed sets | 1,024 pictures |
+|---|---|---|---|---|
+{noises}
 
 | column | what it is |
 |---|---|
@@ -142,7 +178,7 @@ def main() -> None:
     }
     write_outcomes_parquet(home / "outcomes.parquet", [o for _, o, _, _ in rows], columns)
     write_json(home / "protocols.json", [p.to_json() for p in {p.digest: p for _, _, p, _ in rows}.values()])
-    write_text(home / "README.md", card(args.name, rows))
+    write_text(home / "README.md", card(args.name, rows, spaces["traced"]))
     print(f"{len(rows)} outcomes => {home}: {dict(Counter(part for part, _, _, _ in rows))}")
 
 
