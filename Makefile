@@ -30,7 +30,7 @@ demo: install ## the main job on the shipped pipeline, under ten minutes on two 
 	$(PY) -m qsdm +model=$(MODEL)
 
 test: install ## all tests, fast and slow
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
 
 check: install ## lint, format and types
 	$(VENV)/bin/ruff check

@@ -191,15 +191,16 @@ class Bench:
         """
         wanted = {qconfig.digest: qconfig for qconfig in qconfigs}
         measured = Measured()
+        shards = Shards(self.store, protocol, self.shard)
         for outcome in self.store.outcomes(protocol):
             if outcome.qconfig.digest in wanted:
                 measured.outcomes[outcome.qconfig.digest] = outcome
+                shards.remove(outcome.qconfig)  # of a run that was killed between storing and removing
         missing = [qconfig for digest, qconfig in wanted.items() if digest not in measured.outcomes]
         if not missing:
             return measured
         database = OutcomeDatabase(self.store.path("outcomes.sqlite"))
         full = self.full(protocol)
-        shards = Shards(self.store, protocol, self.shard)
         spans = {qconfig.digest: shards.missing(qconfig) for qconfig in missing}
         tasks = [Look(qconfig, protocol, full, *span) for qconfig in missing for span in spans[qconfig.digest]]
         bar = tqdm(desc=what, total=len(missing), disable=None, unit="configuration")

@@ -9,7 +9,6 @@ A configuration of one shard never touches the disk. Once the outcome is stored,
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,11 +57,9 @@ class Shards:
         return found
 
     def remove(self, qconfig: QuantConfig) -> None:
-        """The files of a configuration whose outcome is stored."""
+        """The files of a configuration whose outcome is stored. Their folder stays: another driver may write there."""
         for start, _ in self.spans():
             self._path(qconfig, start).unlink(missing_ok=True)
-        with suppress(OSError):  # not empty
-            self._path(qconfig, 0).parent.rmdir()
 
     def _find(self, qconfig: QuantConfig, start: int, stop: int) -> Seen | None:
         key = qconfig.digest, start

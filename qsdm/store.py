@@ -180,10 +180,11 @@ def write_text(path: Path, text: str) -> None:
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
     """Arrays by name as safetensors; ``about`` is anything that JSON can hold."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    replace(path, lambda partial: save_file(arrays, partial, metadata={"qsdm": json.dumps(about, allow_nan=False)}))
+    data = save(arrays, metadata={"qsdm": json.dumps(about, allow_nan=False)})
+    replace(path, lambda partial: partial.write_bytes(data))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], Any]:

@@ -27,6 +27,7 @@ from qsdm.engine.serial import Serial
 from qsdm.measure import measure
 from qsdm.outcome import Outcome
 from qsdm.qconfig import SpaceSpec
+from qsdm.shards import Shards
 from qsdm.store import OutcomeDatabase, Store, StoreError
 from qsdm.trace import trace
 
@@ -192,6 +193,34 @@ def test_two_runs_of_the_same_command_at_once(
 ) -> None:
     forked(tmp_path, tiny_model, root, calibrated, kills=0)
     assert_same(root, run(tiny_model, root), undisturbed)
+
+
+def test_a_run_that_removes_shards_leaves_the_folder_to_another_that_writes_there(
+    tiny_model: Model, root: Path, undisturbed: list[Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Path.write_bytes
+    last = undisturbed[-1].qconfig
+
+    def interleaved(path: Path, data: bytes) -> int:
+        if "shards" in path.parts:
+            protocol = next(iter(Store(root, "tiny").protocols().values()), None)
+            if protocol is not None:
+                Shards(Store(root, "tiny"), protocol, IMAGES // 2).remove(last)
+        return write(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", interleaved)
+    assert_same(root, run(tiny_model, root), undisturbed)
+
+
+def test_shards_left_by_a_run_that_was_killed_before_it_removed_them(
+    tiny_model: Model, root: Path, undisturbed: list[Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Shards, "remove", lambda self, qconfig: None)
+        run(tiny_model, root)
+    assert list(root.rglob("shards/*/*"))
+    assert_same(root, run(tiny_model, root), undisturbed)
+    assert not list(root.rglob("shards/*/*"))
 
 
 def failing(function: Callable, times: int, error: Callable[[], Exception], after: int = 0) -> Callable:
