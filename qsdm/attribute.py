@@ -19,17 +19,18 @@ Writes ``sensitivity/<space>-{role,block,weights}.png`` and ``sensitivity/<space
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from qsdm.cost import avg_bits
 from qsdm.denoisers import Model
 from qsdm.graph import Graph
 from qsdm.log import Log, ignore
 from qsdm.outcome import Objective, Outcome
-from qsdm.qconfig import SpaceSpec
+from qsdm.qconfig import QuantMethod, Space, SpaceSpec
 from qsdm.sensitivity import AttributionOptions
 from qsdm.store import Store, provenance, read_json, write_json
 
@@ -69,10 +70,12 @@ def attribute(
         len(pairs), len(made.options)
     )
 
-    with one_thread():
-        result = attributions(predictor, attribution, genes, labels)
     protocol = read_json(directory / "report.json")["protocol"]
-    result["full_precision"]["measured"] = full_precision(files.outcomes(), protocol, objective, model.full_bits)
+    full = full_precision(files.outcomes(), protocol, objective, model.full_bits)
+    single = {} if full is None else alone(files.outcomes(), protocol, objective, full, made)
+    with one_thread():
+        result = attributions(predictor, attribution, genes, labels, single)
+    result["full_precision"]["measured"] = full
     about = {"denoiser": model.name, "space": space.name, "objective": dict(objective.weights)}
     result = {"schema": SCHEMA, **about, **result, "provenance": provenance()}
     target = files.path(f"sensitivity/{space.name}.json")
@@ -100,11 +103,35 @@ def full_precision(outcomes: Sequence[Outcome], protocol: str, objective: Object
     return None
 
 
-def attributions(predictor: Any, options: AttributionOptions, genes: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+def alone(
+    outcomes: Sequence[Outcome], protocol: str, objective: Objective, full: float, space: Space
+) -> dict[tuple[str, QuantMethod], float]:
+    """Measured harm of each weight that was quantized alone under the protocol, by weight and method.
+
+    Args:
+        full: label of full precision, from which harms count.
+    """
+    found = {}
+    for outcome in outcomes:
+        if outcome.protocol == protocol and len(outcome.qconfig.methods) == 1:
+            values = {**outcome.metrics, "avg_bits": avg_bits(space.graph, outcome.qconfig, space.full_bits)}
+            if all(values.get(name) is not None for name in objective.weights):
+                found[next(iter(outcome.qconfig.methods.items()))] = full - objective(values)
+    return found
+
+
+def attributions(
+    predictor: Any,
+    options: AttributionOptions,
+    genes: np.ndarray,
+    labels: np.ndarray,
+    measured: Mapping[tuple[str, QuantMethod], float],
+) -> dict[str, Any]:
     """Everything that is computed, as plain data; see `attribute`.
 
     Args:
         genes, labels: measured configurations, int64 [B, W] and float64 [B], for the faithfulness; may be empty.
+        measured: harm of weights that were quantized alone, by weight and method; may be empty.
     """
     import torch
     from tqdm import tqdm
@@ -112,7 +139,7 @@ def attributions(predictor: Any, options: AttributionOptions, genes: np.ndarray,
     from qsdm.predictor.scores import srcc
     from qsdm.sensitivity import Sensitivity, balanced_genes, by_decision
     from qsdm.sensitivity.attribution import ablation, answer, integrated_gradients
-    from qsdm.sensitivity.faithfulness import additive_srcc, deletion
+    from qsdm.sensitivity.faithfulness import additive_srcc, deletion, interventions
     from qsdm.sensitivity.hops import hop_harms
     from qsdm.sensitivity.tables import KINDS, groups_of, table
 
@@ -136,7 +163,7 @@ def attributions(predictor: Any, options: AttributionOptions, genes: np.ndarray,
     progress.close()
 
     columns = predictor.encoding.columns_of(genes)
-    alone = single["from_full"].mean(axis=0)
+    seen_alone = single["from_full"].mean(axis=0)
     found = {}
     for name, values, used in (
         ("integrated_gradients", harms, explained),
@@ -148,10 +175,12 @@ def attributions(predictor: Any, options: AttributionOptions, genes: np.ndarray,
         made = Sensitivity(names, space.methods, scores, name)
         faith = {
             "deletion": deletion(predictor, used[0], values[0], np.random.default_rng(options.seed)),
-            "agreement": srcc(values.mean(axis=0), alone),
+            "agreement": srcc(values.mean(axis=0), seen_alone),
         }
         if len(labels) > 2:
             faith["additive_srcc"] = additive_srcc(made, columns, labels)
+        if (true := interventions(made, measured)) is not None:
+            faith["interventions"] = true
         found[name] = dataclasses.replace(made, faithfulness=faith)
     total = harms.sum(axis=1) + gaps
     with torch.no_grad():

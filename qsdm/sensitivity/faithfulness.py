@@ -4,15 +4,19 @@ additive_srcc   rank correlation of measured labels with minus the sum of the co
                 that the predictor has learned from, so this tells scores apart and says nothing of its accuracy
 deletion        full precision is given to one weight after the other, the most harmful first: the mean share of the
                 total harm that is undone along the way, minus the same for a random order; larger is better
-agreement       rank correlation over weights with the harm of quantizing each weight alone (ablation)
+agreement       rank correlation over weights with the harm of quantizing each weight alone, as the predictor sees it
+interventions   the same with the harm that was measured so (``measure alone=METHOD``), on the denoiser itself
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 
 from qsdm.predictor import Predictor
 from qsdm.predictor.scores import srcc
+from qsdm.qconfig import QuantMethod
 from qsdm.sensitivity import Sensitivity
 
 
@@ -25,6 +29,22 @@ def additive_srcc(sensitivity: Sensitivity, columns: np.ndarray, labels: np.ndar
     """
     scores = np.where(np.isnan(sensitivity.scores), 0, sensitivity.scores)
     return srcc(-scores[np.arange(columns.shape[1]), columns].sum(axis=1), labels)
+
+
+def interventions(sensitivity: Sensitivity, measured: Mapping[tuple[str, QuantMethod], float]) -> float | None:
+    """Rank correlation of scores with measured harm, over the weights that were quantized alone; None for fewer than
+    three, or if their scores are not all known.
+
+    Args:
+        measured: harm by weight and method.
+    """
+    rows = {name: i for i, name in enumerate(sensitivity.weights)}
+    columns = {method: j for j, method in enumerate(sensitivity.methods)}
+    known = {key: harm for key, harm in measured.items() if key[0] in rows and key[1] in columns}
+    scores = np.array([sensitivity.scores[rows[weight], columns[method]] for weight, method in known])
+    if len(known) < 3 or np.isnan(scores).any():
+        return None
+    return srcc(scores, np.array(list(known.values())))
 
 
 def deletion(

@@ -7,17 +7,27 @@ import pytest
 from toy_unet import MODEL, SPACE, Toy, fill_store
 
 from qsdm.attribute import attribute
-from qsdm.outcome import Objective
+from qsdm.measure import one_by_one
+from qsdm.outcome import Objective, Outcome
 from qsdm.predictor import FitOptions
 from qsdm.sensitivity import AttributionOptions, Sensitivity
-from qsdm.store import StoreError, read_json
+from qsdm.store import OutcomeDatabase, Store, StoreError, read_json
 from qsdm.train import train
 
 QUALITY = Objective({"fd_lite0": -1})
 
 
+def measure_alone(store: Store, toy: Toy) -> None:
+    """Add outcomes of each weight quantized alone, under the protocol of the labels."""
+    _, protocol = toy.outcomes(1)
+    qconfigs = one_by_one(toy.space, "uaq-3")
+    for qconfig, fd in zip(qconfigs, toy.true_fd(qconfigs), strict=True):
+        outcome = Outcome(qconfig, protocol.digest, {"fd_lite0": float(fd)}, 64)
+        OutcomeDatabase(store.path("outcomes.sqlite")).add(outcome, protocol)
+
+
 def test_attribute_finds_the_hidden_sensitivities(toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fill_store(tmp_path, toy, 60)
+    measure_alone(fill_store(tmp_path, toy, 60), toy)
     train(MODEL, SPACE, QUALITY, FitOptions(folds=2, width=16, hops=2, epochs=2), tmp_path, num_images=64)
     result = attribute(MODEL, SPACE, QUALITY, tmp_path, AttributionOptions(num_configs=12, steps=8))
     folder = tmp_path / "toy_unet/sensitivity"
@@ -31,6 +41,7 @@ def test_attribute_finds_the_hidden_sensitivities(toy: Toy, tmp_path: Path, caps
     assert np.corrcoef(gradients.per_weight, truth)[0, 1] > 0.6
     assert np.nanmean(gradients.at_bits(3)) > np.nanmean(gradients.at_bits(4))
     assert gradients.faithfulness["additive_srcc"] > 0.8
+    assert gradients.faithfulness["interventions"] > 0.6
     assert result["completeness"]["gap"] < 0.05
     assert result["full_precision"]["measured"] == -20.0
     for rows in result["tables"].values():

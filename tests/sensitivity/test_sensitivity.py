@@ -13,7 +13,7 @@ from qsdm.predictor import Predictor
 from qsdm.predictor.scores import srcc
 from qsdm.sensitivity import AttributionOptions, Sensitivity, balanced_genes, by_decision, plots
 from qsdm.sensitivity.attribution import ablation, answer, integrated_gradients
-from qsdm.sensitivity.faithfulness import additive_srcc, deletion
+from qsdm.sensitivity.faithfulness import additive_srcc, deletion, interventions
 from qsdm.sensitivity.hops import hop_harms
 from qsdm.sensitivity.tables import KINDS, groups_of, table, text
 
@@ -138,6 +138,20 @@ def test_sensitivity_survives_json_and_knows_its_bits(toy: Toy, genes: np.ndarra
     assert np.isnan(made.at_bits(8)).all()
     with pytest.raises(ValueError, match="weights by methods"):
         Sensitivity(names, toy.space.methods[:1], scores, "hops")
+
+
+def test_scores_are_compared_with_weights_measured_alone(toy: Toy) -> None:
+    names = tuple(weight.name for weight in toy.space.graph.weights)
+    scores = np.arange(len(names) * len(toy.space.methods), dtype=np.float64).reshape(len(names), -1)
+    scores[0] = np.nan
+    made = Sensitivity(names, toy.space.methods, scores, "hops")
+    method = toy.space.methods[0]
+    measured = {(name, method): 2.0 * i for i, name in enumerate(names) if i}
+    assert interventions(made, measured) == 1.0
+    assert interventions(made, {key: -harm for key, harm in measured.items()}) == -1.0
+    assert interventions(made, measured | {("of another graph", method): 0.0}) == 1.0
+    assert interventions(made, measured | {(names[0], method): 0.0}) is None
+    assert interventions(made, dict(list(measured.items())[:2])) is None
 
 
 def test_faithful_scores_tell_themselves_from_others(toy: Toy, predictor: Predictor, genes: np.ndarray) -> None:
