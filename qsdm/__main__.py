@@ -151,9 +151,9 @@ def main(
 
 def num_measured(model: Model, space: SpaceSpec, place: Store, seed_set: int, num_images: int) -> int:
     """Configurations of the space that were measured under the protocol of the labels."""
-    from qsdm import evaluation
+    from qsdm.protocols import prompts_of, protocol_of
 
-    protocol = evaluation.protocol_of(model, model.metrics, evaluation.prompts_of(model), seed_set, num_images)
+    protocol = protocol_of(model, model.metrics, prompts_of(model), seed_set, num_images)
     made = space.of(Graph.from_json(read_json(place.find("graph.json", "trace"))), model.full_bits)
     count = 0
     for outcome in filter(lambda outcome: outcome.is_label, place.outcomes(protocol)):

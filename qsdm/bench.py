@@ -22,11 +22,13 @@ from tqdm import tqdm
 from qsdm.calibration import PackedWeights, read_table
 from qsdm.denoisers import Model
 from qsdm.engine import Engine, EngineError, Failure, Pool
-from qsdm.evaluation import EvaluationError, Evaluator, Seen, drawing_digest, outcome_of, prompts_of, protocol_of
+from qsdm.evaluation import Evaluator
 from qsdm.graph import Graph
 from qsdm.log import Log, ignore
-from qsdm.outcome import Outcome, Protocol
+from qsdm.outcome import EvaluationError, Outcome, Protocol
+from qsdm.protocols import drawing_digest, prompts_of, protocol_of
 from qsdm.qconfig import QuantConfig, Space, SpaceSpec
+from qsdm.scoring import Seen, outcome_of
 from qsdm.shards import Shards
 from qsdm.store import OutcomeDatabase, Store, StoreError, read_json, replace
 from qsdm.tensor_file import TensorFile, map_tensor

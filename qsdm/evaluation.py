@@ -6,13 +6,9 @@ the same noise, and batch size and number of processes change a metric by roundi
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import inspect
-import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 from typing import Protocol as Interface
@@ -21,125 +17,24 @@ import numpy as np
 import torch
 from torch import nn
 
-from qsdm.denoisers import (
-    ZOO,
-    Model,
-    ModelError,
-    arguments,
-    computed_in,
-    denoiser_of,
-    load_pipeline,
-    weights_digest,
-)
-from qsdm.graph import Graph, canonical
+from qsdm.denoisers import Model, arguments, computed_in, denoiser_of, load_pipeline
+from qsdm.graph import Graph
 from qsdm.metrics import Metric
-from qsdm.outcome import Outcome, Protocol
-from qsdm.prompts import Captions, Label
+from qsdm.outcome import EvaluationError, Outcome, Protocol
+from qsdm.prompts import Label
+from qsdm.protocols import of_pictures, prompts_digest, seed_of
 from qsdm.qconfig import QuantConfig, QuantMethod
+from qsdm.scoring import Seen, digests, outcome_of
 from qsdm.store import provenance
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-NUM_SPLITS = 16
-PREFIXES = (16, 64, 256)
-
-
-class EvaluationError(ValueError):
-    """A configuration cannot be measured; nothing is stored for it."""
-
-
 class Packed(Interface):
     """The quantized weights that `qsdm.calibration` wrote."""
 
     def dequantize(self, weight: str, method: QuantMethod, out: Tensor | None = None) -> Tensor: ...
-
-
-def seed_of(seed_set: int, i: int) -> int:
-    """Seed of picture ``i``, 63 bits. A hash, so two seed sets share no noise."""
-    return int.from_bytes(hashlib.sha256(f"qsdm {seed_set} {i}".encode()).digest()[:8], "big") >> 1
-
-
-def prompts_of(model: Model) -> Sequence[str | Label]:
-    """What the model draws.
-
-    Raises:
-        ModelError: the model names no prompts.
-        PromptsError: they cannot be read.
-    """
-    if model.prompts is None:
-        raise ModelError(f"model {model.name} has no prompts: add prompts=NAME, with a NAME of conf/prompts")
-    if isinstance(model.prompts, str):
-        path = ZOO / model.name / "prompts.json" if model.prompts == "zoo" else model.prompts
-        return Captions(str(path)).read()
-    return model.prompts.read()
-
-
-def of_pictures(prompts: Sequence[str | Label], num_images: int) -> list[str | Label]:
-    """The prompt of each picture: from the first again after the last."""
-    return [prompts[i % len(prompts)] for i in range(num_images)]
-
-
-def prompts_digest(prompts: Sequence[str | Label]) -> str:
-    return hashlib.sha256(canonical([p.to_json() if isinstance(p, Label) else p for p in prompts])).hexdigest()
-
-
-def protocol_of(
-    model: Model, metrics: Mapping[str, Metric], prompts: Sequence[str | Label], seed_set: int, num_images: int
-) -> Protocol:
-    """How `Evaluator` makes and scores pictures, in digests and versions.
-
-    Args:
-        prompts: as many as there are (see `of_pictures`).
-    """
-    from qsdm.quant.methods import VERSION
-
-    return Protocol(
-        denoiser=model.name,
-        weights=weights_digest(model),
-        fit=str(VERSION),
-        sampler=sampler_of(model),
-        steps=model.steps,
-        guidance=float(model.guidance),
-        resolution_px=model.resolution_px,
-        dtype=model.dtype,
-        prompts=prompts_digest(of_pictures(prompts, num_images)),
-        seed_set=seed_set,
-        num_images=num_images,
-        metrics={name: metric.version for name, metric in sorted(metrics.items())},
-    )
-
-
-def sampler_of(model: Model) -> str:
-    """The scheduler's class, with a digest of its options and of what else the pipeline is called with."""
-    if model.directory is None:
-        from diffusers import DiffusionPipeline
-
-        try:
-            index: Mapping[str, Any] = DiffusionPipeline.load_config(model.path, revision=model.revision)
-        except OSError as error:
-            raise ModelError(
-                f"no pipeline {model.path!r} here: download it once with `hf download {model.path}`"
-            ) from error
-        options: Any = model.revision
-    else:
-        try:
-            index = json.loads((model.directory / "model_index.json").read_text(encoding="utf-8"))
-            options = json.loads((model.directory / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ModelError(
-                f"{model.directory} is no diffusers pipeline ({error}): give path=DIRECTORY of one"
-            ) from error
-        options.pop("_diffusers_version", None)
-    # Not `canonical`: a scheduler's options may hold infinity.
-    digest = hashlib.sha256(json.dumps([options, dict(model.call)], sort_keys=True).encode()).hexdigest()
-    return f"{model.sampler or index['scheduler'][1]} {digest[:12]}"
-
-
-def drawing_digest(protocol: Protocol) -> str:
-    """Digest of what decides the full-precision pictures: the protocol without metrics and fit."""
-    return dataclasses.replace(protocol, metrics={}, fit="").digest
 
 
 class Evaluator:
@@ -151,7 +46,7 @@ class Evaluator:
         graph: that of the space, whose weights configurations name.
         packed: quantized weights; None if only full precision is drawn.
         metrics: by name; all of them are in every outcome.
-        prompts: see `protocol_of`.
+        prompts: see `qsdm.protocols.protocol_of`.
         batch_size: pictures at a time, at most.
     """
 
@@ -299,76 +194,6 @@ class Evaluator:
             "computed_in": str(computed_in(self.protocol.dtype)).removeprefix("torch."),
         }
         return Seen(features, digests(images), about)
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What is left of some pictures of a configuration once they are looked at.
-
-    Attributes:
-        features: by metric, float32 [N, F].
-        digests: sha256 of each picture, uint8 [N, 32].
-        about: provenance; what ends in _s is in seconds.
-    """
-
-    features: Mapping[str, np.ndarray]
-    digests: np.ndarray
-    about: Mapping[str, Any]
-
-
-def outcome_of(
-    qconfig: QuantConfig, protocol: Protocol, metrics: Mapping[str, Metric], shards: Sequence[Seen]
-) -> Outcome:
-    """The outcome of all pictures of a protocol, which were drawn at once or in shards, in their order.
-
-    Raises:
-        EvaluationError: a metric is not finite.
-    """
-    began = time.perf_counter()
-    values: dict[str, float | None] = {}
-    halves: dict[str, tuple[tuple[float, float], ...]] = {}
-    seen = np.concatenate([shard.digests for shard in shards])
-    assert len(seen) == protocol.num_images
-    prefixes: dict[int, dict[str, float | None]] = {num: {} for num in PREFIXES if num < len(seen)}
-    for name, metric in metrics.items():
-        features = np.concatenate([shard.features[name] for shard in shards])
-        values[name] = metric.reduce(features)
-        for num, found in prefixes.items():
-            found[name] = metric.reduce(features[:num])
-        pairs = [(metric.reduce(features[a]), metric.reduce(features[b])) for a, b in splits(len(seen))]
-        known = tuple((short(a), short(b)) for a, b in pairs if a is not None and b is not None)
-        if pairs and len(known) == len(pairs):
-            halves[name] = known
-    seconds = {key: sum(shard.about[key] for shard in shards) for key in ("drawing_s", "scoring_s")}
-    seconds["scoring_s"] = round(seconds["scoring_s"] + time.perf_counter() - began, 3)
-    about = {**shards[0].about, **seconds, "pictures": hashlib.sha256(seen.tobytes()).hexdigest()}
-    try:
-        return Outcome(qconfig, protocol.digest, values, len(seen), halves, prefixes, about)
-    except ValueError as error:
-        raise EvaluationError(str(error)) from error
-
-
-def digests(images: np.ndarray) -> np.ndarray:
-    """sha256 of each picture, uint8 [N, 32]."""
-    return np.stack([np.frombuffer(hashlib.sha256(image.tobytes()).digest(), np.uint8) for image in images])
-
-
-@cache
-def splits(num_images: int) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-    """The same for all configurations: `NUM_SPLITS` ways to halve four or more pictures, indices [N / 2] each."""
-    found: list[tuple[np.ndarray, np.ndarray]] = []
-    if num_images < 4:
-        return ()
-    for k in range(NUM_SPLITS):
-        order = np.random.default_rng([num_images, k]).permutation(num_images)
-        half = (num_images + 1) // 2
-        found.append((np.sort(order[:half]), np.sort(order[half:])))
-    return tuple(found)
-
-
-def short(value: float) -> float:
-    """Six digits: far below a half's noise, and a third of the bytes."""
-    return float(f"{value:.6g}")
 
 
 @cache

@@ -24,7 +24,7 @@ from qsdm.cost import avg_bits
 from qsdm.engine.local import Local
 from qsdm.engine.serial import Serial
 from qsdm.log import Log, ignore
-from qsdm.outcome import Outcome
+from qsdm.outcome import EvaluationError, Outcome
 from qsdm.qconfig import QuantConfig, Space, SpaceSpec
 from qsdm.store import StoreError, read_json
 
@@ -84,7 +84,6 @@ def measure(
         ValueError: a value is out of range.
     """
     from qsdm.bench import bench
-    from qsdm.evaluation import EvaluationError
 
     if num_configs < 1 or num_images < 2:
         raise ValueError(f"num_configs must be positive and num_images at least 2 (got {num_configs}, {num_images})")

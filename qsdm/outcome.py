@@ -15,6 +15,10 @@ from qsdm.qconfig import QuantConfig
 SCHEMA = 2  # of an outcome's JSON
 
 
+class EvaluationError(ValueError):
+    """A configuration cannot be measured; nothing is stored for it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Protocol:
     """How pictures are made and scored. Outcomes of different protocols are never compared.
@@ -74,7 +78,7 @@ class Outcome:
             candidates or realize.
 
     Raises:
-        ValueError: a metric is not finite.
+        EvaluationError: a metric is not finite.
     """
 
     qconfig: QuantConfig
@@ -88,7 +92,7 @@ class Outcome:
     def __post_init__(self) -> None:
         for name, value in self.metrics.items():
             if value is not None and not math.isfinite(value):
-                raise ValueError(
+                raise EvaluationError(
                     f"metric {name} of configuration {self.qconfig.digest[:12]} is {value}: it is not stored"
                 )
 

@@ -22,7 +22,7 @@ import numpy as np
 from qsdm import cost, run
 from qsdm.engine.local import Local
 from qsdm.log import Log, ignore
-from qsdm.outcome import Objective, Outcome
+from qsdm.outcome import EvaluationError, Objective, Outcome
 from qsdm.qconfig import QuantConfig, Space, SpaceSpec
 from qsdm.store import Store, StoreError, provenance, read_json, write_json, write_text
 
@@ -151,7 +151,6 @@ def num_changed(a: Mapping[str, Any], b: Mapping[str, Any]) -> int:
 
 def choose(space: Space, objective: Objective, measured: Measured, proposed: Sequence[QuantConfig]) -> QuantConfig:
     """The candidate whose measured outcome the objective likes best."""
-    from qsdm.evaluation import EvaluationError
 
     def quality(qconfig: QuantConfig) -> float:
         bits = cost.avg_bits(space.graph, qconfig, space.full_bits)

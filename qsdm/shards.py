@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qsdm.evaluation import Seen
 from qsdm.outcome import Protocol
 from qsdm.qconfig import QuantConfig
+from qsdm.scoring import Seen
 from qsdm.store import Store, StoreError, read_tensors, write_tensors
 
 

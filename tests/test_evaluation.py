@@ -10,19 +10,11 @@ import torch
 
 from qsdm import evaluation, tracing
 from qsdm.denoisers import Model, ModelError, computed_in
-from qsdm.evaluation import (
-    EvaluationError,
-    Evaluator,
-    drawing_digest,
-    prompts_digest,
-    prompts_of,
-    protocol_of,
-    remembered,
-    seed_of,
-)
+from qsdm.evaluation import Evaluator, remembered
 from qsdm.graph import Graph
-from qsdm.outcome import Protocol
+from qsdm.outcome import EvaluationError, Protocol
 from qsdm.prompts import Captions, Label, PromptsError
+from qsdm.protocols import drawing_digest, prompts_digest, prompts_of, protocol_of, seed_of
 from qsdm.qconfig import QuantConfig, QuantMethod
 from qsdm.trace import prepare
 

@@ -25,7 +25,7 @@ from qsdm.denoisers import Model
 from qsdm.engine.local import Local
 from qsdm.engine.serial import Serial
 from qsdm.measure import measure
-from qsdm.outcome import Outcome
+from qsdm.outcome import EvaluationError, Outcome
 from qsdm.qconfig import SpaceSpec
 from qsdm.shards import Shards
 from qsdm.store import OutcomeDatabase, Store, StoreError
@@ -318,7 +318,7 @@ def test_out_of_memory_halves_the_batch(
 
 def test_one_picture_that_does_not_fit_is_told(tiny_model: Model, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluation.Evaluator, "_batch", failing(lambda: None, 10**6, MemoryError))
-    with pytest.raises(evaluation.EvaluationError, match="draws no pictures: MemoryError"):
+    with pytest.raises(EvaluationError, match="draws no pictures: MemoryError"):
         run(tiny_model, root)
 
 

@@ -14,6 +14,8 @@ GROUND = {"graph", "qconfig", "cost", "outcome", "prompts", "store", "tensor_fil
 MACHINERY = {"tracing", "quant", "denoisers", "metrics", "strategies", "recipes"}
 JOINS = {
     "evaluation",
+    "protocols",
+    "scoring",
     "labels",
     "cheap_labels",
     "shards",
@@ -43,13 +45,13 @@ DOORS = {
     "hydra": {"run"},
     "omegaconf": {"run"},
     "wandb": {"run"},
-    "diffusers": {"denoisers", "tracing", "checkpoint", "evaluation"},
+    "diffusers": {"denoisers", "tracing", "checkpoint", "protocols"},
     "torch_geometric": {"predictor"},
     "captum": {"sensitivity"},
     "networkx": {"graph"},
     "pymoo": {"strategies"},
 }
-"""Each outside library has one door (evaluation asks diffusers for a pipeline's sampler)."""
+"""Each outside library has one door (protocols asks diffusers for a pipeline's sampler)."""
 
 HEAVY = {
     "diffusers",

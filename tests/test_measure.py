@@ -17,10 +17,9 @@ from qsdm.calibrate import calibrate
 from qsdm.denoisers import Model
 from qsdm.engine import EngineError
 from qsdm.engine.serial import Serial
-from qsdm.evaluation import EvaluationError
 from qsdm.graph import Graph
 from qsdm.measure import measure, read_configs, sample
-from qsdm.outcome import Outcome
+from qsdm.outcome import EvaluationError, Outcome
 from qsdm.qconfig import QuantConfig, QuantMethod, Space, SpaceSpec
 from qsdm.store import Store, StoreError, read_json, write_json
 from qsdm.trace import trace

@@ -9,9 +9,9 @@ import math
 import numpy as np
 import pytest
 
-from qsdm.evaluation import splits
 from qsdm.outcome import Objective, Outcome, Protocol
 from qsdm.qconfig import QuantConfig, QuantMethod
+from qsdm.scoring import splits
 
 PROTOCOL = Protocol(
     denoiser="toy",

@@ -21,13 +21,14 @@ from qsdm.calibrate import calibrate
 from qsdm.calibration import read_table
 from qsdm.denoisers import Model, ModelError, load_pipeline
 from qsdm.engine.serial import Serial
-from qsdm.evaluation import EvaluationError, Evaluator, prompts_of, protocol_of, sampler_of, seed_of
+from qsdm.evaluation import Evaluator
 from qsdm.graph import Graph
 from qsdm.measure import measure
 from qsdm.metrics.fidelity import Psnr
 from qsdm.metrics.frechet import FrechetLite0
-from qsdm.outcome import Objective
+from qsdm.outcome import EvaluationError, Objective
 from qsdm.prompts import ImageNet
+from qsdm.protocols import prompts_of, protocol_of, sampler_of, seed_of
 from qsdm.qconfig import QuantConfig, SpaceSpec
 from qsdm.realize import realize
 from qsdm.search import search_front

@@ -100,7 +100,8 @@ def test_ours_is_written_as_a_small_pipeline_that_draws_the_same_pictures(
 
     from qsdm.calibration import PackedWeights
     from qsdm.checkpoint import contents, load_quantized
-    from qsdm.evaluation import Evaluator, prompts_of, protocol_of, seed_of
+    from qsdm.evaluation import Evaluator
+    from qsdm.protocols import prompts_of, protocol_of, seed_of
 
     place = Store(searched, tiny_model.name)
     chosen = QuantConfig.from_json(read_json(place.path("chosen.json")))

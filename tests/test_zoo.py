@@ -13,9 +13,9 @@ from test_conf import compose
 
 from qsdm import run
 from qsdm.denoisers import ZOO, load_pipeline, weights_digest
-from qsdm.evaluation import prompts_of, protocol_of
 from qsdm.graph import Graph
 from qsdm.outcome import SCHEMA
+from qsdm.protocols import prompts_of, protocol_of
 from qsdm.store import Store, read_json
 from qsdm.trace import trace
 

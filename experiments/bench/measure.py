@@ -31,11 +31,12 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from stages import model_of
 
-from qsdm import evaluation
 from qsdm.calibrate import calibrate
 from qsdm.calibration import PackedWeights
 from qsdm.denoisers import Model, arguments, computed_in, denoiser_of, load_pipeline
+from qsdm.evaluation import Evaluator, compute_in
 from qsdm.graph import Graph
+from qsdm.protocols import prompts_of, protocol_of, seed_of
 from qsdm.qconfig import QuantConfig, QuantMethod, SpaceSpec
 from qsdm.quant.methods import dequantize, fit
 from qsdm.run import CONF
@@ -58,9 +59,9 @@ def measure(name: str, num_images: int, store: Path) -> dict[str, float]:
         calibrate(model, spec, store)
     space = spec.of(graph, model.full_bits)
     packed = PackedWeights(store / name / "calibration" / spec.name)
-    prompts = evaluation.prompts_of(model)
-    protocol = evaluation.protocol_of(model, model.metrics, prompts, 0, num_images)
-    ready = evaluation.Evaluator(model, space.graph, packed, model.metrics, protocol, prompts)
+    prompts = prompts_of(model)
+    protocol = protocol_of(model, model.metrics, prompts, 0, num_images)
+    ready = Evaluator(model, space.graph, packed, model.metrics, protocol, prompts)
     rng = np.random.default_rng(0)
     warm, timed = space.sample(rng), space.sample(rng)
 
@@ -68,13 +69,13 @@ def measure(name: str, num_images: int, store: Path) -> dict[str, float]:
         with torch.inference_mode():
             for start in range(0, num_images, ready.batch_size):
                 places = range(start, min(start + ready.batch_size, num_images))
-                seeds = [torch.Generator().manual_seed(evaluation.seed_of(0, i)) for i in places]
+                seeds = [torch.Generator().manual_seed(seed_of(0, i)) for i in places]
                 call = arguments(pipeline, model, [ready.prompts[i] for i in places], generator=seeds, output_type="pt")
                 pipeline(**call)  # type: ignore[operator]
 
     ready.outcome(warm)
     pipeline = load_pipeline(model)
-    evaluation.compute_in(denoiser_of(pipeline, model), computed_in(model.dtype))
+    compute_in(denoiser_of(pipeline, model), computed_in(model.dtype))
     draw_bare(pipeline)
     found = {"bare": min(cpu_seconds(lambda: draw_bare(pipeline)) for _ in range(2))}
     drawn: list[float] = []
@@ -96,9 +97,9 @@ def naive(name: str, num_images: int, store: Path, fits: str) -> None:
     model, spec = parts_of(name)
     space = spec.of(Graph.from_json(read_json(store / name / "graph.json")), model.full_bits)
     qconfig = space.sample(np.random.default_rng(0))
-    prompts = evaluation.prompts_of(model)
-    protocol = evaluation.protocol_of(model, model.metrics, prompts, 0, num_images)
-    fresh = evaluation.Evaluator(model, space.graph, None, model.metrics, protocol, prompts)
+    prompts = prompts_of(model)
+    protocol = protocol_of(model, model.metrics, prompts, 0, num_images)
+    fresh = Evaluator(model, space.graph, None, model.metrics, protocol, prompts)
     parameters = dict(fresh.denoiser.named_parameters())
     with torch.no_grad():
         for weight in space.graph.weights:

@@ -49,8 +49,9 @@ def model_of(name: str) -> Any:
 
 
 def drawing(num_images: int = 64) -> None:
-    from qsdm.evaluation import Evaluator, prompts_of, protocol_of
+    from qsdm.evaluation import Evaluator
     from qsdm.graph import Graph
+    from qsdm.protocols import prompts_of, protocol_of
     from qsdm.qconfig import QuantConfig
 
     model = model_of("emoji_unet")

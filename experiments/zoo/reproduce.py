@@ -21,11 +21,12 @@ from bank import spec
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from qsdm import evaluation
 from qsdm.calibrate import calibrate
 from qsdm.calibration import PackedWeights
 from qsdm.denoisers import computed_in
+from qsdm.evaluation import Evaluator
 from qsdm.predictor.scores import srcc
+from qsdm.protocols import prompts_of, protocol_of
 from qsdm.store import Store
 from qsdm.trace import trace
 
@@ -38,8 +39,8 @@ def main() -> None:
     args = parser.parse_args()
     metrics = instantiate(OmegaConf.load("conf/metrics/emoji.yaml"), _convert_="all")
     model = dataclasses.replace(model_of(args.name, args.zoo), metrics=metrics)
-    prompts = evaluation.prompts_of(model)
-    protocol = evaluation.protocol_of(model, metrics, prompts, seed_set=0, num_images=256)
+    prompts = prompts_of(model)
+    protocol = protocol_of(model, metrics, prompts, seed_set=0, num_images=256)
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder), args.name)
         shipped = [o for o in store.outcomes(protocol) if len(o.qconfig.methods) != 1 and not o.is_label]
@@ -50,7 +51,7 @@ def main() -> None:
         graph = trace(model, Path(folder), page=False)
         calibrate(model, spec("traced"), Path(folder))
         packed = PackedWeights(Path(folder) / args.name / "calibration" / "traced")
-        here = evaluation.Evaluator(model, graph, packed, metrics, protocol, prompts)
+        here = Evaluator(model, graph, packed, metrics, protocol, prompts)
         print(f"computed in {str(computed_in(model.dtype)).removeprefix('torch.')} here")
         print(f"{'configuration':<14}{'there':>10}{'here':>10}{'difference':>12}{'standard error':>16}")
         pairs = []
