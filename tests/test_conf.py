@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from qsdm import run
+from qsdm.run import conf, keys
+from qsdm.run.help import help_text
 
 COMMANDS = ("trace", "calibrate", "measure", "train", "attribute", "search", "realize", "recipe", "main")
 
@@ -28,11 +29,11 @@ def compose(command: str, overrides: list[str]) -> Any:
     from hydra.core.global_hydra import GlobalHydra
 
     function = function_of(command)
-    node = dataclasses.make_dataclass("Signature", run.schema(function, wandb=True))
+    node = dataclasses.make_dataclass("Signature", keys.schema(function, wandb=True))
     ConfigStore.instance().store(name="signature", node=node)
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(run.CONF), version_base="1.3"):
-        return function, compose(command, run.spelled(overrides, function))
+    with initialize_config_dir(str(conf.CONF), version_base="1.3"):
+        return function, compose(command, keys.spelled(overrides, function))
 
 
 def taker(group: str) -> str:
@@ -41,8 +42,8 @@ def taker(group: str) -> str:
 
 
 def options() -> Iterator[Any]:
-    for group, names in run.choices().items():
-        if group not in run.OF_MODEL:
+    for group, names in conf.choices().items():
+        if group not in conf.OF_MODEL:
             for name in names:
                 yield pytest.param(group, name, id=f"{group}={name}")
 
@@ -54,9 +55,9 @@ def test_an_option_composes_and_builds(group: str, name: str) -> None:
         function, cfg = compose("trace", [f"model={name}", *path])
     else:
         function, cfg = compose(taker(group), ["model=emoji_unet", f"{group}={name}"])
-    run.check(cfg[group], group)
+    keys.check(cfg[group], group)
     if name != "any":  # reads a pipeline
-        made = run.keywords(function, cfg)[group]
+        made = keys.keywords(function, cfg)[group]
         assert dataclasses.is_dataclass(made)
         assert getattr(made, "name", name) == name
 
@@ -64,56 +65,54 @@ def test_an_option_composes_and_builds(group: str, name: str) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_has_defaults_for_all_but_the_model(command: str) -> None:
     function, cfg = compose(command, ["model=emoji_unet"])
-    values = run.keywords(function, cfg)
+    values = keys.keywords(function, cfg)
     for name, parameter in inspect.signature(function).parameters.items():
         if name != "log":
             assert name in values or parameter.default is not parameter.empty
-    assert set(run.defaults(command)) <= set(run.choices())
-    assert set(run.defaults(command)) <= set(values)
+    assert set(conf.defaults(command)) <= set(conf.choices())
+    assert set(conf.defaults(command)) <= set(values)
 
 
 @pytest.mark.parametrize("model", ["emoji_unet", "sdxl"])  # one that comes with metrics and prompts, one without
-@pytest.mark.parametrize("name", run.choices().get("metrics", []))
+@pytest.mark.parametrize("name", conf.choices().get("metrics", []))
 def test_metrics_can_be_chosen_for_a_model(name: str, model: str) -> None:
     function, cfg = compose("trace", [f"metrics={name}", f"model={model}"])
-    assert run.keywords(function, cfg)["model"].metrics
+    assert keys.keywords(function, cfg)["model"].metrics
     for spelling in ("metrics@model.metrics", "+metrics@model.metrics"):
         assert compose("trace", [f"model={model}", f"{spelling}={name}"])[1] == cfg
 
 
 @pytest.mark.parametrize("model", ["emoji_unet", "sdxl"])
-@pytest.mark.parametrize("name", run.choices().get("prompts", []))
+@pytest.mark.parametrize("name", conf.choices().get("prompts", []))
 def test_prompts_can_be_chosen_for_a_model(name: str, model: str) -> None:
     function, cfg = compose("measure", ["prompts.path=data", f"prompts={name}", f"model={model}"])
-    made = run.keywords(function, cfg)["model"].prompts
+    made = keys.keywords(function, cfg)["model"].prompts
     assert dataclasses.is_dataclass(made)
     assert made.path == "data"
-    with pytest.raises(run.BadInput, match=r"needs a path: add model\.prompts\.path=VALUE"):
-        run.keywords(*compose("measure", [f"model={model}", f"prompts={name}"]))
+    with pytest.raises(conf.BadInput, match=r"needs a path: add model\.prompts\.path=VALUE"):
+        keys.keywords(*compose("measure", [f"model={model}", f"prompts={name}"]))
 
 
 def test_what_belongs_to_the_model_is_explained_and_guessed() -> None:
-    assert re.search(
-        r"prompts=NAME +what the model draws.* One of captions, coco", run.help_text(function_of("measure"))
-    )
-    with pytest.raises(run.BadInput, match=r"measure takes no 'prompt'; did you mean 'prompts'\?"):
+    assert re.search(r"prompts=NAME +what the model draws.* One of captions, coco", help_text(function_of("measure")))
+    with pytest.raises(conf.BadInput, match=r"measure takes no 'prompt'; did you mean 'prompts'\?"):
         compose("measure", ["model=sdxl", "prompt=coco"])
 
 
 def test_no_model_is_chosen_by_default() -> None:
     """``+model=NAME`` works only then."""
-    assert all("model" not in run.defaults(command) for command in COMMANDS)
+    assert all("model" not in conf.defaults(command) for command in COMMANDS)
 
 
 def test_every_file_begins_with_what_it_is_for() -> None:
-    for path in run.CONF.rglob("*.yaml"):
-        assert path.read_text(encoding="utf-8").startswith("# "), path.relative_to(run.CONF)
+    for path in conf.CONF.rglob("*.yaml"):
+        assert path.read_text(encoding="utf-8").startswith("# "), path.relative_to(conf.CONF)
 
 
 def test_the_paper_space_splits_where_the_paper_does() -> None:
     import yaml
 
-    spec = yaml.safe_load((run.CONF / "space" / "paper.yaml").read_text())
+    spec = yaml.safe_load((conf.CONF / "space" / "paper.yaml").read_text())
     pattern = re.compile(spec["splits"])
     split = ["up_blocks.0.resnets.2.conv1", "blocks.25.skip_linear"]
     whole = [
@@ -133,13 +132,14 @@ def test_the_packaged_configs_are_found_without_a_checkout(tmp_path: Path) -> No
 
     package = tmp_path / "qsdm"
     package.mkdir()
-    for path in run.PACKAGE.glob("*.py"):
+    for path in (conf.PACKAGE / "__init__.py", conf.PACKAGE / "log.py"):
         shutil.copy(path, package)
-    shutil.copytree(run.CONF, package / "conf")
-    code = "from qsdm import run; print(run.CONF, len(run.choices()))"
+    shutil.copytree(conf.PACKAGE / "run", package / "run")
+    shutil.copytree(conf.CONF, package / "conf")
+    code = "from qsdm.run import conf; print(conf.CONF, len(conf.choices()))"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.split()[0] == str(package / "conf")
-    assert int(done.stdout.split()[1]) == len(run.choices())
+    assert int(done.stdout.split()[1]) == len(conf.choices())
 
 
 def commands_of(page: Path) -> Iterator[tuple[str, list[str]]]:
@@ -151,15 +151,15 @@ def commands_of(page: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def test_the_commands_of_the_protocols_compose() -> None:
-    commands = list(commands_of(run.CHECKOUT / "docs" / "protocols.md"))
+    commands = list(commands_of(conf.CHECKOUT / "docs" / "protocols.md"))
     assert len(commands) == 5
     for command, arguments in commands:
-        model = run.keywords(*compose(command, arguments))["model"]
+        model = keys.keywords(*compose(command, arguments))["model"]
         assert model.prompts is not None
         assert set(model.metrics) == {"fid", "clip_score", "psnr"}
 
 
 def test_the_commands_that_scale_compose() -> None:
-    commands = list(commands_of(run.CHECKOUT / "docs" / "scaling.md"))
-    engines = [run.keywords(*compose(command, arguments))["engine"] for command, arguments in commands]
+    commands = list(commands_of(conf.CHECKOUT / "docs" / "scaling.md"))
+    engines = [keys.keywords(*compose(command, arguments))["engine"] for command, arguments in commands]
     assert [type(engine).__name__ for engine in engines] == ["Local", "Ray", "Ray", "Slurm"]

@@ -31,6 +31,7 @@ from qsdm.prompts import ImageNet
 from qsdm.protocols import prompts_of, protocol_of, sampler_of, seed_of
 from qsdm.qconfig import QuantConfig, SpaceSpec
 from qsdm.realize import realize
+from qsdm.run import conf
 from qsdm.search import search_front
 from qsdm.store import Store, read_json, write_json
 from qsdm.strategies import Problem
@@ -189,6 +190,6 @@ def test_one_command_line_after_the_other(
     assert protocol.resolution_px == RESOLUTION_PX
     outcomes = Store(tmp_path / "store", "small").outcomes(protocol)
     assert sorted(len(outcome.qconfig.methods) for outcome in outcomes)[0] == 0
-    emoji = set(OmegaConf.load(Path(run.__file__).parents[1] / "conf/metrics/emoji.yaml"))
+    emoji = set(OmegaConf.load(conf.CONF / "metrics/emoji.yaml"))
     assert all(set(outcome.metrics) == emoji for outcome in outcomes)
     assert read_json(tmp_path / "store/small/graph.json")

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from qsdm import run
 from qsdm.calibrate import calibrate
 from qsdm.denoisers import Model
 from qsdm.engine.serial import Serial
 from qsdm.measure import measure
 from qsdm.qconfig import QuantConfig, SpaceSpec
 from qsdm.recipe import Format, recipe
+from qsdm.run.keys import keywords
 from qsdm.store import Store, StoreError, read_json
 from qsdm.trace import trace
 from tests.test_conf import compose
@@ -32,7 +32,7 @@ def store(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def spec_of(command: str) -> SpaceSpec:
     """The space of a printed command."""
     words = shlex.split(command)
-    return run.keywords(*compose(words[2].removeprefix("qsdm."), ["model=emoji_unet", *words[4:]]))["space"]
+    return keywords(*compose(words[2].removeprefix("qsdm."), ["model=emoji_unet", *words[4:]]))["space"]
 
 
 def test_an_imported_recipe_is_measured(

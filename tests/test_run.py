@@ -19,9 +19,10 @@ import pytest
 from qsdm import run
 from qsdm.log import Log, ignore
 from qsdm.qconfig import OutsideSpace, SpaceSpec
+from qsdm.run import conf, errors
 from qsdm.store import StoreError, read_json
 
-ROOT = Path(run.__file__).parents[1]
+ROOT = Path(__file__).parents[1]
 COMMANDS = ("trace", "calibrate", "measure", "train", "attribute", "search", "realize")
 
 
@@ -83,16 +84,16 @@ def grow(
 @pytest.fixture
 def garden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder of configs for `grow`, and an empty working directory."""
-    conf = tmp_path / "conf"
-    (conf / "plant").mkdir(parents=True)
-    (conf / "base.yaml").write_text((ROOT / "conf" / "base.yaml").read_text())
-    (conf / "grow.yaml").write_text("defaults:\n  - base\n  - signature\n  - space: traced\n  - _self_\n")
+    folder = tmp_path / "conf"
+    (folder / "plant").mkdir(parents=True)
+    (folder / "base.yaml").write_text((ROOT / "conf" / "base.yaml").read_text())
+    (folder / "grow.yaml").write_text("defaults:\n  - base\n  - signature\n  - space: traced\n  - _self_\n")
     for name in ("rose", "oak"):
-        (conf / "plant" / f"{name}.yaml").write_text(f"_target_: {__name__}.Plant\nname: {name}\ntags: [a, b]\n")
-    (conf / "plant" / "vague.yaml").write_text(f"_target_: {__name__}.Plant\nname: ???\n")
-    (conf / "space").symlink_to(ROOT / "conf" / "space")
-    monkeypatch.setattr(run, "CONF", conf)
-    monkeypatch.setattr(run, "PACKAGE", Path(__file__).parent)  # what this file raises counts as raised by us
+        (folder / "plant" / f"{name}.yaml").write_text(f"_target_: {__name__}.Plant\nname: {name}\ntags: [a, b]\n")
+    (folder / "plant" / "vague.yaml").write_text(f"_target_: {__name__}.Plant\nname: ???\n")
+    (folder / "space").symlink_to(ROOT / "conf" / "space")
+    monkeypatch.setattr(conf, "CONF", folder)
+    monkeypatch.setattr(errors, "PACKAGE", Path(__file__).parent)  # what this file raises counts as raised by us
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.delenv("QSDM_TRACEBACK", raising=False)
@@ -116,7 +117,7 @@ def test_every_spelling_of_a_group_works(garden: Path, argument: str) -> None:
 def test_a_short_key_stands_for_a_nested_one(
     garden: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], argument: str
 ) -> None:
-    monkeypatch.setattr(run, "SHORT", {"height": "plant.height_cm", "path": "model.path"})
+    monkeypatch.setattr(conf, "SHORT", {"height": "plant.height_cm", "path": "model.path"})
     assert run.execute(grow, [argument, "+plant=rose"]) == 0
     assert calls[0]["plant"].height_cm == 7
     assert run.execute(grow, ["+plant=rose", "path=x"]) == 1  # this command takes no model

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from test_conf import compose
 
-from qsdm import run
 from qsdm.denoisers import ZOO, load_pipeline, weights_digest
 from qsdm.graph import Graph
 from qsdm.outcome import SCHEMA
 from qsdm.protocols import prompts_of, protocol_of
+from qsdm.run.keys import keywords
 from qsdm.store import Store, read_json
 from qsdm.trace import trace
 
@@ -27,7 +27,7 @@ TESTED = {"emoji_mmdit": {(0, 256)}, "emoji_pixart": set(), "emoji_unet": {(0, 2
 @pytest.fixture(scope="module", params=ALL)
 def made(request):
     function, cfg = compose("calibrate", [f"model={request.param}"])
-    return run.keywords(function, cfg)
+    return keywords(function, cfg)
 
 
 def test_three_architectures_ship() -> None:

@@ -39,7 +39,7 @@ from qsdm.graph import Graph
 from qsdm.protocols import prompts_of, protocol_of, seed_of
 from qsdm.qconfig import QuantConfig, QuantMethod, SpaceSpec
 from qsdm.quant.methods import dequantize, fit
-from qsdm.run import CONF
+from qsdm.run.conf import CONF
 from qsdm.store import read_json
 from qsdm.trace import trace
 

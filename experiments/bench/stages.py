@@ -41,10 +41,10 @@ def quantizers() -> None:
 
 
 def model_of(name: str) -> Any:
-    from qsdm import run
     from qsdm.denoisers import Model
+    from qsdm.run.conf import CONF
 
-    entry = yaml.safe_load((run.CONF / "model" / f"{name}.yaml").read_text(encoding="utf-8"))
+    entry = yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text(encoding="utf-8"))
     return Model(**{key: value for key, value in entry.items() if key not in ("_target_", "defaults", "metrics")})
 
 

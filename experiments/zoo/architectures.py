@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qsdm import run
 from qsdm.denoisers import Model
+from qsdm.run.conf import CONF
 
 MAX_LENGTH = 24  # tokens of a caption
 TEXT_WIDTH = 128  # of the text encoder's states
@@ -207,7 +207,7 @@ def model_of(name: str, zoo: Path, **changed: Any) -> Model:
     """The pipeline in ``zoo``, as ``conf/model`` describes it but for what is ``changed``."""
     import yaml
 
-    entry = yaml.safe_load((run.CONF / "model" / f"{name}.yaml").read_text(encoding="utf-8"))
+    entry = yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text(encoding="utf-8"))
     fields = {key: value for key, value in entry.items() if key not in ("_target_", "defaults")}
     return Model(**fields | {"path": str(zoo / name / "pipeline")} | changed)
 

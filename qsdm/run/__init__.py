@@ -1,0 +1,122 @@
+"""The door: a command line becomes the keyword arguments of a command's function. Only here are Hydra and W&B known.
+
+A command module ends in ``if __name__ == "__main__": run.main(train)``. The function's signature is the schema of its
+keys: names, types and defaults; ``conf/<function>.yaml`` adds the groups chosen by default (``space: traced``). Nested
+values are made from their ``_target_``, after their keys were checked against the target's signature too.
+
+What the user can mend (an unknown key, a missing artifact, a full disk) is told in one sentence, with exit status 1;
+Ctrl-C gives 130. ``QSDM_TRACEBACK=1`` or ``hydra.verbose=true`` shows the traceback as well.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import inspect
+import os
+import random
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qsdm.run import conf
+from qsdm.run.dashboard import Wandb, wandb_log
+from qsdm.run.errors import tell
+from qsdm.run.help import help_text
+from qsdm.run.keys import keywords, schema, spelled
+
+
+def main(function: Callable[..., Any]) -> None:
+    """Run ``function`` with the arguments that the command line gives it, and exit."""
+    sys.exit(execute(function, sys.argv[1:]))
+
+
+def execute(function: Callable[..., Any], arguments: Sequence[str]) -> int:
+    """Run ``function`` on command-line ``arguments``; returns the exit status."""
+    failures: list[BaseException] = []
+    loud = bool(os.environ.get("QSDM_TRACEBACK")) or any(
+        a.startswith("hydra.verbose=") and not a.lower().endswith("=false") for a in arguments
+    )
+    if {"--help", "-h"} & set(arguments):
+        print(help_text(function))
+        return 0
+    try:
+        _hydra(function, spelled(arguments, function), failures)
+    except (Exception, KeyboardInterrupt) as error:
+        if error not in failures:  # a sweep's failures were told as they came
+            tell(error, loud, arguments)
+            failures.append(error)
+    if any(isinstance(failure, KeyboardInterrupt) for failure in failures):
+        return 130
+    return 1 if failures else 0
+
+
+def _hydra(function: Callable[..., Any], arguments: list[str], failures: list[BaseException]) -> None:
+    import hydra
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    def job(cfg: Any) -> Any:
+        settings = HydraConfig.get()
+        sweep = settings.mode == RunMode.MULTIRUN
+        if sweep:
+            print(f"[{settings.job.num}] {' '.join(settings.overrides.task)}", flush=True)
+        try:
+            return perform(
+                function, cfg, Path(settings.runtime.output_dir), Path(settings.sweep.dir).name if sweep else None
+            )
+        except (Exception, KeyboardInterrupt) as error:
+            failures.append(error)
+            tell(error, bool(os.environ.get("QSDM_TRACEBACK")) or bool(settings.verbose), settings.overrides.task)
+            if sweep:  # an ordinary exception marks this job as failed and lets the others go on
+                raise
+        finally:
+            gc.collect()
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise errors instead of printing them: we do that
+    ConfigStore.instance().store(
+        name="signature", node=dataclasses.make_dataclass("Signature", schema(function, wandb=True))
+    )
+    GlobalHydra.instance().clear()
+    before, sys.argv = sys.argv, [sys.argv[0], *arguments, f"hydra.job.name={function.__name__}"]
+    try:
+        hydra.main(config_path=str(conf.CONF), config_name=function.__name__, version_base="1.3")(job)()
+    finally:
+        sys.argv = before
+
+
+def perform(function: Callable[..., Any], cfg: Any, folder: Path, group: str | None = None) -> Any:
+    """Call ``function`` with what ``cfg`` holds.
+
+    Args:
+        cfg: the composed config, without Hydra's own part.
+        folder: of this run, for its provenance and W&B's files.
+        group: name of the sweep.
+    """
+    from qsdm import store
+
+    values = keywords(function, cfg)
+    if isinstance(seed := values.get("seed"), int):
+        _seed(seed)
+    about = {"command": function.__name__, "arguments": sys.argv[1:], **store.provenance()}
+    store.write_json(folder / "provenance.json", about)
+    with wandb_log(cfg.get("wandb", Wandb.disabled), function.__name__, folder, group, cfg) as log:
+        if "log" in inspect.signature(function).parameters:
+            values["log"] = log
+        result = function(**values)
+        if isinstance(result, Mapping):
+            log({key: value for key, value in result.items() if isinstance(value, int | float)})
+    return result
+
+
+def _seed(seed: int) -> None:
+    """Commands draw from generators of their own; this is for libraries that do not."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

@@ -1,0 +1,53 @@
+"""What conf/ offers: groups, their entries, and what each command chooses by default."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).parents[1]
+CHECKOUT = PACKAGE.parent
+# A checkout's conf/ comes before the copy that a wheel carries.
+CONF = CHECKOUT / "conf" if (CHECKOUT / "pyproject.toml").exists() else PACKAGE / "conf"
+SHORT = {"path": "model.path"}
+"""Keys that stand for one inside a group, for every command that takes the group."""
+OF_MODEL = ("prompts", "metrics")
+"""Groups that fill the model's key of their name: ``prompts.path`` stands for ``model.prompts.path``."""
+
+
+class BadInput(ValueError):
+    """Something on the command line or in a YAML; the message says what was wanted."""
+
+
+def choices() -> dict[str, list[str]]:
+    """What conf/ offers for each group."""
+    folders = [folder for folder in sorted(CONF.iterdir()) if folder.is_dir() and folder.name != "hydra"]
+    return {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in folders}
+
+
+def defaults(command: str) -> dict[str, str]:
+    """The groups that a command chooses by default."""
+    import yaml
+
+    entries = yaml.safe_load((CONF / f"{command}.yaml").read_text(encoding="utf-8")).get("defaults", [])
+    return {
+        key: value
+        for entry in entries
+        if isinstance(entry, dict)
+        for key, value in entry.items()
+        if not key.startswith("override ")
+    }
+
+
+def shorthands(function: Callable[..., Any]) -> dict[str, str]:
+    """The `SHORT` keys that mean something to ``function``."""
+    taken = inspect.signature(function).parameters
+    return {key: full for key, full in SHORT.items() if full.partition(".")[0] in taken and key not in taken}
+
+
+def unknown_key(taker: str, key: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(key, known, 1)
+    return f"{taker} takes no {key!r}; " + (f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(known)}")

@@ -1,0 +1,74 @@
+"""What ``--help`` prints: a command's docstrings, and its keys with their defaults."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+from qsdm.run.conf import OF_MODEL, choices, defaults, shorthands
+
+COMMON = {
+    "model": "whose denoiser it is.",
+    "path": "directory or hub id of a diffusers pipeline, to take instead of the model's own, or for +model=any.",
+    "prompts": "what the model draws; prompts.path=PATH of its file.",
+    "metrics": "what the model's pictures are scored by.",
+    "space": "methods on offer, and which weights are split by their inputs.",
+    "objective": "what is good: a linear form of metrics and costs.",
+    "engine": "where measurements run.",
+    "strategy": "of the search.",
+    "predictor": "how the graph network is fitted.",
+    "attribution": "how sensitivities are computed.",
+    "store": "folder of the artifacts.",
+    "seed": "of all random draws.",
+}
+
+
+def help_text(function: Callable[..., Any]) -> str:
+    """What a command does, by its docstrings, and its keys with their defaults."""
+    name = function.__name__
+    page = sys.modules[function.__module__].__doc__ or inspect.getdoc(function) or name
+    meaning = COMMON | arguments_of(inspect.getdoc(function) or "")
+    chosen, offered = defaults(name), choices()
+    rows = []
+    for key, parameter in inspect.signature(function).parameters.items():
+        if key == "log":
+            continue
+        text = meaning.get(key, "")
+        if key in offered:
+            rows.append(
+                (
+                    f"{key}={chosen[key]}" if key in chosen else f"+{key}=NAME",
+                    f"{text} One of {', '.join(offered[key])}.",
+                )
+            )
+            if key == "model":
+                rows += [(f"{part}=NAME", f"{COMMON[part]} One of {', '.join(offered[part])}.") for part in OF_MODEL]
+        else:
+            rows.append((f"{key}={'VALUE' if parameter.default is parameter.empty else parameter.default}", text))
+    rows += [
+        (f"{key}=VALUE", f"{meaning.get(key, '')} Short for {full}.") for key, full in shorthands(function).items()
+    ]
+    rows.append(("wandb=disabled", "where the run is logged to: disabled, offline or online."))
+    margin = max(len(key) for key, _ in rows) + 4
+    lines = []
+    for key, text in rows:
+        first, *rest = textwrap.wrap(text.strip(), 118 - margin) or [""]
+        lines += [f"  {key:<{margin - 2}}{first}".rstrip(), *(" " * margin + line for line in rest)]
+    flags = "-m seed=0,1,2 sweeps over values, --cfg job prints the config, --hydra-help lists the other flags."
+    return "\n".join([page.strip(), "", "Keys, with their defaults:", *lines, "", flags])
+
+
+def arguments_of(docstring: str) -> dict[str, str]:
+    """The ``Args:`` of a docstring: meaning by name."""
+    section = re.search(r"^Args:\n((?:[ \t]+.*\n?|\n)*)", docstring, re.MULTILINE)
+    found: dict[str, str] = {}
+    for line in (section[1] if section else "").splitlines():
+        if match := re.match(r"    (\w+): (.*)", line):
+            found[name := match[1]] = match[2]
+        elif line.strip() and found:
+            found[name] += " " + line.strip()
+    return found

@@ -1,0 +1,180 @@
+"""Keys and values: what the command line says, checked against the signatures of what takes it."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from enum import Enum
+from pathlib import Path
+from types import UnionType
+from typing import Any
+
+from qsdm.run.conf import OF_MODEL, BadInput, choices, defaults, shorthands, unknown_key
+from qsdm.run.dashboard import Wandb
+from qsdm.run.errors import first_line
+
+
+def schema(target: Callable[..., Any], wandb: bool = False) -> list[Any]:
+    """Fields of `dataclasses.make_dataclass` for the keys that ``target`` takes.
+
+    Numbers, strings, paths and enums keep their type and default. Anything else is free at this point and checked
+    when it is made.
+    """
+    fields = []
+    for name, parameter in inspect.signature(target).parameters.items():
+        if name == "log" or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            continue
+        kind = _simple(_hint(target, parameter))
+        default = "???" if kind is Any or parameter.default is parameter.empty else parameter.default
+        default = str(default) if isinstance(default, Path) else default
+        fields.append((name, kind, dataclasses.field(default=default)))
+    if wandb:
+        fields.append(("wandb", Wandb, dataclasses.field(default=Wandb.disabled)))
+    return fields
+
+
+def _hint(target: Callable[..., Any], parameter: inspect.Parameter) -> Any:
+    if not isinstance(parameter.annotation, str):
+        return parameter.annotation
+    names = vars(sys.modules[target.__module__]) if target.__module__ in sys.modules else {}
+    # One annotation at a time: others may name classes of packages that are not imported yet.
+    stub = type("Stub", (), {"__annotations__": {"value": parameter.annotation}})
+    try:
+        return typing.get_type_hints(stub, dict(names))["value"]
+    except NameError:
+        return Any
+
+
+def _simple(hint: Any) -> Any:
+    """The type that OmegaConf checks: a plain one, perhaps optional; otherwise Any. A config holds paths as text."""
+    union = typing.get_origin(hint) in (typing.Union, UnionType)
+    kinds = [str if kind is Path else kind for kind in (typing.get_args(hint) if union else [hint])]
+    plain = [kind for kind in kinds if kind is not type(None)]
+    if len(plain) != 1 or not isinstance(plain[0], type):
+        return Any
+    if plain[0] not in (int, float, str, bool) and not issubclass(plain[0], Enum):
+        return Any
+    return plain[0] | None if len(kinds) == 2 else plain[0]
+
+
+def spelled(arguments: Sequence[str], function: Callable[..., Any]) -> list[str]:
+    """Arguments as Hydra wants them: groups first, with a ``+`` exactly where the command chooses none by default.
+
+    Raises:
+        BadInput: a key is none of the command's.
+    """
+    groups, chosen = choices(), set(defaults(function.__name__))
+    short = shorthands(function)
+    owned = OF_MODEL if "model" in inspect.signature(function).parameters else ()
+    known = [*(name for name, *_ in schema(function)), *short, *owned, "wandb"]
+    models = [argument.partition("=")[2] for argument in arguments if argument.lstrip("+").startswith("model=")]
+    by_model = {key.lstrip("/") for model in models if model in groups["model"] for key in defaults(f"model/{model}")}
+    flags, first, parts, rest = [], [], [], []
+    for argument in arguments:
+        match = re.fullmatch(r"([+~]*)([^=@]*)(@[^=]*)?(=.*)?", argument, re.DOTALL)
+        assert match is not None
+        sign, key, package, value = (part or "" for part in match.groups())
+        if argument.startswith("-") or not (value or sign):
+            flags.append(argument)  # argparse wants them before the overrides
+            continue
+        top = re.split(r"[./\[]", key)[0]
+        if top in owned and package in ("", f"@model.{top}") and not sign.strip("+"):
+            if key == top:
+                parts.append(f"{'' if key in by_model else '+'}{key}@model.{key}{value}")
+            else:
+                rest.append(f"++model.{key}{value}")
+            continue
+        if top not in known and top != "hydra" and not (package and re.split(r"[./\[]", package[1:])[0] in known):
+            raise BadInput(unknown_key(function.__name__, top, known))
+        if key in short:
+            rest.append(f"++{short[key]}{value}")
+        elif key in groups and not package and "~" not in sign:
+            first.append(f"{'' if key in chosen else '+'}{key}{value}")
+        elif "." in key and top in known and not sign:
+            rest.append(f"++{argument}")  # what the YAML leaves out can be set too; `check` knows what there is
+        else:
+            rest.append(argument)
+    return flags + first + parts + rest
+
+
+def keywords(function: Callable[..., Any], cfg: Any) -> dict[str, Any]:
+    """The config as keyword arguments of ``function``.
+
+    Raises:
+        BadInput: a key is unknown or missing, or a value is of the wrong type.
+    """
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    parameters = {name: p for name, p in inspect.signature(function).parameters.items() if name != "log"}
+    for key in cfg:
+        if key not in parameters and key != "wandb":
+            raise BadInput(unknown_key(function.__name__, key, list(parameters)))
+    values = {}
+    for name, parameter in parameters.items():
+        offered = choices().get(name)
+        unchosen = offered and OmegaConf.is_config(cfg.get(name)) and "_target_" not in cfg[name]  # only model.path=
+        if name not in cfg or OmegaConf.is_missing(cfg, name) or unchosen:
+            if parameter.default is parameter.empty:
+                sign = "" if name in defaults(function.__name__) else "+"
+                how = f"add {sign}{name}=NAME, with a NAME of {', '.join(offered)}" if offered else f"add {name}=VALUE"
+                raise BadInput(f"{function.__name__} needs a {name}: {how}")
+            continue
+        value = cfg[name]
+        if OmegaConf.is_config(value):
+            check(value, name)
+            try:
+                value = instantiate(value, _convert_="all")
+            except InstantiationException as error:
+                cause = error.__cause__ or error
+                raise BadInput(f"{name}: {cause}".splitlines()[0]) from error
+        hint = _hint(function, parameter)
+        if isinstance(value, str) and (hint is Path or Path in typing.get_args(hint)):
+            value = Path(value).expanduser()
+        values[name] = value
+    return values
+
+
+def check(node: Any, path: str) -> None:
+    """Walk a nested value: the keys and plain types beside every ``_target_`` must be what the target takes.
+
+    Raises:
+        BadInput: they are not.
+    """
+    from hydra.utils import get_object
+    from omegaconf import OmegaConf, ValidationError
+
+    if OmegaConf.is_list(node):
+        for i, child in enumerate(node):
+            check(child, f"{path}[{i}]")
+    if not OmegaConf.is_dict(node):
+        return
+    own = {str(key) for key in node if not str(key).startswith("_")}
+    if (target := node.get("_target_")) is not None:
+        try:
+            made = get_object(target)
+        except (ImportError, ValueError) as error:
+            raise BadInput(f"{path}: nothing is called {target!r} ({error})".splitlines()[0]) from error
+        fields = schema(made)
+        free = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(made).parameters.values())
+        for key in own - {name for name, *_ in fields}:
+            if not free:
+                raise BadInput(unknown_key(path, key, [name for name, *_ in fields]))
+        typed = OmegaConf.structured(
+            dataclasses.make_dataclass("Typed", [field for field in fields if field[1] is not Any])
+        )
+        for key in {key for key in own & set(typed) if not OmegaConf.is_missing(node, key)}:
+            try:
+                typed[key] = node[key]
+            except ValidationError as error:
+                raise BadInput(f"{path}.{key}: {first_line(error)}") from error
+    for key in own:
+        if not OmegaConf.is_missing(node, key):
+            check(node[key], f"{path}.{key}")
+        elif target is not None:
+            raise BadInput(f"{path} needs a {key}: add {path}.{key}=VALUE")
