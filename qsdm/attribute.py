@@ -179,8 +179,7 @@ def attributions(
         }
         if len(labels) > 2:
             faith["additive_srcc"] = additive_srcc(made, columns, labels)
-        if (true := interventions(made, measured)) is not None:
-            faith["interventions"] = true
+        faith |= interventions(made, measured)
         found[name] = dataclasses.replace(made, faithfulness=faith)
     total = harms.sum(axis=1) + gaps
     with torch.no_grad():

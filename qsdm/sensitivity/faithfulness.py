@@ -5,7 +5,9 @@ additive_srcc   rank correlation of measured labels with minus the sum of the co
 deletion        full precision is given to one weight after the other, the most harmful first: the mean share of the
                 total harm that is undone along the way, minus the same for a random order; larger is better
 agreement       rank correlation over weights with the harm of quantizing each weight alone, as the predictor sees it
-interventions   the same with the harm that was measured so (``measure alone=METHOD``), on the denoiser itself
+interventions   linear correlation over weights with the harm that was measured on the denoiser itself, each weight
+                quantized alone (``measure alone=METHOD``); linear, since most of them do less harm than the noise
+interventions_srcc    the same of ranks
 """
 
 from __future__ import annotations
@@ -31,9 +33,9 @@ def additive_srcc(sensitivity: Sensitivity, columns: np.ndarray, labels: np.ndar
     return srcc(-scores[np.arange(columns.shape[1]), columns].sum(axis=1), labels)
 
 
-def interventions(sensitivity: Sensitivity, measured: Mapping[tuple[str, QuantMethod], float]) -> float | None:
-    """Rank correlation of scores with measured harm, over the weights that were quantized alone; None for fewer than
-    three, or if their scores are not all known.
+def interventions(sensitivity: Sensitivity, measured: Mapping[tuple[str, QuantMethod], float]) -> dict[str, float]:
+    """Correlations of scores with measured harm, over the weights that were quantized alone; none for fewer than three,
+    or if their scores are not all known.
 
     Args:
         measured: harm by weight and method.
@@ -42,9 +44,10 @@ def interventions(sensitivity: Sensitivity, measured: Mapping[tuple[str, QuantMe
     columns = {method: j for j, method in enumerate(sensitivity.methods)}
     known = {key: harm for key, harm in measured.items() if key[0] in rows and key[1] in columns}
     scores = np.array([sensitivity.scores[rows[weight], columns[method]] for weight, method in known])
-    if len(known) < 3 or np.isnan(scores).any():
-        return None
-    return srcc(scores, np.array(list(known.values())))
+    harms = np.array(list(known.values()))
+    if len(known) < 3 or np.isnan(scores).any() or scores.std() == 0 or harms.std() == 0:
+        return {}
+    return {"interventions": float(np.corrcoef(scores, harms)[0, 1]), "interventions_srcc": srcc(scores, harms)}
 
 
 def deletion(

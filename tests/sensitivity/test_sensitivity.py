@@ -147,11 +147,14 @@ def test_scores_are_compared_with_weights_measured_alone(toy: Toy) -> None:
     made = Sensitivity(names, toy.space.methods, scores, "hops")
     method = toy.space.methods[0]
     measured = {(name, method): 2.0 * i for i, name in enumerate(names) if i}
-    assert interventions(made, measured) == 1.0
-    assert interventions(made, {key: -harm for key, harm in measured.items()}) == -1.0
-    assert interventions(made, measured | {("of another graph", method): 0.0}) == 1.0
-    assert interventions(made, measured | {(names[0], method): 0.0}) is None
-    assert interventions(made, dict(list(measured.items())[:2])) is None
+    same = {"interventions": pytest.approx(1.0), "interventions_srcc": pytest.approx(1.0)}
+    assert interventions(made, measured) == same
+    assert interventions(made, measured | {("of another graph", method): 0.0}) == same
+    other = interventions(made, {key: -(harm**2) for key, harm in measured.items()})
+    assert -1.0 < other["interventions"] < -0.9
+    assert other["interventions_srcc"] == pytest.approx(-1.0)
+    assert interventions(made, measured | {(names[0], method): 0.0}) == {}
+    assert interventions(made, dict(list(measured.items())[:2])) == {}
 
 
 def test_faithful_scores_tell_themselves_from_others(toy: Toy, predictor: Predictor, genes: np.ndarray) -> None:
