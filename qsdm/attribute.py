@@ -10,6 +10,7 @@ Writes ``sensitivity/<space>-{role,block,weights}.png`` and ``sensitivity/<space
     sensitivities       by attribution: weights, methods, scores (harm by [weight][method]; null where not on offer),
                         faithfulness
     hops                by hop: harm of each weight's subgraph, mean over configurations
+    interventions       weight, method, measured harm and integrated gradients of each weight that was quantized alone
     tables              by role, op and block: rows (see `qsdm.sensitivity.tables.table`)
     full_precision      predicted label, from which harms count, and the measured one (null if it was not measured)
     completeness        harm (mean of f(x0) - f(x)), gap (greatest share of it that the attributions miss)
@@ -182,12 +183,19 @@ def attributions(
         faith |= interventions(made, measured)
         found[name] = dataclasses.replace(made, faithfulness=faith)
     total = harms.sum(axis=1) + gaps
+    gradients = found["integrated_gradients"]
+    compared = [
+        {"weight": weight, "method": str(method), "measured": harm, "integrated_gradients": score}
+        for (weight, method), harm in measured.items()
+        if (score := gradients.score(weight, method)) is not None
+    ]
     with torch.no_grad():
         full = float(answer(predictor)(torch.from_numpy(predictor.encoding.full_precision())))
     return {
         "attribution": dataclasses.asdict(options),
         "sensitivities": {name: made.to_json() for name, made in found.items()},
         "hops": {str(m): dict(zip(names, hop.mean(axis=0).tolist(), strict=True)) for m, hop in enumerate(hops)},
+        "interventions": compared,
         "tables": tables,
         "completeness": {"harm": float(total.mean()), "gap": float(np.abs(gaps / total).max())},
         "full_precision": {"predicted": full, "measured": None},

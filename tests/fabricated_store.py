@@ -97,6 +97,9 @@ def fabricate(root: Path, num_outcomes: int = 60) -> Store:
     for row, value in zip(genes, quality(problem, genes)[0] + rng.normal(0, 3, num_outcomes), strict=True):
         halves = {"fd_lite0": ((-value + 4, -value - 4),)}
         database.add(Outcome(problem.space.decode(row), protocol.digest, metrics(-value), 256, halves), protocol)
+    for row in problem.sample(rng, 3):
+        tested = Outcome(problem.space.decode(row), protocol.digest, metrics(300), 256, provenance={"stage": "test"})
+        database.add(tested, protocol)
 
     front = search_front(lambda g: quality(problem, g), problem, Evolution(20, 20), budget=400)
     about = {"schema": SCHEMA, "denoiser": NAME, "space": "traced", "objective": {"fd_lite0": -1.0}}
@@ -168,10 +171,17 @@ def sensitivity(problem: Problem, graph: Graph) -> dict:
         share = {"num_weights": 1, "share_of_values": 1 / len(sums)}
         share = {"num_weights": 1, "share_of_values": 1 / len(sums)}
         tables[kind] = [{"name": group, "integrated_gradients": value} | share for group, value in sums.items()]
-    made = {"weights": names, "methods": methods, "scores": scores, "faithfulness": {}}
+    alone = [
+        {"weight": name, "method": methods[0], "measured": 0.9 * row[0] + 0.2, "integrated_gradients": row[0]}
+        for name, row in zip(names, scores, strict=True)
+        if row[0] is not None
+    ]
+    faith = {"interventions": 1.0, "interventions_srcc": 1.0}
+    made = {"weights": names, "methods": methods, "scores": scores, "faithfulness": faith}
     return {
         "attribution": {"num_configs": 48},
         "sensitivities": {"integrated_gradients": made},
+        "interventions": alone,
         "tables": tables,
         "completeness": {"harm": 100.0, "gap": 0.002},
     }

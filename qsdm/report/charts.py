@@ -235,6 +235,27 @@ def heat(
     return figure([trace], 110 + 32 * len(methods), xaxis=x, yaxis=y, margin={"l": 40, "r": 8, "t": 8, "b": 40})
 
 
+def interventions(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """Measured harm of each weight quantized alone against what is attributed to it; equal ones lie on the line."""
+    if len(rows) < 3:
+        return None
+    x, y = ([row[key] for row in rows] for key in ("measured", "integrated_gradients"))
+    ends = [min(*x, *y), max(*x, *y)]
+    line = {"color": COLOURS["fp"], "dash": "dash", "width": 1.5}
+    dots = {
+        "type": "scatter",
+        "mode": "markers",
+        "x": x,
+        "y": y,
+        "text": [f"{row['weight']}, {row['method']}" for row in rows],
+        "marker": {"color": COLOURS["ours"], "size": 8, "opacity": 0.6},
+        "hovertemplate": "%{text}<br>measured %{x:.2f}, attributed %{y:.2f}<extra></extra>",
+    }
+    equal = {"type": "scatter", "mode": "lines", "x": ends, "y": ends, "line": line, "hoverinfo": "skip"}
+    axes = {"xaxis": {"title": {"text": "measured harm"}}, "yaxis": {"title": {"text": "attributed harm"}}}
+    return figure([equal, dots], 340, showlegend=False, **axes)
+
+
 def predictor(entries: Sequence[Mapping[str, Any]], ceiling: float | None = None) -> Figure | None:
     """Rank correlation of each predictor over the folds, and the ceiling that the labels' noise sets."""
     if not entries:

@@ -82,9 +82,9 @@ def read(store: Store, space: str = "traced", full_bits: int = 16) -> Results:
 
 
 def most_measured(store: Store) -> tuple[Protocol | None, list[Outcome]]:
-    """The protocol with most outcomes, and these."""
+    """The protocol with most labels, and these."""
     protocols = store.protocols()
-    outcomes = [outcome for outcome in store.outcomes() if outcome.protocol in protocols]
+    outcomes = [outcome for outcome in store.outcomes() if outcome.protocol in protocols and outcome.is_label]
     if not outcomes:
         return None, []
     names = [outcome.protocol for outcome in outcomes]

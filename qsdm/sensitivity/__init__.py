@@ -70,6 +70,13 @@ class Sensitivity:
         """Mean harm over the methods of ``bits``, [W]; NaN where none is on offer."""
         return _mean(self.scores[:, [i for i, method in enumerate(self.methods) if method.bits == bits]])
 
+    def score(self, weight: str, method: QuantMethod) -> float | None:
+        """Harm of a weight under a method; None where it is not known."""
+        if weight not in self.weights or method not in self.methods:
+            return None
+        found = self.scores[self.weights.index(weight), self.methods.index(method)]
+        return None if np.isnan(found) else float(found)
+
     def to_json(self) -> dict[str, Any]:
         return {
             "weights": list(self.weights),

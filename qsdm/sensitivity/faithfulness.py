@@ -34,18 +34,16 @@ def additive_srcc(sensitivity: Sensitivity, columns: np.ndarray, labels: np.ndar
 
 
 def interventions(sensitivity: Sensitivity, measured: Mapping[tuple[str, QuantMethod], float]) -> dict[str, float]:
-    """Correlations of scores with measured harm, over the weights that were quantized alone; none for fewer than three,
-    or if their scores are not all known.
+    """Correlations of scores with measured harm, over the weights that were quantized alone and have a score; none for
+    fewer than three.
 
     Args:
         measured: harm by weight and method.
     """
-    rows = {name: i for i, name in enumerate(sensitivity.weights)}
-    columns = {method: j for j, method in enumerate(sensitivity.methods)}
-    known = {key: harm for key, harm in measured.items() if key[0] in rows and key[1] in columns}
-    scores = np.array([sensitivity.scores[rows[weight], columns[method]] for weight, method in known])
-    harms = np.array(list(known.values()))
-    if len(known) < 3 or np.isnan(scores).any() or scores.std() == 0 or harms.std() == 0:
+    pairs = [(sensitivity.score(weight, method), harm) for (weight, method), harm in measured.items()]
+    known = np.array([pair for pair in pairs if pair[0] is not None], dtype=np.float64).reshape(-1, 2)
+    scores, harms = known.T
+    if len(known) < 3 or scores.std() == 0 or harms.std() == 0:
         return {}
     return {"interventions": float(np.corrcoef(scores, harms)[0, 1]), "interventions_srcc": srcc(scores, harms)}
 

@@ -81,4 +81,5 @@ def test_charts_without_data_are_none():
     assert charts.bars([], "") is None
     assert charts.heat([], [], [], "") is None
     assert charts.bits([]) is None
+    assert charts.interventions([]) is None
     assert charts.mix(None, {}) is None

@@ -160,7 +160,7 @@ def test_text_of_the_store_cannot_become_markup(whole):
 
 
 def test_labels_have_bits_and_quality_of_the_objective(whole):
-    assert len(whole.outcomes) == 60
+    assert len(whole.outcomes) == 60, "a test set is no label"
     for label in whole.outcomes:
         assert 3 < label["avg_bits"] < 4.6
         assert label["quality"] == -label["metrics"]["fd_lite0"]
@@ -192,7 +192,7 @@ def test_page_is_quiet_in_a_browser_and_fits_its_width(whole, tmp_path, width):
         check=False,
     )
     assert [line for line in made.stderr.splitlines() if "CONSOLE" in line] == []
-    assert "9 plots, 9 drawn, wide false, loaded 0" in made.stdout
+    assert "10 plots, 10 drawn, wide false, loaded 0" in made.stdout
 
 
 def test_page_cannot_be_half_written(whole, tmp_path: Path):

@@ -10,6 +10,7 @@ from qsdm.attribute import attribute
 from qsdm.measure import one_by_one
 from qsdm.outcome import Objective, Outcome
 from qsdm.predictor import FitOptions
+from qsdm.qconfig import QuantMethod
 from qsdm.sensitivity import AttributionOptions, Sensitivity
 from qsdm.store import OutcomeDatabase, Store, StoreError, read_json
 from qsdm.train import train
@@ -42,6 +43,9 @@ def test_attribute_finds_the_hidden_sensitivities(toy: Toy, tmp_path: Path, caps
     assert np.nanmean(gradients.at_bits(3)) > np.nanmean(gradients.at_bits(4))
     assert gradients.faithfulness["additive_srcc"] > 0.8
     assert gradients.faithfulness["interventions"] > 0.6
+    assert len(result["interventions"]) == len(toy.space.graph.weights)
+    first = result["interventions"][0]
+    assert first["integrated_gradients"] == gradients.score(first["weight"], QuantMethod.parse(first["method"]))
     assert result["completeness"]["gap"] < 0.05
     assert result["full_precision"]["measured"] == -20.0
     for rows in result["tables"].values():
