@@ -3,7 +3,7 @@
     python -m qsdm.attribute +model=emoji_unet
     python -m qsdm.attribute +model=emoji_unet attribution.num_configs=96 attribution.steps=64
 
-Writes ``sensitivity/<space>-{role,block,weights}.png`` and ``sensitivity/<space>.json``:
+Writes ``sensitivity/<space>-{role,block,weights,interventions}.png`` and ``sensitivity/<space>.json``:
 
     schema              qsdm/sensitivities/1
     denoiser, space, objective, attribution (options), num_configs
@@ -205,7 +205,7 @@ def attributions(
 def draw(result: dict[str, Any], path: Path, objective: Objective) -> None:
     """Write the pictures beside ``path``."""
     from qsdm.sensitivity import Sensitivity
-    from qsdm.sensitivity.plots import bars, heat_map
+    from qsdm.sensitivity.plots import against_measured, bars, heat_map
 
     unit = (
         "predicted " + " ".join(f"{-w:+g} {name}" for name, w in objective.weights.items()).replace("+1 ", "").strip()
@@ -214,6 +214,9 @@ def draw(result: dict[str, Any], path: Path, objective: Objective) -> None:
         bars(result["tables"][kind], kind, unit).savefig(path.with_name(f"{path.stem}-{kind}.png"), dpi=150)
     made = Sensitivity.from_json(result["sensitivities"]["integrated_gradients"])
     heat_map(made, unit).savefig(path.with_name(f"{path.stem}-weights.png"), dpi=150)
+    if len(result["interventions"]) > 2:
+        figure = against_measured(result["interventions"], unit)
+        figure.savefig(path.with_name(f"{path.stem}-interventions.png"), dpi=150)
 
 
 def print_sensitivity(result: dict[str, Any]) -> None:

@@ -44,6 +44,31 @@ def bars(rows: list[dict[str, Any]], kind: str, unit: str, limit: int = 24) -> F
     return figure
 
 
+def against_measured(rows: list[dict[str, Any]], unit: str, named: int = 3) -> Figure:
+    """Attributed harm of weights against what was measured of each, quantized alone; linear below 1, logarithmic above.
+
+    Args:
+        rows: weight, method, measured, integrated_gradients.
+        named: how many of the most harmful ones get their name.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.subplots()
+    x, y = (np.array([row[key] for row in rows]) for key in ("measured", "integrated_gradients"))
+    ends = np.array([min(x.min(), y.min()), max(x.max(), y.max())]) * 1.1
+    axes.plot(ends, ends, "--", color="gray", linewidth=1, zorder=0)
+    axes.scatter(x, y, s=26, color=COLORS["integrated_gradients"], alpha=0.6, linewidths=0)
+    for i in np.argsort(-x)[:named]:
+        axes.annotate(rows[i]["weight"], (x[i], y[i]), (-6, 6), textcoords="offset points", ha="right", fontsize=7)
+    for set_scale in (axes.set_xscale, axes.set_yscale):
+        set_scale("symlog", linthresh=1)
+    axes.set_xlabel("measured harm of the weight quantized alone")
+    axes.set_ylabel(f"attributed harm ({unit})")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
 def heat_map(sensitivity: Sensitivity, unit: str, limit: int = 120) -> Figure:
     """Harm of every weight, in the graph's order, under every method; the ``limit`` most sensitive ones of many."""
     from matplotlib.figure import Figure

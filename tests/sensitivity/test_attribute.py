@@ -33,7 +33,7 @@ def test_attribute_finds_the_hidden_sensitivities(toy: Toy, tmp_path: Path, caps
     result = attribute(MODEL, SPACE, QUALITY, tmp_path, AttributionOptions(num_configs=12, steps=8))
     folder = tmp_path / "toy_unet/sensitivity"
     assert read_json(folder / "traced.json") == result
-    for name in ("role", "block", "weights"):
+    for name in ("role", "block", "weights", "interventions"):
         assert (folder / f"traced-{name}.png").stat().st_size > 5000
     found = {name: Sensitivity.from_json(data) for name, data in result["sensitivities"].items()}
     assert set(found) == {"integrated_gradients", "ablation_to_full", "ablation_from_full", "hops"}
