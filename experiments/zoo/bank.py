@@ -60,7 +60,7 @@ def noise_of(metric: str, rows: Sequence[Row], space: Space) -> str:
 
     def agreement(other: tuple[int, int]) -> str:
         digests = tested.get((0, 256), {}).keys() & tested.get(other, {}).keys()
-        if len(digests) < 3:
+        if len(digests) < 10:
             return "-"
         first, second = (np.array([tested[key][d] for d in digests], dtype=np.float64) for key in ((0, 256), other))
         return f"{srcc(first, second):.3f}"
