@@ -339,7 +339,7 @@ def test_foreign_files_in_the_store_change_nothing(tiny_model: Model, root: Path
     run(tiny_model, root, num_configs=2)
     protocol = next(iter(Store(root, "tiny").protocols().values()))
     spoilt = place / f"shards/{protocol.digest[:16]}/{undisturbed[5].qconfig.digest[:16]}-0.safetensors"
-    spoilt.parent.mkdir(parents=True)
+    spoilt.parent.mkdir(parents=True, exist_ok=True)
     spoilt.write_bytes(b"foreign")
     assert_same(root, run(tiny_model, root), undisturbed)
     assert (place / "notes.txt").read_text() == "mine"
