@@ -285,7 +285,7 @@ def alone_hint(sensitivity: Mapping[str, Any] | None) -> str:
     return (
         f"{len(sensitivity['interventions'])} weights were each quantized alone, all others in full precision, and "
         f"measured. The predictor never saw such configurations; correlation {faith['interventions']:.2f}, of ranks "
-        f"{faith['interventions_srcc']:.2f}. Most weights alone do less harm than the noise."
+        f"{faith['interventions_srcc']:.2f}."
     )
 
 
