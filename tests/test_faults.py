@@ -33,7 +33,7 @@ from qsdm.trace import trace
 
 METHODS = ("uaq-3", "uaq-4", "kmeans_a-3", "kmeans_a-4")
 SPACE = SpaceSpec("small", METHODS)
-NUM, IMAGES = 12, 4
+NUM, IMAGES = 8, 4
 
 
 def run(model: Model, root: Path, **options) -> list[Outcome]:

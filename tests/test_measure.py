@@ -139,10 +139,10 @@ from qsdm.qconfig import SpaceSpec
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in a shell's background ignores it
-    fields, reference, methods, store, num_configs = json.loads(sys.argv[1])
+    fields, reference, methods, store = json.loads(sys.argv[1])
     model = Model(**fields, metrics={"fd_lite0": FrechetLite0(reference), "psnr": Psnr()})
     try:
-        measure(model, SpaceSpec("small", methods), Path(store), num_configs, num_images=4, engine=Local(2))
+        measure(model, SpaceSpec("small", methods), Path(store), 400, num_images=4, engine=Local(2))
     except KeyboardInterrupt:
         sys.exit(130)
 """
@@ -161,16 +161,19 @@ def test_what_was_measured_survives(how: signal.Signals, tiny_model: Model, stor
     names = ("name", "path", "denoiser", "component", "resolution_px", "steps", "guidance", "prompts")
     fields = {name: getattr(tiny_model, name) for name in names}
 
-    def command(num_configs: int) -> list[str]:
-        given = [fields, tiny_model.metrics["fd_lite0"].reference, METHODS, str(root), num_configs]
-        return [sys.executable, str(tmp_path / "run.py"), json.dumps(given)]
+    given = json.dumps([fields, tiny_model.metrics["fd_lite0"].reference, METHODS, str(root)])
 
     def stored() -> list[Outcome]:
         place = Store(root, "tiny")
         return place.outcomes() if place.path("outcomes.sqlite").exists() else []
 
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    driver = subprocess.Popen(command(400), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    driver = subprocess.Popen(
+        [sys.executable, str(tmp_path / "run.py"), given],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         until(lambda: len(stored()) >= 4 or driver.poll() is not None)
         assert driver.poll() is None
@@ -188,7 +191,7 @@ def test_what_was_measured_survives(how: signal.Signals, tiny_model: Model, stor
     assert len({outcome.key for outcome in after}) == len(after)
 
     more = len(after) + 1  # full precision is one of them
-    subprocess.run(command(more), env=environment, check=True, capture_output=True, timeout=250)
+    measure(tiny_model, SPACE, root, more, num_images=4, engine=Serial())
     final = stored()
     assert final[: len(after)] == after
     assert len(final) == more + 1
