@@ -11,9 +11,9 @@ import numpy as np
 from qsdm.cost import size_bytes
 from qsdm.graph import Graph, Node, Op, Role, Weight
 from qsdm.outcome import Outcome, Protocol
-from qsdm.qconfig import QuantConfig, Space, SpaceSpec
+from qsdm.qconfig import QuantConfig, QuantMethod, Space, SpaceSpec
 from qsdm.search import SCHEMA, search_front
-from qsdm.store import OutcomeDatabase, Store, provenance, write_json
+from qsdm.store import OutcomeDatabase, Store, provenance, write_json, write_tensors
 from qsdm.strategies import Problem
 from qsdm.strategies.evolution import Evolution
 from qsdm.strategies.random import near
@@ -97,6 +97,12 @@ def fabricate(root: Path, num_outcomes: int = 60) -> Store:
     for row, value in zip(genes, quality(problem, genes)[0] + rng.normal(0, 3, num_outcomes), strict=True):
         halves = {"fd_lite0": ((-value + 4, -value - 4),)}
         database.add(Outcome(problem.space.decode(row), protocol.digest, metrics(-value), 256, halves), protocol)
+    space = problem.space
+    table = {"weights": [weight.name for weight in graph.weights], "methods": list(map(str, space.methods))}
+    error = np.array([[0.1 if m in offered else np.nan for m in space.methods] for offered in space.options])
+    write_tensors(store.path("calibration/traced/table.safetensors"), {"rel_error": error}, table)
+    wider = QuantConfig(NAME, {weight.name: QuantMethod("uaq", 8) for weight in graph.weights})
+    database.add(Outcome(wider, protocol.digest, metrics(200), 256), protocol)
     for row in problem.sample(rng, 3):
         tested = Outcome(problem.space.decode(row), protocol.digest, metrics(300), 256, provenance={"stage": "test"})
         database.add(tested, protocol)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from qsdm import cost
 from qsdm.graph import Graph
 from qsdm.outcome import Objective, Outcome, Protocol
 from qsdm.qconfig import QuantConfig
-from qsdm.store import Store, StoreError, read_json
+from qsdm.store import Store, StoreError, read_json, read_tensors
 
 if TYPE_CHECKING:
     import pandas
@@ -27,8 +28,8 @@ class Results:
 
     Attributes:
         graph: as traced (`trace`).
-        outcomes: labels of measured configurations: avg_bits, metrics, predicted-quality scale ``quality`` if the
-            objective is known; only those of the protocol that has most.
+        outcomes: labels of the space's measured configurations: avg_bits, metrics, predicted-quality scale ``quality``
+            if the objective is known; only those of the protocol that has most.
         predictor: quality of the predictor (`train`).
         sensitivity: of weights, ops, roles, blocks (`attribute`).
         front: of the search (`search`).
@@ -64,7 +65,7 @@ def read(store: Store, space: str = "traced", full_bits: int = 16) -> Results:
     front = _optional(store, f"search/{space}.json")
     summary = _optional(store, "summary.json")
     chosen = _optional(store, "chosen.json")
-    protocol, outcomes = most_measured(store)
+    protocol, outcomes = most_measured(store, offered(store, space))
     objective = None if front is None else Objective(front["objective"])
     folder = _found(store, "pictures")
     return Results(
@@ -81,10 +82,24 @@ def read(store: Store, space: str = "traced", full_bits: int = 16) -> Results:
     )
 
 
-def most_measured(store: Store) -> tuple[Protocol | None, list[Outcome]]:
-    """The protocol with most labels, and these."""
+def offered(store: Store, space: str) -> dict[str, set[str]] | None:
+    """Methods that the space offers for each of its weights, as it was calibrated; None where it was not."""
+    path = _found(store, f"calibration/{space}/table.safetensors")
+    if path is None:
+        return None
+    arrays, about = read_tensors(path)
+    known = ~np.isnan(arrays["rel_error"])
+    return {name: set(compress(about["methods"], row)) for name, row in zip(about["weights"], known, strict=True)}
+
+
+def most_measured(store: Store, on_offer: Mapping[str, set[str]] | None) -> tuple[Protocol | None, list[Outcome]]:
+    """The protocol with most labels, and these: configurations of all weights, by methods ``on_offer``."""
     protocols = store.protocols()
-    outcomes = [outcome for outcome in store.outcomes() if outcome.protocol in protocols and outcome.is_label]
+    outcomes = [
+        outcome
+        for outcome in store.outcomes()
+        if outcome.protocol in protocols and outcome.is_label and _is_in(outcome.qconfig, on_offer)
+    ]
     if not outcomes:
         return None, []
     names = [outcome.protocol for outcome in outcomes]
@@ -92,16 +107,19 @@ def most_measured(store: Store) -> tuple[Protocol | None, list[Outcome]]:
     return protocols[most], [outcome for outcome in outcomes if outcome.protocol == most]
 
 
+def _is_in(qconfig: QuantConfig, on_offer: Mapping[str, set[str]] | None) -> bool:
+    if on_offer is None:  # neither full precision nor a weight alone
+        return len(qconfig.methods) > 1
+    return qconfig.methods.keys() == on_offer.keys() and all(str(m) in on_offer[w] for w, m in qconfig.methods.items())
+
+
 def labels(
     outcomes: Sequence[Outcome], graph: Graph, full_bits: int, objective: Objective | None = None
 ) -> list[dict[str, Any]]:
-    """Average bits, metrics and, on the objective's scale, quality of each outcome; full precision left out, and
-    single weights alone, which nobody would deploy."""
+    """Average bits, metrics and, on the objective's scale, quality of each outcome."""
     # A space may merge split weights; sizes are then those of the merged names, which only that space's graph knows.
     found = []
     for outcome in outcomes:
-        if len(outcome.qconfig.methods) <= 1 < len(graph.weights):
-            continue
         bits = _avg_bits(graph, outcome.qconfig, full_bits)
         values = dict(outcome.metrics) | {"avg_bits": bits}
         entry: dict[str, Any] = {"avg_bits": bits, "metrics": dict(outcome.metrics)}

@@ -160,7 +160,7 @@ def test_text_of_the_store_cannot_become_markup(whole):
 
 
 def test_labels_have_bits_and_quality_of_the_objective(whole):
-    assert len(whole.outcomes) == 60, "a test set is no label"
+    assert len(whole.outcomes) == 60, "a test set is no label, nor is a configuration of another space"
     for label in whole.outcomes:
         assert 3 < label["avg_bits"] < 4.6
         assert label["quality"] == -label["metrics"]["fd_lite0"]
