@@ -13,7 +13,8 @@ from test_conf import compose
 
 from qsdm.denoisers import ZOO, load_pipeline, weights_digest
 from qsdm.graph import Graph
-from qsdm.outcome import SCHEMA
+from qsdm.labels import in_space
+from qsdm.outcome import SCHEMA, Objective
 from qsdm.protocols import prompts_of, protocol_of
 from qsdm.run.keys import keywords
 from qsdm.store import Store, read_json
@@ -26,6 +27,7 @@ TESTED = {
     "emoji_pixart": {(0, 256), (1, 256)},
     "emoji_unet": {(0, 256), (0, 1024), (1, 256)},
 }
+WIDE = {"emoji_mmdit": 0, "emoji_pixart": 100, "emoji_unet": 0}
 
 
 @pytest.fixture(scope="module", params=ALL)
@@ -46,14 +48,15 @@ def test_labels_were_measured_with_this_pipeline_and_these_metrics(made, tmp_pat
     trace(model, tmp_path, page=False)
     graph = Graph.from_json(read_json(Store(tmp_path, model.name).path("graph.json")))
     encodable = space.of(graph, model.full_bits)
-    drawn = [outcome for outcome in outcomes if len(outcome.qconfig.methods) > 1]
+    drawn = in_space(outcomes, encodable, Objective({"fd_lite0": -1}))
     labels = [outcome for outcome in drawn if outcome.is_label]
     assert len(labels) >= LABELS[model.name]
     assert len(drawn) >= len(labels) + 60 * ((0, 256) in TESTED[model.name])
     assert len({encodable.encode(outcome.qconfig).tobytes() for outcome in drawn}) == len(drawn)
     assert all(outcome.num_images == 256 and set(outcome.metrics) == set(model.metrics) for outcome in outcomes)
-    alone = [outcome for outcome in outcomes if len(outcome.qconfig.methods) == 1]
-    assert all(next(iter(outcome.qconfig.methods.values())).bits == 3 for outcome in alone)
+    alone = [outcome.qconfig.methods for outcome in outcomes if len(outcome.qconfig.methods) == 1]
+    assert all(method.bits == 3 for methods in alone for method in methods.values())
+    assert {name for methods in alone for name in methods} == {weight.name for weight in encodable.graph.weights}
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -78,6 +81,7 @@ def test_the_bank_is_a_table_that_others_read(name: str) -> None:
     tested = bank[(bank.stage == "test") & (bank.part == "traced")]
     sets = {key: set(rows.qconfig) for key, rows in tested.groupby(["seed_set", "num_images"])}
     assert set(sets) == TESTED[name]
+    assert sum(bank.part == "wide") == WIDE[name]
     if sets:
         assert len(set.intersection(*sets.values())) == 60
         assert not sets[0, 256] & set(labels.qconfig), "a configuration of the test set is a label, too"
