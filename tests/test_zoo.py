@@ -23,11 +23,11 @@ from qsdm.trace import trace
 ALL = sorted(path.parent.name for path in ZOO.glob("*/pipeline"))
 LABELS = {"emoji_mmdit": 240, "emoji_pixart": 240, "emoji_unet": 240}  # at least
 TESTED = {
-    "emoji_mmdit": {(0, 256), (1, 256)},
+    "emoji_mmdit": {(0, 256), (0, 1024), (1, 256)},
     "emoji_pixart": {(0, 256), (1, 256)},
     "emoji_unet": {(0, 256), (0, 1024), (1, 256)},
 }
-WIDE = {"emoji_mmdit": 0, "emoji_pixart": 100, "emoji_unet": 0}
+WIDE = {"emoji_mmdit": 100, "emoji_pixart": 100, "emoji_unet": 100}
 
 
 @pytest.fixture(scope="module", params=ALL)
