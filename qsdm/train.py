@@ -235,12 +235,12 @@ def print_report(report: dict[str, Any]) -> None:
 def print_test(test: dict[str, Any]) -> None:
     """Rank correlations on the test set, each beside its ceiling."""
     names = list(test["sets"][0]["srcc"])
-    print(f"test set of {test['sets'][0]['num_configs']} configurations that no fold has seen; srcc:")
-    print(f"{'seed set, pictures':<20}" + "".join(f"{name:>11}" for name in names) + f"{'ceiling':>11}")
+    print("test set, which no fold has seen; srcc:")
+    print(f"{'configurations':<16}{'pictures':<10}{'seed set':<10}" + "".join(f"{n:>11}" for n in [*names, "ceiling"]))
     for entry in test["sets"]:
-        about = f"{entry['seed_set']}, {entry['num_images']}"
+        about = f"{entry['num_configs']:<16}{entry['num_images']:<10}{entry['seed_set']:<10}"
         ceiling = "-" if entry["noise"] is None else f"{entry['noise']['ceiling']:.3f}"
-        print(f"{about:<20}" + "".join(f"{entry['srcc'][name]:>11.3f}" for name in names) + f"{ceiling:>11}")
+        print(about + "".join(f"{entry['srcc'][name]:>11.3f}" for name in names) + f"{ceiling:>11}")
     for pair in test["between"]:
         (a, n), (b, m) = pair["sets"]
         print(f"labels of seed set {a} ({n} pictures) and {b} ({m}): srcc {pair['srcc']:.3f}")

@@ -113,6 +113,7 @@ def test_a_test_set_is_reported_and_not_trained_on(
     other = dataclasses.replace(protocol, seed_set=1)
     again, _ = toy.outcomes(12, seed=77, noise=0.3)
     assert [o.qconfig for o in again] == [o.qconfig for o in tested]
+    again = again[:10]  # not all of it is measured so far
     for outcomes, under in ((tested, protocol), (again, other)):
         for outcome in outcomes:
             marked = dataclasses.replace(outcome, protocol=under.digest, provenance={"stage": "test"})
@@ -120,11 +121,15 @@ def test_a_test_set_is_reported_and_not_trained_on(
     report = train(MODEL, SPACE, QUALITY, QUICK, tmp_path, num_images=64)
     assert report["num_outcomes"] == 40
     sets, (between,) = report["test"]["sets"], report["test"]["between"]
-    assert [(entry["seed_set"], entry["num_configs"]) for entry in sets] == [(0, 12), (1, 12)]
+    assert [(entry["seed_set"], entry["num_configs"]) for entry in sets] == [(0, 12), (1, 10)]
     assert between["sets"] == [[0, 64], [1, 64]]
-    first, second = ([o.metrics["fd_lite0"] for o in outcomes] for outcomes in (tested, again))
+    first, second = ([o.metrics["fd_lite0"] for o in outcomes] for outcomes in (tested[:10], again))
     assert between["srcc"] == pytest.approx(srcc(np.array(first), np.array(second)))
     assert sets[0]["srcc"]["ridge"] > 0.3
     assert sets[0]["noise"]["ceiling"] > sets[1]["noise"]["ceiling"], "noisier labels have a lower ceiling"
     printed = capsys.readouterr().out
-    assert "test set of 12 configurations that no fold has seen" in printed
+    assert "test set, which no fold has seen" in printed
+    assert [line.split()[:3] for line in printed.splitlines() if line[:2] in ("12", "10")] == [
+        ["12", "64", "0"],
+        ["10", "64", "1"],
+    ]
