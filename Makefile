@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: install ## the main job on the shipped pipeline, under ten minutes on two cores: table, pictures, HTML page
+demo: install ## the main job on the shipped pipeline, ten minutes on two cores: table, pictures, HTML page
 	$(PY) -m qsdm +model=$(MODEL)
 
 test: install ## all tests, fast and slow
