@@ -67,7 +67,7 @@ def file_digest(path: Path) -> str:
         MetricError: there is no such file.
     """
     if not path.exists():
-        raise MetricError(f"no file {path}, which a metric needs: give its path in conf/metrics, or restore it")
+        raise MetricError(f"no file {path}, which a metric needs: restore it, or give metrics.NAME.reference=FILE")
     return _digest(
         path,
         max((p.stat().st_mtime_ns for p in path.rglob("*")), default=0) if path.is_dir() else path.stat().st_mtime_ns,

@@ -69,16 +69,30 @@ def inception(images: np.ndarray, weights: str | None) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _inception(weights: str | None) -> Any:
-    try:
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    import pickle
 
-        return FeatureExtractorInceptionV3(
+    import torch
+
+    try:
+        from torch_fidelity import feature_extractor_inceptionv3 as port
+
+        # torch-fidelity unpickles whatever the file holds; this refuses all but tensors, and fetches what is missing.
+        if weights is None:
+            torch.hub.load_state_dict_from_url(port.URL_INCEPTION_V3, map_location="cpu", weights_only=True)
+        else:
+            torch.load(weights, map_location="cpu", weights_only=True)
+        return port.FeatureExtractorInceptionV3(
             "inception-v3-compat", ["2048"], feature_extractor_weights_path=weights
         ).eval()
     except (ImportError, OSError) as error:
         raise MetricError(
             f"features of Inception need torch-fidelity and its weights ({error}): pip install 'qsdm[inception]', "
             "or measure without the metrics fid and kid"
+        ) from error
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        raise MetricError(
+            f"{weights or port.URL_INCEPTION_V3} does not hold torch-fidelity's Inception weights: give its "
+            "weights-inception-2015-12-05-6726825d.pth, or none to have it downloaded"
         ) from error
 
 

@@ -1,5 +1,5 @@
 """What people would prefer, as networks learned it from their choices. For pictures of real models; both download
-their network once.
+their network once, as safetensors in the form of imscore.
 
 References:
     ImageReward: Learning and Evaluating Human Preferences for Text-to-Image Generation (Xu et al., 2023).
@@ -17,78 +17,75 @@ import numpy as np
 
 from qsdm.metrics import MetricError
 
+BATCH = 16
+NETWORKS = {"image_reward": "RE-N-Y/ImageReward", "hps": "RE-N-Y/hpsv21"}
+
 
 @dataclass(frozen=True, slots=True)
-class ImageReward:
-    """``image_reward``: mean over pictures; about 0 for a mean picture, with a deviation of 1."""
+class Preference:
+    """The mean over pictures of one of the two, under its own name.
 
-    network: str = "ImageReward-v1.0"
-    name: str = "image_reward"
+    Attributes:
+        name: ``image_reward``, about 0 for a mean picture, with a deviation of 1; or ``hps``, version 2.1, about 0.2
+            to 0.3.
+        network: hub id or directory of it; None for the published one.
+    """
+
+    name: str
+    network: str | None = None
     larger_is_better: bool = True
+
+    def __post_init__(self) -> None:
+        if self.name not in NETWORKS:
+            raise ValueError(f"wanted one of {', '.join(NETWORKS)} (got {self.name!r})")
+
+    @property
+    def source(self) -> str:
+        return self.network or NETWORKS[self.name]
 
     @property
     def version(self) -> str:
-        return self.network
+        return f"imscore {self.source}"
 
     def features(self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None) -> np.ndarray:
-        """Pictures and captions => reward, float32 [N, 1]."""
-        from PIL import Image
+        """Pictures and captions => score, float32 [N, 1]; captions are cut at 35 tokens or, by hps, at 77."""
+        import torch
 
-        network = _image_reward(self.network)
-        scores = [network.score(text, Image.fromarray(image)) for image, text in zip(images, captions, strict=True)]
-        return np.array(scores, dtype=np.float32)[:, None]
+        network = _network(self.name, self.source)
+        found = []
+        with torch.inference_mode():
+            for i in range(0, len(images), BATCH):
+                pixels = torch.from_numpy(images[i : i + BATCH]).permute(0, 3, 1, 2) / 255
+                found.append(network.score(pixels, list(captions[i : i + BATCH])).reshape(-1, 1))
+            return torch.cat(found).float().numpy()
 
     def reduce(self, features: np.ndarray) -> float:
         return float(features.astype(np.float64).mean())
 
 
-@lru_cache(maxsize=1)
-def _image_reward(network: str) -> Any:
+@lru_cache(maxsize=2)
+def _network(name: str, source: str) -> Any:
     try:
-        import ImageReward as package  # noqa: N813
-
-        return package.load(network)
-    except Exception as error:  # the package fails in many ways beside a transformers that is too new for it
+        if name == "hps":
+            from imscore.hps.model import HPSv2 as Network
+        else:
+            Network = _image_reward()
+        return Network.from_pretrained(source).eval()
+    except Exception as error:  # packages and hubs fail in many ways
         raise MetricError(
-            f"image_reward needs the package image-reward and its network ({error}): pip install 'qsdm[preference]', "
-            "or measure without the metric image_reward"
+            f"{name} needs the package imscore and its network {source} ({error}): pip install 'qsdm[preference]', "
+            f"or measure without the metric {name}"
         ) from error
 
 
-@dataclass(frozen=True, slots=True)
-class Hps:
-    """``hps``: Human Preference Score, mean over pictures, about 0.2 to 0.3."""
+def _image_reward() -> Any:
+    """imscore's class, with a tokenizer that still has what transformers 5 dropped and imscore 0.0.11 asks for."""
+    from imscore.imreward import model
 
-    network: str = "v2.1"
-    name: str = "hps"
-    larger_is_better: bool = True
+    class BertTokenizer(model.BertTokenizer):  # type: ignore[name-defined,misc]
+        @property
+        def additional_special_tokens_ids(self) -> list[int]:
+            return [self.convert_tokens_to_ids("[ENC]")]
 
-    @property
-    def version(self) -> str:
-        return f"hps {self.network}"
-
-    def features(self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None) -> np.ndarray:
-        """Pictures and captions => score, float32 [N, 1]."""
-        from PIL import Image
-
-        score = _hps()
-        found = [
-            score(Image.fromarray(image), text, hps_version=self.network)[0]
-            for image, text in zip(images, captions, strict=True)
-        ]
-        return np.array(found, dtype=np.float32)[:, None]
-
-    def reduce(self, features: np.ndarray) -> float:
-        return float(features.astype(np.float64).mean())
-
-
-@lru_cache(maxsize=1)
-def _hps() -> Any:
-    try:
-        import hpsv2
-
-        return hpsv2.score
-    except Exception as error:
-        raise MetricError(
-            f"hps needs the package hpsv2 ({error}): pip install 'qsdm[preference]', or measure without the metric hps"
-        ) from error
+    model.BertTokenizer = BertTokenizer
+    return model.ImageReward

@@ -1,4 +1,4 @@
-"""Laws of PSNR, SSIM and distances in features; what networks that are not installed say."""
+"""Laws of PSNR, SSIM and distances in features."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
+import torch
 
-from qsdm.metrics import MetricError, preference
+from qsdm.metrics import MetricError, fidelity
 from qsdm.metrics.fidelity import CAP_DB, FeatureDistance, Lpips, Psnr, Ssim
-from qsdm.metrics.preference import Hps, ImageReward
 
 
 def pictures(seed: int = 0) -> np.ndarray:
@@ -57,24 +56,20 @@ def test_ssim_equals_the_textbook_for_one_flat_picture_and_another() -> None:
     assert Ssim().reduce(Ssim().features(a, [], b)) == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("metric", [Lpips(), ImageReward(), Hps()], ids=lambda metric: metric.name)
-def test_a_missing_package_is_told(metric, monkeypatch: pytest.MonkeyPatch) -> None:
-    for package in ("lpips", "ImageReward", "hpsv2"):
-        monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(MetricError, match=rf"{metric.name} needs the package .*pip install 'qsdm\["):
-        metric.features(pictures(), ["x"] * 4, pictures(1))
+def test_lpips_gets_pairs_from_minus_1_to_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    def network(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        assert a.shape == b.shape == (4, 3, 8, 8)
+        assert -1 <= min(a.min(), b.min()) < -0.9 < 0.9 < max(a.max(), b.max()) <= 1
+        return (a - b).mean(dim=(1, 2, 3), keepdim=True)
+
+    monkeypatch.setattr(fidelity, "_lpips", lambda name: network)
+    shown, full = pictures(), pictures(1)
+    found = Lpips().features(shown, [], full)
+    np.testing.assert_allclose(found[:, 0], (shown.astype(float) - full).mean(axis=(1, 2, 3)) * 2 / 255, atol=1e-6)
+    assert Lpips().reduce(Lpips().features(shown, [], None)) is None
 
 
-def test_preferences_are_asked_for_each_picture_and_its_caption(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, float]] = []
-
-    class Network:
-        def score(self, text: str, image: Image.Image) -> float:
-            asked.append((text, float(np.asarray(image).mean())))
-            return len(text)
-
-    monkeypatch.setattr(preference, "_image_reward", lambda network: Network())
-    found = ImageReward().features(pictures(), ["a", "bb", "ccc", "dddd"], None)
-    assert found.ravel().tolist() == [1, 2, 3, 4]
-    assert asked == [(t, float(p.mean())) for t, p in zip(["a", "bb", "ccc", "dddd"], pictures(), strict=True)]
-    assert ImageReward().reduce(found) == 2.5
+def test_lpips_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    with pytest.raises(MetricError, match=r"lpips needs the package .*pip install 'qsdm\[lpips\]'"):
+        Lpips().features(pictures(), [], pictures(1))

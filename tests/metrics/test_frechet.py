@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -113,10 +116,33 @@ def test_a_reference_of_other_features_is_refused(tmp_path: Path) -> None:
         _ = FrechetLite0(str(tmp_path / "missing.safetensors")).version
 
 
-def test_fid_says_what_it_lacks(tmp_path: Path) -> None:
-    pytest.importorskip("torch")
-    try:
-        import torch_fidelity  # noqa: F401
-    except ImportError:
-        with pytest.raises(MetricError, match="need torch-fidelity"):
-            FrechetInception(str(tmp_path / "r.safetensors")).features(np.zeros((2, 8, 8, 3), np.uint8), [], None)
+def test_fid_says_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    with pytest.raises(MetricError, match="need torch-fidelity"):
+        FrechetInception(str(tmp_path / "r.safetensors")).features(np.zeros((2, 8, 8, 3), np.uint8), [], None)
+
+
+class Payload:
+    """Runs when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("unpickled"),)
+
+
+@pytest.mark.parametrize("content", ["payload", "cut", "empty"])
+def test_weights_of_inception_run_no_code(content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch-fidelity, which is not installed here, would load any pickle."""
+    monkeypatch.chdir(tmp_path)
+    port = ModuleType("feature_extractor_inceptionv3")
+    port.FeatureExtractorInceptionV3 = lambda *_, feature_extractor_weights_path: torch.load(  # type: ignore[attr-defined]
+        feature_extractor_weights_path, weights_only=False
+    )
+    package = ModuleType("torch_fidelity")
+    package.feature_extractor_inceptionv3 = port  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch_fidelity", package)
+    torch.save({"weight": Payload()}, "weights.pth")
+    path = tmp_path / "weights.pth"
+    path.write_bytes(path.read_bytes()[: {"payload": None, "cut": 100, "empty": 0}[content]])
+    with pytest.raises(MetricError, match=r"weights\.pth does not hold torch-fidelity's Inception weights"):
+        FrechetInception("r.safetensors", "weights.pth").features(np.zeros((2, 8, 8, 3), np.uint8), [], None)
+    assert not Path("unpickled").exists()
