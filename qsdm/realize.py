@@ -263,10 +263,11 @@ def finish(ready: Bench, space: SpaceSpec, summary: Mapping[str, Any], log: Log)
     from qsdm import memory
     from qsdm.report import page, results
 
-    names = list(summary["rows"][0]["metrics"])
-    print(f"{'':<14}{'bits':>8}{'bytes':>12}" + "".join(f"{name:>12}" for name in names))
+    widths = {name: max(10, len(name)) for name in summary["rows"][0]["metrics"]}
+    print(f"{'':<14}{'bits':>8}{'bytes':>12}" + "".join(f"  {name:>{width}}" for name, width in widths.items()))
     for entry in summary["rows"]:
-        cells = "".join(f"{'-':>12}" if (v := entry["metrics"][n]) is None else f"{v:>12.4f}" for n in names)
+        values = [(entry["metrics"][name], width) for name, width in widths.items()]
+        cells = "".join(f"  {'-':>{width}}" if value is None else f"  {value:>{width}.4f}" for value, width in values)
         print(f"{entry['name']:<14}{entry['avg_bits']:>8.4f}{entry['size_bytes']:>12,}{cells}")
         log({f"realize/{entry['name']}/{name}": value for name, value in entry["metrics"].items() if value is not None})
     if (said := results.sentence(summary)) is not None:

@@ -143,11 +143,9 @@ class FrechetInception:
     Attributes:
         reference: safetensors file with mean [2048] and cov [2048, 2048] of the reference pictures (see
             `write_reference`).
-        weights: the network's file; None downloads it once.
     """
 
     reference: str
-    weights: str | None = None
     name: str = "fid"
     larger_is_better: bool = False
 
@@ -156,7 +154,7 @@ class FrechetInception:
         return f"inception-v3-compat 2048, reference {file_digest(Path(self.reference).expanduser())}"
 
     def features(self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None) -> np.ndarray:
-        return networks.inception(images, self.weights)
+        return networks.inception(images)
 
     def reduce(self, features: np.ndarray) -> float:
         return frechet(Gaussian.of(features), read_reference(Path(self.reference).expanduser(), 2048))

@@ -95,11 +95,9 @@ class KernelInception:
 
     Attributes:
         reference: see `Reference`.
-        weights: the network's file; None downloads it once.
     """
 
     reference: str
-    weights: str | None = None
     name: str = "kid"
     larger_is_better: bool = False
 
@@ -108,7 +106,7 @@ class KernelInception:
         return f"inception-v3-compat 2048, {Reference(self.reference).version}"
 
     def features(self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None) -> np.ndarray:
-        return networks.inception(images, self.weights)
+        return networks.inception(images)
 
     def reduce(self, features: np.ndarray) -> float:
         return _to_reference(polynomial, features, Reference(self.reference), "inception")

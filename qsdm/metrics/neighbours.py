@@ -58,13 +58,11 @@ class Neighbours:
         name: precision, recall, density or coverage.
         reference: see `Reference`.
         network: ``lite0`` or ``inception``.
-        weights: Inception's file; None downloads it once.
     """
 
     name: str
     reference: str = "zoo"
     network: str = "lite0"
-    weights: str | None = None
     larger_is_better: bool = True
 
     def __post_init__(self) -> None:
@@ -82,7 +80,7 @@ class Neighbours:
         return f"{seen}, {NEAREST} neighbours, {Reference(self.reference).version}"
 
     def features(self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None) -> np.ndarray:
-        return networks.lite0(images) if self.network == "lite0" else networks.inception(images, self.weights)
+        return networks.lite0(images) if self.network == "lite0" else networks.inception(images)
 
     def reduce(self, features: np.ndarray) -> float | None:
         if len(features) <= NEAREST:

@@ -46,54 +46,63 @@ def lite0(images: np.ndarray) -> np.ndarray:
     return once("lite0", images, network.features)
 
 
-def inception(images: np.ndarray, weights: str | None) -> np.ndarray:
+def inception(images: np.ndarray) -> np.ndarray:
     """Pictures => the 2048 pooled features of the Inception network of the original FID, float32 [N, 2048].
 
-    Args:
-        weights: the network's file; None downloads it once.
-
     Raises:
-        MetricError: torch-fidelity or the weights are missing.
+        MetricError: torch-fidelity is missing, or the weights, which are downloaded once, cannot be had.
     """
 
     def compute(images: np.ndarray) -> np.ndarray:
         import torch
 
-        network = _inception(weights)
+        network = _inception()
         with torch.inference_mode():
             pixels = (torch.from_numpy(images[i : i + 32]).permute(0, 3, 1, 2) for i in range(0, len(images), 32))
             return torch.cat([network(batch)[0] for batch in pixels]).numpy().astype(np.float32)
 
-    return once(f"inception {weights}", images, compute)
+    return once("inception", images, compute)
 
 
 @lru_cache(maxsize=1)
-def _inception(weights: str | None) -> Any:
-    import pickle
-
-    import torch
-
+def _inception() -> Any:
     try:
         from torch_fidelity import feature_extractor_inceptionv3 as port
 
-        # torch-fidelity unpickles whatever the file holds; this refuses all but tensors, and fetches what is missing.
-        if weights is None:
-            torch.hub.load_state_dict_from_url(port.URL_INCEPTION_V3, map_location="cpu", weights_only=True)
-        else:
-            torch.load(weights, map_location="cpu", weights_only=True)
-        return port.FeatureExtractorInceptionV3(
-            "inception-v3-compat", ["2048"], feature_extractor_weights_path=weights
-        ).eval()
+        path = downloaded(port.URL_INCEPTION_V3)
     except (ImportError, OSError) as error:
         raise MetricError(
             f"features of Inception need torch-fidelity and its weights ({error}): pip install 'qsdm[inception]', "
-            "or measure without the metrics fid and kid"
+            "or measure without the metrics of Inception"
         ) from error
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+    return port.FeatureExtractorInceptionV3(
+        "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path)
+    ).eval()
+
+
+def downloaded(url: str) -> Path:
+    """The file in torch's cache, fetched if it is not there. Its name ends with the beginning of its sha256.
+
+    A library that takes the file would run whatever code lay in it: so it must be the published one.
+
+    Raises:
+        OSError: it cannot be fetched.
+        MetricError: it is another one, or damaged.
+    """
+    from torch import hub
+
+    path = Path(hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    wanted = path.stem.rpartition("-")[2]
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        hub.download_url_to_file(url, str(path), hash_prefix=wanted)
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if not found.startswith(wanted):
         raise MetricError(
-            f"{weights or port.URL_INCEPTION_V3} does not hold torch-fidelity's Inception weights: give its "
-            "weights-inception-2015-12-05-6726825d.pth, or none to have it downloaded"
-        ) from error
+            f"{path} is damaged, or not the published one (wanted sha256 {wanted}..., got {found[:8]}...): delete it"
+        )
+    return path
 
 
 def clip_source(judge: str) -> str:

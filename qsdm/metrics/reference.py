@@ -132,7 +132,7 @@ def make(args: argparse.Namespace) -> Path:
 
     ways = {
         "lite0": networks.lite0,
-        "inception": lambda images: networks.inception(images, None),
+        "inception": networks.inception,
         "clip": lambda images: networks.clip_pictures(args.clip, None, images),
     }
     found: dict[str, list[np.ndarray]] = {name: [] for name in args.networks}

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ import scipy.linalg
 import torch
 from torch.nn import functional as F
 
-from qsdm.metrics import MetricError, lite0
+from qsdm.metrics import MetricError, lite0, networks
 from qsdm.metrics.frechet import FrechetInception, FrechetLite0, Gaussian, frechet, write_reference
 
 
@@ -122,27 +121,18 @@ def test_fid_says_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         FrechetInception(str(tmp_path / "r.safetensors")).features(np.zeros((2, 8, 8, 3), np.uint8), [], None)
 
 
-class Payload:
-    """Runs when it is unpickled."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (Path("unpickled"),)
-
-
-@pytest.mark.parametrize("content", ["payload", "cut", "empty"])
-def test_weights_of_inception_run_no_code(content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch-fidelity, which is not installed here, would load any pickle."""
-    monkeypatch.chdir(tmp_path)
-    port = ModuleType("feature_extractor_inceptionv3")
-    port.FeatureExtractorInceptionV3 = lambda *_, feature_extractor_weights_path: torch.load(  # type: ignore[attr-defined]
-        feature_extractor_weights_path, weights_only=False
-    )
-    package = ModuleType("torch_fidelity")
-    package.feature_extractor_inceptionv3 = port  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "torch_fidelity", package)
-    torch.save({"weight": Payload()}, "weights.pth")
-    path = tmp_path / "weights.pth"
-    path.write_bytes(path.read_bytes()[: {"payload": None, "cut": 100, "empty": 0}[content]])
-    with pytest.raises(MetricError, match=r"weights\.pth does not hold torch-fidelity's Inception weights"):
-        FrechetInception("r.safetensors", "weights.pth").features(np.zeros((2, 8, 8, 3), np.uint8), [], None)
-    assert not Path("unpickled").exists()
+def test_weights_are_the_published_file_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch-fidelity, which is not installed here, unpickles what it is given."""
+    content = b"published"
+    name = f"weights-inception-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    published = tmp_path / "site" / name
+    published.parent.mkdir()
+    published.write_bytes(content)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    path = networks.downloaded(published.as_uri())
+    assert path.read_bytes() == content
+    published.unlink()
+    assert networks.downloaded(published.as_uri()) == path, "asked for twice"
+    path.write_bytes(content + b"and more")
+    with pytest.raises(MetricError, match=r"is damaged, or not the published one .*: delete it$"):
+        networks.downloaded(published.as_uri())
