@@ -134,7 +134,7 @@ def _lpips(network: str) -> Any:
 class FeatureDistance:
     """``lite0_distance``: mean over pictures of |f(x) - f(y)|^2 in the features of Lite0; None for full precision.
 
-    A few pictures of it rank configurations before a distance of distributions can (see docs/bank.md).
+    A few pictures of it rank configurations before a distance of distributions can (see experiments/fidelity).
     """
 
     name: str = "lite0_distance"
