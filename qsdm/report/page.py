@@ -37,8 +37,19 @@ METRICS = {  # label and format; an arrow points to the better side
     "fd_lite0": ("fd_lite0 ↓", "{:.1f}"),
     "fid": ("FID ↓", "{:.2f}"),
     "clip_score": ("CLIP score ↑", "{:.4f}"),
+    "image_reward": ("ImageReward ↑", "{:.3f}"),
+    "hps": ("HPS ↑", "{:.4f}"),
     "psnr": ("PSNR ↑, dB", "{:.2f}"),
+    "ssim": ("SSIM ↑", "{:.3f}"),
     "lpips": ("LPIPS ↓", "{:.4f}"),
+    "lite0_distance": ("lite0 dist. ↓", "{:.1f}"),
+    "kd_lite0": ("kd_lite0 ↓", "{:.0f}"),
+    "kid": ("KID ↓", "{:.5f}"),
+    "cmmd": ("CMMD ↓", "{:.4f}"),
+    "precision": ("precision ↑", "{:.3f}"),
+    "recall": ("recall ↑", "{:.3f}"),
+    "density": ("density ↑", "{:.3f}"),
+    "coverage": ("coverage ↑", "{:.3f}"),
 }
 TITLES = {FULL: "full precision", OURS: "ours"}
 

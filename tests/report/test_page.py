@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 from fabricated_store import fabricate
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from qsdm.report import page, results
+from qsdm.run.conf import CONF
 from qsdm.store import Store
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -198,3 +201,15 @@ def test_page_is_quiet_in_a_browser_and_fits_its_width(whole, tmp_path, width):
 def test_page_cannot_be_half_written(whole, tmp_path: Path):
     page.write(tmp_path / "deep" / "page.html", whole)
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["page.html"]
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "metrics").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_metric_has_a_label_that_points_to_its_better_side(path: Path) -> None:
+    config = OmegaConf.load(path)
+    config.pop("defaults", None)
+    config.setdefault("kid", {"reference": "unused"})
+    for name, entry in config.items():
+        if "_target_" in entry:
+            metric = instantiate(entry)
+            assert metric.name == name
+            assert ("↑" in page.METRICS[name][0]) == metric.larger_is_better
