@@ -72,7 +72,9 @@ class Ssim:
             from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
             found = [
-                ssim(_unit(a[i : i + 64]), _unit(b[i : i + 64]), data_range=1.0, reduction="none").reshape(-1)  # type: ignore[union-attr]
+                ssim(
+                    networks.pixels(a[i : i + 64]), networks.pixels(b[i : i + 64]), data_range=1.0, reduction="none"
+                ).reshape(-1)  # type: ignore[union-attr]
                 for i in range(0, len(a), 64)
             ]
             return np.concatenate(found)
@@ -106,7 +108,7 @@ class Lpips:
             network = _lpips(self.network)
             with torch.inference_mode():
                 found = [
-                    network(2 * _unit(a[i : i + 16]) - 1, 2 * _unit(b[i : i + 16]) - 1).reshape(-1)
+                    network(2 * networks.pixels(a[i : i + 16]) - 1, 2 * networks.pixels(b[i : i + 16]) - 1).reshape(-1)
                     for i in range(0, len(a), 16)
                 ]
             return np.concatenate(found)
@@ -151,10 +153,3 @@ class FeatureDistance:
 
     def reduce(self, features: np.ndarray) -> float | None:
         return _mean(features)
-
-
-def _unit(images: np.ndarray) -> Any:
-    """uint8 NHWC => float32 tensor NCHW, 0 to 1."""
-    import torch
-
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255

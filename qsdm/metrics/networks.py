@@ -1,4 +1,5 @@
-"""Features that several metrics share, computed once for the same pictures: of Lite0, Inception and CLIP."""
+"""What several metrics share: pixels for networks; features of Lite0, Inception and CLIP, computed once for the same
+pictures."""
 
 from __future__ import annotations
 
@@ -39,6 +40,13 @@ def pictures_digest(images: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
 
 
+def pixels(images: np.ndarray) -> Any:
+    """uint8 [N, H, W, 3] => float32 tensor [N, 3, H, W], 0 to 1."""
+    import torch
+
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+
+
 def lite0(images: np.ndarray) -> np.ndarray:
     """Pictures => float32 [N, 112] (see `qsdm.metrics.lite0`)."""
     from qsdm.metrics import lite0 as network
@@ -58,8 +66,8 @@ def inception(images: np.ndarray) -> np.ndarray:
 
         network = _inception()
         with torch.inference_mode():
-            pixels = (torch.from_numpy(images[i : i + 32]).permute(0, 3, 1, 2) for i in range(0, len(images), 32))
-            return torch.cat([network(batch)[0] for batch in pixels]).numpy().astype(np.float32)
+            batches = (torch.from_numpy(images[i : i + 32]).permute(0, 3, 1, 2) for i in range(0, len(images), 32))
+            return torch.cat([network(batch)[0] for batch in batches]).numpy().astype(np.float32)
 
     return once("inception", images, compute)
 
@@ -95,7 +103,7 @@ def downloaded(url: str) -> Path:
     wanted = path.stem.rpartition("-")[2]
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        hub.download_url_to_file(url, str(path), hash_prefix=wanted)
+        hub.download_url_to_file(url, str(path))
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if not found.startswith(wanted):

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from qsdm.metrics import MetricError
+from qsdm.metrics import MetricError, networks
 
 BATCH = 16
 NETWORKS = {"image_reward": "RE-N-Y/ImageReward", "hps": "RE-N-Y/hpsv21"}
@@ -55,8 +55,8 @@ class Preference:
         found = []
         with torch.inference_mode():
             for i in range(0, len(images), BATCH):
-                pixels = torch.from_numpy(images[i : i + BATCH]).permute(0, 3, 1, 2) / 255
-                found.append(network.score(pixels, list(captions[i : i + BATCH])).reshape(-1, 1))
+                shown, said = networks.pixels(images[i : i + BATCH]), list(captions[i : i + BATCH])
+                found.append(network.score(shown, said).reshape(-1, 1))
             return torch.cat(found).float().numpy()
 
     def reduce(self, features: np.ndarray) -> float:

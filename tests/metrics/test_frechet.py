@@ -133,6 +133,10 @@ def test_weights_are_the_published_file_or_refused(tmp_path: Path, monkeypatch: 
     assert path.read_bytes() == content
     published.unlink()
     assert networks.downloaded(published.as_uri()) == path, "asked for twice"
+    published.write_bytes(b"another")
+    path.unlink()
+    with pytest.raises(MetricError, match=r"is damaged, or not the published one .*: delete it$"):
+        networks.downloaded(published.as_uri())
     path.write_bytes(content + b"and more")
     with pytest.raises(MetricError, match=r"is damaged, or not the published one .*: delete it$"):
         networks.downloaded(published.as_uri())
