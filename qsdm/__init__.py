@@ -2,8 +2,8 @@
 why?
 
 trace       a denoiser becomes a graph whose nodes carry op, role and block          qsdm.tracing
-calibrate   every weight gets several quantizations, with their errors and bytes     qsdm.quant, qsdm.calibration
-measure     random configurations generate real pictures and are scored              qsdm.metrics, qsdm.evaluation
+calibrate   every weight gets several quantizations, with their errors and bytes     qsdm.quant
+measure     random configurations generate real pictures and are scored              qsdm.metrics, qsdm.measurement
 train       a graph neural network learns the outcomes                               qsdm.predictor
 attribute   its attributions are the sensitivity per op type and per block           qsdm.sensitivity
 search      an evolutionary algorithm over it selects configurations                 qsdm.strategies

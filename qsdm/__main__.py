@@ -28,9 +28,17 @@ from qsdm.denoisers import Model, weights_digest
 from qsdm.graph import Graph, canonical
 from qsdm.log import Log, ignore
 from qsdm.qconfig import OutsideSpace, SpaceSpec
-from qsdm.store import Store, read_json, write_json
+from qsdm.store import Store
+from qsdm.store.files import read_json, write_json
 
-SKIPPED_ARGUMENTS = {"model", "store", "log", "engine", "batch_size", "page"}  # change no result, or are digested apart
+SKIPPED_ARGUMENTS = {
+    "model",
+    "store",
+    "log",
+    "engine",
+    "batch_size",
+    "page",
+}  # change no result, or are digested apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +62,11 @@ class Stage:
 def stages(space: str) -> list[Stage]:
     """The stages in order, for a space's name."""
     tables = (f"calibration/{space}/table.safetensors", f"calibration/{space}/weights.safetensors")
-    report, sensitivity, front = f"predictor/{space}/report.json", f"sensitivity/{space}.json", f"search/{space}.json"
+    report, sensitivity, front = (
+        f"predictor/{space}/report.json",
+        f"sensitivity/{space}.json",
+        f"search/{space}.json",
+    )
     return [
         Stage("trace", (), ("graph.json",)),
         Stage("calibrate", ("graph.json",), tables),
@@ -126,7 +138,9 @@ def main(
     place, ordered, began = Store(store, model.name), stages(space.name), time.perf_counter()
     for number, stage in enumerate(ordered, 1):
         accepted = inspect.signature(stage.function).parameters
-        arguments = {k: v for k, v in (given | renamed.get(stage.name, {})).items() if k in accepted}
+        arguments = {
+            k: v for k, v in (given | renamed.get(stage.name, {})).items() if k in accepted
+        }
         heading = f"[{number}/{len(ordered)}] {stage.name}"
         if stage.name == "measure":
             labels = num_measured(model, space, place, seed_set, num_images)
@@ -149,9 +163,11 @@ def main(
     return seconds
 
 
-def num_measured(model: Model, space: SpaceSpec, place: Store, seed_set: int, num_images: int) -> int:
+def num_measured(
+    model: Model, space: SpaceSpec, place: Store, seed_set: int, num_images: int
+) -> int:
     """Configurations of the space that were measured under the protocol of the labels."""
-    from qsdm.protocols import prompts_of, protocol_of
+    from qsdm.measurement.protocol import prompts_of, protocol_of
 
     protocol = protocol_of(model, model.metrics, prompts_of(model), seed_set, num_images)
     made = space.of(Graph.from_json(read_json(place.find("graph.json", "trace"))), model.full_bits)
@@ -165,13 +181,17 @@ def num_measured(model: Model, space: SpaceSpec, place: Store, seed_set: int, nu
     return count
 
 
-def inputs_of(place: Store, stage: Stage, model: Model, weights: str, arguments: Mapping[str, Any]) -> str:
+def inputs_of(
+    place: Store, stage: Stage, model: Model, weights: str, arguments: Mapping[str, Any]
+) -> str:
     """Digest of all that decides what a stage makes.
 
     Args:
         weights: digest of the pipeline's weights.
     """
-    settings = {key: plain(value) for key, value in arguments.items() if key not in SKIPPED_ARGUMENTS}
+    settings = {
+        key: plain(value) for key, value in arguments.items() if key not in SKIPPED_ARGUMENTS
+    }
     parts: dict[str, Any] = {
         "version": qsdm.__version__,
         "model": plain(model),
@@ -194,7 +214,10 @@ def is_current(place: Store, stage: Stage, inputs: str) -> bool:
 
 def remember(place: Store, stage: Stage, inputs: str) -> None:
     makes = {name: content(place.path(name)) for name in stage.makes}
-    write_json(place.path("stages.json"), {**remembered(place), stage.name: {"inputs": inputs, "makes": makes}})
+    write_json(
+        place.path("stages.json"),
+        {**remembered(place), stage.name: {"inputs": inputs, "makes": makes}},
+    )
 
 
 def remembered(place: Store) -> dict[str, Any]:

@@ -33,7 +33,9 @@ from qsdm.log import Log, ignore
 from qsdm.outcome import Objective, Outcome
 from qsdm.qconfig import QuantMethod, Space, SpaceSpec
 from qsdm.sensitivity import AttributionOptions
-from qsdm.store import Store, provenance, read_json, write_json
+from qsdm.store import Store
+from qsdm.store.files import read_json, write_json
+from qsdm.store.provenance import provenance
 
 SCHEMA = "qsdm/sensitivities/1"
 
@@ -54,8 +56,8 @@ def attribute(
     Raises:
         StoreError: an earlier stage has not run, or for another objective.
     """
-    from qsdm.calibration import read_table
     from qsdm.predictor import Predictor, one_thread
+    from qsdm.quant.calibration import read_table
 
     files = Store(store, model.name)
     made = space.of(Graph.from_json(read_json(files.find("graph.json", "trace"))), model.full_bits)
@@ -65,7 +67,11 @@ def attribute(
     predictor.require(dict(objective.weights))
     measured = read_json(directory / "report.json")["held_out"]
     known = {o.qconfig.digest: o.qconfig for o in files.outcomes()}
-    pairs = [(known[d], y) for d, y in zip(measured["qconfig"], measured["measured"], strict=True) if d in known]
+    pairs = [
+        (known[d], y)
+        for d, y in zip(measured["qconfig"], measured["measured"], strict=True)
+        if d in known
+    ]
     labels = np.array([y for _, y in pairs])
     genes = np.array([made.encode(qconfig) for qconfig, _ in pairs], dtype=np.int64).reshape(
         len(pairs), len(made.options)
@@ -94,7 +100,9 @@ def attribute(
     return result
 
 
-def full_precision(outcomes: Sequence[Outcome], protocol: str, objective: Objective, full_bits: int) -> float | None:
+def full_precision(
+    outcomes: Sequence[Outcome], protocol: str, objective: Objective, full_bits: int
+) -> float | None:
     """The measured label of full precision; None if this protocol has not measured all of it."""
     for outcome in outcomes:
         if outcome.protocol == protocol and not outcome.qconfig.methods:
@@ -115,7 +123,10 @@ def alone(
     found = {}
     for outcome in outcomes:
         if outcome.protocol == protocol and len(outcome.qconfig.methods) == 1:
-            values = {**outcome.metrics, "avg_bits": avg_bits(space.graph, outcome.qconfig, space.full_bits)}
+            values = {
+                **outcome.metrics,
+                "avg_bits": avg_bits(space.graph, outcome.qconfig, space.full_bits),
+            }
             if all(values.get(name) is not None for name in objective.weights):
                 found[next(iter(outcome.qconfig.methods.items()))] = full - objective(values)
     return found
@@ -153,13 +164,19 @@ def attributions(
     harms, gaps = np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
     progress.update()
     hops = hop_harms(predictor, explained)
-    few = explained[: max(4, options.num_configs // 9)]  # ablation of single weights asks 2 W times per configuration
+    few = explained[
+        : max(4, options.num_configs // 9)
+    ]  # ablation of single weights asks 2 W times per configuration
     single = ablation(predictor, few, np.arange(len(names)))
     progress.update()
     tables = {}
     for kind in KINDS:
-        ablated = ablation(predictor, explained[: max(4, options.num_configs // 3)], groups_of(space, kind)[1])
-        tables[kind] = table(space, kind, harms, ablated["to_full"], ablated["from_full"], hops.sum(axis=0))
+        ablated = ablation(
+            predictor, explained[: max(4, options.num_configs // 3)], groups_of(space, kind)[1]
+        )
+        tables[kind] = table(
+            space, kind, harms, ablated["to_full"], ablated["from_full"], hops.sum(axis=0)
+        )
         progress.update()
     progress.close()
 
@@ -175,7 +192,9 @@ def attributions(
         scores = by_decision(space, used, values)
         made = Sensitivity(names, space.methods, scores, name)
         faith = {
-            "deletion": deletion(predictor, used[0], values[0], np.random.default_rng(options.seed)),
+            "deletion": deletion(
+                predictor, used[0], values[0], np.random.default_rng(options.seed)
+            ),
             "agreement": srcc(values.mean(axis=0), seen_alone),
         }
         if len(labels) > 2:
@@ -194,7 +213,10 @@ def attributions(
     return {
         "attribution": dataclasses.asdict(options),
         "sensitivities": {name: made.to_json() for name, made in found.items()},
-        "hops": {str(m): dict(zip(names, hop.mean(axis=0).tolist(), strict=True)) for m, hop in enumerate(hops)},
+        "hops": {
+            str(m): dict(zip(names, hop.mean(axis=0).tolist(), strict=True))
+            for m, hop in enumerate(hops)
+        },
         "interventions": compared,
         "tables": tables,
         "completeness": {"harm": float(total.mean()), "gap": float(np.abs(gaps / total).max())},
@@ -208,10 +230,15 @@ def draw(result: dict[str, Any], path: Path, objective: Objective) -> None:
     from qsdm.sensitivity.plots import against_measured, bars, heat_map
 
     unit = (
-        "predicted " + " ".join(f"{-w:+g} {name}" for name, w in objective.weights.items()).replace("+1 ", "").strip()
+        "predicted "
+        + " ".join(f"{-w:+g} {name}" for name, w in objective.weights.items())
+        .replace("+1 ", "")
+        .strip()
     )
     for kind in ("role", "block"):
-        bars(result["tables"][kind], kind, unit).savefig(path.with_name(f"{path.stem}-{kind}.png"), dpi=150)
+        bars(result["tables"][kind], kind, unit).savefig(
+            path.with_name(f"{path.stem}-{kind}.png"), dpi=150
+        )
     made = Sensitivity.from_json(result["sensitivities"]["integrated_gradients"])
     heat_map(made, unit).savefig(path.with_name(f"{path.stem}-weights.png"), dpi=150)
     if len(result["interventions"]) > 2:
@@ -227,12 +254,17 @@ def print_sensitivity(result: dict[str, Any]) -> None:
         print(text(kind, result["tables"][kind]))
         print()
     gap, harm = result["completeness"]["gap"], result["completeness"]["harm"]
-    print(f"mean harm of the explained configurations: {harm:.3f}; attributions miss {gap:.2%} of it at most")
+    print(
+        f"mean harm of the explained configurations: {harm:.3f}; attributions miss {gap:.2%} of it at most"
+    )
     full = result["full_precision"]
     measured = "not measured" if full["measured"] is None else f"measured {full['measured']:.3f}"
     print(f"full precision, from which harms count: predicted {full['predicted']:.3f}, {measured}")
     for name, made in result["sensitivities"].items():
-        print(f"{name:<22}" + ", ".join(f"{key} {value:.3f}" for key, value in made["faithfulness"].items()))
+        print(
+            f"{name:<22}"
+            + ", ".join(f"{key} {value:.3f}" for key, value in made["faithfulness"].items())
+        )
 
 
 if __name__ == "__main__":

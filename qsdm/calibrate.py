@@ -16,7 +16,8 @@ from qsdm.graph import Graph
 from qsdm.log import Log, ignore
 from qsdm.qconfig import Space, SpaceSpec
 from qsdm.report import graph_page
-from qsdm.store import Store, read_json
+from qsdm.store import Store
+from qsdm.store.files import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
 
 
 def calibrate(
-    model: Model, space: SpaceSpec, store: Path = Path("store"), error: str = "relative", log: Log = ignore
+    model: Model,
+    space: SpaceSpec,
+    store: Path = Path("store"),
+    error: str = "relative",
+    log: Log = ignore,
 ) -> MethodTable:
     """Errors and bytes of every weight under every method.
 
@@ -39,12 +44,14 @@ def calibrate(
         StoreError: the denoiser was not traced yet.
         ModelError: there are no weights.
     """
-    from qsdm import calibration
+    from qsdm.quant import calibration
 
     place = Store(store, model.name)
     graph = Graph.from_json(read_json(place.find("graph.json", made_by="trace")))
     spaced = space.of(graph, model.full_bits)
-    table = calibration.calibrate(parameters(model), spaced, place.path(f"calibration/{space.name}"), log, error)
+    table = calibration.calibrate(
+        parameters(model), spaced, place.path(f"calibration/{space.name}"), log, error
+    )
     graph_page.write(place.path("graph.html"), graph, graph_page.errors(graph, table))
     print(summary(spaced, table))
     return table
@@ -59,7 +66,11 @@ def parameters(model: Model) -> Callable[[str], torch.Tensor]:
     if (directory := model.directory) is not None:
         files = sorted((directory / model.component).glob("*.safetensors"))
         variant = model.load.get("variant")
-        plain = [file for file in files if file.name.split(".")[1].split("-")[0] in ("safetensors", variant)]
+        plain = [
+            file
+            for file in files
+            if file.name.split(".")[1].split("-")[0] in ("safetensors", variant)
+        ]
         where: dict[str, Any] = {}
         for file in plain or files:
             opened = safe_open(file, "pt")
@@ -79,7 +90,9 @@ def summary(space: Space, table: MethodTable) -> str:
     for i, method in enumerate(table.methods):
         on_offer = ~np.isnan(table.rel_error[:, i])
         bits = 8 * table.size_bytes[on_offer, i].sum() / numel[on_offer].sum()
-        lines.append(f"{method!s:<16}{on_offer.sum():>8}{bits:>10.4f}{table.rel_error[on_offer, i].mean():>11.5f}")
+        lines.append(
+            f"{method!s:<16}{on_offer.sum():>8}{bits:>10.4f}{table.rel_error[on_offer, i].mean():>11.5f}"
+        )
     return "\n".join(lines)
 
 

@@ -30,7 +30,9 @@ def _bits(graph: Graph, qconfig: QuantConfig, full_bits: int) -> dict[str, int]:
     if odd := set(qconfig.methods) - {weight.name for weight in graph.weights}:
         raise OutsideSpace(f"the graph of {graph.denoiser!r} has no weight {min(odd)!r}")
     full = QuantMethod("fp", full_bits)
-    return {w.name: qconfig.methods.get(w.name, full).size_bits(w, full_bits) for w in graph.weights}
+    return {
+        w.name: qconfig.methods.get(w.name, full).size_bits(w, full_bits) for w in graph.weights
+    }
 
 
 def avg_bits(graph: Graph, qconfig: QuantConfig, full_bits: int = 16) -> float:
@@ -38,7 +40,9 @@ def avg_bits(graph: Graph, qconfig: QuantConfig, full_bits: int = 16) -> float:
     return 8 * size_bytes(graph, qconfig, full_bits) / graph.num_values
 
 
-def tera_bops(graph: Graph, qconfig: QuantConfig, full_bits: int = 16, activation_bits: int = 16) -> float:
+def tera_bops(
+    graph: Graph, qconfig: QuantConfig, full_bits: int = 16, activation_bits: int = 16
+) -> float:
     """10^12 bit operations of the weights' multiply-accumulates at batch 1: MACs x weight bits x activation bits.
 
     References: Bayesian Bits (van Baalen et al., 2020), section 2.3.
@@ -64,7 +68,9 @@ def traffic_bytes(graph: Graph, qconfig: QuantConfig, full_bits: int = 16) -> in
     return sum(bits[weight.name] // (1 + len(weight.ties)) for weight in weights) // 8
 
 
-def peak_bytes(graph: Graph, qconfig: QuantConfig, full_bits: int = 16, compute_bits: int = 16) -> int:
+def peak_bytes(
+    graph: Graph, qconfig: QuantConfig, full_bits: int = 16, compute_bits: int = 16
+) -> int:
     """The most bytes that weights take at once: all of them as stored, and one parameter expanded for its call.
 
     Args:
@@ -115,5 +121,8 @@ class MethodTable:
                     raise OutsideSpace(
                         f"{method} was not calibrated for {name!r}: run calibrate with a space that offers it"
                     )
-                error[i], size[i] = self.rel_error[i, column[method]], self.size_bytes[i, column[method]]
+                error[i], size[i] = (
+                    self.rel_error[i, column[method]],
+                    self.size_bytes[i, column[method]],
+                )
         return error, size

@@ -80,9 +80,13 @@ class Model:
 
     def __post_init__(self) -> None:
         if self.component not in ("unet", "transformer"):
-            raise ValueError(f"model {self.name}: component must be unet or transformer (got {self.component!r})")
+            raise ValueError(
+                f"model {self.name}: component must be unet or transformer (got {self.component!r})"
+            )
         if self.full_bits not in (16, 32):
-            raise ValueError(f"model {self.name}: full_bits must be 16 or 32 (got {self.full_bits})")
+            raise ValueError(
+                f"model {self.name}: full_bits must be 16 or 32 (got {self.full_bits})"
+            )
         if self.steps < 1 or self.resolution_px < 1 or self.guidance < 0:
             raise ValueError(
                 f"model {self.name}: steps and resolution_px must be positive and guidance not negative "
@@ -98,7 +102,9 @@ class Model:
         return path if path.is_dir() else None
 
 
-def load_pipeline(model: Model, dtype: str = "float32", **components: Any) -> diffusers.DiffusionPipeline:
+def load_pipeline(
+    model: Model, dtype: str = "float32", **components: Any
+) -> diffusers.DiffusionPipeline:
     """The pipeline, on the CPU, without a progress bar of its own.
 
     Args:
@@ -170,7 +176,9 @@ def _class(name: str, model: Model) -> Any:
 
     found = getattr(diffusers, name, None)
     if found is None or not re.fullmatch(r"[A-Z]\w+", name):
-        raise ModelError(f"diffusers {diffusers.__version__} has no class {name!r} (model {model.name})")
+        raise ModelError(
+            f"diffusers {diffusers.__version__} has no class {name!r} (model {model.name})"
+        )
     return found
 
 
@@ -207,7 +215,10 @@ def has_text_encoder(model: Model) -> bool:
 
 
 def arguments(
-    pipeline: diffusers.DiffusionPipeline, model: Model, prompts: Sequence[str | Label], **others: Any
+    pipeline: diffusers.DiffusionPipeline,
+    model: Model,
+    prompts: Sequence[str | Label],
+    **others: Any,
 ) -> dict[str, Any]:
     """Arguments of the pipeline's call that draw ``prompts`` as the model says, as far as it takes them.
 
@@ -228,9 +239,13 @@ def arguments(
     if "prompt" not in takes and "class_labels" in takes:
         labels = [prompt.index for prompt in prompts if isinstance(prompt, Label)]
         if len(labels) < len(prompts):
-            raise ModelError(f"{type(pipeline).__name__} draws classes: give prompts=imagenet (got captions)")
+            raise ModelError(
+                f"{type(pipeline).__name__} draws classes: give prompts=imagenet (got captions)"
+            )
         wanted["class_labels"] = labels
-    return {name: value for name, value in wanted.items() if name in takes} | others | dict(model.call)
+    return (
+        {name: value for name, value in wanted.items() if name in takes} | others | dict(model.call)
+    )
 
 
 def first_call(pipeline: diffusers.DiffusionPipeline, model: Model) -> dict[str, Any]:
@@ -268,7 +283,9 @@ def found_model(
     component = next((c for c in wanted if (index.get(c) or (None,))[0] is not None), None)
     if component is None:
         found = ", ".join(sorted(key for key in index if not key.startswith("_")))
-        raise ModelError(f"no denoiser in the pipeline {path!r}: wanted a {' or a '.join(wanted)} (got {found})")
+        raise ModelError(
+            f"no denoiser in the pipeline {path!r}: wanted a {' or a '.join(wanted)} (got {found})"
+        )
     published = _pipeline_file(path, f"{component}/config.json", revision)
     config = {key: value for key, value in published.items() if not key.startswith("_")}
     size, denoiser = config.get("sample_size"), index[component][1]
@@ -295,7 +312,9 @@ def _pipeline_file(path: str, name: str, revision: str | None) -> dict[str, Any]
     directory = Path(path).expanduser()
     if directory.is_dir():
         if not (directory / name).is_file():
-            raise ModelError(f"{path!r} is no diffusers pipeline: it has no {name} (give path=DIRECTORY that has one)")
+            raise ModelError(
+                f"{path!r} is no diffusers pipeline: it has no {name} (give path=DIRECTORY that has one)"
+            )
         return _read(directory / name)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
         raise ModelError(
@@ -306,7 +325,11 @@ def _pipeline_file(path: str, name: str, revision: str | None) -> dict[str, Any]
     huggingface_hub.logging.set_verbosity_error()  # it warns of every attempt without a network
     try:
         return _read(Path(huggingface_hub.hf_hub_download(path, name, revision=revision)))
-    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:  # offline errors are OSErrors
+    except (
+        OSError,
+        ValueError,
+        huggingface_hub.errors.HfHubHTTPError,
+    ) as error:  # offline errors are OSErrors
         raise ModelError(
             f"{name} of {path!r} cannot be had from the hub ({type(error).__name__}): check the name and the network, "
             "or give path=DIRECTORY of a diffusers pipeline"

@@ -190,12 +190,16 @@ class Graph:
         """Raises ValueError if ``data`` is no graph of this schema."""
         if not isinstance(data, Mapping) or data.get("schema") != SCHEMA:
             found = data.get("schema") if isinstance(data, Mapping) else type(data).__name__
-            raise ValueError(f"wanted a graph of schema {SCHEMA!r}, got {found!r}: trace the denoiser again")
+            raise ValueError(
+                f"wanted a graph of schema {SCHEMA!r}, got {found!r}: trace the denoiser again"
+            )
         try:
             nodes = tuple(_node(dict(entry)) for entry in data["nodes"])
             return Graph(data["denoiser"], nodes, tuple((int(a), int(b)) for a, b in data["edges"]))
         except (KeyError, TypeError) as error:
-            raise ValueError(f"the graph is damaged ({error!r}): trace the denoiser again") from error
+            raise ValueError(
+                f"the graph is damaged ({error!r}): trace the denoiser again"
+            ) from error
 
     def to_networkx(self) -> networkx.DiGraph:
         """Nodes by name, with the fields of `Node` as attributes (``weight`` as its name)."""
@@ -203,8 +207,16 @@ class Graph:
 
         graph = networkx.DiGraph(denoiser=self.denoiser)
         for node in self.nodes:
-            fields = {f.name: getattr(node, f.name) for f in dataclasses.fields(node) if f.name != "weight"}
-            fields |= {"op": str(node.op), "role": str(node.role), "weight": node.weight.name if node.weight else ""}
+            fields = {
+                f.name: getattr(node, f.name)
+                for f in dataclasses.fields(node)
+                if f.name != "weight"
+            }
+            fields |= {
+                "op": str(node.op),
+                "role": str(node.role),
+                "weight": node.weight.name if node.weight else "",
+            }
             graph.add_node(node.name, **fields)
         graph.add_edges_from((self.nodes[a].name, self.nodes[b].name) for a, b in self.edges)
         return graph
@@ -227,9 +239,16 @@ def _times(shape: tuple[int, ...]) -> str:
 def _node(entry: dict[str, Any]) -> Node:
     if entry["weight"] is not None:
         weight = dict(entry["weight"])
-        entry["weight"] = Weight(**weight | {"shape": tuple(weight["shape"]), "ties": tuple(weight["ties"])})
+        entry["weight"] = Weight(
+            **weight | {"shape": tuple(weight["shape"]), "ties": tuple(weight["ties"])}
+        )
     return Node(
-        **entry | {"op": Op(entry["op"]), "role": Role(entry["role"]), "activation": tuple(entry["activation"])}
+        **entry
+        | {
+            "op": Op(entry["op"]),
+            "role": Role(entry["role"]),
+            "activation": tuple(entry["activation"]),
+        }
     )
 
 
@@ -251,16 +270,23 @@ def merge_splits(graph: Graph, keep: str) -> Graph:
             and "#" in node.weight.name
             and not pattern.search(node.weight.name.partition("#")[0])
         ):
-            slices.setdefault(node.name.replace(node.weight.name, node.weight.name.partition("#")[0]), []).append(node)
+            slices.setdefault(
+                node.name.replace(node.weight.name, node.weight.name.partition("#")[0]), []
+            ).append(node)
     merged_into: dict[str, Node] = {}  # name of a slice's node => node of the whole
     for name, parts in slices.items():
         weights = [part.weight for part in parts if part.weight is not None]
         first = weights[0]
         channels = sum(weight.shape[1] for weight in weights)
         whole = dataclasses.replace(
-            first, name=first.name.partition("#")[0], shape=(first.shape[0], channels, *first.shape[2:]), start=0
+            first,
+            name=first.name.partition("#")[0],
+            shape=(first.shape[0], channels, *first.shape[2:]),
+            start=0,
         )
-        node = dataclasses.replace(parts[0], name=name, weight=whole, macs=sum(part.macs for part in parts))
+        node = dataclasses.replace(
+            parts[0], name=name, weight=whole, macs=sum(part.macs for part in parts)
+        )
         merged_into |= {part.name: node for part in parts}
     nodes: list[Node] = []
     index: dict[str, int] = {}
@@ -270,7 +296,9 @@ def merge_splits(graph: Graph, keep: str) -> Graph:
             index[new.name] = len(nodes)
             nodes.append(new)
     renamed = [index[merged_into.get(node.name, node).name] for node in graph.nodes]
-    edges = dict.fromkeys((renamed[a], renamed[b]) for a, b in graph.edges if renamed[a] != renamed[b])
+    edges = dict.fromkeys(
+        (renamed[a], renamed[b]) for a, b in graph.edges if renamed[a] != renamed[b]
+    )
     return sorted_graph(graph.denoiser, nodes, list(edges))
 
 
@@ -296,4 +324,8 @@ def sorted_graph(denoiser: str, nodes: list[Node], edges: list[tuple[int, int]])
     if len(order) != len(nodes):
         raise ValueError(f"the graph of {denoiser!r} has a cycle")
     place = {old: new for new, old in enumerate(order)}
-    return Graph(denoiser, tuple(nodes[i] for i in order), tuple(sorted((place[a], place[b]) for a, b in edges)))
+    return Graph(
+        denoiser,
+        tuple(nodes[i] for i in order),
+        tuple(sorted((place[a], place[b]) for a, b in edges)),
+    )

@@ -26,14 +26,15 @@ from qsdm.engine.serial import Serial
 from qsdm.log import Log, ignore
 from qsdm.outcome import EvaluationError, Outcome
 from qsdm.qconfig import QuantConfig, Space, SpaceSpec
-from qsdm.store import StoreError, read_json
+from qsdm.store import StoreError
+from qsdm.store.files import read_json
 
 _GOLDEN = (5**0.5 - 1) / 2
 
 if TYPE_CHECKING:
-    from qsdm.bench import Bench
     from qsdm.denoisers import Model
     from qsdm.engine import Engine
+    from qsdm.measurement.session import Session
     from qsdm.outcome import Protocol
 
 
@@ -83,12 +84,16 @@ def measure(
         EvaluationError: no configuration has an outcome.
         ValueError: a value is out of range.
     """
-    from qsdm.bench import bench
+    from qsdm.measurement.session import open_session
 
     if num_configs < 1 or num_images < 2:
-        raise ValueError(f"num_configs must be positive and num_images at least 2 (got {num_configs}, {num_images})")
+        raise ValueError(
+            f"num_configs must be positive and num_images at least 2 (got {num_configs}, {num_images})"
+        )
     # A plan starts no workers.
-    with bench(model, space, store, Serial() if plan else engine, batch_size, shard=shard) as ready:
+    with open_session(
+        model, space, store, Serial() if plan else engine, batch_size, shard=shard
+    ) as ready:
         if configs is not None:
             chosen = read_configs(configs)
         elif alone is not None:
@@ -102,23 +107,40 @@ def measure(
             known = {outcome.qconfig.digest: outcome for outcome in ready.store.outcomes(protocol)}
             return [known[qconfig.digest] for qconfig in chosen if qconfig.digest in known]
         measured = ready.measure([full, *chosen], protocol, "test" if test else "measure", log=log)
-    outcomes = [measured.outcomes[qconfig.digest] for qconfig in chosen if qconfig.digest in measured.outcomes]
+    outcomes = [
+        measured.outcomes[qconfig.digest]
+        for qconfig in chosen
+        if qconfig.digest in measured.outcomes
+    ]
     if not outcomes:
-        raise EvaluationError(f"no configuration has an outcome: {next(iter(measured.failures.values()))}")
+        raise EvaluationError(
+            f"no configuration has an outcome: {next(iter(measured.failures.values()))}"
+        )
     rows = [(outcome.qconfig.digest[:12], outcome) for outcome in outcomes]
     if full.digest in measured.outcomes:
         rows.insert(0, ("fp", measured.outcomes[full.digest]))
     print(table(ready.space, rows))
     if alone is None and len(outcomes) >= 10:
-        print(histogram([avg_bits(ready.space.graph, o.qconfig, ready.space.full_bits) for o in outcomes]))
+        print(
+            histogram(
+                [avg_bits(ready.space.graph, o.qconfig, ready.space.full_bits) for o in outcomes]
+            )
+        )
     if measured.failures:
         named = ", ".join(digest[:12] for digest in measured.failures)
-        print(f"{len(measured.failures)} configurations were set aside and have no outcome: {named}")
+        print(
+            f"{len(measured.failures)} configurations were set aside and have no outcome: {named}"
+        )
     return outcomes
 
 
 def tell_plan(
-    ready: Bench, wanted: Sequence[QuantConfig], protocol: Protocol, engine: Engine, price: float | None, whole: bool
+    ready: Session,
+    wanted: Sequence[QuantConfig],
+    protocol: Protocol,
+    engine: Engine,
+    price: float | None,
+    whole: bool,
 ) -> None:
     """Print what is going to be drawn, and what the pipeline weighs.
 
@@ -126,9 +148,9 @@ def tell_plan(
         price: see `measure`.
         whole: also if nothing is missing.
     """
-    from qsdm import memory
-    from qsdm.bench import full_name
-    from qsdm.plan import plan_of, workers_of
+    from qsdm.measurement import memory
+    from qsdm.measurement.plan import plan_of, workers_of
+    from qsdm.measurement.session import full_name
 
     has_full = ready.store.path(full_name(protocol)).exists()
     outcomes, protocols = ready.store.outcomes(), ready.store.protocols()
@@ -136,7 +158,10 @@ def tell_plan(
     print(plan, flush=True)
     if whole or plan.num_pictures:
         weighed = [qconfig for qconfig in wanted if qconfig.methods]
-        print(memory.memory_of(ready.model, ready.space.graph, weighed).line(ready.batch_size), flush=True)
+        print(
+            memory.memory_of(ready.model, ready.space.graph, weighed).line(ready.batch_size),
+            flush=True,
+        )
 
 
 def sample(space: Space, num_configs: int, seed: int) -> list[QuantConfig]:
@@ -196,13 +221,19 @@ def table(space: Space, rows: Sequence[tuple[str, Outcome]]) -> str:
     """Average bits and metrics, one line per outcome; of many the first and the last."""
     names = list(rows[0][1].metrics)
     widths = [max(12, len(name) + 2) for name in names]
-    lines = [f"{'configuration':<14}{'bits':>8}" + "".join(f"{n:>{w}}" for n, w in zip(names, widths, strict=True))]
+    lines = [
+        f"{'configuration':<14}{'bits':>8}"
+        + "".join(f"{n:>{w}}" for n, w in zip(names, widths, strict=True))
+    ]
     for label, outcome in rows if len(rows) <= 24 else [*rows[:12], *rows[-12:]]:
         values: list[Any] = [outcome.metrics.get(name) for name in names]
         cells = "".join(
-            f"{'-':>{w}}" if value is None else f"{value:>{w}.4f}" for value, w in zip(values, widths, strict=True)
+            f"{'-':>{w}}" if value is None else f"{value:>{w}.4f}"
+            for value, w in zip(values, widths, strict=True)
         )
-        lines.append(f"{label:<14}{avg_bits(space.graph, outcome.qconfig, space.full_bits):>8.4f}{cells}")
+        lines.append(
+            f"{label:<14}{avg_bits(space.graph, outcome.qconfig, space.full_bits):>8.4f}{cells}"
+        )
     if len(rows) > 24:
         lines.insert(13, f"... {len(rows) - 24} more")
     return "\n".join(lines)

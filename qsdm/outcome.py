@@ -55,7 +55,9 @@ class Protocol:
         object.__setattr__(self, "digest", hashlib.sha256(canonical(self.to_json())).hexdigest())
 
     def to_json(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "digest"}
+        return {
+            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "digest"
+        }
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Protocol:
@@ -123,7 +125,9 @@ class Outcome:
     def interval(self, name: str) -> tuple[float, float] | None:
         """Of 95 % for a metric of this many pictures, where its noise is known."""
         value, error = self.metrics.get(name), self.standard_error(name)
-        return None if value is None or error is None else (value - 1.96 * error, value + 1.96 * error)
+        return (
+            None if value is None or error is None else (value - 1.96 * error, value + 1.96 * error)
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -140,8 +144,15 @@ class Outcome:
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Outcome:
         if data.get("schema", 1) == 1:  # one way to halve the pictures, no prefixes
-            data = {**data, "halves": {name: [pair] for name, pair in data["halves"].items()}, "prefixes": {}}
-        halves = {name: tuple((float(a), float(b)) for a, b in pairs) for name, pairs in data["halves"].items()}
+            data = {
+                **data,
+                "halves": {name: [pair] for name, pair in data["halves"].items()},
+                "prefixes": {},
+            }
+        halves = {
+            name: tuple((float(a), float(b)) for a, b in pairs)
+            for name, pairs in data["halves"].items()
+        }
         return Outcome(
             QuantConfig.from_json(data["qconfig"]),
             data["protocol"],

@@ -65,7 +65,11 @@ class Captions:
     def read(self) -> list[str]:
         with _reading(self.path, "a JSON list of one or more captions") as text:
             captions = json.loads(text)
-            if not (isinstance(captions, list) and captions and all(isinstance(entry, str) for entry in captions)):
+            if not (
+                isinstance(captions, list)
+                and captions
+                and all(isinstance(entry, str) for entry in captions)
+            ):
                 raise ValueError("it holds something else")
             return captions
 
@@ -83,7 +87,9 @@ class Coco:
     seed: int = 0
 
     def read(self) -> list[str]:
-        with _reading(self.path, "the captions_val2017.json of COCO 2017", "annotations/captions_val2017.json") as text:
+        with _reading(
+            self.path, "the captions_val2017.json of COCO 2017", "annotations/captions_val2017.json"
+        ) as text:
             data = json.loads(text)
             captions: dict[int, dict[int, str]] = {picture["id"]: {} for picture in data["images"]}
             for entry in data["annotations"]:
@@ -149,13 +155,17 @@ class ImageNet:
     seed: int = 0
 
     def read(self) -> list[Label]:
-        with _reading(self.path, "a JSON of ImageNet's 1,000 class names", "imagenet_class_index.json") as text:
+        with _reading(
+            self.path, "a JSON of ImageNet's 1,000 class names", "imagenet_class_index.json"
+        ) as text:
             data = json.loads(text)
             data = data.get("id2label", data)
             _count(data, 1_000, "classes")
             given = [data[str(i)] for i in range(1_000)]
             names = _texts(name if isinstance(name, str) else name[1] for name in given)
-            return [Label(i, names[i].replace("_", " ")) for i in _shuffled(range(1_000), self.seed)]
+            return [
+                Label(i, names[i].replace("_", " ")) for i in _shuffled(range(1_000), self.seed)
+            ]
 
 
 @contextmanager
@@ -163,14 +173,18 @@ def _reading(path: str, kind: str, name: str = "") -> Iterator[str]:
     """The text of a file, or of the one called ``name`` in a folder; what goes wrong with it becomes one sentence."""
     file = Path(path).expanduser()
     file = file / name if name and file.is_dir() else file
-    remedy = f"give prompts.path=FILE, {kind}" + (f", or the folder that has {name}" if name else "")
+    remedy = f"give prompts.path=FILE, {kind}" + (
+        f", or the folder that has {name}" if name else ""
+    )
     try:
         yield file.read_text(encoding="utf-8")
     except OSError as error:
         raise PromptsError(f"no prompts in {file} ({error.strerror}): {remedy}") from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         reason = str(error) if isinstance(error, ValueError) else "its entries are of another form"
-        raise PromptsError(f"{file} is truncated or of another kind ({reason}): {remedy}") from error
+        raise PromptsError(
+            f"{file} is truncated or of another kind ({reason}): {remedy}"
+        ) from error
 
 
 def _count(found: Collection[Any], wanted: int, what: str) -> None:

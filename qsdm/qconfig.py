@@ -22,7 +22,9 @@ import numpy as np
 from qsdm.graph import Graph, Weight, canonical, merge_splits
 
 SCHEMA = "qsdm/qconfig/1"
-_NAME = re.compile(r"(fp|uaq|uaq_refined|uaq_asym|uaq_g(?:32|64|128)|nf4_g64|kmeans_c|kmeans_a|fp8_e4m3)-(\d+)")
+_NAME = re.compile(
+    r"(fp|uaq|uaq_refined|uaq_asym|uaq_g(?:32|64|128)|nf4_g64|kmeans_c|kmeans_a|fp8_e4m3)-(\d+)"
+)
 
 
 class OutsideSpace(ValueError):
@@ -48,14 +50,18 @@ class QuantMethod:
             )
         allowed = {"fp": (16, 32), "nf4_g64": (4,), "fp8_e4m3": (8,)}.get(self.name, range(2, 9))
         if self.bits not in allowed:
-            raise ValueError(f"{self.name} has {', '.join(map(str, allowed))} bits (got {self.bits})")
+            raise ValueError(
+                f"{self.name} has {', '.join(map(str, allowed))} bits (got {self.bits})"
+            )
 
     @staticmethod
     def parse(text: str) -> QuantMethod:
         """The inverse of ``str``."""
         match = _NAME.fullmatch(text)
         if match is None:
-            raise ValueError(f"wanted a method such as uaq-4, kmeans_c-3, uaq_g64-4, nf4_g64-4 or fp-16 (got {text!r})")
+            raise ValueError(
+                f"wanted a method such as uaq-4, kmeans_c-3, uaq_g64-4, nf4_g64-4 or fp-16 (got {text!r})"
+            )
         return QuantMethod(match[1], int(match[2]))
 
     def __str__(self) -> str:
@@ -118,7 +124,11 @@ class QuantConfig:
         return hash(self.digest)
 
     def to_json(self) -> dict[str, Any]:
-        return {"schema": SCHEMA, "denoiser": self.denoiser, "methods": {k: str(m) for k, m in self.methods.items()}}
+        return {
+            "schema": SCHEMA,
+            "denoiser": self.denoiser,
+            "methods": {k: str(m) for k, m in self.methods.items()},
+        }
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> QuantConfig:
@@ -130,7 +140,10 @@ class QuantConfig:
         ):
             found = data.get("schema") if isinstance(data, Mapping) else type(data).__name__
             raise ValueError(f"wanted a configuration of schema {SCHEMA!r} (got {found!r})")
-        return QuantConfig(data["denoiser"], {name: QuantMethod.parse(text) for name, text in data["methods"].items()})
+        return QuantConfig(
+            data["denoiser"],
+            {name: QuantMethod.parse(text) for name, text in data["methods"].items()},
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,17 +167,27 @@ class Space:
             )
 
     @staticmethod
-    def of(graph: Graph, methods: Sequence[str | QuantMethod], full_bits: int = 16, max_overhead: float = 1.0) -> Space:
+    def of(
+        graph: Graph,
+        methods: Sequence[str | QuantMethod],
+        full_bits: int = 16,
+        max_overhead: float = 1.0,
+    ) -> Space:
         """The same methods for every weight, but none whose overhead is too much for a small one.
 
         Args:
             max_overhead: bits per weight; above it K-Means-A of the same bits takes the method's place.
         """
         parsed = sorted(
-            (m if isinstance(m, QuantMethod) else QuantMethod.parse(m) for m in methods), key=lambda m: m.bits
+            (m if isinstance(m, QuantMethod) else QuantMethod.parse(m) for m in methods),
+            key=lambda m: m.bits,
         )
         options = tuple(
-            tuple(dict.fromkeys(_affordable(method, weight, full_bits, max_overhead) for method in parsed))
+            tuple(
+                dict.fromkeys(
+                    _affordable(method, weight, full_bits, max_overhead) for method in parsed
+                )
+            )
             for weight in graph.weights
         )
         return Space(graph, options, full_bits)
@@ -189,7 +212,9 @@ class Space:
         probability = _tilted(widths, widths[0] + share * (widths[-1] - widths[0]))
         genes = np.empty(len(self.options), dtype=np.int64)
         for i, offered in enumerate(self.options):
-            p = np.array([probability[m.bits] / sum(o.bits == m.bits for o in offered) for m in offered])
+            p = np.array(
+                [probability[m.bits] / sum(o.bits == m.bits for o in offered) for m in offered]
+            )
             genes[i] = rng.choice(len(offered), p=p / p.sum())
         return self.decode(genes)
 
@@ -217,10 +242,14 @@ class Space:
                 offer.
         """
         if qconfig.denoiser != self.graph.denoiser:
-            raise OutsideSpace(f"wanted a configuration of {self.graph.denoiser!r} (got one of {qconfig.denoiser!r})")
+            raise OutsideSpace(
+                f"wanted a configuration of {self.graph.denoiser!r} (got one of {qconfig.denoiser!r})"
+            )
         names = {weight.name for weight in self.graph.weights}
         if odd := sorted(names ^ set(qconfig.methods)):
-            raise OutsideSpace(f"configuration and space must name the same weights (only one of them has {odd[0]!r})")
+            raise OutsideSpace(
+                f"configuration and space must name the same weights (only one of them has {odd[0]!r})"
+            )
         genes = np.empty(len(self.options), dtype=np.int64)
         for i, (weight, offered) in enumerate(zip(self.graph.weights, self.options, strict=True)):
             method = qconfig.methods[weight.name]
@@ -236,7 +265,10 @@ class Space:
         if len(genes) != len(self.options):
             raise OutsideSpace(f"wanted {len(self.options)} genes (got {len(genes)})")
         pairs = zip(self.graph.weights, self.options, genes, strict=True)
-        return QuantConfig(self.graph.denoiser, {weight.name: offered[int(gene)] for weight, offered, gene in pairs})
+        return QuantConfig(
+            self.graph.denoiser,
+            {weight.name: offered[int(gene)] for weight, offered, gene in pairs},
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,11 +287,17 @@ class SpaceSpec:
     max_overhead: float = 1.0
 
     def of(self, graph: Graph, full_bits: int = 16) -> Space:
-        return Space.of(merge_splits(graph, self.splits), self.methods, full_bits, self.max_overhead)
+        return Space.of(
+            merge_splits(graph, self.splits), self.methods, full_bits, self.max_overhead
+        )
 
 
-def _affordable(method: QuantMethod, weight: Weight, full_bits: int, max_overhead: float) -> QuantMethod:
-    if method.name == "fp" or method.overhead_bits(weight, full_bits) <= max_overhead * math.prod(weight.shape):
+def _affordable(
+    method: QuantMethod, weight: Weight, full_bits: int, max_overhead: float
+) -> QuantMethod:
+    if method.name == "fp" or method.overhead_bits(weight, full_bits) <= max_overhead * math.prod(
+        weight.shape
+    ):
         return method
     return QuantMethod("kmeans_a", method.bits)
 

@@ -24,12 +24,14 @@ from qsdm.engine.local import Local
 from qsdm.log import Log, ignore
 from qsdm.outcome import EvaluationError, Objective, Outcome
 from qsdm.qconfig import QuantConfig, Space, SpaceSpec
-from qsdm.store import Store, StoreError, provenance, read_json, write_json, write_text
+from qsdm.store import Store, StoreError
+from qsdm.store.files import read_json, write_json, write_text
+from qsdm.store.provenance import provenance
 
 if TYPE_CHECKING:
-    from qsdm.bench import Bench, Measured
     from qsdm.denoisers import Model
     from qsdm.engine import Engine
+    from qsdm.measurement.session import Measured, Session
     from qsdm.outcome import Protocol
 
 SCHEMA = "qsdm/summary/1"
@@ -71,7 +73,7 @@ def realize(
         ValueError: a value is out of range, or the front has nothing of at most ``avg_bits``.
         EvaluationError: a configuration that the table needs cannot be measured.
     """
-    from qsdm.bench import bench
+    from qsdm.measurement.session import open_session
 
     if candidates < 1 or num_random < 0 or num_images < 2:
         raise ValueError(
@@ -79,12 +81,18 @@ def realize(
             f"(got {candidates}, {num_random}, {num_images})"
         )
     if seed_set == label_seed_set:
-        raise ValueError(f"wanted fresh noise, a seed_set other than label_seed_set (got {seed_set} for both)")
+        raise ValueError(
+            f"wanted fresh noise, a seed_set other than label_seed_set (got {seed_set} for both)"
+        )
     learned = Store(store, model.name).path(f"predictor/{space.name}/report.json")
     if learned.exists() and read_json(learned).get("seed_set") == seed_set:
-        raise ValueError(f"wanted fresh noise, but the predictor's labels have seed_set={seed_set}: give another one")
-    with bench(model, space, store, engine, batch_size) as ready:
-        points = best_points(read_json(ready.store.find(f"search/{space.name}.json", "search")), avg_bits, candidates)
+        raise ValueError(
+            f"wanted fresh noise, but the predictor's labels have seed_set={seed_set}: give another one"
+        )
+    with open_session(model, space, store, engine, batch_size) as ready:
+        points = best_points(
+            read_json(ready.store.find(f"search/{space.name}.json", "search")), avg_bits, candidates
+        )
         proposed = [QuantConfig.from_json(point["qconfig"]) for point in points]
         labels = ready.protocol(label_seed_set, num_images)
         measured = ready.measure(proposed, labels, "candidates", log)
@@ -106,7 +114,8 @@ def realize(
             "protocol": fresh.to_json(),
             "rows": [row(ready.space, name, found.of(qconfig)) for name, qconfig in rows.items()],
             "candidates": [
-                {"predicted": point["predicted"]} | row(ready.space, qconfig.digest[:12], measured.of(qconfig))
+                {"predicted": point["predicted"]}
+                | row(ready.space, qconfig.digest[:12], measured.of(qconfig))
                 for point, qconfig in zip(points, proposed, strict=True)
                 if qconfig.digest in measured.outcomes
             ],
@@ -129,10 +138,15 @@ def best_points(front: Mapping[str, Any], avg_bits: float, candidates: int) -> l
     Raises:
         ValueError: there is none.
     """
-    points = sorted((p for p in front["points"] if p["avg_bits"] <= avg_bits), key=lambda point: -point["predicted"])
+    points = sorted(
+        (p for p in front["points"] if p["avg_bits"] <= avg_bits),
+        key=lambda point: -point["predicted"],
+    )
     if not points:
         least = min((point["avg_bits"] for point in front["points"]), default=float("nan"))
-        raise ValueError(f"wanted a larger avg_bits: the front's least point has {least:.4f} (got {avg_bits})")
+        raise ValueError(
+            f"wanted a larger avg_bits: the front's least point has {least:.4f} (got {avg_bits})"
+        )
     distinct: list[dict[str, Any]] = []
     for point in points:
         if all(
@@ -149,7 +163,9 @@ def num_changed(a: Mapping[str, Any], b: Mapping[str, Any]) -> int:
     return sum(method != b["methods"].get(name) for name, method in a["methods"].items())
 
 
-def choose(space: Space, objective: Objective, measured: Measured, proposed: Sequence[QuantConfig]) -> QuantConfig:
+def choose(
+    space: Space, objective: Objective, measured: Measured, proposed: Sequence[QuantConfig]
+) -> QuantConfig:
     """The candidate whose measured outcome the objective likes best."""
 
     def quality(qconfig: QuantConfig) -> float:
@@ -164,7 +180,9 @@ def choose(space: Space, objective: Objective, measured: Measured, proposed: Seq
     return max(able, key=quality)
 
 
-def compared(space: Space, ours: QuantConfig, num_random: int, rng: np.random.Generator) -> dict[str, QuantConfig]:
+def compared(
+    space: Space, ours: QuantConfig, num_random: int, rng: np.random.Generator
+) -> dict[str, QuantConfig]:
     """Rows of the final table by name."""
     from qsdm.strategies.random import near
 
@@ -190,11 +208,11 @@ def row(space: Space, name: str, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def write_checkpoint(ready: Bench, space: SpaceSpec, ours: QuantConfig) -> dict[str, int]:
+def write_checkpoint(ready: Session, space: SpaceSpec, ours: QuantConfig) -> dict[str, int]:
     """The pipeline with ``ours`` packed, as files; their bytes by kind."""
-    from qsdm.calibration import PackedWeights
     from qsdm.checkpoint import save_quantized
     from qsdm.denoisers import load_pipeline
+    from qsdm.quant.calibration import PackedWeights
 
     packed = PackedWeights(ready.store.find(f"calibration/{space.name}", "calibrate"))
     bits = ready.space.full_bits
@@ -214,9 +232,10 @@ def write_checkpoint(ready: Bench, space: SpaceSpec, ours: QuantConfig) -> dict[
     }
 
 
-def write_card(ready: Bench, protocol: Protocol, outcome: Outcome, full: Outcome) -> None:
+def write_card(ready: Session, protocol: Protocol, outcome: Outcome, full: Outcome) -> None:
     """A README.md for the checkpoint, where there is none or one of ours."""
-    from qsdm import card, memory
+    from qsdm.checkpoint import card
+    from qsdm.measurement import memory
 
     folder = ready.store.path("checkpoint")
     if not card.is_kept(folder):
@@ -226,26 +245,39 @@ def write_card(ready: Bench, protocol: Protocol, outcome: Outcome, full: Outcome
         write_text(folder / card.NAME, text)
 
 
-def draw(ready: Bench, rows: Mapping[str, QuantConfig], table: Sequence[Mapping[str, Any]], protocol: Protocol) -> None:
+def draw(
+    ready: Session,
+    rows: Mapping[str, QuantConfig],
+    table: Sequence[Mapping[str, Any]],
+    protocol: Protocol,
+) -> None:
     """Grids of full precision, of the best uniform configuration of each bit width, of ours; and all of them in one."""
-    from qsdm.bench import read_full
+    from qsdm.measurement.worker import read_full
     from qsdm.report import grids
 
     by_name = {entry["name"]: entry for entry in table}
     shown = ["fp", *best_uniform(ready, table), "ours"]
     count = min(NUM_SHOWN, protocol.num_images)
-    pictures = {name: ready.draw(rows[name], protocol, count, batch=-(-count // 2)) for name in shown if name != "fp"}
+    pictures = {
+        name: ready.draw(rows[name], protocol, count, batch=-(-count // 2))
+        for name in shown
+        if name != "fp"
+    }
     pictures["fp"] = read_full(ready.full(protocol))[:count]
     for name in shown:
         grids.write(ready.store.path(f"pictures/{name}.png"), grids.grid(pictures[name]))
     titles = {"fp": "full precision", "ours": "ours"}
-    labels = {name: f"{titles.get(name, 'uniform ' + name)}\n{by_name[name]['avg_bits']:.2f} bits" for name in shown}
+    labels = {
+        name: f"{titles.get(name, 'uniform ' + name)}\n{by_name[name]['avg_bits']:.2f} bits"
+        for name in shown
+    }
     grids.write(
-        ready.store.path("pictures/comparison.png"), grids.strips({labels[name]: pictures[name][:8] for name in shown})
+        ready.store.path("pictures/comparison.png"),
+        grids.strips({labels[name]: pictures[name][:8] for name in shown}),
     )
 
 
-def best_uniform(ready: Bench, table: Sequence[Mapping[str, Any]]) -> list[str]:
+def best_uniform(ready: Session, table: Sequence[Mapping[str, Any]]) -> list[str]:
     """Names of the uniform rows of each bit width that are best by the first metric, most bits first."""
     name_of, metric = next(iter(ready.model.metrics.items()))
     sign = 1 if metric.larger_is_better else -1
@@ -254,22 +286,37 @@ def best_uniform(ready: Bench, table: Sequence[Mapping[str, Any]]) -> list[str]:
     for entry in table:
         if entry["name"] in names:
             widths.setdefault(names[entry["name"]], []).append(entry)
-    best = {bits: max(rows, key=lambda row: sign * row["metrics"][name_of]) for bits, rows in widths.items()}
+    best = {
+        bits: max(rows, key=lambda row: sign * row["metrics"][name_of])
+        for bits, rows in widths.items()
+    }
     return [best[bits]["name"] for bits in sorted(best, reverse=True)]
 
 
-def finish(ready: Bench, space: SpaceSpec, summary: Mapping[str, Any], log: Log) -> None:
+def finish(ready: Session, space: SpaceSpec, summary: Mapping[str, Any], log: Log) -> None:
     """Print the table, write the page, log both."""
-    from qsdm import memory
+    from qsdm.measurement import memory
     from qsdm.report import page, results
 
     widths = {name: max(10, len(name)) for name in summary["rows"][0]["metrics"]}
-    print(f"{'':<14}{'bits':>8}{'bytes':>12}" + "".join(f"  {name:>{width}}" for name, width in widths.items()))
+    print(
+        f"{'':<14}{'bits':>8}{'bytes':>12}"
+        + "".join(f"  {name:>{width}}" for name, width in widths.items())
+    )
     for entry in summary["rows"]:
         values = [(entry["metrics"][name], width) for name, width in widths.items()]
-        cells = "".join(f"  {'-':>{width}}" if value is None else f"  {value:>{width}.4f}" for value, width in values)
+        cells = "".join(
+            f"  {'-':>{width}}" if value is None else f"  {value:>{width}.4f}"
+            for value, width in values
+        )
         print(f"{entry['name']:<14}{entry['avg_bits']:>8.4f}{entry['size_bytes']:>12,}{cells}")
-        log({f"realize/{entry['name']}/{name}": value for name, value in entry["metrics"].items() if value is not None})
+        log(
+            {
+                f"realize/{entry['name']}/{name}": value
+                for name, value in entry["metrics"].items()
+                if value is not None
+            }
+        )
     if (said := results.sentence(summary)) is not None:
         print(said)
     size = summary["checkpoint"]
@@ -282,7 +329,9 @@ def finish(ready: Bench, space: SpaceSpec, summary: Mapping[str, Any], log: Log)
     target = ready.store.path("report.html")
     try:
         page.write(target, results.read(ready.store, space.name, ready.space.full_bits))
-    except StoreError as error:  # the measured table is written; a page that cannot be drawn does not undo it
+    except (
+        StoreError
+    ) as error:  # the measured table is written; a page that cannot be drawn does not undo it
         print(f"no page: {error}")
         return
     print(target)

@@ -25,7 +25,8 @@ from qsdm import cost, run
 from qsdm.graph import Graph
 from qsdm.qconfig import QuantConfig, QuantMethod, Space, SpaceSpec
 from qsdm.recipes import Read, RecipeError, Written, gguf, native, sdnq, skip_list, torchao
-from qsdm.store import Store, StoreError, read_json, write_text
+from qsdm.store import Store, StoreError
+from qsdm.store.files import read_json, write_text
 
 if TYPE_CHECKING:
     from qsdm.denoisers import Model
@@ -74,7 +75,9 @@ def recipe(
     try:
         text = source.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise StoreError(f"{source} cannot be read ({type(error).__name__}): give file=PATH of a recipe") from error
+        raise StoreError(
+            f"{source} cannot be read ({type(error).__name__}): give file=PATH of a recipe"
+        ) from error
     found = read(own.graph, text, fallback)
     written = WRITERS[to](own.graph, found.qconfig)
     target = place.path(f"recipes/{source.name.partition('.')[0]}{written.suffix}")
@@ -102,12 +105,16 @@ def read(graph: Graph, text: str, default: QuantMethod) -> Read:
     if isinstance(data, dict):
         data = data.get("quantization_config", data)
     if isinstance(data, list) and not all(isinstance(entry, str) for entry in data):
-        raise RecipeError("wanted one recipe or a list of modules to skip (got a list of something else)")
+        raise RecipeError(
+            "wanted one recipe or a list of modules to skip (got a list of something else)"
+        )
     if isinstance(data, list):
         return skip_list.read(graph, data, default)
     if "schema" in data:
         return native.read(graph, data)
-    if data.get("quant_method") == "sdnq" or {"modules_dtype_dict", "modules_quant_config"} & set(data):
+    if data.get("quant_method") == "sdnq" or {"modules_dtype_dict", "modules_quant_config"} & set(
+        data
+    ):
         return sdnq.read(graph, data, default)
     if {"quant_method", *skip_list.KEYS} & set(data):
         return skip_list.read(graph, data, default)
@@ -118,7 +125,9 @@ def read(graph: Graph, text: str, default: QuantMethod) -> Read:
 
 
 def summary(space: Space, qconfig: QuantConfig) -> str:
-    counts = Counter(str(qconfig.methods.get(weight.name, "full precision")) for weight in space.graph.weights)
+    counts = Counter(
+        str(qconfig.methods.get(weight.name, "full precision")) for weight in space.graph.weights
+    )
     methods = ", ".join(f"{count} {method}" for method, count in counts.most_common())
     return f"{methods}; {cost.avg_bits(space.graph, qconfig, space.full_bits):.4f} bits per weight"
 
@@ -126,7 +135,10 @@ def summary(space: Space, qconfig: QuantConfig) -> str:
 def measuring(model: str, spec: SpaceSpec, space: Space, qconfig: QuantConfig) -> str:
     """The command that measures a configuration, after one that calibrates its methods where the space lacks them."""
     command = f"+model={model} space={spec.name}"
-    offered = {weight.name: options for weight, options in zip(space.graph.weights, space.options, strict=True)}
+    offered = {
+        weight.name: options
+        for weight, options in zip(space.graph.weights, space.options, strict=True)
+    }
     if all(method in offered[name] for name, method in qconfig.methods.items()):
         return f"python -m qsdm.measure {command} configs=FILE"
     methods = sorted({*qconfig.methods.values(), *space.methods})

@@ -33,7 +33,9 @@ from qsdm.graph import Graph
 from qsdm.log import Log, ignore
 from qsdm.outcome import Objective
 from qsdm.qconfig import Space, SpaceSpec
-from qsdm.store import Store, provenance, read_json, write_json
+from qsdm.store import Store
+from qsdm.store.files import read_json, write_json
+from qsdm.store.provenance import provenance
 from qsdm.strategies import Problem, StrategyOptions
 from qsdm.strategies.front import front, hypervolume
 from qsdm.strategies.greedy import path, spread
@@ -71,8 +73,8 @@ def search(
         StoreError: an earlier stage has not run, or for another objective.
         ValueError: a value is out of range, or nothing in the space has at most ``max_bits``.
     """
-    from qsdm.calibration import read_table
     from qsdm.predictor import Predictor
+    from qsdm.quant.calibration import read_table
 
     files = Store(store, model.name)
     made = space.of(Graph.from_json(read_json(files.find("graph.json", "trace"))), model.full_bits)
@@ -81,7 +83,15 @@ def search(
     predictor = Predictor.load(directory, made, table)
     predictor.require(dict(objective.weights))
     result = search_front(
-        predictor.predict, Problem.of(made, table), strategy, max_bits, budget, kappa, max_points, seed, log
+        predictor.predict,
+        Problem.of(made, table),
+        strategy,
+        max_bits,
+        budget,
+        kappa,
+        max_points,
+        seed,
+        log,
     )
     about = {"denoiser": model.name, "space": space.name, "objective": dict(objective.weights)}
     result = {"schema": SCHEMA, **about, **result, "provenance": provenance()}
@@ -105,7 +115,9 @@ def search_front(
     from tqdm import tqdm
 
     if budget < 1 or max_points < 1:
-        raise ValueError(f"budget and max_points must be at least 1 (got {budget} and {max_points})")
+        raise ValueError(
+            f"budget and max_points must be at least 1 (got {budget} and {max_points})"
+        )
     if not kappa >= 0:
         raise ValueError(f"kappa must not be negative (got {kappa})")
     max_bytes = _max_bytes(problem, max_bits)
@@ -123,7 +135,9 @@ def search_front(
     starts["greedy"] = spread(path(problem, harm), 200)
     values["greedy"] = archive.evaluate(starts["greedy"])
 
-    affordable = np.concatenate([genes[problem.size_of(genes) <= max_bytes] for genes in seeds_of(starts)])
+    affordable = np.concatenate(
+        [genes[problem.size_of(genes) <= max_bytes] for genes in seeds_of(starts)]
+    )
     search = strategy.start(problem, np.unique(affordable, axis=0), rng)
     proposed = [np.empty((0, 2))]
     scale = np.concatenate(list(values.values()))
@@ -154,10 +168,13 @@ def search_front(
     span = np.maximum(high - low, 1e-12)
     areas = {"front": everything, "strategy": np.concatenate(proposed), **values}
     # The reference point lies 1 % outside, so that the ends of a front count as well.
-    volume = {name: hypervolume((v - low) / span, np.full(2, 1.01)) / 1.01**2 for name, v in areas.items()}
+    volume = {
+        name: hypervolume((v - low) / span, np.full(2, 1.01)) / 1.01**2 for name, v in areas.items()
+    }
     log({f"search/hypervolume_{name}": value for name, value in volume.items()})
     baselines = {
-        name: {"hypervolume": volume[name], "points": archive.points(starts[name], max_points=100)} for name in starts
+        name: {"hypervolume": volume[name], "points": archive.points(starts[name], max_points=100)}
+        for name in starts
     }
     return {
         "strategy": _described(strategy),
@@ -205,7 +222,9 @@ class Archive:
                 self._genes.append(genes[i])
                 self._known.append((float(known[0]), float(known[1]), int(known[2])))
         known_rows = np.array([self._known[self._rows[key]] for key in keys]).reshape(-1, 3)
-        return np.stack([self.kappa * known_rows[:, 1] - known_rows[:, 0], known_rows[:, 2]], axis=1)
+        return np.stack(
+            [self.kappa * known_rows[:, 1] - known_rows[:, 0], known_rows[:, 2]], axis=1
+        )
 
     def points(
         self,
@@ -215,15 +234,26 @@ class Archive:
         qconfigs: bool = False,
     ) -> list[dict[str, Any]]:
         """The front of what was evaluated (or of the configurations ``among`` it), by rising bytes."""
-        genes = self._genes if among is None else [self._genes[self._rows[row.tobytes()]] for row in among]
+        genes = (
+            self._genes
+            if among is None
+            else [self._genes[self._rows[row.tobytes()]] for row in among]
+        )
         rows = np.array([self._rows[row.tobytes()] for row in genes], dtype=np.int64)
         rows = rows[self.values[rows, 1] <= max_bytes]
         best = rows[front(self.values[rows])]
         found = []
         for row in spread(best[:, None], max_points)[:, 0]:
             mean, std, size = self._known[row]
-            cost = {"avg_bits": 8 * size / self.problem.space.graph.num_values, "size_bytes": int(size)}
-            made = {"qconfig": self.problem.space.decode(self._genes[row]).to_json()} if qconfigs else {}
+            cost = {
+                "avg_bits": 8 * size / self.problem.space.graph.num_values,
+                "size_bytes": int(size),
+            }
+            made = (
+                {"qconfig": self.problem.space.decode(self._genes[row]).to_json()}
+                if qconfigs
+                else {}
+            )
             found.append(made | {"predicted": mean, "std": std} | cost)
         return found
 
@@ -261,7 +291,11 @@ def uniform_genes(space: Space) -> np.ndarray:
 
 def seeds_of(starts: dict[str, np.ndarray], num: int = 40) -> list[np.ndarray]:
     """What the strategy begins with: all uniform configurations, and an even choice of both greedy paths."""
-    return [starts["uniform"], spread(starts["greedy"], num), spread(starts["greedy_error"], num // 2)]
+    return [
+        starts["uniform"],
+        spread(starts["greedy"], num),
+        spread(starts["greedy_error"], num // 2),
+    ]
 
 
 def print_front(result: dict[str, Any], rows: int = 8) -> None:
@@ -271,7 +305,10 @@ def print_front(result: dict[str, Any], rows: int = 8) -> None:
     for i in np.unique(np.linspace(0, len(points) - 1, rows).astype(int)):
         p = points[i]
         print(f"{p['avg_bits']:9.3f} {p['size_bytes']:13,} {p['predicted']:10.4g} {p['std']:8.3g}")
-    print("hypervolume: " + ", ".join(f"{name} {value:.4f}" for name, value in result["hypervolume"].items()))
+    print(
+        "hypervolume: "
+        + ", ".join(f"{name} {value:.4f}" for name, value in result["hypervolume"].items())
+    )
 
 
 def _max_bytes(problem: Problem, max_bits: float | None) -> float:
@@ -282,7 +319,9 @@ def _max_bytes(problem: Problem, max_bits: float | None) -> float:
     num_values = problem.space.graph.num_values
     if not max_bits * num_values / 8 >= smallest:
         least = 8 * smallest / num_values
-        raise ValueError(f"max_bits={max_bits:g} is below the smallest configuration of the space, {least:.3f} bits")
+        raise ValueError(
+            f"max_bits={max_bits:g} is below the smallest configuration of the space, {least:.3f} bits"
+        )
     return max_bits * num_values / 8
 
 

@@ -22,19 +22,29 @@ from qsdm.graph import Graph, Op
 from qsdm.log import Log, ignore
 from qsdm.qconfig import QuantConfig, QuantMethod
 from qsdm.report import graph_page
-from qsdm.store import Store, write_json, write_text
+from qsdm.store import Store
+from qsdm.store.files import write_json, write_text
 
 if TYPE_CHECKING:
     from torch import nn
 
-UNIFORM = ("uaq-4", "uaq-3", "kmeans_c-4", "kmeans_a-4")  # whose costs are shown beside those of full precision
+UNIFORM = (
+    "uaq-4",
+    "uaq-3",
+    "kmeans_c-4",
+    "kmeans_a-4",
+)  # whose costs are shown beside those of full precision
 EXPORTS = ("graphml", "pyg")
 
 UNAIDED = "signature and config"  # where inputs come from without a pipeline
 
 
 def trace(
-    model: Model, store: Path = Path("store"), page: bool = True, export: Sequence[str] = (), log: Log = ignore
+    model: Model,
+    store: Path = Path("store"),
+    page: bool = True,
+    export: Sequence[str] = (),
+    log: Log = ignore,
 ) -> Graph:
     """The graph of a model's denoiser; also written to the store.
 
@@ -49,7 +59,9 @@ def trace(
     """
     from qsdm import tracing
 
-    denoisers.denoiser_class(model)  # imported here, because that takes longer than the trace that is timed
+    denoisers.denoiser_class(
+        model
+    )  # imported here, because that takes longer than the trace that is timed
     forms = [export] if isinstance(export, str) else list(export)
     if odd := [form for form in forms if form not in EXPORTS]:
         raise ValueError(f"export takes {' or '.join(EXPORTS)} (got {odd[0]!r})")
@@ -62,7 +74,9 @@ def trace(
             "its config or num_params in the YAML is wrong"
         )
     if origin == UNAIDED:
-        graph, how = tracing.trace_unaided(module, model.inputs, model.name, model.exclude, model.tied)
+        graph, how = tracing.trace_unaided(
+            module, model.inputs, model.name, model.exclude, model.tied
+        )
         origin = f"{UNAIDED}; {how}"
     else:
         graph = tracing.trace(module, inputs, model.name, model.exclude, model.tied)
@@ -89,7 +103,7 @@ def calibrated(target: Store, graph: Graph) -> dict[str, dict[str, float]]:
     """The errors of all spaces that were calibrated already, for the page."""
     found: dict[str, dict[str, float]] = {}
     for path in sorted(target.path("calibration").glob("*/table.safetensors")):
-        from qsdm.calibration import read_table  # which brings numba: not for a fresh store
+        from qsdm.quant.calibration import read_table  # which brings numba: not for a fresh store
 
         for label, column in graph_page.errors(graph, read_table(path.parent)).items():
             found.setdefault(label, {}).update(column)
@@ -120,7 +134,9 @@ def summary(graph: Graph, model: Model, module: nn.Module, missing: list[str]) -
 
     owners = [child for child in module.modules() if isinstance(child, QUANTIZABLE)]
     matrices = {id(p): p.numel() for p in module.parameters() if p.dim() >= 2}
-    layers = [child for child in module.modules() if isinstance(child, (*QUANTIZABLE, nn.Embedding))]
+    layers = [
+        child for child in module.modules() if isinstance(child, (*QUANTIZABLE, nn.Embedding))
+    ]
     bare = matrices.keys() - {id(p) for child in layers for p in child.parameters(recurse=False)}
     return {
         "nodes": len(graph.nodes),
@@ -130,7 +146,8 @@ def summary(graph: Graph, model: Model, module: nn.Module, missing: list[str]) -
         "giga_macs": sum(node.macs for node in graph.nodes) / 1e9,
         "coverage": 1 - len(missing) / max(1, len(owners)),
         "share_of_parameters": graph.num_values / max(1, sum(matrices.values())),
-        "share_of_bare_parameters": sum(matrices[key] for key in bare) / max(1, sum(matrices.values())),
+        "share_of_bare_parameters": sum(matrices[key] for key in bare)
+        / max(1, sum(matrices.values())),
         "dead": sum(node.dead for node in graph.nodes if node.weight is not None),
     }
 
@@ -141,11 +158,19 @@ def reasons(graph: Graph, missing: Sequence[str]) -> list[str]:
     A module whose sibling calls attention or a product with bare parameters was fused: its parameter goes into that
     call, and its own forward never runs, so there is no module that could be swapped.
     """
-    fused = {node.name.rpartition(".")[0]: node for node in graph.nodes if node.op in (Op.MHA, Op.PARAM_MATMUL)}
+    fused = {
+        node.name.rpartition(".")[0]: node
+        for node in graph.nodes
+        if node.op in (Op.MHA, Op.PARAM_MATMUL)
+    }
     causes: dict[str, list[str]] = {}
     for path in missing:
         node = fused.get(path.rpartition(".")[0])
-        cause = f"fused into {node.name}, left out" if node else "an input is missing, or the forward never uses them"
+        cause = (
+            f"fused into {node.name}, left out"
+            if node
+            else "an input is missing, or the forward never uses them"
+        )
         causes.setdefault(cause, []).append(path)
     return [
         ", ".join(paths[:5]) + f" and {len(paths) - 5} more" * (len(paths) > 5) + f": {cause}"
@@ -155,7 +180,9 @@ def reasons(graph: Graph, missing: Sequence[str]) -> list[str]:
 
 def costs(graph: Graph, full_bits: int) -> str:
     """A table: what the weights cost in full precision, and in one method for all."""
-    rows = [f"  {'costs':<12} {'avg_bits':>8}{'bytes':>17}{'read a step':>17}{'peak':>17}{'TBOP':>12}"]
+    rows = [
+        f"  {'costs':<12} {'avg_bits':>8}{'bytes':>17}{'read a step':>17}{'peak':>17}{'TBOP':>12}"
+    ]
     for method in map(QuantMethod.parse, (f"fp-{full_bits}", *UNIFORM)):
         qconfig = QuantConfig(graph.denoiser, {weight.name: method for weight in graph.weights})
         given = (graph, qconfig, full_bits)
@@ -167,22 +194,39 @@ def costs(graph: Graph, full_bits: int) -> str:
 
 
 def _print(
-    graph: Graph, figures: dict[str, float], missing: list[str], origin: str, seconds: float, path: Path
+    graph: Graph,
+    figures: dict[str, float],
+    missing: list[str],
+    origin: str,
+    seconds: float,
+    path: Path,
 ) -> None:
     roles = Counter(str(node.role) for node in graph.nodes if node.weight is not None)
     share, dead = figures["share_of_parameters"], figures["dead"]
     rows = [
-        ("graph", f"{figures['nodes']} nodes, {figures['edges']} edges, {seconds:.1f} CPU-s (inputs: {origin})"),
-        ("weights", f"{figures['weights']}, {figures['size_bytes']:,} bytes, {share:.1%} of all matrices"),
+        (
+            "graph",
+            f"{figures['nodes']} nodes, {figures['edges']} edges, {seconds:.1f} CPU-s (inputs: {origin})",
+        ),
+        (
+            "weights",
+            f"{figures['weights']}, {figures['size_bytes']:,} bytes, {share:.1%} of all matrices",
+        ),
         (
             "coverage",
-            f"{figures['coverage']:.1%} of Linear and Conv modules" + f"; {dead} reach no output" * (dead > 0),
+            f"{figures['coverage']:.1%} of Linear and Conv modules"
+            + f"; {dead} reach no output" * (dead > 0),
         ),
         ("GMAC", f"{figures['giga_macs']:.1f} at batch 1"),
         ("roles", ", ".join(f"{role} {count}" for role, count in roles.most_common())),
     ]
     if (bare := figures["share_of_bare_parameters"]) >= 0.001:
-        rows.append(("bare", f"{bare:.1%} of all matrices belong to no Linear or Conv (experts, tables): left out"))
+        rows.append(
+            (
+                "bare",
+                f"{bare:.1%} of all matrices belong to no Linear or Conv (experts, tables): left out",
+            )
+        )
     rows += [("not called", reason) for reason in reasons(graph, missing)]
     print(graph.denoiser)
     for name, text in [*rows, ("written", path)]:

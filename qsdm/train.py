@@ -8,7 +8,8 @@ Writes ``predictor/<space>/fold-K.safetensors`` and ``predictor/<space>/report.j
 
     schema              qsdm/predictor-report/1
     denoiser, space, objective, predictor, seed, protocol, num_outcomes, seconds
-    cheap               num, num_images, and srcc of labels read off few pictures (see `qsdm.cheap_labels`), or null
+    cheap               num, num_images, and srcc of labels read off few pictures
+                        (see `qsdm.predictor.cheap_labels`), or null
     scores              by name (gnn, additive, ridge, error_sum, avg_bits): srcc and ndcg_at_10 on held-out
                         configurations, {mean, std, folds}
     noise               halves (rank correlation of two halves' labels, mean over the ways to halve, with quantiles),
@@ -28,16 +29,18 @@ from typing import Any
 
 import numpy as np
 
-from qsdm.cheap_labels import CheapLabels, cheap_labels
 from qsdm.cost import MethodTable
 from qsdm.denoisers import Model
 from qsdm.graph import Graph
-from qsdm.labels import labels_of, noise, test_report, under_protocol, usable
 from qsdm.log import Log, ignore
+from qsdm.measurement.labels import labels_of, noise, test_report, under_protocol, usable
 from qsdm.outcome import Objective, Outcome
 from qsdm.predictor import FitOptions
+from qsdm.predictor.cheap_labels import CheapLabels, cheap_labels
 from qsdm.qconfig import Space, SpaceSpec
-from qsdm.store import Store, StoreError, provenance, read_json, write_json
+from qsdm.store import Store, StoreError
+from qsdm.store.files import read_json, write_json
+from qsdm.store.provenance import provenance
 
 SCHEMA = "qsdm/predictor-report/1"
 
@@ -61,7 +64,7 @@ def train(
         seed_set: of the noise that the labels were measured with.
         num_images: pictures that each label was measured from.
         cheap_images: learn from configurations of which so many pictures were drawn, too; their labels are read off
-            these (see `qsdm.cheap_labels`). 0: from full labels only.
+            these (see `qsdm.predictor.cheap_labels`). 0: from full labels only.
         seed: of the folds and of the networks' first parameters.
 
     Returns:
@@ -71,10 +74,10 @@ def train(
         StoreError: an earlier stage has not run, or measured too little.
         ValueError: there are fewer outcomes than the folds need.
     """
-    from qsdm.calibration import read_table
     from qsdm.predictor import Predictor
     from qsdm.predictor.encode import encode
     from qsdm.predictor.fit import fit_folds
+    from qsdm.quant.calibration import read_table
 
     began = perf_counter()
     files = Store(store, model.name)
@@ -86,7 +89,9 @@ def train(
     labels, halves = labels_of(outcomes, made, objective)
     num_full, cheap = len(labels), None
     if cheap_images:
-        cheap, few = read_off(files, model, made, table, objective, outcomes, labels, seed_set, cheap_images)
+        cheap, few = read_off(
+            files, model, made, table, objective, outcomes, labels, seed_set, cheap_images
+        )
         genes = np.concatenate([genes, np.stack([made.encode(outcome.qconfig) for outcome in few])])
         labels = np.concatenate([labels, cheap.labels])
 
@@ -105,13 +110,19 @@ def train(
         "seed_set": seed_set,
         "protocol": outcomes[0].protocol,
         "num_outcomes": num_full,
-        "cheap": None if cheap is None else {"num": len(cheap.labels), "num_images": cheap_images, "srcc": cheap.srcc},
+        "cheap": None
+        if cheap is None
+        else {"num": len(cheap.labels), "num_images": cheap_images, "srcc": cheap.srcc},
         "seconds": round(perf_counter() - began, 1),
         "epochs": [fold.epochs for fold in folds],
         "scores": score(predictions, labels, [fold.test[fold.test < num_full] for fold in folds]),
         "noise": noise(halves),
         "test": test_report(
-            files, model, made, objective, lambda tested: on_test(trained, made, table, genes, labels, tested)
+            files,
+            model,
+            made,
+            objective,
+            lambda tested: on_test(trained, made, table, genes, labels, tested),
         ),
         "held_out": {
             "qconfig": [outcome.qconfig.digest for outcome in outcomes],
@@ -121,7 +132,13 @@ def train(
         "provenance": provenance(),
     }
     write_json(files.path(f"predictor/{space.name}/report.json"), report)
-    log({f"train/{q}_{name}": s[q]["mean"] for name, s in report["scores"].items() for q in ("srcc", "ndcg_at_10")})
+    log(
+        {
+            f"train/{q}_{name}": s[q]["mean"]
+            for name, s in report["scores"].items()
+            for q in ("srcc", "ndcg_at_10")
+        }
+    )
     print_report(report)
     return report
 
@@ -142,13 +159,19 @@ def read_off(
 
     def known(some: Sequence[Outcome]) -> np.ndarray:
         genes = np.stack([space.encode(outcome.qconfig) for outcome in some])
-        return np.stack([-baselines.error_sum(space, table, genes), baselines.avg_bits(space, genes)], axis=1)
+        return np.stack(
+            [-baselines.error_sum(space, table, genes), baselines.avg_bits(space, genes)], axis=1
+        )
 
     have = {outcome.qconfig.digest for outcome in outcomes}
-    found = usable(under_protocol(files, model, seed_set, cheap_images), space, objective, model.name)
+    found = usable(
+        under_protocol(files, model, seed_set, cheap_images), space, objective, model.name
+    )
     few = [outcome for outcome in found if outcome.qconfig.digest not in have]
     if not few:
-        raise StoreError(f"all {len(found)} configurations of {cheap_images} pictures have a full label, too")
+        raise StoreError(
+            f"all {len(found)} configurations of {cheap_images} pictures have a full label, too"
+        )
     cheap = cheap_labels(outcomes, labels, known(outcomes), few, known(few), cheap_images)
     print(
         f"{len(few)} labels read off {cheap_images} pictures, by {len(outcomes)} full ones; left out, these are met "
@@ -172,8 +195,12 @@ def held_out(
     choices = baselines.one_hot(space, genes)
     for fold in predictor.folds:
         test, rest = fold.test, np.setdiff1d(np.arange(len(labels)), fold.test)
-        found["gnn"][test] = fold.mean + fold.deviation * evaluate(fold.gnn, torch.from_numpy(hot[test]))[0]
-        found["additive"][test] = fit_additive(predictor.encoding, hot[rest], labels[rest])(hot[test])
+        found["gnn"][test] = (
+            fold.mean + fold.deviation * evaluate(fold.gnn, torch.from_numpy(hot[test]))[0]
+        )
+        found["additive"][test] = fit_additive(predictor.encoding, hot[rest], labels[rest])(
+            hot[test]
+        )
         found["ridge"][test] = baselines.ridge(choices[rest], labels[rest], choices[test])
     found["error_sum"] = baselines.error_sum(space, table, genes)
     found["avg_bits"] = baselines.avg_bits(space, genes)
@@ -181,7 +208,12 @@ def held_out(
 
 
 def on_test(
-    predictor: Any, space: Space, table: MethodTable, genes: np.ndarray, labels: np.ndarray, tested: np.ndarray
+    predictor: Any,
+    space: Space,
+    table: MethodTable,
+    genes: np.ndarray,
+    labels: np.ndarray,
+    tested: np.ndarray,
 ) -> dict[str, np.ndarray]:
     """Predictions by name, float64 [B], for configurations that no fold has seen."""
     from qsdm.predictor import baselines
@@ -197,7 +229,9 @@ def on_test(
     }
 
 
-def score(predictions: dict[str, np.ndarray], labels: np.ndarray, tests: Sequence[np.ndarray]) -> dict[str, Any]:
+def score(
+    predictions: dict[str, np.ndarray], labels: np.ndarray, tests: Sequence[np.ndarray]
+) -> dict[str, Any]:
     """Rank correlation and NDCG@10 of each predictor: each test part, their mean and standard deviation."""
     from qsdm.predictor.scores import ndcg, srcc
 
@@ -206,7 +240,11 @@ def score(predictions: dict[str, np.ndarray], labels: np.ndarray, tests: Sequenc
         found[name] = {}
         for quantity, function in (("srcc", srcc), ("ndcg_at_10", ndcg)):
             folds = [function(values[test], labels[test]) for test in tests]
-            found[name][quantity] = {"mean": float(np.mean(folds)), "std": float(np.std(folds)), "folds": folds}
+            found[name][quantity] = {
+                "mean": float(np.mean(folds)),
+                "std": float(np.std(folds)),
+                "folds": folds,
+            }
     return found
 
 
@@ -218,7 +256,9 @@ def print_report(report: dict[str, Any]) -> None:
     )
     print(f"{'predictor':<12}{'srcc':>16}{'ndcg@10':>16}")
     for name, scores in report["scores"].items():
-        cells = [f"{scores[q]['mean']:.3f} ± {scores[q]['std']:.3f}" for q in ("srcc", "ndcg_at_10")]
+        cells = [
+            f"{scores[q]['mean']:.3f} ± {scores[q]['std']:.3f}" for q in ("srcc", "ndcg_at_10")
+        ]
         print(f"{name:<12}{cells[0]:>16}{cells[1]:>16}")
     if (found := report["noise"]) is None:
         print("noise ceiling: unknown, the outcomes hold no halves")
@@ -236,7 +276,10 @@ def print_test(test: dict[str, Any]) -> None:
     """Rank correlations on the test set, each beside its ceiling."""
     names = list(test["sets"][0]["srcc"])
     print("test set, which no fold has seen; srcc:")
-    print(f"{'configurations':<16}{'pictures':<10}{'seed set':<10}" + "".join(f"{n:>11}" for n in [*names, "ceiling"]))
+    print(
+        f"{'configurations':<16}{'pictures':<10}{'seed set':<10}"
+        + "".join(f"{n:>11}" for n in [*names, "ceiling"])
+    )
     for entry in test["sets"]:
         about = f"{entry['num_configs']:<16}{entry['num_images']:<10}{entry['seed_set']:<10}"
         ceiling = "-" if entry["noise"] is None else f"{entry['noise']['ceiling']:.3f}"

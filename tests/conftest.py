@@ -6,10 +6,13 @@ import os
 
 import pytest
 from tiny import build_tiny_model
+from toy_unet import Toy, make_toy
 
 from qsdm.denoisers import Model
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # tensors of tests are tiny: threads would only wait for each other
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # tensors of tests are tiny: threads would only wait for each other
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +27,9 @@ def tiny_pipeline(tiny_model: Model):
     from qsdm.denoisers import load_pipeline
 
     return load_pipeline(tiny_model)
+
+
+@pytest.fixture(scope="session")
+def toy() -> Toy:
+    """27 weights."""
+    return make_toy(levels=2, repeats=1)

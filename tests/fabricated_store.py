@@ -13,13 +13,19 @@ from qsdm.graph import Graph, Node, Op, Role, Weight
 from qsdm.outcome import Outcome, Protocol
 from qsdm.qconfig import QuantConfig, QuantMethod, Space, SpaceSpec
 from qsdm.search import SCHEMA, search_front
-from qsdm.store import OutcomeDatabase, Store, provenance, write_json, write_tensors
+from qsdm.store import Store
+from qsdm.store.files import write_json
+from qsdm.store.outcomes import OutcomeDatabase
+from qsdm.store.provenance import provenance
+from qsdm.store.tensors import write_tensors
 from qsdm.strategies import Problem
 from qsdm.strategies.evolution import Evolution
 from qsdm.strategies.random import near
 
 NAME = "fabricated"
-SPEC = SpaceSpec("traced", ["uaq-3", "uaq-4", "kmeans_c-3", "kmeans_c-4", "kmeans_a-3", "kmeans_a-4"], splits="#")
+SPEC = SpaceSpec(
+    "traced", ["uaq-3", "uaq-4", "kmeans_c-3", "kmeans_c-4", "kmeans_a-3", "kmeans_a-4"], splits="#"
+)
 ROLES = [
     Role.CONV,
     Role.CONV,
@@ -40,8 +46,16 @@ def graph_of(num_blocks: int = 6) -> Graph:
     for block in range(num_blocks):
         for i, role in enumerate(ROLES):
             op = Op.CONV if role == Role.CONV else Op.LINEAR
-            shape = (64 + 16 * (block % 3), 640) if op == Op.LINEAR else (48, 32 + 16 * (block % 3), 3, 3)
-            nodes.append(weighted(f"blocks.{block}.{i}", op, role, f"stage{block // 2}", f"blocks.{block}", shape))
+            shape = (
+                (64 + 16 * (block % 3), 640)
+                if op == Op.LINEAR
+                else (48, 32 + 16 * (block % 3), 3, 3)
+            )
+            nodes.append(
+                weighted(
+                    f"blocks.{block}.{i}", op, role, f"stage{block // 2}", f"blocks.{block}", shape
+                )
+            )
         nodes.append(Node(f"blocks.{block}.add", Op.ADD, block=f"blocks.{block}"))
     nodes.append(weighted("conv_out", Op.CONV, Role.CONV_OUT, "out", "conv_out", (8, 32, 3, 3)))
     nodes.append(Node("out", Op.OUTPUT))
@@ -58,7 +72,9 @@ def problem_of(graph: Graph) -> Problem:
     error = np.full((len(space.options), 6), np.inf)
     for i, offered in enumerate(space.options):
         scale = {"uaq": 1.0, "kmeans_c": 0.8, "kmeans_a": 1.1}
-        error[i, : len(offered)] = [4.0**-m.bits * scale[m.name] * rng.uniform(0.7, 1.3) for m in offered]
+        error[i, : len(offered)] = [
+            4.0**-m.bits * scale[m.name] * rng.uniform(0.7, 1.3) for m in offered
+        ]
     return Problem(space, error)
 
 
@@ -94,24 +110,42 @@ def fabricate(root: Path, num_outcomes: int = 60) -> Store:
     )
     database = OutcomeDatabase(store.path("outcomes.sqlite"))
     genes = problem.sample(rng, num_outcomes)
-    for row, value in zip(genes, quality(problem, genes)[0] + rng.normal(0, 3, num_outcomes), strict=True):
+    for row, value in zip(
+        genes, quality(problem, genes)[0] + rng.normal(0, 3, num_outcomes), strict=True
+    ):
         halves = {"fd_lite0": ((-value + 4, -value - 4),)}
-        database.add(Outcome(problem.space.decode(row), protocol.digest, metrics(-value), 256, halves), protocol)
+        database.add(
+            Outcome(problem.space.decode(row), protocol.digest, metrics(-value), 256, halves),
+            protocol,
+        )
     space = problem.space
-    table = {"weights": [weight.name for weight in graph.weights], "methods": list(map(str, space.methods))}
-    error = np.array([[0.1 if m in offered else np.nan for m in space.methods] for offered in space.options])
+    table = {
+        "weights": [weight.name for weight in graph.weights],
+        "methods": list(map(str, space.methods)),
+    }
+    error = np.array(
+        [[0.1 if m in offered else np.nan for m in space.methods] for offered in space.options]
+    )
     write_tensors(store.path("calibration/traced/table.safetensors"), {"rel_error": error}, table)
     wider = QuantConfig(NAME, {weight.name: QuantMethod("uaq", 8) for weight in graph.weights})
     database.add(Outcome(wider, protocol.digest, metrics(200), 256), protocol)
     for row in problem.sample(rng, 3):
-        tested = Outcome(problem.space.decode(row), protocol.digest, metrics(300), 256, provenance={"stage": "test"})
+        tested = Outcome(
+            problem.space.decode(row),
+            protocol.digest,
+            metrics(300),
+            256,
+            provenance={"stage": "test"},
+        )
         database.add(tested, protocol)
 
     front = search_front(lambda g: quality(problem, g), problem, Evolution(20, 20), budget=400)
     about = {"schema": SCHEMA, "denoiser": NAME, "space": "traced", "objective": {"fd_lite0": -1.0}}
     write_json(store.path("search/traced.json"), about | front | {"provenance": provenance()})
     chosen = QuantConfig.from_json(
-        max((p for p in front["points"] if p["avg_bits"] <= 3.5), key=lambda p: p["predicted"])["qconfig"]
+        max((p for p in front["points"] if p["avg_bits"] <= 3.5), key=lambda p: p["predicted"])[
+            "qconfig"
+        ]
     )
     write_json(store.path("chosen.json"), chosen.to_json())
     write_json(store.path("summary.json"), summary(problem, graph, chosen, rng))
@@ -136,15 +170,37 @@ def summary(problem: Problem, graph: Graph, chosen: QuantConfig, rng: np.random.
     space: Space = problem.space
     configs = {name: space.uniform(name) for name in map(str, space.methods)} | {"ours": chosen}
     configs |= {f"random-{i}": near(space, size_bytes(graph, chosen), 0.01, rng) for i in range(5)}
-    rows = [{"name": "fp", "avg_bits": 16.0, "size_bytes": 2 * graph.num_values, "metrics": metrics(245, full=True)}]
+    rows = [
+        {
+            "name": "fp",
+            "avg_bits": 16.0,
+            "size_bytes": 2 * graph.num_values,
+            "metrics": metrics(245, full=True),
+        }
+    ]
     for name, qconfig in configs.items():
         size = size_bytes(graph, qconfig)
         value = -quality(problem, space.encode(qconfig)[None])[0][0]
         rows.append(
-            {"name": name, "avg_bits": 8 * size / graph.num_values, "size_bytes": size, "metrics": metrics(value)}
+            {
+                "name": name,
+                "avg_bits": 8 * size / graph.num_values,
+                "size_bytes": size,
+                "metrics": metrics(value),
+            }
         )
-    candidates = [dict(row, predicted=-row["metrics"]["fd_lite0"] - 20) for row in rows if row["name"] == "ours"]
-    return {"rows": rows, "candidates": candidates, "num_images": 256, "seed_set": 1, "provenance": provenance()}
+    candidates = [
+        dict(row, predicted=-row["metrics"]["fd_lite0"] - 20)
+        for row in rows
+        if row["name"] == "ours"
+    ]
+    return {
+        "rows": rows,
+        "candidates": candidates,
+        "num_images": 256,
+        "seed_set": 1,
+        "provenance": provenance(),
+    }
 
 
 def predictor_report(num_outcomes: int) -> dict:
@@ -157,7 +213,12 @@ def predictor_report(num_outcomes: int) -> dict:
         for name, value in srcc.items()
     }
     noise = {"halves": 0.9, "reliability": 0.947, "ceiling": 0.973}
-    return {"num_outcomes": num_outcomes, "scores": scores, "noise": noise, "provenance": provenance()}
+    return {
+        "num_outcomes": num_outcomes,
+        "scores": scores,
+        "noise": noise,
+        "provenance": provenance(),
+    }
 
 
 def sensitivity(problem: Problem, graph: Graph) -> dict:
@@ -176,9 +237,16 @@ def sensitivity(problem: Problem, graph: Graph) -> dict:
             sums[group] = sums.get(group, 0.0) + float(np.mean([v for v in row if v is not None]))
         share = {"num_weights": 1, "share_of_values": 1 / len(sums)}
         share = {"num_weights": 1, "share_of_values": 1 / len(sums)}
-        tables[kind] = [{"name": group, "integrated_gradients": value} | share for group, value in sums.items()]
+        tables[kind] = [
+            {"name": group, "integrated_gradients": value} | share for group, value in sums.items()
+        ]
     alone = [
-        {"weight": name, "method": methods[0], "measured": 0.9 * row[0] + 0.2, "integrated_gradients": row[0]}
+        {
+            "weight": name,
+            "method": methods[0],
+            "measured": 0.9 * row[0] + 0.2,
+            "integrated_gradients": row[0],
+        }
         for name, row in zip(names, scores, strict=True)
         if row[0] is not None
     ]
@@ -203,9 +271,13 @@ def picture(name: str) -> bytes:
     for _ in range(24):
         disc = ((x**2 + y**2) < rng.uniform(0.4, 0.9))[..., None]
         tiles.append(np.where(disc, rng.uniform(60, 240, 3), 255.0))
-    grid = np.concatenate([np.concatenate(tiles[i : i + 4], axis=1) for i in range(0, 24, 4)], axis=0)
+    grid = np.concatenate(
+        [np.concatenate(tiles[i : i + 4], axis=1) for i in range(0, 24, 4)], axis=0
+    )
     noise = {"fp": 0, "4": 8, "s": 12, "3": 40}[name if name == "fp" else name[-1]]
-    grid = np.clip(grid + np.random.default_rng(1).normal(0, noise, grid.shape), 0, 255).astype(np.uint8)
+    grid = np.clip(grid + np.random.default_rng(1).normal(0, noise, grid.shape), 0, 255).astype(
+        np.uint8
+    )
     buffer = io.BytesIO()
     Image.fromarray(grid).save(buffer, format="PNG")
     return buffer.getvalue()

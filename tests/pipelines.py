@@ -23,7 +23,12 @@ def build_model(name: str, folder: Path, **fields: Any) -> Model:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         BUILDERS[name]().save_pretrained(folder)
-    options: dict[str, Any] = {"resolution_px": RESOLUTION_PX, "steps": 2, "guidance": 2.0, "call": CALLS.get(name, {})}
+    options: dict[str, Any] = {
+        "resolution_px": RESOLUTION_PX,
+        "steps": 2,
+        "guidance": 2.0,
+        "call": CALLS.get(name, {}),
+    }
     return found_model(str(folder), name, **(options | fields))
 
 
@@ -94,10 +99,23 @@ def bert() -> tuple[Any, Any]:
     from transformers import BertConfig, BertModel, BertTokenizer
 
     letters = "abcdefghijklmnopqrstuvwxyz"
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ",", *letters, *(f"##{letter}" for letter in letters)]
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        ",",
+        *letters,
+        *(f"##{letter}" for letter in letters),
+    ]
     tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(words)}, model_max_length=77)
     config = BertConfig(
-        vocab_size=len(words), hidden_size=WIDTH, num_hidden_layers=1, num_attention_heads=2, intermediate_size=WIDTH
+        vocab_size=len(words),
+        hidden_size=WIDTH,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=WIDTH,
     )
     return tokenizer, BertModel(config)
 
@@ -206,7 +224,9 @@ def hunyuan():
             text_len_t5=256,
             activation_fn="gelu-approximate",
         ),
-        scheduler=DDPMScheduler(beta_schedule="scaled_linear", prediction_type="v_prediction", steps_offset=1),
+        scheduler=DDPMScheduler(
+            beta_schedule="scaled_linear", prediction_type="v_prediction", steps_offset=1
+        ),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -232,7 +252,11 @@ def dit():
 
 
 def stable_diffusion_3():
-    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+    from diffusers import (
+        FlowMatchEulerDiscreteScheduler,
+        SD3Transformer2DModel,
+        StableDiffusion3Pipeline,
+    )
 
     tokenizer, text_encoder = clip(projected=True)
     tokenizer_2, text_encoder_2 = clip(projected=True)

@@ -16,11 +16,24 @@ import pytest
 from qsdm.run import conf, keys
 from qsdm.run.help import help_text
 
-COMMANDS = ("trace", "calibrate", "measure", "train", "attribute", "search", "realize", "recipe", "main")
+COMMANDS = (
+    "trace",
+    "calibrate",
+    "measure",
+    "train",
+    "attribute",
+    "search",
+    "realize",
+    "recipe",
+    "main",
+)
 
 
 def function_of(command: str) -> Any:
-    return getattr(importlib.import_module("qsdm.__main__" if command == "main" else f"qsdm.{command}"), command)
+    return getattr(
+        importlib.import_module("qsdm.__main__" if command == "main" else f"qsdm.{command}"),
+        command,
+    )
 
 
 def compose(command: str, overrides: list[str]) -> Any:
@@ -73,7 +86,9 @@ def test_a_command_has_defaults_for_all_but_the_model(command: str) -> None:
     assert set(conf.defaults(command)) <= set(values)
 
 
-@pytest.mark.parametrize("model", ["emoji_unet", "sdxl"])  # one that comes with metrics and prompts, one without
+@pytest.mark.parametrize(
+    "model", ["emoji_unet", "sdxl"]
+)  # one that comes with metrics and prompts, one without
 @pytest.mark.parametrize("name", conf.choices().get("metrics", []))
 def test_metrics_can_be_chosen_for_a_model(name: str, model: str) -> None:
     function, cfg = compose("trace", [f"metrics={name}", f"model={model}"])
@@ -94,7 +109,10 @@ def test_prompts_can_be_chosen_for_a_model(name: str, model: str) -> None:
 
 
 def test_what_belongs_to_the_model_is_explained_and_guessed() -> None:
-    assert re.search(r"prompts=NAME +what the model draws.* One of captions, coco", help_text(function_of("measure")))
+    assert re.search(
+        r"prompts=NAME +what the model draws.* One of captions, coco",
+        help_text(function_of("measure")),
+    )
     with pytest.raises(conf.BadInput, match=r"measure takes no 'prompt'; did you mean 'prompts'\?"):
         compose("measure", ["model=sdxl", "prompt=coco"])
 
@@ -137,7 +155,9 @@ def test_the_packaged_configs_are_found_without_a_checkout(tmp_path: Path) -> No
     shutil.copytree(conf.PACKAGE / "run", package / "run")
     shutil.copytree(conf.CONF, package / "conf")
     code = "from qsdm.run import conf; print(conf.CONF, len(conf.choices()))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     assert done.stdout.split()[0] == str(package / "conf")
     assert int(done.stdout.split()[1]) == len(conf.choices())
 
@@ -147,7 +167,10 @@ def commands_of(page: Path) -> Iterator[tuple[str, list[str]]]:
     text = page.read_text(encoding="utf-8").replace("\\\n", "")
     model = re.search(r'^MODEL="(.*)"$', text, re.MULTILINE)
     for command, arguments in re.findall(r"^python -m qsdm(\.\w+)? +([^#\n]*)", text, re.MULTILINE):
-        yield command[1:] or "main", shlex.split(arguments.replace("$MODEL", model[1] if model else ""))
+        yield (
+            command[1:] or "main",
+            shlex.split(arguments.replace("$MODEL", model[1] if model else "")),
+        )
 
 
 def test_the_commands_of_the_protocols_compose() -> None:
@@ -161,5 +184,7 @@ def test_the_commands_of_the_protocols_compose() -> None:
 
 def test_the_commands_that_scale_compose() -> None:
     commands = list(commands_of(conf.CHECKOUT / "docs" / "scaling.md"))
-    engines = [keys.keywords(*compose(command, arguments))["engine"] for command, arguments in commands]
+    engines = [
+        keys.keywords(*compose(command, arguments))["engine"] for command, arguments in commands
+    ]
     assert [type(engine).__name__ for engine in engines] == ["Local", "Ray", "Ray", "Slurm"]

@@ -42,8 +42,12 @@ def test_bytes_add_up_over_weights() -> None:
 
 
 def test_bit_operations_follow_macs_and_bits() -> None:
-    assert tera_bops(GRAPH, both(UAQ, FULL)) == pytest.approx((1e9 * 4 * 16 + 1e10 * 16 * 16) / 1e12)
-    assert tera_bops(GRAPH, both(UAQ, UAQ), activation_bits=8) == pytest.approx(tera_bops(GRAPH, both(UAQ, UAQ)) / 2)
+    assert tera_bops(GRAPH, both(UAQ, FULL)) == pytest.approx(
+        (1e9 * 4 * 16 + 1e10 * 16 * 16) / 1e12
+    )
+    assert tera_bops(GRAPH, both(UAQ, UAQ), activation_bits=8) == pytest.approx(
+        tera_bops(GRAPH, both(UAQ, UAQ)) / 2
+    )
 
 
 def test_a_small_case_by_hand() -> None:
@@ -52,7 +56,9 @@ def test_a_small_case_by_hand() -> None:
     qconfig = both(UAQ, QuantMethod("kmeans_c", 3))
     assert size_bytes(GRAPH, qconfig) == 4096 + 256 + 3072 + 2048
     assert avg_bits(GRAPH, qconfig) == 8 * 9472 / 16384
-    assert tera_bops(GRAPH, qconfig, activation_bits=8) == pytest.approx(1e9 * 4 * 8 / 1e12 + 1e10 * 3 * 8 / 1e12)
+    assert tera_bops(GRAPH, qconfig, activation_bits=8) == pytest.approx(
+        1e9 * 4 * 8 / 1e12 + 1e10 * 3 * 8 / 1e12
+    )
     assert traffic_bytes(GRAPH, qconfig) == 9472  # each is called once
     assert peak_bytes(GRAPH, qconfig) == 9472 + 16384  # and 8192 values of one, expanded to 2 B
     assert peak_bytes(GRAPH, qconfig, compute_bits=32) == 9472 + 32768
@@ -63,10 +69,19 @@ def test_calls_copies_and_slices_by_hand() -> None:
     """A weight called twice; one stored in two tied copies, each called once; one split into two slices."""
     shared = Weight("s", "s.weight", (4, 8))  # 32 values
     tied = Weight("t", "t.weight", (4, 8), ties=("u.weight",))  # 64 stored values
-    halves = [Weight(f"c#{k}", "c.weight", (4, 8 + 8 * k), start=8 * k) for k in (0, 1)]  # 32 and 64 values
+    halves = [
+        Weight(f"c#{k}", "c.weight", (4, 8 + 8 * k), start=8 * k) for k in (0, 1)
+    ]  # 32 and 64 values
     weights = [shared, shared, tied, tied, *halves]
-    graph = Graph("toy", tuple(Node(f"n{i}", Op.LINEAR, weight=w, macs=100) for i, w in enumerate(weights)), ())
-    full, quantized = QuantConfig("toy", {}), QuantConfig("toy", {w.name: UAQ for w in graph.weights})
+    graph = Graph(
+        "toy",
+        tuple(Node(f"n{i}", Op.LINEAR, weight=w, macs=100) for i, w in enumerate(weights)),
+        (),
+    )
+    full, quantized = (
+        QuantConfig("toy", {}),
+        QuantConfig("toy", {w.name: UAQ for w in graph.weights}),
+    )
     assert size_bytes(graph, full) == 2 * (32 + 64 + 32 + 64)
     assert traffic_bytes(graph, full) == 2 * (2 * 32 + 64 + 32 + 64)
     # codes of half a byte, and 4 rows x 2 x 2 B = 16 B for each tensor and slice
@@ -84,7 +99,9 @@ def test_a_foreign_weight_is_named(cost: Callable) -> None:
 
 
 def test_the_table_looks_up_what_was_calibrated() -> None:
-    table = MethodTable(("a", "b"), (UAQ, FULL), np.array([[0.1, 0], [np.nan, 0]]), np.array([[5, 9], [0, 9]]))
+    table = MethodTable(
+        ("a", "b"), (UAQ, FULL), np.array([[0.1, 0], [np.nan, 0]]), np.array([[5, 9], [0, 9]])
+    )
     error, size = table.of(QuantConfig("toy", {"a": UAQ}))
     assert error.tolist() == [0.1, 0]
     assert size.tolist() == [5, 0]

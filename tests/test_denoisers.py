@@ -71,4 +71,6 @@ def test_the_weights_digest_follows_the_files(tmp_path: Path) -> None:
     assert len(digests) == 4
     (tmp_path / "note.txt").write_text("x")
     assert denoisers.weights_digest(model) in digests
-    assert denoisers.weights_digest(TOY) != denoisers.weights_digest(dataclasses.replace(TOY, revision="1"))
+    assert denoisers.weights_digest(TOY) != denoisers.weights_digest(
+        dataclasses.replace(TOY, revision="1")
+    )

@@ -18,17 +18,18 @@ import pytest
 import torch
 from test_engine import children
 
-from qsdm import evaluation
-from qsdm import store as stores
 from qsdm.calibrate import calibrate
 from qsdm.denoisers import Model
 from qsdm.engine.local import Local
 from qsdm.engine.serial import Serial
 from qsdm.measure import measure
+from qsdm.measurement import evaluator as evaluation
+from qsdm.measurement.shards import Shards
 from qsdm.outcome import EvaluationError, Outcome
 from qsdm.qconfig import SpaceSpec
-from qsdm.shards import Shards
-from qsdm.store import OutcomeDatabase, Store, StoreError
+from qsdm.store import Store, StoreError
+from qsdm.store.outcomes import OutcomeDatabase
+from qsdm.store.tensors import write_tensors
 from qsdm.trace import trace
 
 METHODS = ("uaq-3", "uaq-4", "kmeans_a-3", "kmeans_a-4")
@@ -37,7 +38,13 @@ NUM, IMAGES = 8, 4
 
 
 def run(model: Model, root: Path, **options) -> list[Outcome]:
-    given = {"num_configs": NUM, "num_images": IMAGES, "shard": IMAGES // 2, "engine": Serial(), **options}
+    given = {
+        "num_configs": NUM,
+        "num_images": IMAGES,
+        "shard": IMAGES // 2,
+        "engine": Serial(),
+        **options,
+    }
     return measure(model, SPACE, root, **given)
 
 
@@ -56,13 +63,17 @@ def root(calibrated: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tiny_model: Model, calibrated: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
+def undisturbed(
+    tiny_model: Model, calibrated: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[Outcome]:
     root = tmp_path_factory.mktemp("undisturbed") / "store"
     shutil.copytree(calibrated, root)
     return run(tiny_model, root)
 
 
-def assert_same(root: Path, found: list[Outcome], wanted: list[Outcome], tolerance: float = 0.0) -> None:
+def assert_same(
+    root: Path, found: list[Outcome], wanted: list[Outcome], tolerance: float = 0.0
+) -> None:
     assert [o.qconfig for o in found] == [o.qconfig for o in wanted]
     for outcome, other in zip(found, wanted, strict=True):
         assert outcome.metrics == pytest.approx(other.metrics, rel=tolerance, abs=0)
@@ -124,7 +135,7 @@ def interrupted(given, root, fresh, kills):
     end(fork(given))
 
 if __name__ == "__main__":
-    import diffusers, transformers, qsdm.bench, qsdm.measure, qsdm.metrics.lite0  # once, for all that are forked
+    import diffusers, transformers, qsdm.measurement.session, qsdm.measure, qsdm.metrics.lite0  # once
     from diffusers import StableDiffusionPipeline
     given, kills, fresh = json.loads(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     if kills:
@@ -137,13 +148,29 @@ if __name__ == "__main__":
 
 def forked(tmp_path: Path, model: Model, root: Path, fresh: Path, kills: int) -> list[Path]:
     """Run ``measure`` again and again, killed after random times; or without kills twice at once. The stores made."""
-    names = ("name", "path", "denoiser", "component", "resolution_px", "steps", "guidance", "prompts")
+    names = (
+        "name",
+        "path",
+        "denoiser",
+        "component",
+        "resolution_px",
+        "steps",
+        "guidance",
+        "prompts",
+    )
     fields = {name: getattr(model, name) for name in names}
-    given = json.dumps([fields, model.metrics["fd_lite0"].reference, METHODS, str(root), NUM, IMAGES])
+    given = json.dumps(
+        [fields, model.metrics["fd_lite0"].reference, METHODS, str(root), NUM, IMAGES]
+    )
     (tmp_path / "forks.py").write_text(FORKS)
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, str(tmp_path / "forks.py"), given, str(kills), str(fresh)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=580, check=False)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=580, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return [root, *root.parent.glob(f"{root.name}-*")]
 
@@ -223,7 +250,9 @@ def test_shards_left_by_a_run_that_was_killed_before_it_removed_them(
     assert not list(root.rglob("shards/*/*"))
 
 
-def failing(function: Callable, times: int, error: Callable[[], Exception], after: int = 0) -> Callable:
+def failing(
+    function: Callable, times: int, error: Callable[[], Exception], after: int = 0
+) -> Callable:
     """``function``, which after so many calls raises so many times."""
     calls = iter(range(after + times))
 
@@ -247,7 +276,9 @@ def test_a_full_disk_keeps_what_was_stored(
 
     with monkeypatch.context() as patch:
         patch.setattr(OutcomeDatabase, "_connect", small)
-        with pytest.raises(StoreError, match=r"not written .* full.*: free some space and run again"):
+        with pytest.raises(
+            StoreError, match=r"not written .* full.*: free some space and run again"
+        ):
             run(tiny_model, root)
     assert 0 < len(Store(root, "tiny").outcomes()) < NUM + 1
     assert_same(root, run(tiny_model, root), undisturbed)
@@ -256,11 +287,13 @@ def test_a_full_disk_keeps_what_was_stored(
 def test_no_space_for_a_shard(
     tiny_model: Model, root: Path, undisturbed: list[Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qsdm import shards
+    from qsdm.measurement import shards
 
-    no_space = StoreError("x was not written (No space left on device): free some space or choose another store=")
+    no_space = StoreError(
+        "x was not written (No space left on device): free some space or choose another store="
+    )
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "write_tensors", failing(stores.write_tensors, 1, lambda: no_space, after=5))
+        patch.setattr(shards, "write_tensors", failing(write_tensors, 1, lambda: no_space, after=5))
         with pytest.raises(StoreError, match="free some space"):
             run(tiny_model, root)
     assert_same(root, run(tiny_model, root), undisturbed)
@@ -292,13 +325,19 @@ def test_a_batch_with_nan_concerns_its_configuration_only(
     "error",
     [
         lambda: torch.OutOfMemoryError("CUDA out of memory"),
-        lambda: RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        lambda: RuntimeError(
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+        ),
         MemoryError,
     ],
     ids=["of an accelerator", "of torch", "of Python"],
 )
 def test_out_of_memory_halves_the_batch(
-    error, tiny_model: Model, root: Path, undisturbed: list[Outcome], monkeypatch: pytest.MonkeyPatch
+    error,
+    tiny_model: Model,
+    root: Path,
+    undisturbed: list[Outcome],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     draw, sizes = evaluation.Evaluator._batch, []
 
@@ -316,13 +355,17 @@ def test_out_of_memory_halves_the_batch(
     assert_same(root, found, undisturbed, tolerance=0.02)
 
 
-def test_one_picture_that_does_not_fit_is_told(tiny_model: Model, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_picture_that_does_not_fit_is_told(
+    tiny_model: Model, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(evaluation.Evaluator, "_batch", failing(lambda: None, 10**6, MemoryError))
     with pytest.raises(EvaluationError, match="draws no pictures: MemoryError"):
         run(tiny_model, root)
 
 
-@pytest.mark.parametrize("content", [b"", b"no safetensors", b"\x08\x00\x00\x00\x00\x00\x00\x00{}      "])
+@pytest.mark.parametrize(
+    "content", [b"", b"no safetensors", b"\x08\x00\x00\x00\x00\x00\x00\x00{}      "]
+)
 def test_damaged_full_precision_pictures_are_drawn_again(
     content: bytes, tiny_model: Model, root: Path, undisturbed: list[Outcome]
 ) -> None:
@@ -332,13 +375,17 @@ def test_damaged_full_precision_pictures_are_drawn_again(
     assert_same(root, run(tiny_model, root), undisturbed)
 
 
-def test_foreign_files_in_the_store_change_nothing(tiny_model: Model, root: Path, undisturbed: list[Outcome]) -> None:
+def test_foreign_files_in_the_store_change_nothing(
+    tiny_model: Model, root: Path, undisturbed: list[Outcome]
+) -> None:
     place = root / "tiny"
     (place / ".outcomes.parquet.123.partial").write_bytes(b"half")
     (place / "notes.txt").write_text("mine")
     run(tiny_model, root, num_configs=2)
     protocol = next(iter(Store(root, "tiny").protocols().values()))
-    spoilt = place / f"shards/{protocol.digest[:16]}/{undisturbed[5].qconfig.digest[:16]}-0.safetensors"
+    spoilt = (
+        place / f"shards/{protocol.digest[:16]}/{undisturbed[5].qconfig.digest[:16]}-0.safetensors"
+    )
     spoilt.parent.mkdir(parents=True, exist_ok=True)
     spoilt.write_bytes(b"foreign")
     assert_same(root, run(tiny_model, root), undisturbed)
@@ -348,7 +395,9 @@ def test_foreign_files_in_the_store_change_nothing(tiny_model: Model, root: Path
 def test_a_foreign_database_is_told_and_left_alone(tiny_model: Model, root: Path) -> None:
     path = root / "tiny" / "outcomes.sqlite"
     path.write_bytes(b"not a database, but somebody's file" * 100)
-    with pytest.raises(StoreError, match=r"outcomes\.sqlite is no database of outcomes .*: move it away"):
+    with pytest.raises(
+        StoreError, match=r"outcomes\.sqlite is no database of outcomes .*: move it away"
+    ):
         run(tiny_model, root)
     assert path.read_bytes().startswith(b"not a database")
 
@@ -362,7 +411,9 @@ def test_a_clock_that_goes_backwards(
     monkeypatch.setattr(time, "time", lambda: float(next(now)))
     dates = iter(range(28, 0, -1))
     monkeypatch.setattr(
-        evaluation, "made_by", lambda: {"made": f"2026-01-{next(dates):02}T00:00:00+00:00", "versions": {}}
+        evaluation,
+        "made_by",
+        lambda: {"made": f"2026-01-{next(dates):02}T00:00:00+00:00", "versions": {}},
     )
     run(tiny_model, root, num_configs=5)
     found = run(tiny_model, root)
@@ -371,7 +422,11 @@ def test_a_clock_that_goes_backwards(
     assert made == sorted(made, reverse=True), "the clock was not used"
 
 
-def test_shards_of_any_size_give_the_same_outcome(tiny_model: Model, root: Path, undisturbed: list[Outcome]) -> None:
+def test_shards_of_any_size_give_the_same_outcome(
+    tiny_model: Model, root: Path, undisturbed: list[Outcome]
+) -> None:
     found = run(tiny_model, root, shard=3)
     assert_same(root, found, undisturbed, tolerance=0.02)  # batches of other sizes
-    assert dataclasses.replace(found[0], provenance={}).halves.keys() == undisturbed[0].halves.keys()
+    assert (
+        dataclasses.replace(found[0], provenance={}).halves.keys() == undisturbed[0].halves.keys()
+    )

@@ -41,7 +41,9 @@ def test_the_digest_follows_the_content() -> None:
     assert Graph("toy", graph.nodes, graph.edges[:-1]).digest != graph.digest
 
 
-@pytest.mark.parametrize("data", [None, [], {}, {"schema": "qsdm/graph/0"}, {"schema": "qsdm/graph/1"}])
+@pytest.mark.parametrize(
+    "data", [None, [], {}, {"schema": "qsdm/graph/0"}, {"schema": "qsdm/graph/1"}]
+)
 def test_foreign_json_is_refused(data: object) -> None:
     with pytest.raises(ValueError, match="trace the denoiser again"):
         Graph.from_json(data)  # type: ignore[arg-type]

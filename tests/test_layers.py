@@ -10,25 +10,9 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "qsdm"
 
-GROUND = {"graph", "qconfig", "cost", "outcome", "prompts", "store", "tensor_file", "log"}
+GROUND = {"graph", "qconfig", "cost", "outcome", "prompts", "store", "log"}
 MACHINERY = {"tracing", "quant", "denoisers", "metrics", "strategies", "recipes"}
-JOINS = {
-    "evaluation",
-    "protocols",
-    "scoring",
-    "labels",
-    "cheap_labels",
-    "shards",
-    "calibration",
-    "engine",
-    "bench",
-    "checkpoint",
-    "predictor",
-} | {
-    "plan",
-    "memory",
-    "card",
-}
+JOINS = {"measurement", "engine", "checkpoint", "predictor"}
 COMMANDS = {"trace", "calibrate", "measure", "train", "attribute", "search", "realize", "recipe"}
 
 ALLOWED: dict[str, set[str]] = (
@@ -45,13 +29,13 @@ DOORS = {
     "hydra": {"run"},
     "omegaconf": {"run"},
     "wandb": {"run"},
-    "diffusers": {"denoisers", "tracing", "checkpoint", "protocols"},
+    "diffusers": {"denoisers", "tracing", "checkpoint", "measurement"},
     "torch_geometric": {"predictor"},
     "captum": {"sensitivity"},
     "networkx": {"graph"},
     "pymoo": {"strategies"},
 }
-"""Each outside library has one door (protocols asks diffusers for a pipeline's sampler)."""
+"""Each outside library has one door (measurement asks diffusers for a pipeline's sampler)."""
 
 HEAVY = {
     "diffusers",
@@ -69,7 +53,11 @@ HEAVY = {
 
 
 def files() -> list[Path]:
-    return [path for path in sorted(PACKAGE.rglob("*.py")) if "zoo" not in path.relative_to(PACKAGE).parts]
+    return [
+        path
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if "zoo" not in path.relative_to(PACKAGE).parts
+    ]
 
 
 def part_of(path: Path) -> str:
@@ -85,7 +73,11 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
     for node in ast.walk(tree):
         checking = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
         running = isinstance(node, ast.If) and "__main__" in ast.unparse(node.test)
-        if checking or running or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        if (
+            checking
+            or running
+            or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        ):
             body = node.body if isinstance(node.body, list) else [node.body]
             later |= {id(child) for statement in body for child in ast.walk(statement)}
     for node in ast.walk(tree):
@@ -109,7 +101,9 @@ def test_a_file_imports_only_what_its_layer_may(path: Path) -> None:
             if (PACKAGE / other).exists() or (PACKAGE / f"{other}.py").exists():
                 assert other in ALLOWED[part] | {part, ""}, f"{part} may not import qsdm.{other}"
         if top in DOORS:
-            assert part in DOORS[top], f"{part} may not import {top}: its door is {', '.join(sorted(DOORS[top]))}"
+            assert part in DOORS[top], (
+                f"{part} may not import {top}: its door is {', '.join(sorted(DOORS[top]))}"
+            )
         if top in HEAVY and not (top == "torch_geometric" and part == "predictor"):
             assert not at_once, (
                 f"{path.name} imports {top} when it is imported: move that into the function that uses it"
@@ -117,8 +111,12 @@ def test_a_file_imports_only_what_its_layer_may(path: Path) -> None:
         if top == "torch":
             assert part not in {"strategies", "recipes"}, f"{part} needs no torch"
             if part in GROUND | COMMANDS | {"run", "denoisers", "__main__", "report"}:
-                assert not at_once, f"{path.name} imports torch when it is imported: --help must be fast"
-        assert top not in {"pickle", "dill", "joblib"}, f"{path.name} imports {top}: artifacts are never pickles"
+                assert not at_once, (
+                    f"{path.name} imports torch when it is imported: --help must be fast"
+                )
+        assert top not in {"pickle", "dill", "joblib"}, (
+            f"{path.name} imports {top}: artifacts are never pickles"
+        )
 
 
 def test_every_part_has_its_place() -> None:
@@ -130,7 +128,9 @@ def test_nothing_is_evaluated_or_unpickled(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
-            assert called not in {"eval", "exec", "torch.load", "pickle.load", "pickle.loads"}, f"{path.name}: {called}"
+            assert called not in {"eval", "exec", "torch.load", "pickle.load", "pickle.loads"}, (
+                f"{path.name}: {called}"
+            )
 
 
 def test_the_ground_needs_only_numpy() -> None:
@@ -140,4 +140,6 @@ def test_the_ground_needs_only_numpy() -> None:
         if part_of(path) in GROUND:
             for name, at_once in imports(path):
                 top = name.partition(".")[0]
-                assert not at_once or top in sys.stdlib_module_names | {"numpy", "qsdm"}, f"{path.name} imports {name}"
+                assert not at_once or top in sys.stdlib_module_names | {"numpy", "qsdm"}, (
+                    f"{path.name} imports {name}"
+                )

@@ -21,7 +21,8 @@ from qsdm.graph import Graph
 from qsdm.measure import measure, read_configs, sample
 from qsdm.outcome import EvaluationError, Outcome
 from qsdm.qconfig import QuantConfig, QuantMethod, Space, SpaceSpec
-from qsdm.store import Store, StoreError, read_json, write_json
+from qsdm.store import Store, StoreError
+from qsdm.store.files import read_json, write_json
 from qsdm.trace import trace
 
 METHODS = ("uaq-3", "uaq-4", "kmeans_a-3", "kmeans_a-4")
@@ -42,9 +43,16 @@ def space(tiny_model: Model, store: Path) -> Space:
     return SPACE.of(Graph.from_json(read_json(Store(store, tiny_model.name).path("graph.json"))))
 
 
-def test_measures_each_configuration_once(tiny_model: Model, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_measures_each_configuration_once(
+    tiny_model: Model, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     logged: list[dict] = []
-    arguments = {"num_images": 6, "batch_size": 4, "engine": Serial(), "log": lambda row: logged.append(dict(row))}
+    arguments = {
+        "num_images": 6,
+        "batch_size": 4,
+        "engine": Serial(),
+        "log": lambda row: logged.append(dict(row)),
+    }
     first = measure(tiny_model, SPACE, store, num_configs=2, **arguments)
     assert all(len(outcome.qconfig.methods) > 0 for outcome in first)
     assert all(outcome.num_images == 6 and outcome.metrics["psnr"] > 5 for outcome in first)
@@ -62,10 +70,14 @@ def test_measures_each_configuration_once(tiny_model: Model, store: Path, capsys
     assert [outcome.metrics["psnr"] for outcome in kept if not outcome.qconfig.methods] == [None]
 
 
-def test_measures_the_configurations_of_a_file(tiny_model: Model, store: Path, space: Space, tmp_path: Path) -> None:
+def test_measures_the_configurations_of_a_file(
+    tiny_model: Model, store: Path, space: Space, tmp_path: Path
+) -> None:
     wanted = [space.uniform("uaq-3"), space.uniform("kmeans_a-4")]
     write_json(tmp_path / "some.json", [qconfig.to_json() for qconfig in wanted])
-    found = measure(tiny_model, SPACE, store, configs=tmp_path / "some.json", num_images=4, engine=Serial())
+    found = measure(
+        tiny_model, SPACE, store, configs=tmp_path / "some.json", num_images=4, engine=Serial()
+    )
     assert [outcome.qconfig for outcome in found] == wanted
     assert found[0].metrics["psnr"] < found[1].metrics["psnr"]  # 3 bits, 4 bits
 
@@ -77,13 +89,20 @@ def test_what_cannot_be_measured_is_named_and_not_stored(
     good = space.uniform("uaq-4")
     bad = QuantConfig("tiny", good.methods | {space.graph.weights[0].name: QuantMethod("uaq", 7)})
     write_json(tmp_path / "some.json", [bad.to_json(), good.to_json()])
-    found = measure(tiny_model, SPACE, store, configs=tmp_path / "some.json", num_images=5, engine=Serial())
+    found = measure(
+        tiny_model, SPACE, store, configs=tmp_path / "some.json", num_images=5, engine=Serial()
+    )
     assert [outcome.qconfig for outcome in found] == [good]
-    assert f"1 configurations were set aside and have no outcome: {bad.digest[:12]}" in capsys.readouterr().out
+    assert (
+        f"1 configurations were set aside and have no outcome: {bad.digest[:12]}"
+        in capsys.readouterr().out
+    )
     assert bad.digest not in {outcome.qconfig.digest for outcome in Store(store, "tiny").outcomes()}
     write_json(tmp_path / "bad.json", bad.to_json())
     with pytest.raises(EvaluationError, match=r"no configuration has an outcome: .*uaq-7"):
-        measure(tiny_model, SPACE, store, configs=tmp_path / "bad.json", num_images=5, engine=Serial())
+        measure(
+            tiny_model, SPACE, store, configs=tmp_path / "bad.json", num_images=5, engine=Serial()
+        )
 
 
 def test_a_smaller_sample_is_the_beginning_of_a_larger_one(space: Space) -> None:
@@ -95,7 +114,11 @@ def test_a_smaller_sample_is_the_beginning_of_a_larger_one(space: Space) -> None
 
 def test_reads_fronts_lists_and_single_configurations(space: Space, tmp_path: Path) -> None:
     made = [qconfig.to_json() for qconfig in sample(space, 2, seed=0)]
-    forms = {"front": {"points": [{"qconfig": entry} for entry in made]}, "list": made, "single": made[0]}
+    forms = {
+        "front": {"points": [{"qconfig": entry} for entry in made]},
+        "list": made,
+        "single": made[0],
+    }
     for name, data in forms.items():
         (tmp_path / name).write_text(json.dumps(data))
         found = [qconfig.to_json() for qconfig in read_configs(tmp_path / name)]
@@ -115,15 +138,21 @@ def test_bad_input_names_the_remedy(tiny_model: Model, store: Path, tmp_path: Pa
         measure(tiny_model, SpaceSpec("other", METHODS), store, engine=Serial())
     with pytest.raises(ValueError, match=r"num_images at least 2 \(got 80, 1\)"):
         measure(tiny_model, SPACE, store, num_images=1, engine=Serial())
-    with pytest.raises(EvaluationError, match=r"batch_size and shard must be positive \(got 0 and 1024\)"):
+    with pytest.raises(
+        EvaluationError, match=r"batch_size and shard must be positive \(got 0 and 1024\)"
+    ):
         measure(tiny_model, SPACE, store, batch_size=0, engine=Serial())
 
 
-def test_weights_of_another_training_are_refused(tiny_model: Model, store: Path, tmp_path: Path) -> None:
+def test_weights_of_another_training_are_refused(
+    tiny_model: Model, store: Path, tmp_path: Path
+) -> None:
     from tiny import build_tiny_model
 
     other = build_tiny_model(tmp_path, seed=1)
-    with pytest.raises(EngineError, match=r"other weights of 'tiny': run python -m qsdm\.calibrate \+model=tiny"):
+    with pytest.raises(
+        EngineError, match=r"other weights of 'tiny': run python -m qsdm\.calibrate \+model=tiny"
+    ):
         measure(other, SPACE, store, num_images=4, engine=Serial())
 
 
@@ -151,14 +180,29 @@ if __name__ == "__main__":
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
-def test_what_was_measured_survives(how: signal.Signals, tiny_model: Model, store: Path, tmp_path: Path) -> None:
+def test_what_was_measured_survives(
+    how: signal.Signals, tiny_model: Model, store: Path, tmp_path: Path
+) -> None:
     root = tmp_path / "store"
-    for name in ("graph.json", "calibration/small/weights.safetensors", "calibration/small/table.safetensors"):
+    for name in (
+        "graph.json",
+        "calibration/small/weights.safetensors",
+        "calibration/small/table.safetensors",
+    ):
         target = root / "tiny" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.symlink_to(Store(store, "tiny").path(name))
     (tmp_path / "run.py").write_text(SCRIPT)
-    names = ("name", "path", "denoiser", "component", "resolution_px", "steps", "guidance", "prompts")
+    names = (
+        "name",
+        "path",
+        "denoiser",
+        "component",
+        "resolution_px",
+        "steps",
+        "guidance",
+        "prompts",
+    )
     fields = {name: getattr(tiny_model, name) for name in names}
 
     given = json.dumps([fields, tiny_model.metrics["fd_lite0"].reference, METHODS, str(root)])
@@ -206,7 +250,11 @@ def until(condition, seconds: float = 300) -> None:
 
 def children(pid: int) -> list[int]:
     """Workers that ``pid`` spawned."""
-    return [child.pid for child in psutil.Process(pid).children() if "spawn_main" in " ".join(child.cmdline())]
+    return [
+        child.pid
+        for child in psutil.Process(pid).children()
+        if "spawn_main" in " ".join(child.cmdline())
+    ]
 
 
 def alive(pid: int) -> bool:

@@ -17,7 +17,10 @@ def code_of(path: Path) -> list[str]:
 
     book = nbformat.read(path, as_version=4)
     sources = [cell.source for cell in book.cells if cell.cell_type == "code"]
-    return ["\n".join(line for line in source.splitlines() if not line.startswith("%")) for source in sources]
+    return [
+        "\n".join(line for line in source.splitlines() if not line.startswith("%"))
+        for source in sources
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +36,15 @@ def test_there_are_three():
 def test_notebook_defines_nothing_and_holds_no_output(path):
     import nbformat
 
-    forbidden = (ast.FunctionDef, ast.Lambda, ast.ClassDef, ast.For, ast.While, ast.If, ast.comprehension)
+    forbidden = (
+        ast.FunctionDef,
+        ast.Lambda,
+        ast.ClassDef,
+        ast.For,
+        ast.While,
+        ast.If,
+        ast.comprehension,
+    )
     for source in code_of(path):
         assert not [node for node in ast.walk(ast.parse(source)) if isinstance(node, forbidden)]
     assert not any(cell.get("outputs") for cell in nbformat.read(path, as_version=4).cells)
@@ -51,8 +62,14 @@ def test_notebook_runs(path, store, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(FOLDER.parent))
     book = nbformat.read(path, as_version=4)
     NotebookClient(
-        book, timeout=200, startup_timeout=200, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}}
+        book,
+        timeout=200,
+        startup_timeout=200,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(FOLDER)}},
     ).execute()
-    drawn = [output for cell in book.cells for output in cell.get("outputs", []) if "data" in output]
+    drawn = [
+        output for cell in book.cells for output in cell.get("outputs", []) if "data" in output
+    ]
     assert any("image/png" in output["data"] for output in drawn)
     assert len(drawn) == len(code_of(path)) - 1  # every cell but the first shows something

@@ -9,9 +9,9 @@ import math
 import numpy as np
 import pytest
 
+from qsdm.measurement.scoring import splits
 from qsdm.outcome import Objective, Outcome, Protocol
 from qsdm.qconfig import QuantConfig, QuantMethod
-from qsdm.scoring import splits
 
 PROTOCOL = Protocol(
     denoiser="toy",
@@ -30,17 +30,27 @@ PROTOCOL = Protocol(
 QCONFIG = QuantConfig("toy", {"a": QuantMethod("uaq", 4)})
 
 
-@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Protocol) if f.name != "digest"])
+@pytest.mark.parametrize(
+    "field", [f.name for f in dataclasses.fields(Protocol) if f.name != "digest"]
+)
 def test_every_field_makes_another_protocol(field: str) -> None:
     value = getattr(PROTOCOL, field)
-    other = {"x": "2"} if isinstance(value, dict) else value + 1 if isinstance(value, int | float) else value + "x"
+    other = (
+        {"x": "2"}
+        if isinstance(value, dict)
+        else value + 1
+        if isinstance(value, int | float)
+        else value + "x"
+    )
     assert dataclasses.replace(PROTOCOL, **{field: other}).digest != PROTOCOL.digest
 
 
 def test_json_round_trips() -> None:
     assert Protocol.from_json(json.loads(json.dumps(PROTOCOL.to_json()))).digest == PROTOCOL.digest
     halves, prefixes = {"fd": ((1.0, 2.0),)}, {4: {"fd": 1.0}}
-    outcome = Outcome(QCONFIG, PROTOCOL.digest, {"fd": 1.5, "psnr": None}, 8, halves, prefixes, {"seconds": 3})
+    outcome = Outcome(
+        QCONFIG, PROTOCOL.digest, {"fd": 1.5, "psnr": None}, 8, halves, prefixes, {"seconds": 3}
+    )
     again = Outcome.from_json(json.loads(json.dumps(outcome.to_json())))
     assert again == outcome
     assert again.key == (QCONFIG.digest, PROTOCOL.digest)
@@ -56,7 +66,9 @@ def test_the_standard_error_of_a_mean_is_that_of_the_textbook() -> None:
     """Half samples of 400 values: deviation / sqrt(400), here 1 / 20."""
     values = np.random.default_rng(0).normal(3, 1, 400)
     pairs = tuple((float(values[a].mean()), float(values[b].mean())) for a, b in splits(400))
-    outcome = Outcome(QCONFIG, PROTOCOL.digest, {"mean": float(values.mean())}, 400, {"mean": pairs})
+    outcome = Outcome(
+        QCONFIG, PROTOCOL.digest, {"mean": float(values.mean())}, 400, {"mean": pairs}
+    )
     error = outcome.standard_error("mean")
     assert error == pytest.approx(values.std() / 20, rel=0.4)  # of 16 pairs
     low, high = outcome.interval("mean")

@@ -15,7 +15,8 @@ from qsdm.outcome import Objective
 from qsdm.predictor import FitOptions
 from qsdm.qconfig import SpaceSpec
 from qsdm.sensitivity import AttributionOptions
-from qsdm.store import Store, read_json
+from qsdm.store import Store
+from qsdm.store.files import read_json
 from qsdm.strategies.evolution import Evolution
 
 SPACE = SpaceSpec("small", ("uaq-3", "uaq-4", "kmeans_a-3", "kmeans_a-4"), splits=".*")
@@ -56,7 +57,16 @@ def test_all_stages(tiny_model: Model, tmp_path: Path, capsys: pytest.CaptureFix
             assert place.path(name).stat().st_size > 0, name
 
     rows = {row["name"]: row for row in read_json(place.path("summary.json"))["rows"]}
-    assert {"fp", "ours", "uaq-4", "uaq-3", "kmeans_a-4", "kmeans_a-3", "random-0", "random-1"} <= set(rows)
+    assert {
+        "fp",
+        "ours",
+        "uaq-4",
+        "uaq-3",
+        "kmeans_a-4",
+        "kmeans_a-3",
+        "random-0",
+        "random-1",
+    } <= set(rows)
     assert rows["fp"]["avg_bits"] == 16
     assert rows["fp"]["metrics"]["psnr"] is None
     assert rows["ours"]["avg_bits"] <= 4.5
@@ -81,12 +91,16 @@ def test_all_stages(tiny_model: Model, tmp_path: Path, capsys: pytest.CaptureFix
     assert len(place.outcomes()) > measured
 
     forced = main(**{**given, "force": True})
-    assert ran(forced) == [name for name in NAMES if name != "measure"], "what was measured is never measured again"
+    assert ran(forced) == [name for name in NAMES if name != "measure"], (
+        "what was measured is never measured again"
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_an_interrupted_realize_goes_on(tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_realize_goes_on(
+    tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What it measured is kept, is no label, and makes no earlier stage stale."""
     from qsdm import realize
 

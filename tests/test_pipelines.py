@@ -15,25 +15,27 @@ from pipelines import BUILDERS, RESOLUTION_PX, build_model
 from test_prompts import write_imagenet
 from tiny import CAPTIONS
 
-from qsdm import evaluation, run, tracing
-from qsdm.bench import read_full
+from qsdm import run, tracing
 from qsdm.calibrate import calibrate
-from qsdm.calibration import read_table
 from qsdm.denoisers import Model, ModelError, load_pipeline
 from qsdm.engine.serial import Serial
-from qsdm.evaluation import Evaluator
 from qsdm.graph import Graph
 from qsdm.measure import measure
+from qsdm.measurement import evaluator as evaluation
+from qsdm.measurement.evaluator import Evaluator
+from qsdm.measurement.protocol import prompts_of, protocol_of, sampler_of, seed_of
+from qsdm.measurement.worker import read_full
 from qsdm.metrics.fidelity import Psnr
 from qsdm.metrics.frechet import FrechetLite0
 from qsdm.outcome import EvaluationError, Objective
 from qsdm.prompts import ImageNet
-from qsdm.protocols import prompts_of, protocol_of, sampler_of, seed_of
 from qsdm.qconfig import QuantConfig, SpaceSpec
+from qsdm.quant.calibration import read_table
 from qsdm.realize import realize
 from qsdm.run import conf
 from qsdm.search import search_front
-from qsdm.store import Store, read_json, write_json
+from qsdm.store import Store
+from qsdm.store.files import read_json, write_json
 from qsdm.strategies import Problem
 from qsdm.strategies.random import Random
 from qsdm.trace import prepare, trace
@@ -53,7 +55,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
     write_imagenet(folder)
     texts, classes = str(folder / "captions.json"), ImageNet(str(folder))
     return {
-        name: build_model(name, folder / name, metrics=METRICS, prompts=classes if name == "DiTPipeline" else texts)
+        name: build_model(
+            name,
+            folder / name,
+            metrics=METRICS,
+            prompts=classes if name == "DiTPipeline" else texts,
+        )
         for name in BUILDERS
     }
 
@@ -64,12 +71,16 @@ def test_the_table_names_the_classes(models: dict[str, Model]) -> None:
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_from_the_files_to_a_measured_table(name: str, models: dict[str, Model], tmp_path: Path) -> None:
+def test_from_the_files_to_a_measured_table(
+    name: str, models: dict[str, Model], tmp_path: Path
+) -> None:
     model, place = models[name], Store(tmp_path, name)
     graph = trace(model, tmp_path)
     module, _, origin = prepare(model)
     assert origin == (name if name != "DiTPipeline" else "signature and config")
-    fused = {path for path in tracing.uncovered(module, graph) if ".pooler." not in path}  # of Hunyuan-DiT's attention
+    fused = {
+        path for path in tracing.uncovered(module, graph) if ".pooler." not in path
+    }  # of Hunyuan-DiT's attention
     assert not fused
 
     calibrate(model, SPEC, tmp_path)
@@ -77,10 +88,14 @@ def test_from_the_files_to_a_measured_table(name: str, models: dict[str, Model],
     assert len(outcomes) == 2
     assert all(set(outcome.metrics) == set(METRICS) for outcome in outcomes)
     (full,) = place.path("pictures").glob("full-*.safetensors")
-    assert np.abs(read_full(full).astype(int) - drawn(model)).max() <= 1  # convolutions sum in another order
+    assert (
+        np.abs(read_full(full).astype(int) - drawn(model)).max() <= 1
+    )  # convolutions sum in another order
 
     write_front(place, SPEC.of(graph))
-    summary = realize(model, SPEC, Objective({"fd_lite0": -1}), tmp_path, candidates=1, num_random=1, **FULL)
+    summary = realize(
+        model, SPEC, Objective({"fd_lite0": -1}), tmp_path, candidates=1, num_random=1, **FULL
+    )
     rows = {row["name"]: row for row in summary["rows"]}
     assert set(rows) == {"fp", *SPEC.methods, "random-0", "ours"}
     assert all(0 < row["metrics"]["psnr"] < 100 for name, row in rows.items() if name != "fp")
@@ -123,7 +138,9 @@ def write_front(place: Store, space: Any) -> None:
         "space": "small",
         "objective": {"fd_lite0": -1},
     }
-    write_json(place.path("search/small.json"), about | search_front(predict, problem, Random(), budget=20))
+    write_json(
+        place.path("search/small.json"), about | search_front(predict, problem, Random(), budget=20)
+    )
 
 
 def evaluator(model: Model, num_images: int = 2) -> Evaluator:
@@ -132,8 +149,12 @@ def evaluator(model: Model, num_images: int = 2) -> Evaluator:
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_bfloat16_draws_almost_the_same(name: str, models: dict[str, Model], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "computed_in", lambda dtype: getattr(torch, dtype))  # whatever the processor
+def test_bfloat16_draws_almost_the_same(
+    name: str, models: dict[str, Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        evaluation, "computed_in", lambda dtype: getattr(torch, dtype)
+    )  # whatever the processor
     full = QuantConfig(name, {})
     single = evaluator(models[name]).pictures(full).astype(int)
     half = evaluator(dataclasses.replace(models[name], dtype="bfloat16")).pictures(full).astype(int)
@@ -147,18 +168,26 @@ def test_a_class_is_drawn_whatever_else_is_in_its_batch(models: dict[str, Model]
     assert np.abs(pair[1:].astype(int) - alone.astype(int)).max() <= 1
     assert evaluator(model).captions == [str(label) for label in prompts_of(model)[:2]]
     texts = models["StableDiffusionPipeline"].prompts
-    with pytest.raises(ModelError, match=r"DiTPipeline draws classes: give prompts=imagenet \(got captions\)"):
+    with pytest.raises(
+        ModelError, match=r"DiTPipeline draws classes: give prompts=imagenet \(got captions\)"
+    ):
         evaluator(dataclasses.replace(model, prompts=texts)).pictures(QuantConfig(model.name, {}))
 
 
-def test_classes_are_drawn_by_their_names_where_a_pipeline_takes_texts(models: dict[str, Model]) -> None:
-    model = dataclasses.replace(models["StableDiffusionPipeline"], prompts=models["DiTPipeline"].prompts)
+def test_classes_are_drawn_by_their_names_where_a_pipeline_takes_texts(
+    models: dict[str, Model],
+) -> None:
+    model = dataclasses.replace(
+        models["StableDiffusionPipeline"], prompts=models["DiTPipeline"].prompts
+    )
     assert evaluator(model).pictures(QuantConfig(model.name, {})).std() > 1
 
 
 def test_pictures_of_another_size_than_the_protocols_are_refused(models: dict[str, Model]) -> None:
     model = dataclasses.replace(models["DiTPipeline"], resolution_px=2 * RESOLUTION_PX)
-    with pytest.raises(EvaluationError, match=r"DiTPipeline draws pictures of 64 x 64 px, not of 128"):
+    with pytest.raises(
+        EvaluationError, match=r"DiTPipeline draws pictures of 64 x 64 px, not of 128"
+    ):
         evaluator(model).pictures(QuantConfig(model.name, {}))
 
 
@@ -170,7 +199,9 @@ def test_another_sampler_takes_the_place_of_the_pipelines(models: dict[str, Mode
     assert sampler_of(model).startswith("DPMSolverMultistepScheduler ")
     assert sampler_of(models["DiTPipeline"]).startswith("DDIMScheduler ")
     full = QuantConfig(model.name, {})
-    assert not np.array_equal(evaluator(model).pictures(full), evaluator(models["DiTPipeline"]).pictures(full))
+    assert not np.array_equal(
+        evaluator(model).pictures(full), evaluator(models["DiTPipeline"]).pictures(full)
+    )
 
 
 def test_one_command_line_after_the_other(

@@ -24,7 +24,10 @@ def write_coco(folder: Path, num_pictures: int = NUM_PICTURES) -> None:
         for j in range(3)
     ]
     (folder / "annotations").mkdir(exist_ok=True)
-    write(folder / "annotations" / "captions_val2017.json", {"images": pictures, "annotations": captions})
+    write(
+        folder / "annotations" / "captions_val2017.json",
+        {"images": pictures, "annotations": captions},
+    )
 
 
 def write_mjhq(folder: Path, num_prompts: int = NUM_MJHQ) -> None:
@@ -49,7 +52,10 @@ def write_parti(folder: Path, num_prompts: int = NUM_PARTI) -> None:
 
 def write_imagenet(folder: Path, num_classes: int = NUM_CLASSES) -> None:
     """As in ImageNet, two classes have the same name."""
-    names = {str(i): [f"n{i:08}", "crane" if i in (134, 517) else f"class_{i}"] for i in range(num_classes)}
+    names = {
+        str(i): [f"n{i:08}", "crane" if i in (134, 517) else f"class_{i}"]
+        for i in range(num_classes)
+    }
     write(folder / "imagenet_class_index.json", names)
 
 
@@ -68,7 +74,9 @@ Writer = Callable[..., None]
 
 
 @every_set
-def test_every_entry_is_read_once(kind: Any, writer: Writer, name: str, count: int, tmp_path: Path) -> None:
+def test_every_entry_is_read_once(
+    kind: Any, writer: Writer, name: str, count: int, tmp_path: Path
+) -> None:
     writer(tmp_path)
     prompts = kind(str(tmp_path)).read()
     assert len(prompts) == len(set(prompts)) == count
@@ -77,7 +85,9 @@ def test_every_entry_is_read_once(kind: Any, writer: Writer, name: str, count: i
 
 
 @every_set
-def test_the_seed_alone_decides_the_order(kind: Any, writer: Writer, name: str, count: int, tmp_path: Path) -> None:
+def test_the_seed_alone_decides_the_order(
+    kind: Any, writer: Writer, name: str, count: int, tmp_path: Path
+) -> None:
     writer(tmp_path)
     prompts = kind(str(tmp_path)).read()
     assert prompts == kind(str(tmp_path)).read()
@@ -126,21 +136,31 @@ def test_a_wrong_file_is_named_in_one_sentence(
 def test_coco_gives_each_picture_one_of_its_captions(tmp_path: Path) -> None:
     write_coco(tmp_path)
     prompts = Coco(str(tmp_path)).read()
-    pictures, captions = zip(*(prompt.removeprefix("Picture ").split(", caption ") for prompt in prompts), strict=True)
+    pictures, captions = zip(
+        *(prompt.removeprefix("Picture ").split(", caption ") for prompt in prompts), strict=True
+    )
     assert sorted(map(int, pictures)) == list(range(NUM_PICTURES))
     counts = Counter(captions)
     assert set(counts) == {"0.", "1.", "2."}
     assert all(abs(count - NUM_PICTURES / 3) < 200 for count in counts.values())  # six deviations
 
 
-def test_coco_needs_a_caption_for_every_picture_and_refuses_other_annotations(tmp_path: Path) -> None:
+def test_coco_needs_a_caption_for_every_picture_and_refuses_other_annotations(
+    tmp_path: Path,
+) -> None:
     write_coco(tmp_path)
     file = tmp_path / "annotations" / "captions_val2017.json"
     data = json.loads(file.read_text())
-    write(file, data | {"annotations": [entry for entry in data["annotations"] if entry["image_id"] != 7]})
+    write(
+        file,
+        data | {"annotations": [entry for entry in data["annotations"] if entry["image_id"] != 7]},
+    )
     with pytest.raises(PromptsError, match=r"4,999 captioned pictures, not 5,000"):
         Coco(str(tmp_path)).read()
-    boxes = [{"id": entry["id"], "image_id": entry["image_id"], "bbox": []} for entry in data["annotations"]]
+    boxes = [
+        {"id": entry["id"], "image_id": entry["image_id"], "bbox": []}
+        for entry in data["annotations"]
+    ]
     write(file, data | {"annotations": boxes})
     with pytest.raises(PromptsError, match="its entries are of another form"):
         Coco(str(tmp_path)).read()
@@ -179,7 +199,9 @@ def test_captions_are_taken_as_they_are(tmp_path: Path) -> None:
     assert Captions(str(file)).read() == ["b ", "a", ""]
     for wrong in ([], {}, ["a", 3], "a"):
         write(file, wrong)
-        with pytest.raises(PromptsError, match=r"give prompts\.path=FILE, a JSON list of one or more captions$"):
+        with pytest.raises(
+            PromptsError, match=r"give prompts\.path=FILE, a JSON list of one or more captions$"
+        ):
             Captions(str(file)).read()
     with pytest.raises(PromptsError, match="no prompts in"):
         Captions(str(tmp_path / "missing.json")).read()

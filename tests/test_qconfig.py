@@ -26,13 +26,16 @@ LARGE = graph_of(*[(64, 2048)] * 12)
 SPACE = Space.of(LARGE, PAPER)
 
 
-@pytest.mark.parametrize("text", [*PAPER, "uaq_g64-4", "nf4_g64-4", "fp-16", "uaq_refined-2", "fp8_e4m3-8"])
+@pytest.mark.parametrize(
+    "text", [*PAPER, "uaq_g64-4", "nf4_g64-4", "fp-16", "uaq_refined-2", "fp8_e4m3-8"]
+)
 def test_parse_and_print_are_inverse(text: str) -> None:
     assert str(QuantMethod.parse(text)) == text
 
 
 @pytest.mark.parametrize(
-    "text", ["", "uaq", "uaq-", "uaq-1", "uaq-9", "nf4_g64-3", "fp-4", "uaq_g60-4", "kmeans-4", "uaq-4 "]
+    "text",
+    ["", "uaq", "uaq-", "uaq-1", "uaq-9", "nf4_g64-3", "fp-4", "uaq_g60-4", "kmeans-4", "uaq-4 "],
 )
 def test_an_unknown_method_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"wanted a method such as|has .* bits"):
@@ -47,14 +50,19 @@ def test_overhead_is_the_papers() -> None:
 
 def test_codes_of_tied_weights_are_stored_once_each() -> None:
     method = QuantMethod("uaq", 4)
-    alone, tied = Weight("a", "a.weight", (8, 64)), Weight("a", "a.weight", (8, 64), ties=("b.weight",))
+    alone, tied = (
+        Weight("a", "a.weight", (8, 64)),
+        Weight("a", "a.weight", (8, 64), ties=("b.weight",)),
+    )
     assert method.size_bits(tied, 16) == 2 * method.size_bits(alone, 16)
 
 
 def test_three_bit_codes_fill_whole_bytes() -> None:
     odd = Weight("a", "a.weight", (1, 3))
     assert QuantMethod("fp", 16).size_bits(odd, 16) == 48
-    assert QuantMethod("kmeans_a", 3).size_bits(odd, 16) == 16 + 8 * 16  # 9 bits of codes => 2 bytes
+    assert (
+        QuantMethod("kmeans_a", 3).size_bits(odd, 16) == 16 + 8 * 16
+    )  # 9 bits of codes => 2 bytes
 
 
 def test_a_small_layer_is_offered_what_it_affords() -> None:
@@ -72,7 +80,9 @@ def test_json_round_trip_and_digest() -> None:
     assert turned.digest == qconfig.digest, "the order of weights is no difference"
 
 
-@pytest.mark.parametrize("data", [None, [], {}, {"schema": "qsdm/qconfig/1"}, {"schema": "x", "methods": {}}])
+@pytest.mark.parametrize(
+    "data", [None, [], {}, {"schema": "qsdm/qconfig/1"}, {"schema": "x", "methods": {}}]
+)
 def test_foreign_json_is_refused(data: object) -> None:
     with pytest.raises(ValueError, match="wanted a configuration of schema"):
         QuantConfig.from_json(data)  # type: ignore[arg-type]
@@ -110,7 +120,10 @@ def test_methods_of_equal_bits_are_drawn_equally() -> None:
         (QuantConfig("other", {}), "of 'toy'"),
         (QuantConfig("toy", {}), "same weights"),
         (QuantConfig("toy", {f"layer{i}": QuantMethod("uaq", 4) for i in range(13)}), "'layer12'"),
-        (QuantConfig("toy", {f"layer{i}": QuantMethod("uaq", 8) for i in range(12)}), "uaq-8 is not on offer"),
+        (
+            QuantConfig("toy", {f"layer{i}": QuantMethod("uaq", 8) for i in range(12)}),
+            "uaq-8 is not on offer",
+        ),
     ],
 )
 def test_a_configuration_outside_the_space_is_named(qconfig: QuantConfig, words: str) -> None:
@@ -120,7 +133,10 @@ def test_a_configuration_outside_the_space_is_named(qconfig: QuantConfig, words:
 
 def test_uniform_takes_the_substitute_where_it_must() -> None:
     space = Space.of(graph_of((32, 64), (64, 2048)), PAPER)
-    assert [str(m) for m in space.uniform("kmeans_c-4").methods.values()] == ["kmeans_a-4", "kmeans_c-4"]
+    assert [str(m) for m in space.uniform("kmeans_c-4").methods.values()] == [
+        "kmeans_a-4",
+        "kmeans_c-4",
+    ]
     with pytest.raises(OutsideSpace, match="no 8-bit method"):
         space.uniform("uaq-8")
 

@@ -10,15 +10,16 @@ from PIL import Image
 
 from qsdm import cost
 from qsdm.calibrate import calibrate
-from qsdm.calibration import read_table
 from qsdm.denoisers import Model
 from qsdm.engine.serial import Serial
 from qsdm.graph import Graph
 from qsdm.outcome import Objective
 from qsdm.qconfig import QuantConfig, Space, SpaceSpec
+from qsdm.quant.calibration import read_table
 from qsdm.realize import best_points, realize
 from qsdm.search import search_front
-from qsdm.store import Store, StoreError, read_json, write_json
+from qsdm.store import Store, StoreError
+from qsdm.store.files import read_json, write_json
 from qsdm.strategies import Problem
 from qsdm.strategies.random import Random
 from qsdm.trace import trace
@@ -50,12 +51,19 @@ def searched(tiny_model: Model, traced: Path, space: Space) -> Path:
         return genes.sum(axis=1) / genes.shape[1], np.zeros(len(genes))
 
     front = search_front(predict, problem, Random(), budget=100)
-    about = {"schema": "qsdm/front/1", "denoiser": "tiny", "space": "small", "objective": {"fd_lite0": -1}}
+    about = {
+        "schema": "qsdm/front/1",
+        "denoiser": "tiny",
+        "space": "small",
+        "objective": {"fd_lite0": -1},
+    }
     write_json(place.path("search/small.json"), about | front)
     return traced
 
 
-def test_measures_ours_beside_what_it_must_beat(tiny_model: Model, searched: Path, space: Space) -> None:
+def test_measures_ours_beside_what_it_must_beat(
+    tiny_model: Model, searched: Path, space: Space
+) -> None:
     place = Store(searched, tiny_model.name)
     objective = Objective({"fd_lite0": -1})
     arguments = {
@@ -69,7 +77,16 @@ def test_measures_ours_beside_what_it_must_beat(tiny_model: Model, searched: Pat
     summary = realize(tiny_model, SPEC, objective, searched, **arguments)
     assert summary == read_json(place.path("summary.json"))
     rows = {row["name"]: row for row in summary["rows"]}
-    assert list(rows) == ["fp", "kmeans_a-4", "uaq-4", "kmeans_a-3", "uaq-3", "random-0", "random-1", "ours"]
+    assert list(rows) == [
+        "fp",
+        "kmeans_a-4",
+        "uaq-4",
+        "kmeans_a-3",
+        "uaq-3",
+        "random-0",
+        "random-1",
+        "ours",
+    ]
     ours = rows["ours"]
     assert ours["avg_bits"] <= LIMIT
     for name in ("random-0", "random-1"):
@@ -98,10 +115,10 @@ def test_ours_is_written_as_a_small_pipeline_that_draws_the_same_pictures(
 ) -> None:
     import torch
 
-    from qsdm.calibration import PackedWeights
     from qsdm.checkpoint import contents, load_quantized
-    from qsdm.evaluation import Evaluator
-    from qsdm.protocols import prompts_of, protocol_of, seed_of
+    from qsdm.measurement.evaluator import Evaluator
+    from qsdm.measurement.protocol import prompts_of, protocol_of, seed_of
+    from qsdm.quant.calibration import PackedWeights
 
     place = Store(searched, tiny_model.name)
     chosen = QuantConfig.from_json(read_json(place.path("chosen.json")))
@@ -134,15 +151,16 @@ def test_ours_is_written_as_a_small_pipeline_that_draws_the_same_pictures(
 
 
 def test_the_checkpoint_has_a_model_card(tiny_model: Model, searched: Path, space: Space) -> None:
-    from qsdm import card
-    from qsdm.checkpoint import contents
-    from qsdm.memory import tensors_in, total
+    from qsdm.checkpoint import card, contents
+    from qsdm.measurement.memory import tensors_in, total
 
     place = Store(searched, tiny_model.name)
     folder = place.path("checkpoint")
     text = (folder / "README.md").read_text(encoding="utf-8")
     chosen = QuantConfig.from_json(read_json(place.path("chosen.json")))
-    ours = next(row for row in read_json(place.path("summary.json"))["rows"] if row["name"] == "ours")
+    ours = next(
+        row for row in read_json(place.path("summary.json"))["rows"] if row["name"] == "ours"
+    )
     found = contents(folder)
     here = {name: total(tensors) for name, tensors in tensors_in(folder).items()}
     assert here["unet"] == found.total_bytes - found.header_bytes
@@ -174,7 +192,11 @@ def test_the_checkpoint_has_a_model_card(tiny_model: Model, searched: Path, spac
 
 def test_takes_the_best_predicted_points_below_the_limit() -> None:
     def point(bits: float, value: float, *methods: str) -> dict:
-        return {"avg_bits": bits, "predicted": value, "qconfig": {"methods": dict(enumerate(methods))}}
+        return {
+            "avg_bits": bits,
+            "predicted": value,
+            "qconfig": {"methods": dict(enumerate(methods))},
+        }
 
     points = [
         point(3.1, -3.0, "uaq-3", "uaq-3"),
@@ -183,7 +205,12 @@ def test_takes_the_best_predicted_points_below_the_limit() -> None:
         point(3.5, -1.5, "uaq-3", "uaq-4"),  # a copy of the one above, taken last
         point(3.6, 0.0, "uaq-4", "uaq-4"),
     ]
-    assert [p["predicted"] for p in best_points({"points": points}, 3.5, 4)] == [-1.0, -2.0, -3.0, -1.5]
+    assert [p["predicted"] for p in best_points({"points": points}, 3.5, 4)] == [
+        -1.0,
+        -2.0,
+        -3.0,
+        -1.5,
+    ]
     assert [p["avg_bits"] for p in best_points({"points": points}, 3.5, 2)] == [3.5, 3.3]
     with pytest.raises(ValueError, match=r"larger avg_bits.*3\.1000 \(got 3\)"):
         best_points({"points": points}, 3, 2)

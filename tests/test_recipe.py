@@ -15,7 +15,8 @@ from qsdm.measure import measure
 from qsdm.qconfig import QuantConfig, SpaceSpec
 from qsdm.recipe import Format, recipe
 from qsdm.run.keys import keywords
-from qsdm.store import Store, StoreError, read_json
+from qsdm.store import Store, StoreError
+from qsdm.store.files import read_json
 from qsdm.trace import trace
 from tests.test_conf import compose
 
@@ -32,7 +33,9 @@ def store(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def spec_of(command: str) -> SpaceSpec:
     """The space of a printed command."""
     words = shlex.split(command)
-    return keywords(*compose(words[2].removeprefix("qsdm."), ["model=emoji_unet", *words[4:]]))["space"]
+    return keywords(*compose(words[2].removeprefix("qsdm."), ["model=emoji_unet", *words[4:]]))[
+        "space"
+    ]
 
 
 def test_an_imported_recipe_is_measured(
@@ -65,7 +68,9 @@ def test_a_recipe_inside_the_space_needs_no_other_calibration(
 
 
 @pytest.mark.parametrize("to", list(Format))
-def test_what_realize_chose_is_written(tiny_model: Model, store: Path, to: Format, tmp_path: Path) -> None:
+def test_what_realize_chose_is_written(
+    tiny_model: Model, store: Path, to: Format, tmp_path: Path
+) -> None:
     (tmp_path / "skip.json").write_text("[]")
     place = Store(store, "tiny")
     recipe(tiny_model, SPEC, store, tmp_path / "skip.json")

@@ -71,7 +71,9 @@ def test_front_rises_and_can_be_read_back(problem):
         genes = problem.space.encode(QuantConfig.from_json(point["qconfig"]))[None]
         assert problem.size_of(genes)[0] == point["size_bytes"]
         assert Additive(problem)(genes)[0][0] == point["predicted"]
-        assert 8 * point["size_bytes"] / problem.space.graph.num_values == pytest.approx(point["avg_bits"])
+        assert 8 * point["size_bytes"] / problem.space.graph.num_values == pytest.approx(
+            point["avg_bits"]
+        )
 
 
 def test_no_baseline_has_more_volume_than_the_front_of_everything(problem):
@@ -87,7 +89,9 @@ def test_more_evaluations_find_no_smaller_volume(problem):
     assert many >= few
 
 
-@pytest.mark.parametrize("strategy", [EVOLUTION, Random(50), Greedy(50)], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "strategy", [EVOLUTION, Random(50), Greedy(50)], ids=lambda s: type(s).__name__
+)
 def test_limit_and_seed(problem, strategy):
     first, second = (run(problem, strategy, max_bits=3.5, budget=200, seed=3) for _ in range(2))
     assert first == second
@@ -104,7 +108,9 @@ def test_limit_concentrates_the_search_below_it(problem):
 
 def test_aversion_to_risk_prefers_what_the_folds_agree_on(problem):
     bold, careful = run(problem, kappa=0.0), run(problem, kappa=50.0)
-    assert np.mean([p["std"] for p in careful["points"]]) < np.mean([p["std"] for p in bold["points"]])
+    assert np.mean([p["std"] for p in careful["points"]]) < np.mean(
+        [p["std"] for p in bold["points"]]
+    )
 
 
 def test_stored_points_are_thinned_with_their_ends(problem):
@@ -143,6 +149,14 @@ def test_what_was_predicted_once_is_not_predicted_again(problem):
 
 
 def test_a_missing_stage_is_named_with_its_command(tmp_path):
-    model = Model("none", "zoo", "UNet2DConditionModel", "unet", resolution_px=32, steps=10, guidance=2.0)
+    model = Model(
+        "none", "zoo", "UNet2DConditionModel", "unet", resolution_px=32, steps=10, guidance=2.0
+    )
     with pytest.raises(StoreError, match=r"run python -m qsdm\.trace \+model=none"):
-        search(model, SpaceSpec("traced", METHODS), Objective({"fd_lite0": -1}), EVOLUTION, store=tmp_path)
+        search(
+            model,
+            SpaceSpec("traced", METHODS),
+            Objective({"fd_lite0": -1}),
+            EVOLUTION,
+            store=tmp_path,
+        )

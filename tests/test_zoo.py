@@ -13,16 +13,21 @@ from test_conf import compose
 
 from qsdm.denoisers import ZOO, load_pipeline, weights_digest
 from qsdm.graph import Graph
-from qsdm.labels import in_space
+from qsdm.measurement.labels import in_space
+from qsdm.measurement.protocol import prompts_of, protocol_of
 from qsdm.outcome import SCHEMA, Objective
-from qsdm.protocols import prompts_of, protocol_of
 from qsdm.run.keys import keywords
-from qsdm.store import Store, read_json
+from qsdm.store import Store
+from qsdm.store.files import read_json
 from qsdm.trace import trace
 
 ALL = sorted(path.parent.name for path in ZOO.glob("*/pipeline"))
 LABELS = 240  # at least
-TESTED = {(0, 256): 60, (1, 256): 60, (0, 1024): 60}  # configurations of the test set, by seed set and pictures
+TESTED = {
+    (0, 256): 60,
+    (1, 256): 60,
+    (0, 1024): 60,
+}  # configurations of the test set, by seed set and pictures
 WIDE = 100  # configurations of the wide space
 
 
@@ -49,10 +54,15 @@ def test_labels_were_measured_with_this_pipeline_and_these_metrics(made, tmp_pat
     assert len(labels) >= LABELS
     assert len(drawn) >= len(labels) + TESTED[0, 256]
     assert len({encodable.encode(outcome.qconfig).tobytes() for outcome in drawn}) == len(drawn)
-    assert all(outcome.num_images == 256 and set(outcome.metrics) == set(model.metrics) for outcome in outcomes)
+    assert all(
+        outcome.num_images == 256 and set(outcome.metrics) == set(model.metrics)
+        for outcome in outcomes
+    )
     alone = [outcome.qconfig.methods for outcome in outcomes if len(outcome.qconfig.methods) == 1]
     assert all(method.bits == 3 for methods in alone for method in methods.values())
-    assert {name for methods in alone for name in methods} == {weight.name for weight in encodable.graph.weights}
+    assert {name for methods in alone for name in methods} == {
+        weight.name for weight in encodable.graph.weights
+    }
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -66,7 +76,9 @@ def test_the_bank_is_a_table_that_others_read(name: str) -> None:
     card = (path.parent / "README.md").read_text(encoding="utf-8")
     for column in bank.columns:
         group = column.partition("/")[0]
-        assert f"`{group}/NAME`" in card or f"`{column}`" in card, f"the data card does not explain {column}"
+        assert f"`{group}/NAME`" in card or f"`{column}`" in card, (
+            f"the data card does not explain {column}"
+        )
     labels = bank[(bank.part == "traced") & (bank.stage == "measure")]
     # The lowest tenth of emoji_mmdit's range holds 10 of 240: few configurations are that small.
     counts, _ = np.histogram(labels.avg_bits, 5 if name == "emoji_mmdit" else 10)
@@ -77,7 +89,9 @@ def test_the_bank_is_a_table_that_others_read(name: str) -> None:
     tested = bank[(bank.stage == "test") & (bank.part == "traced")]
     sets = {key: set(rows.qconfig) for key, rows in tested.groupby(["seed_set", "num_images"])}
     assert {key: len(found) for key, found in sets.items()} == TESTED
-    assert all(found <= sets[0, 256] for found in sets.values()), "seed sets and pictures of other configurations"
+    assert all(found <= sets[0, 256] for found in sets.values()), (
+        "seed sets and pictures of other configurations"
+    )
     assert not sets[0, 256] & set(labels.qconfig), "a configuration of the test set is a label, too"
     assert sum(bank.part == "wide") == WIDE
     assert bank.pictures.nunique() == len(bank), "two configurations drew the same pictures"
@@ -91,7 +105,10 @@ def test_pipeline_is_small_and_in_16_bit(made) -> None:
     for path in files:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as weights:
-                assert {weights.get_slice(name).get_dtype() for name in weights.keys()} <= {"F16", "I64"}  # noqa: SIM118
+                assert {weights.get_slice(name).get_dtype() for name in list(weights.keys())} <= {
+                    "F16",
+                    "I64",
+                }
         assert path.suffix in (".safetensors", ".json")  # no pickle
     (denoiser,) = (made["model"].directory / made["model"].component).glob("*.safetensors")
     assert denoiser.stat().st_size <= 8e6
@@ -105,7 +122,9 @@ def test_text_encoder_pools_the_last_token(made) -> None:
     with torch.inference_mode():
         out = pipeline.text_encoder(tokens.input_ids)
     assert tokens.input_ids[0, -1] == pipeline.tokenizer.eos_token_id
-    pooled = out.text_embeds if hasattr(out, "text_embeds") else out.pooler_output  # a projection by identity
+    pooled = (
+        out.text_embeds if hasattr(out, "text_embeds") else out.pooler_output
+    )  # a projection by identity
     torch.testing.assert_close(pooled, out.last_hidden_state[:, -1])
 
 
@@ -122,6 +141,8 @@ def test_quality_was_measured_with_these_weights(made) -> None:
 def test_the_example_of_the_readme_draws_a_picture(tmp_path: Path) -> None:
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     code = readme.split("```python\n")[1].split("```")[0]
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     assert 3 < float(done.stdout.split()[-1]) < 5  # average bits
     assert (tmp_path / "face.png").stat().st_size > 500

@@ -23,7 +23,12 @@ CAPTIONS = [
 
 def build_tiny_model(folder: Path, seed: int = 0) -> Model:
     import torch
-    from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import (
+        AutoencoderKL,
+        DPMSolverMultistepScheduler,
+        StableDiffusionPipeline,
+        UNet2DConditionModel,
+    )
     from transformers import CLIPTextConfig, CLIPTextModel
 
     from qsdm.metrics.fidelity import Psnr
@@ -103,5 +108,14 @@ def build_tiny_tokenizer(max_length: int):
     from transformers import CLIPTokenizer
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    symbols = ["<|startoftext|>", "<|endoftext|>", *alphabet, *(f"{symbol}</w>" for symbol in alphabet)]
-    return CLIPTokenizer(vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=[], model_max_length=max_length)
+    symbols = [
+        "<|startoftext|>",
+        "<|endoftext|>",
+        *alphabet,
+        *(f"{symbol}</w>" for symbol in alphabet),
+    ]
+    return CLIPTokenizer(
+        vocab={symbol: i for i, symbol in enumerate(symbols)},
+        merges=[],
+        model_max_length=max_length,
+    )

@@ -13,7 +13,10 @@ from qsdm.denoisers import Model, weights_digest
 from qsdm.graph import Graph, Node, Op, Role, Weight, sorted_graph
 from qsdm.outcome import Outcome, Protocol
 from qsdm.qconfig import QuantConfig, Space, SpaceSpec
-from qsdm.store import OutcomeDatabase, Store, write_json, write_tensors
+from qsdm.store import Store
+from qsdm.store.files import write_json
+from qsdm.store.outcomes import OutcomeDatabase
+from qsdm.store.tensors import write_tensors
 
 METHODS = ("uaq-3", "uaq-4", "kmeans_a-3", "kmeans_a-4", "kmeans_c-3", "kmeans_c-4")
 
@@ -24,16 +27,34 @@ def unet_graph(levels: int = 3, repeats: int = 2, base: int = 64) -> Graph:
     edges: list[tuple[int, int]] = []
 
     def add(
-        name: str, op: Op, *sources: int, role: Role = Role.NONE, shape: tuple[int, ...] | None = None, block: str = ""
+        name: str,
+        op: Op,
+        *sources: int,
+        role: Role = Role.NONE,
+        shape: tuple[int, ...] | None = None,
+        block: str = "",
     ) -> int:
         weight = Weight(name, f"{name.partition('#')[0]}.weight", shape) if shape else None
         macs = int(np.prod(shape)) * 16 if shape else 0
         stage = name.partition(".")[0]
-        nodes.append(Node(name, op, role, stage, block or stage, weight, (1, shape[0] if shape else base, 8, 8), macs))
+        nodes.append(
+            Node(
+                name,
+                op,
+                role,
+                stage,
+                block or stage,
+                weight,
+                (1, shape[0] if shape else base, 8, 8),
+                macs,
+            )
+        )
         edges.extend((source, len(nodes) - 1) for source in sources)
         return len(nodes) - 1
 
-    sample, time, text = (add(name, Op.INPUT) for name in ("sample", "timestep", "encoder_hidden_states"))
+    sample, time, text = (
+        add(name, Op.INPUT) for name in ("sample", "timestep", "encoder_hidden_states")
+    )
     t = add("time.linear_1", Op.LINEAR, time, role=Role.COND_IN, shape=(4 * base, base))
     t = add("time.linear_2", Op.LINEAR, t, role=Role.COND_IN, shape=(4 * base, 4 * base))
 
@@ -50,7 +71,14 @@ def unet_graph(levels: int = 3, repeats: int = 2, base: int = 64) -> Graph:
             for k, (source, c) in enumerate(zip(x, inputs, strict=True))
         ]
         joined = add(f"{name}.add1", Op.ADD, *parts) if len(parts) > 1 else parts[0]
-        temb = add(f"{name}.time_emb_proj", Op.LINEAR, t, role=Role.COND_PROJ, shape=(out, 4 * base), block=name)
+        temb = add(
+            f"{name}.time_emb_proj",
+            Op.LINEAR,
+            t,
+            role=Role.COND_PROJ,
+            shape=(out, 4 * base),
+            block=name,
+        )
         h = add(f"{name}.add_cond", Op.ADD_COND, joined, temb)
         h = add(f"{name}.norm2", Op.NORM, h)
         h = add(f"{name}.conv2", Op.CONV, h, role=Role.CONV, shape=(out, out, 3, 3), block=name)
@@ -62,10 +90,16 @@ def unet_graph(levels: int = 3, repeats: int = 2, base: int = 64) -> Graph:
         k = add(f"{name}.to_k", Op.LINEAR, text, role=Role.ATTN_K, shape=(width, 96), block=name)
         v = add(f"{name}.to_v", Op.LINEAR, text, role=Role.ATTN_V, shape=(width, 96), block=name)
         a = add(f"{name}.sdpa", Op.SDPA, q, k, v)
-        o = add(f"{name}.to_out", Op.LINEAR, a, role=Role.ATTN_OUT, shape=(width, width), block=name)
+        o = add(
+            f"{name}.to_out", Op.LINEAR, a, role=Role.ATTN_OUT, shape=(width, width), block=name
+        )
         x = add(f"{name}.add", Op.ADD, o, x)
-        f = add(f"{name}.ff_in", Op.LINEAR, x, role=Role.FF_IN, shape=(4 * width, width), block=name)
-        f = add(f"{name}.ff_out", Op.LINEAR, f, role=Role.FF_OUT, shape=(width, 4 * width), block=name)
+        f = add(
+            f"{name}.ff_in", Op.LINEAR, x, role=Role.FF_IN, shape=(4 * width, width), block=name
+        )
+        f = add(
+            f"{name}.ff_out", Op.LINEAR, f, role=Role.FF_OUT, shape=(width, 4 * width), block=name
+        )
         return add(f"{name}.add_ff", Op.ADD, f, x)
 
     x = add("conv_in", Op.CONV, sample, role=Role.CONV_IN, shape=(base, 4, 3, 3))
@@ -106,7 +140,14 @@ def method_table(space: Space, seed: int = 0) -> MethodTable:
     for i, (weight, offered) in enumerate(zip(weights, space.options, strict=True)):
         for method in offered:
             j = space.methods.index(method)
-            error[i, j] = 0.9 * factor[method.name] * level[i] * 4.0**-method.bits * np.exp(rng.normal(0, 0.15)) * 2
+            error[i, j] = (
+                0.9
+                * factor[method.name]
+                * level[i]
+                * 4.0**-method.bits
+                * np.exp(rng.normal(0, 0.15))
+                * 2
+            )
             size[i, j] = method.size_bits(weight, space.full_bits) // 8
     return MethodTable(tuple(w.name for w in weights), space.methods, error, size)
 
@@ -124,7 +165,10 @@ class Toy:
         names = {weight.name: i for i, weight in enumerate(self.space.graph.weights)}
         pairs = [
             (names[a.weight.name], names[b.weight.name])
-            for a, b in ((self.space.graph.nodes[i], self.space.graph.nodes[j]) for i, j in self.space.graph.edges)
+            for a, b in (
+                (self.space.graph.nodes[i], self.space.graph.nodes[j])
+                for i, j in self.space.graph.edges
+            )
             if a.weight is not None and b.weight is not None
         ]
         error = np.stack([self.table.of(qconfig)[0] for qconfig in qconfigs])
@@ -133,14 +177,27 @@ class Toy:
         total = damage.sum(axis=1) + 0.3 * interaction
         return 20 + 60 * total**0.8
 
-    def outcomes(self, num: int, seed: int = 0, noise: float = 0.15) -> tuple[list[Outcome], Protocol]:
+    def outcomes(
+        self, num: int, seed: int = 0, noise: float = 0.15
+    ) -> tuple[list[Outcome], Protocol]:
         rng = np.random.default_rng(seed)
         qconfigs = [self.space.sample(rng) for _ in range(num)]
         fd = self.true_fd(qconfigs)
         sigma = noise * fd.std() * 2**0.5  # of a half
         halves = fd[:, None] + rng.normal(0, sigma, (num, 2))
         protocol = Protocol(
-            "toy_unet", weights_digest(MODEL), "f", "Sampler", 10, 2.0, 32, "float32", "p", 0, 64, {"fd_lite0": "1"}
+            "toy_unet",
+            weights_digest(MODEL),
+            "f",
+            "Sampler",
+            10,
+            2.0,
+            32,
+            "float32",
+            "p",
+            0,
+            64,
+            {"fd_lite0": "1"},
         )
         return [
             Outcome(
@@ -164,21 +221,30 @@ def make_toy(seed: int = 0, **size: int) -> Toy:
     rng = np.random.default_rng(seed)
     by_role = {role: rng.normal(0, 1.0) for role in Role}
     nodes = [graph.node_of(weight.name) for weight in graph.weights]
-    log = [by_role[node.role] + 1.2 * (node.depth - 0.5) ** 2 * 4 + rng.normal(0, 1.2) for node in nodes]
+    log = [
+        by_role[node.role] + 1.2 * (node.depth - 0.5) ** 2 * 4 + rng.normal(0, 1.2)
+        for node in nodes
+    ]
     return Toy(space, method_table(space, seed), np.exp(np.array(log)))
 
 
-MODEL = Model("toy_unet", "zoo", "UNet2DConditionModel", "unet", resolution_px=32, steps=10, guidance=2.0)
+MODEL = Model(
+    "toy_unet", "zoo", "UNet2DConditionModel", "unet", resolution_px=32, steps=10, guidance=2.0
+)
 SPACE = SpaceSpec("traced", METHODS, splits=".*")
 
 
 def fill_store(root: Path, toy: Toy, num: int, seed: int = 0) -> Store:
     """The artifacts of trace, calibrate (without weights) and measure."""
-    from qsdm.calibration import SCHEMA
+    from qsdm.quant.calibration import SCHEMA
 
     store = Store(root, "toy_unet")
     write_json(store.path("graph.json"), toy.space.graph.to_json())
-    about = {"schema": SCHEMA, "weights": list(toy.table.weights), "methods": [str(m) for m in toy.table.methods]}
+    about = {
+        "schema": SCHEMA,
+        "weights": list(toy.table.weights),
+        "methods": [str(m) for m in toy.table.methods],
+    }
     tensors = {"rel_error": toy.table.rel_error, "size_bytes": toy.table.size_bytes}
     write_tensors(store.path("calibration/traced/table.safetensors"), tensors, about)
     outcomes, protocol = toy.outcomes(num, seed)

@@ -33,7 +33,9 @@ def timed(what: str, function: Callable[[], Any]) -> Any:
     wall, cpu = time.perf_counter(), time.process_time()
     made = function()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    peak = int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 2**20  # KiB
+    peak = (
+        int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 2**20
+    )  # KiB
     print(f"{what:<58}{cpu:>9.1f} CPU-s{wall:>9.1f} s{peak:>8.2f} GiB peak", flush=True)
     return made
 
@@ -57,7 +59,9 @@ def random_denoiser(name: str) -> tuple[torch.nn.Module, Any]:
                 continue
             start = int(rng.integers(len(noise)))
             values = np.resize(np.roll(noise, start), parameter.numel())
-            parameter.copy_(torch.from_numpy(values).view(parameter.shape) / parameter[0].numel() ** 0.5)
+            parameter.copy_(
+                torch.from_numpy(values).view(parameter.shape) / parameter[0].numel() ** 0.5
+            )
     return denoiser.eval(), model
 
 
@@ -80,26 +84,35 @@ def forward(path: Path) -> None:
     half = {"dtype": torch.bfloat16}
     inputs = {
         "encoder_hidden_states": torch.zeros(1, 77, 2048, **half),
-        "added_cond_kwargs": {"text_embeds": torch.zeros(1, 1280, **half), "time_ids": torch.zeros(1, 6, **half)},
+        "added_cond_kwargs": {
+            "text_embeds": torch.zeros(1, 1280, **half),
+            "time_ids": torch.zeros(1, 6, **half),
+        },
     }
     with torch.inference_mode():
         noise = torch.randn(1, 4, 64, 64).to(torch.bfloat16)
-        out = timed("forward, 64x64 latents, bfloat16", lambda: denoiser(noise, 500, **inputs).sample)
-    print(f"    output {tuple(out.shape)}, deviation {out.float().std():.3f}, finite: {bool(out.isfinite().all())}")
+        out = timed(
+            "forward, 64x64 latents, bfloat16", lambda: denoiser(noise, 500, **inputs).sample
+        )
+    print(
+        f"    output {tuple(out.shape)}, deviation {out.float().std():.3f}, finite: {bool(out.isfinite().all())}"
+    )
 
 
 def written(name: str, folder: Path) -> Path:
     """Where the checkpoint lies, after all that is measured before it is loaded."""
     from qsdm import cost, tracing
-    from qsdm.calibration import PackedWeights, calibrate
     from qsdm.checkpoint import save_denoiser
     from qsdm.qconfig import SpaceSpec
+    from qsdm.quant.calibration import PackedWeights, calibrate
     from qsdm.quant.swap import Switch
     from qsdm.trace import prepare
 
     denoiser, model = timed("random weights", lambda: random_denoiser(name))
     module, inputs, _ = prepare(model)
-    space = SpaceSpec("bench", METHODS).of(tracing.trace(module, inputs, model.name), model.full_bits)
+    space = SpaceSpec("bench", METHODS).of(
+        tracing.trace(module, inputs, model.name), model.full_bits
+    )
     store = folder / name
     if not (store / "weights.safetensors").exists():
         state = denoiser.state_dict()
@@ -107,23 +120,36 @@ def written(name: str, folder: Path) -> Path:
     packed = PackedWeights(store)
 
     mixed, target = config_of(space, AVG_BITS), folder / f"{name}-checkpoint"
-    found = timed("write the checkpoint", lambda: save_denoiser(denoiser, space.graph, mixed, target, packed.quantized))
+    found = timed(
+        "write the checkpoint",
+        lambda: save_denoiser(denoiser, space.graph, mixed, target, packed.quantized),
+    )
     wanted = cost.size_bytes(space.graph, mixed, space.full_bits) + sum(found.plain.values())
     print(f"    {found}")
-    print(f"    {100 * (found.total_bytes / wanted - 1):.3f} % more than the cost model and what is not quantized")
+    print(
+        f"    {100 * (found.total_bytes / wanted - 1):.3f} % more than the cost model and what is not quantized"
+    )
 
-    switch = timed("copy of the originals", lambda: Switch(denoiser, space.graph, packed.dequantize))
+    switch = timed(
+        "copy of the originals", lambda: Switch(denoiser, space.graph, packed.dequantize)
+    )
     rng = np.random.default_rng(1)
     timed("switch from full precision", lambda: switch.to(space.sample(rng)))
-    touched = timed("switch between two random configurations", lambda: switch.to(space.sample(rng)))
+    touched = timed(
+        "switch between two random configurations", lambda: switch.to(space.sample(rng))
+    )
     print(f"    {touched} of {len(space.graph.weights)} weights touched")
     return target
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="sdxl")
-    parser.add_argument("--folder", type=Path, default=Path("store/bench"), help="where the files go")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("store/bench"), help="where the files go"
+    )
     parser.add_argument("--forward", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.forward:

@@ -43,7 +43,9 @@ def main() -> None:
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         x = torch.randn(ROWS, N, device="cuda").to(dtype)
         out, gradient = torch.empty_like(x), torch.ones_like(x)
-        ways: dict[str, tuple[Callable[[], object], int]] = {"copy": (lambda o=out, x=x: o.copy_(x), 2 * x.nbytes)}
+        ways: dict[str, tuple[Callable[[], object], int]] = {
+            "copy": (lambda o=out, x=x: o.copy_(x), 2 * x.nbytes)
+        }
         for group in (N, 64):
             scale = torch.full((ROWS, N // group), 0.1, device="cuda")
             arguments = (scale, torch.full_like(scale, 7.0), 4, group)
@@ -56,20 +58,27 @@ def main() -> None:
                 3 * x.nbytes + 2 * scale.nbytes,
             )
         for bits in (3, 4):
-            codes = torch.randint(0, 256, (math.ceil(ROWS * N * bits / 8),), dtype=torch.uint8, device="cuda")
+            codes = torch.randint(
+                0, 256, (math.ceil(ROWS * N * bits / 8),), dtype=torch.uint8, device="cuda"
+            )
             table = torch.randn(ROWS, 2**bits, device="cuda")
             ways[f"lookup, {bits} bits"] = (
                 lambda c=codes, t=table, b=bits, o=out: kernels.lookup_out(c, t, b, N, o),
                 codes.nbytes + table.nbytes + x.nbytes,
             )
         for bits in (6, 8):
-            ways[f"tokens, {bits} bits"] = (lambda x=x, b=bits: kernels.tokens(x, b, False), 2 * x.nbytes)
+            ways[f"tokens, {bits} bits"] = (
+                lambda x=x, b=bits: kernels.tokens(x, b, False),
+                2 * x.nbytes,
+            )
         copy = 0.0
         for name, (function, num_bytes) in ways.items():
             ms = milliseconds(function)
             rate = num_bytes / ms / 1e6
             copy = copy or rate
-            print(f"{f'{name}, {dtype}'.replace('torch.', ''):<32}{ms:>9.3f}{rate:>9.0f}{rate / copy:>9.2f}")
+            print(
+                f"{f'{name}, {dtype}'.replace('torch.', ''):<32}{ms:>9.3f}{rate:>9.0f}{rate / copy:>9.2f}"
+            )
 
 
 if __name__ == "__main__":

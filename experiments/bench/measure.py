@@ -32,15 +32,15 @@ from omegaconf import OmegaConf
 from stages import model_of
 
 from qsdm.calibrate import calibrate
-from qsdm.calibration import PackedWeights
 from qsdm.denoisers import Model, arguments, computed_in, denoiser_of, load_pipeline
-from qsdm.evaluation import Evaluator, compute_in
 from qsdm.graph import Graph
-from qsdm.protocols import prompts_of, protocol_of, seed_of
+from qsdm.measurement.evaluator import Evaluator, compute_in
+from qsdm.measurement.protocol import prompts_of, protocol_of, seed_of
 from qsdm.qconfig import QuantConfig, QuantMethod, SpaceSpec
+from qsdm.quant.calibration import PackedWeights
 from qsdm.quant.methods import dequantize, fit
 from qsdm.run.conf import CONF
-from qsdm.store import read_json
+from qsdm.store.files import read_json
 from qsdm.trace import trace
 
 PIPELINES = ("emoji_unet", "emoji_pixart", "emoji_mmdit")
@@ -70,7 +70,13 @@ def measure(name: str, num_images: int, store: Path) -> dict[str, float]:
             for start in range(0, num_images, ready.batch_size):
                 places = range(start, min(start + ready.batch_size, num_images))
                 seeds = [torch.Generator().manual_seed(seed_of(0, i)) for i in places]
-                call = arguments(pipeline, model, [ready.prompts[i] for i in places], generator=seeds, output_type="pt")
+                call = arguments(
+                    pipeline,
+                    model,
+                    [ready.prompts[i] for i in places],
+                    generator=seeds,
+                    output_type="pt",
+                )
                 pipeline(**call)  # type: ignore[operator]
 
     ready.outcome(warm)
@@ -85,7 +91,16 @@ def measure(name: str, num_images: int, store: Path) -> dict[str, float]:
     found["total"] = cpu_seconds(lambda: ready.outcome(timed))
     for key, fits in (("naive", "scikit-learn"), ("naive, our fits", "ours")):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        command = [sys.executable, __file__, "--naive", name, "--fits", fits, "--images", str(num_images)]
+        command = [
+            sys.executable,
+            __file__,
+            "--naive",
+            name,
+            "--fits",
+            fits,
+            "--images",
+            str(num_images),
+        ]
         subprocess.run([*command, "--store", str(store)], check=True, stdout=subprocess.DEVNULL)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         found[key] = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -115,7 +130,11 @@ def naive(name: str, num_images: int, store: Path, fits: str) -> None:
 def scikit_learn(weight: torch.Tensor, method: QuantMethod) -> torch.Tensor:
     from sklearn.cluster import KMeans
 
-    rows = weight.reshape(len(weight), -1).numpy() if method.name == "kmeans_c" else weight.reshape(1, -1).numpy()
+    rows = (
+        weight.reshape(len(weight), -1).numpy()
+        if method.name == "kmeans_c"
+        else weight.reshape(1, -1).numpy()
+    )
     found = []
     for row in rows:
         clusters = min(2**method.bits, len(np.unique(row)))
@@ -126,31 +145,48 @@ def scikit_learn(weight: torch.Tensor, method: QuantMethod) -> torch.Tensor:
 
 def parts_of(name: str) -> tuple[Model, SpaceSpec]:
     """The model with its metrics, and the space, as ``python -m qsdm.measure +model=NAME`` has them."""
-    entries = [OmegaConf.load(CONF / group) for group in ("metrics/emoji.yaml", "space/traced.yaml")]
+    entries = [
+        OmegaConf.load(CONF / group) for group in ("metrics/emoji.yaml", "space/traced.yaml")
+    ]
     metrics, spec = (instantiate(entry, _convert_="all") for entry in entries)
     return dataclasses.replace(model_of(name), metrics=metrics), spec
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=256)
-    parser.add_argument("--naive", choices=PIPELINES, help="only measure one configuration of this one, from nothing")
-    parser.add_argument("--fits", choices=("ours", "scikit-learn"), default="ours", help="of --naive")
+    parser.add_argument(
+        "--naive",
+        choices=PIPELINES,
+        help="only measure one configuration of this one, from nothing",
+    )
+    parser.add_argument(
+        "--fits", choices=("ours", "scikit-learn"), default="ours", help="of --naive"
+    )
     parser.add_argument("--store", type=Path, help="of --naive, traced")
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.naive:
         naive(given.naive, given.images, given.store, given.fits)
         return
-    print(f"{f'CPU s, {given.images} pictures':<22}{'bare':>8}{'drawing':>9}{'overhead':>10}{'scoring':>9}", end="")
+    print(
+        f"{f'CPU s, {given.images} pictures':<22}{'bare':>8}{'drawing':>9}{'overhead':>10}{'scoring':>9}",
+        end="",
+    )
     print(f"{'naive':>18}{'naive/ours':>18}")
     with tempfile.TemporaryDirectory() as folder:
         for name in PIPELINES:
             found = measure(name, given.images, Path(folder))
             bare, drawing, total = found["bare"], found["drawing"], found["total"]
             slow, fast = found["naive"], found["naive, our fits"]
-            print(f"{name:<22}{bare:>8.2f}{drawing:>9.2f}{100 * (drawing / bare - 1):>9.1f}%", end="")
-            print(f"{total - drawing:>9.2f}{slow:>10.1f} ({fast:.1f}){slow / total:>11.2f} ({fast / total:.2f})")
+            print(
+                f"{name:<22}{bare:>8.2f}{drawing:>9.2f}{100 * (drawing / bare - 1):>9.1f}%", end=""
+            )
+            print(
+                f"{total - drawing:>9.2f}{slow:>10.1f} ({fast:.1f}){slow / total:>11.2f} ({fast / total:.2f})"
+            )
     print("targets: overhead 5 %, naive/ours 3")
 
 

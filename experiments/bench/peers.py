@@ -27,15 +27,28 @@ from qsdm.quant.methods import dequantize, fit
 ROWS = N = 1280
 REPEATS = 3
 START, END = "<!-- table -->", "<!-- /table -->"
-OURS = ("uaq-4", "uaq_refined-4", "uaq_asym-4", "kmeans_c-4", "kmeans_a-4", "uaq_g64-4", "uaq_g128-4", "nf4_g64-4")
-Way = tuple[Callable[[torch.Tensor], torch.Tensor], float]  # weight => its values when quantized; bits per weight
+OURS = (
+    "uaq-4",
+    "uaq_refined-4",
+    "uaq_asym-4",
+    "kmeans_c-4",
+    "kmeans_a-4",
+    "uaq_g64-4",
+    "uaq_g128-4",
+    "nf4_g64-4",
+)
+Way = tuple[
+    Callable[[torch.Tensor], torch.Tensor], float
+]  # weight => its values when quantized; bits per weight
 
 
 def torch_channel() -> dict[str, Way]:
     def quantize(w: torch.Tensor) -> torch.Tensor:
         low, high = w.amin(1), w.amax(1)
         scale = (high - low) / 15
-        return torch.fake_quantize_per_channel_affine(w, scale, torch.round(-low / scale).int(), 0, 0, 15)
+        return torch.fake_quantize_per_channel_affine(
+            w, scale, torch.round(-low / scale).int(), 0, 0, 15
+        )
 
     return {"torch.fake_quantize_per_channel_affine": (quantize, 4 + 32 / N)}
 
@@ -60,7 +73,9 @@ def quanto() -> dict[str, Way]:
 
     def quantize(w: torch.Tensor) -> torch.Tensor:
         scale, shift = MaxOptimizer()(w, qint4, axis=0, group_size=128, zeropoint=False)
-        return quantize_weight(w, qint4, axis=0, scale=scale, shift=shift, group_size=128).dequantize()
+        return quantize_weight(
+            w, qint4, axis=0, scale=scale, shift=shift, group_size=128
+        ).dequantize()
 
     return {"quanto qint4, groups of 128": (quantize, 4 + 32 / 128)}
 
@@ -69,7 +84,9 @@ def hqq() -> dict[str, Way]:
     from hqq.core.quantize import Quantizer
 
     def quantize(w: torch.Tensor) -> torch.Tensor:
-        codes, about = Quantizer.quantize(w, nbits=4, group_size=64, axis=1, device="cpu", compute_dtype=torch.float32)
+        codes, about = Quantizer.quantize(
+            w, nbits=4, group_size=64, axis=1, device="cpu", compute_dtype=torch.float32
+        )
         return Quantizer.dequantize(codes, about)
 
     return {"HQQ 4 bits, groups of 64": (quantize, 4 + 32 / 64)}
@@ -79,12 +96,17 @@ def bitsandbytes() -> dict[str, Way]:
     from bitsandbytes import functional
 
     def quantize(w: torch.Tensor, nested: bool) -> torch.Tensor:
-        codes, state = functional.quantize_4bit(w, blocksize=64, quant_type="nf4", compress_statistics=nested)
+        codes, state = functional.quantize_4bit(
+            w, blocksize=64, quant_type="nf4", compress_statistics=nested
+        )
         return functional.dequantize_4bit(codes, state)
 
     return {
         "bitsandbytes NF4": (lambda w: quantize(w, False), 4 + 32 / 64),
-        "bitsandbytes NF4, double-quantized": (lambda w: quantize(w, True), 4 + 8 / 64 + 32 / 64 / 256),
+        "bitsandbytes NF4, double-quantized": (
+            lambda w: quantize(w, True),
+            4 + 8 / 64 + 32 / 64 / 256,
+        ),
     }
 
 
@@ -92,8 +114,12 @@ def sdnq() -> dict[str, Way]:
     from sdnq import SDNQConfig, sdnq_quantize_layer
 
     def quantize(w: torch.Tensor, group_size: int) -> torch.Tensor:
-        layer, _ = sdnq_quantize_layer(linear(w), SDNQConfig(weights_dtype="uint4", group_size=group_size))
-        return layer.sdnq_dequantizer(layer.weight, layer.scale, zero_point=layer.zero_point, skip_compile=True)
+        layer, _ = sdnq_quantize_layer(
+            linear(w), SDNQConfig(weights_dtype="uint4", group_size=group_size)
+        )
+        return layer.sdnq_dequantizer(
+            layer.weight, layer.scale, zero_point=layer.zero_point, skip_compile=True
+        )
 
     return {
         "sdnq uint4 per channel": (lambda w: quantize(w, -1), 4 + 32 / N),
@@ -125,7 +151,10 @@ def measure() -> tuple[list[tuple[str, float, list[float], float]], list[str]]:
     rows, missing = [], []
     for peer in (ours, torch_channel, torchao, quanto, hqq, bitsandbytes, sdnq):
         try:
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            with (
+                contextlib.redirect_stdout(io.StringIO()),
+                contextlib.redirect_stderr(io.StringIO()),
+            ):
                 ways = peer()
                 for way, _ in ways.values():
                     way(normal)  # warm
@@ -145,7 +174,9 @@ def measure() -> tuple[list[tuple[str, float, list[float], float]], list[str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--write", type=Path, help="document whose table is replaced")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -157,7 +188,9 @@ def main() -> None:
         print(f"{name:<42}{bits:>8.3f}{student:>10.5f}{gauss:>10.5f}{ms:>9.1f}")
     print("\n".join(missing))
     if arguments.write and missing:
-        raise SystemExit(f"{arguments.write} was not changed: a peer is missing (make peers-table installs them)")
+        raise SystemExit(
+            f"{arguments.write} was not changed: a peer is missing (make peers-table installs them)"
+        )
     if arguments.write:
         lines = [
             f"| {name} | {bits:.3f} | {student:.5f} | {gauss:.5f} | {ms:.0f} |"
@@ -166,7 +199,9 @@ def main() -> None:
         head = ["| | bits | error, heavy-tailed | error, normal | ms |", "|---|---|---|---|---|"]
         before, rest = arguments.write.read_text(encoding="utf-8").split(START)
         after = rest.split(END)[1]
-        arguments.write.write_text("\n".join([before + START, *head, *lines, END + after]), encoding="utf-8")
+        arguments.write.write_text(
+            "\n".join([before + START, *head, *lines, END + after]), encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

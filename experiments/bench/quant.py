@@ -30,8 +30,13 @@ from qsdm.quant.methods import dequantize, fit, fit_all, table
 
 NAMES = ("uaq", "kmeans_c", "kmeans_a")
 METHODS = [QuantMethod(name, bits) for name in NAMES for bits in (3, 4)]
-SIDES = [QuantMethod.parse(text) for text in ("uaq_refined-4", "uaq_asym-4", "uaq_g64-4", "nf4_g64-4", "fp8_e4m3-8")]
-Shapes = Counter[tuple[int, int]]  # how many weights have so many output channels and values per channel
+SIDES = [
+    QuantMethod.parse(text)
+    for text in ("uaq_refined-4", "uaq_asym-4", "uaq_g64-4", "nf4_g64-4", "fp8_e4m3-8")
+]
+Shapes = Counter[
+    tuple[int, int]
+]  # how many weights have so many output channels and values per channel
 
 
 def graph_of(name: str) -> Graph:
@@ -68,7 +73,9 @@ def fits(shapes: Shapes, max_rows: int) -> None:
     errors: Counter[QuantMethod] = Counter()
     total = sum(rows * n * count for (rows, n), count in shapes.items())
     rows_alone = [m for m in METHODS if m.name != "kmeans_a"]
-    groups = [(name, [m for m in METHODS if m.name == name]) for name in NAMES] + [(str(m), [m]) for m in SIDES]
+    groups = [(name, [m for m in METHODS if m.name == name]) for name in NAMES] + [
+        (str(m), [m]) for m in SIDES
+    ]
     groups.append(("both by rows", rows_alone))
     for n in (100, 300):  # compile
         fit_all(heavy(8, n, rng), METHODS + SIDES)
@@ -81,11 +88,23 @@ def fits(shapes: Shapes, max_rows: int) -> None:
             start = time.process_time()
             found = fit_all(timed, methods)
             seconds[name] += (time.process_time() - start) / timed.numel() * rows * n * count
-            errors.update({m: fitted.rel_error * scale for m, fitted in found.items() if name != "both by rows"})
+            errors.update(
+                {
+                    m: fitted.rel_error * scale
+                    for m, fitted in found.items()
+                    if name != "both by rows"
+                }
+            )
         x = weight.float().numpy()
-        seconds["sorting the rows"] += cpu_seconds(lambda x=x: np.sort(x, 1), 1) / x.size * rows * n * count
-        seconds["reading the weights"] += cpu_seconds(lambda w=whole: w.view(torch.int16).max()) * count
-    print(f"SDXL: {sum(shapes.values())} weights of {len(shapes)} shapes, {total:,} values; CPU seconds of one core")
+        seconds["sorting the rows"] += (
+            cpu_seconds(lambda x=x: np.sort(x, 1), 1) / x.size * rows * n * count
+        )
+        seconds["reading the weights"] += (
+            cpu_seconds(lambda w=whole: w.view(torch.int16).max()) * count
+        )
+    print(
+        f"SDXL: {sum(shapes.values())} weights of {len(shapes)} shapes, {total:,} values; CPU seconds of one core"
+    )
     print(f"{'':<40}{'CPU s':>9}{'ns/value':>9}  rel_error")
     for name, methods in groups[:-1]:
         line(
@@ -113,7 +132,10 @@ def others(shapes: Shapes, ours: float) -> None:
         for i in range(row.size):
             row[i] = fitted.cluster_centers_[fitted.labels_[i % 300], :].item()
 
-    ways = {"scikit-learn": lambda row, K: KMeans(min(K, row.size), max_iter=100).fit(row[:, None]), "look": look_up}
+    ways = {
+        "scikit-learn": lambda row, K: KMeans(min(K, row.size), max_iter=100).fit(row[:, None]),
+        "look": look_up,
+    }
     try:
         from flash1dkmeans import kmeans_1d
 
@@ -127,7 +149,9 @@ def others(shapes: Shapes, ours: float) -> None:
         way(heavy(1, 300, rng)[0].float().numpy(), 8)
         for n, num_rows in rows_of.items():
             sample = heavy(4, n, rng).float().numpy()
-            one = cpu_seconds(lambda way=way, sample=sample: [way(row, K) for row in sample for K in (8, 16)], 1)
+            one = cpu_seconds(
+                lambda way=way, sample=sample: [way(row, K) for row in sample for K in (8, 16)], 1
+            )
             theirs[name] += one / len(sample) * num_rows
     look = theirs.pop("look")
     for name, seconds in theirs.items():
@@ -149,9 +173,21 @@ def dequantization() -> None:
         line(name, 1e3 * seconds, seconds / copy, target)
 
     line("copy of float32", 1e3 * copy, 1.0)
-    for text in ("kmeans_c-4", "kmeans_a-4", "kmeans_c-3", "uaq-4", "uaq_g64-4", "nf4_g64-4", "fp8_e4m3-8"):
+    for text in (
+        "kmeans_c-4",
+        "kmeans_a-4",
+        "kmeans_c-3",
+        "uaq-4",
+        "uaq_g64-4",
+        "nf4_g64-4",
+        "fp8_e4m3-8",
+    ):
         quantized = fit(weight, QuantMethod.parse(text))
-        row(f"packed {text}", lambda q=quantized: dequantize(q, out), "target: 1.0" if text == "kmeans_c-4" else "")
+        row(
+            f"packed {text}",
+            lambda q=quantized: dequantize(q, out),
+            "target: 1.0" if text == "kmeans_c-4" else "",
+        )
     codes, lines = quantized.codes, torch.from_numpy(table(quantized))
     row("lookup_out, fp8_e4m3-8", lambda: kernels.lookup_out(codes, lines, 8, n, out))
     for group in (n, 64):
@@ -188,13 +224,17 @@ def activations() -> None:
 
 def peak_kb() -> int:
     """Of this process's memory; Linux only, as the whole of ``--whole``."""
-    (line,) = (text for text in Path("/proc/self/status").read_text().splitlines() if text.startswith("VmHWM"))
+    (line,) = (
+        text
+        for text in Path("/proc/self/status").read_text().splitlines()
+        if text.startswith("VmHWM")
+    )
     return int(line.split()[1])
 
 
 def whole(graph: Graph, methods: list[QuantMethod]) -> None:
     """Calibrates random weights of the denoiser's shapes: CPU and wall seconds, peak memory."""
-    from qsdm.calibration import calibrate
+    from qsdm.quant.calibration import calibrate
 
     shapes: dict[str, tuple[int, ...]] = {}
     for w in graph.weights:
@@ -229,8 +269,12 @@ def whole(graph: Graph, methods: list[QuantMethod]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Speed of quantization at SDXL's size.")
-    parser.add_argument("--rows", type=int, default=128, help="output channels that are sampled of every shape")
-    parser.add_argument("--whole", action="store_true", help="quantize all of SDXL's weights once, and nothing else")
+    parser.add_argument(
+        "--rows", type=int, default=128, help="output channels that are sampled of every shape"
+    )
+    parser.add_argument(
+        "--whole", action="store_true", help="quantize all of SDXL's weights once, and nothing else"
+    )
     parser.add_argument("--model", default="sdxl", help="of --whole")
     parser.add_argument("--methods", nargs="+", default=list(map(str, METHODS)), help="of --whole")
     parser.add_argument("--threads", type=int, default=1)

@@ -30,14 +30,32 @@ def quantizers() -> None:
     from qsdm.quant.methods import dequantize, fit
 
     generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(1280, 1280, generator=generator) * torch.randn(1280, 1280, generator=generator).exp()
+    weight = (
+        torch.randn(1280, 1280, generator=generator)
+        * torch.randn(1280, 1280, generator=generator).exp()
+    )
     out = torch.empty_like(weight)
     print(f"{'method':<12}{'fit ns':>10}{'dequantize ns':>16}")
-    for text in ("uaq-3", "uaq-4", "kmeans_c-3", "kmeans_c-4", "kmeans_a-3", "kmeans_a-4", "uaq_g64-4", "nf4_g64-4"):
+    for text in (
+        "uaq-3",
+        "uaq-4",
+        "kmeans_c-3",
+        "kmeans_c-4",
+        "kmeans_a-3",
+        "kmeans_a-4",
+        "uaq_g64-4",
+        "nf4_g64-4",
+    ):
         method = QuantMethod.parse(text)
         packed = fit(weight, method)
-        times = [seconds(lambda m=method: fit(weight, m)), seconds(lambda p=packed: dequantize(p, out))]
-        print(f"{text:<12}" + f"{times[0] / weight.numel() * 1e9:>10.1f}{times[1] / weight.numel() * 1e9:>16.2f}")
+        times = [
+            seconds(lambda m=method: fit(weight, m)),
+            seconds(lambda p=packed: dequantize(p, out)),
+        ]
+        print(
+            f"{text:<12}"
+            + f"{times[0] / weight.numel() * 1e9:>10.1f}{times[1] / weight.numel() * 1e9:>16.2f}"
+        )
 
 
 def model_of(name: str) -> Any:
@@ -45,19 +63,30 @@ def model_of(name: str) -> Any:
     from qsdm.run.conf import CONF
 
     entry = yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text(encoding="utf-8"))
-    return Model(**{key: value for key, value in entry.items() if key not in ("_target_", "defaults", "metrics")})
+    return Model(
+        **{
+            key: value
+            for key, value in entry.items()
+            if key not in ("_target_", "defaults", "metrics")
+        }
+    )
 
 
 def drawing(num_images: int = 64) -> None:
-    from qsdm.evaluation import Evaluator
     from qsdm.graph import Graph
-    from qsdm.protocols import prompts_of, protocol_of
+    from qsdm.measurement.evaluator import Evaluator
+    from qsdm.measurement.protocol import prompts_of, protocol_of
     from qsdm.qconfig import QuantConfig
 
     model = model_of("emoji_unet")
     prompts = prompts_of(model)
     evaluator = Evaluator(
-        model, Graph(model.name, (), ()), None, {}, protocol_of(model, {}, prompts, 0, num_images), prompts
+        model,
+        Graph(model.name, (), ()),
+        None,
+        {},
+        protocol_of(model, {}, prompts, 0, num_images),
+        prompts,
     )
     duration = seconds(lambda: evaluator.pictures(QuantConfig(model.name, {})), repeats=1)
     print(f"draw        {num_images / duration:.1f} pictures a second")

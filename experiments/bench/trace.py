@@ -29,7 +29,9 @@ WIDE = {"num_attention_heads": 45}  # of 128 channels each; FLUX.1 has 24
 def widened(name: str) -> Model:
     model = model_of(name.removesuffix("_40b"))
     if name.endswith("_40b"):
-        return dataclasses.replace(model, name=name, config={**model.config, **WIDE}, num_params=None)
+        return dataclasses.replace(
+            model, name=name, config={**model.config, **WIDE}, num_params=None
+        )
     return model
 
 
@@ -59,18 +61,31 @@ def measure(name: str, way: str) -> dict[str, float]:
     seconds = time.process_time() - began
     parameters = sum(parameter.numel() for parameter in module.parameters()) / 1e9
     peak = memory_mb("VmHWM")
-    return {"parameters": parameters, "nodes": nodes, "seconds": seconds, "imports_mb": imports, "peak_mb": peak}
+    return {
+        "parameters": parameters,
+        "nodes": nodes,
+        "seconds": seconds,
+        "imports_mb": imports,
+        "peak_mb": peak,
+    }
 
 
 def main(names: list[str]) -> None:
     heads = ("10^9 parameters", "", "nodes", "CPU-s", "ratio", "imports, MB", "peak, MB")
-    print(" " * 12 + "".join(f"{head:>{width}}" for head, width in zip(heads, (16, 16, 8, 8, 7, 13, 10), strict=True)))
+    print(
+        " " * 12
+        + "".join(
+            f"{head:>{width}}" for head, width in zip(heads, (16, 16, 8, 8, 7, 13, 10), strict=True)
+        )
+    )
     for name in names or MODELS:
         base = 0.0
         for way in ("qsdm", "torch.export"):
             command = [sys.executable, __file__, "--child", name, way]
             environment = os.environ | {"OMP_NUM_THREADS": "1"}
-            done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+            done = subprocess.run(
+                command, env=environment, stdout=subprocess.PIPE, text=True, check=True
+            )
             figures = json.loads(done.stdout)
             base = base or figures["seconds"]
             print(

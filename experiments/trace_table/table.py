@@ -67,7 +67,11 @@ def classes() -> list[str]:
     for package in (diffusers.models.transformers, diffusers.models.unets):
         for name in dir(package):
             entry = getattr(package, name)
-            if inspect.isclass(entry) and issubclass(entry, nn.Module) and name not in NOT_DENOISERS:
+            if (
+                inspect.isclass(entry)
+                and issubclass(entry, nn.Module)
+                and name not in NOT_DENOISERS
+            ):
                 found.add(name)
     return sorted(found)
 
@@ -76,7 +80,9 @@ def find(name: str) -> Any:
     import diffusers.models.transformers
     import diffusers.models.unets
 
-    return getattr(diffusers.models.transformers, name, None) or getattr(diffusers.models.unets, name)
+    return getattr(diffusers.models.transformers, name, None) or getattr(
+        diffusers.models.unets, name
+    )
 
 
 def row(name: str, settings: dict[str, Any]) -> Row:
@@ -89,7 +95,12 @@ def row(name: str, settings: dict[str, Any]) -> Row:
         graph, how = tracing.trace_unaided(module, {}, name)
     except Exception as error:  # whatever it is goes into the table
         said = " ".join(str(error).split())
-        return Row(name, note=f"{type(error).__name__}: {said}" if not isinstance(error, tracing.TraceError) else said)
+        return Row(
+            name,
+            note=f"{type(error).__name__}: {said}"
+            if not isinstance(error, tracing.TraceError)
+            else said,
+        )
     missing = tracing.uncovered(module, graph)
     owners = sum(isinstance(child, tracing.QUANTIZABLE) for child in module.modules())
     note = settings.get("missing", "")
@@ -127,7 +138,11 @@ def all_rows(names: list[str]) -> list[Row]:
         process.start()
         theirs.close()
         try:
-            answer = Row(**mine.recv()) if mine.poll(PATIENCE_S) else Row(name, note=f"not done in {PATIENCE_S} s")
+            answer = (
+                Row(**mine.recv())
+                if mine.poll(PATIENCE_S)
+                else Row(name, note=f"not done in {PATIENCE_S} s")
+            )
         except EOFError:
             answer = Row(name, note="its process died")
         process.kill()
@@ -160,9 +175,15 @@ def table(rows: list[Row]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these classes, without writing")
-    parser.add_argument("--unaided", action="store_true", help="without what qsdm knows of single classes (overrides/)")
+    parser.add_argument(
+        "--unaided",
+        action="store_true",
+        help="without what qsdm knows of single classes (overrides/)",
+    )
     parser.add_argument("--write", type=Path, help="document whose table is replaced")
     args = parser.parse_args()
     known = classes()

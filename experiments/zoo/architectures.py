@@ -79,7 +79,9 @@ def pixart() -> nn.Module:
         cross_attention_dim=160,
         caption_channels=TEXT_WIDTH,
     )
-    nn.init.zeros_(made.proj_out.weight)  # DiT (Peebles & Xie, 2023), section 3.2: the first prediction is zero
+    nn.init.zeros_(
+        made.proj_out.weight
+    )  # DiT (Peebles & Xie, 2023), section 3.2: the first prediction is zero
     return made
 
 
@@ -107,7 +109,9 @@ def mmdit() -> nn.Module:
 def solver() -> Any:
     from diffusers import DPMSolverMultistepScheduler
 
-    return DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, steps_offset=1)
+    return DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, steps_offset=1
+    )
 
 
 def autoencoder(folder: Path, **changed: Any) -> Any:
@@ -121,7 +125,9 @@ def autoencoder(folder: Path, **changed: Any) -> Any:
 def text_parts(tokenizer: Path, encoder: Path) -> tuple[Any, Any]:
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    return CLIPTokenizer.from_pretrained(tokenizer), CLIPTextModel.from_pretrained(encoder, dtype=torch.float16)
+    return CLIPTokenizer.from_pretrained(tokenizer), CLIPTextModel.from_pretrained(
+        encoder, dtype=torch.float16
+    )
 
 
 def stable_diffusion(vae: Path, tokenizer: Path, encoder: Path, denoiser: nn.Module) -> Any:
@@ -146,7 +152,11 @@ def pixart_alpha(vae: Path, tokenizer: Path, encoder: Path, denoiser: nn.Module)
 
     words, text = text_parts(tokenizer, encoder)
     return PixArtAlphaPipeline(
-        tokenizer=words, text_encoder=text, vae=autoencoder(vae), transformer=denoiser, scheduler=solver()
+        tokenizer=words,
+        text_encoder=text,
+        vae=autoencoder(vae),
+        transformer=denoiser,
+        scheduler=solver(),
     )
 
 
@@ -179,7 +189,10 @@ def sd_conditions(pipeline: Any, captions: list[str]) -> dict[str, Tensor]:
 
 def pixart_conditions(pipeline: Any, captions: list[str]) -> dict[str, Tensor]:
     states, mask, *_ = pipeline.encode_prompt(
-        captions, do_classifier_free_guidance=False, clean_caption=False, max_sequence_length=MAX_LENGTH
+        captions,
+        do_classifier_free_guidance=False,
+        clean_caption=False,
+        max_sequence_length=MAX_LENGTH,
     )
     return {"encoder_hidden_states": states, "encoder_attention_mask": mask}
 

@@ -21,15 +21,26 @@ from qsdm.metrics.reference import write_features
 
 def write_reference_features(zoo: Path, images: np.ndarray) -> None:
     """Features of real pictures by each network, for the metrics that compare with pictures one by one."""
-    features = {"lite0": networks.lite0(images), "clip": networks.clip_pictures("zoo", None, images)}
+    features = {
+        "lite0": networks.lite0(images),
+        "clip": networks.clip_pictures("zoo", None, images),
+    }
     path = zoo / "emoji_unet" / "reference_features.safetensors"
-    write_features(path, features, {"dataset": "emoji, fold b", "resolution_px": 32, "num_images": len(images)})
+    write_features(
+        path, features, {"dataset": "emoji, fold b", "resolution_px": 32, "num_images": len(images)}
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--store", type=Path, default=Path("store/zoo"), help="where data and checkpoints lie")
-    parser.add_argument("--zoo", type=Path, default=Path("qsdm/zoo"), help="where the pipeline goes")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--store", type=Path, default=Path("store/zoo"), help="where data and checkpoints lie"
+    )
+    parser.add_argument(
+        "--zoo", type=Path, default=Path("qsdm/zoo"), help="where the pipeline goes"
+    )
     parser.add_argument("--name", choices=ARCHITECTURES, default="emoji_unet")
     args = parser.parse_args()
 
@@ -38,17 +49,23 @@ def main() -> None:
     denoiser = ARCHITECTURES[args.name].denoiser()
     step = resume(args.store / f"{args.name}.safetensors", denoiser)
     if step == 0:
-        raise SystemExit(f"no checkpoint in {args.store}: run experiments/zoo/denoiser.py --name {args.name} first")
+        raise SystemExit(
+            f"no checkpoint in {args.store}: run experiments/zoo/denoiser.py --name {args.name} first"
+        )
     pipeline = ARCHITECTURES[args.name].pipeline(*parts(args.store, args.zoo), denoiser.half())
     partial = home / "pipeline.partial"
     shutil.rmtree(partial, ignore_errors=True)
     pipeline.save_pretrained(partial)
-    shutil.rmtree(home / "pipeline", ignore_errors=True)  # only now: its parts may have come from there
+    shutil.rmtree(
+        home / "pipeline", ignore_errors=True
+    )  # only now: its parts may have come from there
     partial.rename(home / "pipeline")
     (home / "training.json").write_text(json.dumps({"steps": step}) + "\n")
 
     rng = np.random.default_rng(1)
-    fold_a = rng.permutation([row["caption"] for row in rows if row["fold"] == "a" and not row["held_out"]])
+    fold_a = rng.permutation(
+        [row["caption"] for row in rows if row["fold"] == "a" and not row["held_out"]]
+    )
     (home / "prompts.json").write_text(json.dumps(fold_a.tolist(), indent=0) + "\n")
     fold_b = np.flatnonzero([row["fold"] == "b" for row in rows])
     frechet.write_reference(home / "reference.safetensors", lite0.features(images[fold_b]))

@@ -20,13 +20,15 @@ from architectures import ARCHITECTURES, model_of
 from qsdm.cost import avg_bits, size_bytes
 from qsdm.denoisers import weights_digest
 from qsdm.graph import Graph
-from qsdm.labels import labels_of, noise
 from qsdm.measure import histogram
+from qsdm.measurement.labels import labels_of, noise
 from qsdm.outcome import Objective, Outcome, Protocol
 from qsdm.predictor.scores import srcc
 from qsdm.qconfig import Space, SpaceSpec
 from qsdm.quant.methods import VERSION
-from qsdm.store import Store, read_json, write_json, write_outcomes_parquet, write_text
+from qsdm.store import Store
+from qsdm.store.files import read_json, write_json, write_text
+from qsdm.store.outcomes import write_outcomes_parquet
 
 SPACES = ("traced", "wide")
 
@@ -39,7 +41,9 @@ def kind(outcome: Outcome, spaces: dict[str, Space]) -> str:
     if len(methods) == 1:
         return "alone"
     for name, space in spaces.items():
-        offered = {w.name: options for w, options in zip(space.graph.weights, space.options, strict=True)}
+        offered = {
+            w.name: options for w, options in zip(space.graph.weights, space.options, strict=True)
+        }
         if methods.keys() == offered.keys() and all(m in offered[w] for w, m in methods.items()):
             return name
     return "other"
@@ -50,7 +54,11 @@ Row = tuple[str, Outcome, Protocol, float]  # part, outcome, its protocol, avera
 
 def noise_of(metric: str, rows: Sequence[Row], space: Space) -> str:
     """A line of the card: how far the metric of the traced configurations agrees with itself."""
-    labels = [o for part, o, p, _ in rows if (part, p.seed_set, p.num_images) == ("traced", 0, 256) and o.is_label]
+    labels = [
+        o
+        for part, o, p, _ in rows
+        if (part, p.seed_set, p.num_images) == ("traced", 0, 256) and o.is_label
+    ]
     found = noise(labels_of(labels, space, Objective({metric: 1.0}))[1])
     assert found is not None, f"the labels have no halves of {metric}"
     tested: dict[tuple[int, int], dict[str, float | None]] = {}
@@ -62,7 +70,10 @@ def noise_of(metric: str, rows: Sequence[Row], space: Space) -> str:
         digests = tested.get((0, 256), {}).keys() & tested.get(other, {}).keys()
         if len(digests) < 10:
             return "-"
-        first, second = (np.array([tested[key][d] for d in digests], dtype=np.float64) for key in ((0, 256), other))
+        first, second = (
+            np.array([tested[key][d] for d in digests], dtype=np.float64)
+            for key in ((0, 256), other)
+        )
         return f"{srcc(first, second):.3f}"
 
     halves = f"{found['halves']:.3f} ({found['halves_low']:.3f} to {found['halves_high']:.3f})"
@@ -71,7 +82,10 @@ def noise_of(metric: str, rows: Sequence[Row], space: Space) -> str:
 
 def card(name: str, rows: Sequence[Row], traced: Space) -> str:
     """The data card, in Markdown."""
-    counts = Counter((part, o.provenance.get("stage", "measure"), p.num_images, p.seed_set) for part, o, p, _ in rows)
+    counts = Counter(
+        (part, o.provenance.get("stage", "measure"), p.num_images, p.seed_set)
+        for part, o, p, _ in rows
+    )
     lines = "\n".join(
         f"| {part} | {stage} | {images} | {seed_set} | {count} |"
         for (part, stage, images, seed_set), count in sorted(counts.items())
@@ -86,7 +100,9 @@ def card(name: str, rows: Sequence[Row], traced: Space) -> str:
     protocol = rows[0][2]
     made = sorted(o.provenance["made"] for _, o, _, _ in rows)
     versions = rows[-1][1].provenance["versions"]
-    metrics = "\n".join(f"| `metric/{metric}` | {version} |" for metric, version in protocol.metrics.items())
+    metrics = "\n".join(
+        f"| `metric/{metric}` | {version} |" for metric, version in protocol.metrics.items()
+    )
     noises = "\n".join(noise_of(metric, rows, traced) for metric in protocol.metrics)
     return f"""---
 license: apache-2.0
@@ -150,24 +166,36 @@ prompts and noise, differences between configurations are surer than they say.
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--store", type=Path, default=Path("store"), help="where outcomes were measured")
-    parser.add_argument("--zoo", type=Path, default=Path("qsdm/zoo"), help="where the pipelines lie")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--store", type=Path, default=Path("store"), help="where outcomes were measured"
+    )
+    parser.add_argument(
+        "--zoo", type=Path, default=Path("qsdm/zoo"), help="where the pipelines lie"
+    )
     parser.add_argument("--name", choices=ARCHITECTURES, default="emoji_unet")
     args = parser.parse_args()
     model, store = model_of(args.name, args.zoo), Store(args.store, args.name)
     graph = Graph.from_json(read_json(store.find("graph.json", "trace")))
     spaces = {name: spec(name).of(graph) for name in SPACES}
     weights = weights_digest(model)
-    protocols = {d: p for d, p in store.protocols().items() if p.weights == weights and p.fit == VERSION}
+    protocols = {
+        d: p for d, p in store.protocols().items() if p.weights == weights and p.fit == VERSION
+    }
     rows = [
         (kind(o, spaces), o, protocols[o.protocol], avg_bits(graph, o.qconfig, model.full_bits))
         for o in store.outcomes()
         if o.protocol in protocols and o.provenance.get("stage", "measure") in ("measure", "test")
     ]
     if not rows:
-        raise SystemExit(f"no outcomes of the present weights in {store.root}: run python -m qsdm.measure first")
-    rows.sort(key=lambda row: (row[2].seed_set, row[2].num_images, row[0], row[1].provenance["made"]))
+        raise SystemExit(
+            f"no outcomes of the present weights in {store.root}: run python -m qsdm.measure first"
+        )
+    rows.sort(
+        key=lambda row: (row[2].seed_set, row[2].num_images, row[0], row[1].provenance["made"])
+    )
     home = args.zoo / args.name / "store"
     columns = {
         "part": [part for part, _, _, _ in rows],
@@ -177,7 +205,10 @@ def main() -> None:
         "size_bytes": [size_bytes(graph, o.qconfig, model.full_bits) for _, o, _, _ in rows],
     }
     write_outcomes_parquet(home / "outcomes.parquet", [o for _, o, _, _ in rows], columns)
-    write_json(home / "protocols.json", [p.to_json() for p in {p.digest: p for _, _, p, _ in rows}.values()])
+    write_json(
+        home / "protocols.json",
+        [p.to_json() for p in {p.digest: p for _, _, p, _ in rows}.values()],
+    )
     write_text(home / "README.md", card(args.name, rows, spaces["traced"]))
     print(f"{len(rows)} outcomes => {home}: {dict(Counter(part for part, _, _, _ in rows))}")
 

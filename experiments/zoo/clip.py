@@ -28,7 +28,10 @@ def tokenizer(captions: list[str], folder: Path):
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
     bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(pattern=CLIP_PATTERN(), behavior="removed", invert=True), pre_tokenizers.ByteLevel(False)]
+        [
+            pre_tokenizers.Split(pattern=CLIP_PATTERN(), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(False),
+        ]
     )
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
@@ -52,13 +55,19 @@ def tokenizer(captions: list[str], folder: Path):
 def CLIP_PATTERN():  # the word pattern of CLIP's tokenizer
     from tokenizers import Regex
 
-    return Regex(r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+""")
+    return Regex(
+        r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
+    )
 
 
 def model(vocab, args):
     from transformers import CLIPConfig, CLIPModel
 
-    ids = {"bos_token_id": vocab.bos_token_id, "eos_token_id": vocab.eos_token_id, "pad_token_id": vocab.pad_token_id}
+    ids = {
+        "bos_token_id": vocab.bos_token_id,
+        "eos_token_id": vocab.eos_token_id,
+        "pad_token_id": vocab.pad_token_id,
+    }
     text = {
         "vocab_size": len(vocab),
         "hidden_size": 128,
@@ -115,7 +124,11 @@ def main() -> None:
         dy, dx = rng.integers(0, 5, size=2)
         pictures = pixels[batch][:, :, dy : dy + 32, dx : dx + 32]
         with halved():
-            out = clip(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, pixel_values=pictures)
+            out = clip(
+                input_ids=tokens.input_ids,
+                attention_mask=tokens.attention_mask,
+                pixel_values=pictures,
+            )
             logits = out.logits_per_text.float()
         # Two styles of one emoji share most words: a soft target would be no wrong answer, but captions name the style.
         target = torch.arange(len(batch))
@@ -125,7 +138,9 @@ def main() -> None:
     fit(clip, loss_of, train, args.store / f"{args.name}.safetensors", args)
     clip.half().save_pretrained(folder)
     processor = {"size": {"height": 32, "width": 32}, "crop_size": {"height": 32, "width": 32}}
-    CLIPImageProcessorPil(**processor, image_mean=[mean] * 3, image_std=[std] * 3).save_pretrained(folder)
+    CLIPImageProcessorPil(**processor, image_mean=[mean] * 3, image_std=[std] * 3).save_pretrained(
+        folder
+    )
 
 
 if __name__ == "__main__":

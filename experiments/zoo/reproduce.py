@@ -22,18 +22,22 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from qsdm.calibrate import calibrate
-from qsdm.calibration import PackedWeights
 from qsdm.denoisers import computed_in
-from qsdm.evaluation import Evaluator
+from qsdm.measurement.evaluator import Evaluator
+from qsdm.measurement.protocol import prompts_of, protocol_of
 from qsdm.predictor.scores import srcc
-from qsdm.protocols import prompts_of, protocol_of
+from qsdm.quant.calibration import PackedWeights
 from qsdm.store import Store
 from qsdm.trace import trace
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--zoo", type=Path, default=Path("qsdm/zoo"), help="where the pipelines lie")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--zoo", type=Path, default=Path("qsdm/zoo"), help="where the pipelines lie"
+    )
     parser.add_argument("--name", choices=ARCHITECTURES, default="emoji_unet")
     parser.add_argument("--num", type=int, default=8, help="configurations")
     args = parser.parse_args()
@@ -43,17 +47,25 @@ def main() -> None:
     protocol = protocol_of(model, metrics, prompts, seed_set=0, num_images=256)
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder), args.name)
-        shipped = [o for o in store.outcomes(protocol) if len(o.qconfig.methods) != 1 and not o.is_label]
+        shipped = [
+            o for o in store.outcomes(protocol) if len(o.qconfig.methods) != 1 and not o.is_label
+        ]
         shipped.sort(key=lambda o: o.metrics["fd_lite0"] or 0.0)
         if len(shipped) < args.num:
-            raise SystemExit(f"only {len(shipped)} outcomes of a test set ship with {args.name}: give --num fewer")
-        chosen = [shipped[i] for i in np.linspace(0, len(shipped) - 1, args.num).round().astype(int)]
+            raise SystemExit(
+                f"only {len(shipped)} outcomes of a test set ship with {args.name}: give --num fewer"
+            )
+        chosen = [
+            shipped[i] for i in np.linspace(0, len(shipped) - 1, args.num).round().astype(int)
+        ]
         graph = trace(model, Path(folder), page=False)
         calibrate(model, spec("traced"), Path(folder))
         packed = PackedWeights(Path(folder) / args.name / "calibration" / "traced")
         here = Evaluator(model, graph, packed, metrics, protocol, prompts)
         print(f"computed in {str(computed_in(model.dtype)).removeprefix('torch.')} here")
-        print(f"{'configuration':<14}{'there':>10}{'here':>10}{'difference':>12}{'standard error':>16}")
+        print(
+            f"{'configuration':<14}{'there':>10}{'here':>10}{'difference':>12}{'standard error':>16}"
+        )
         pairs = []
         for outcome in chosen:
             there, error = outcome.metrics["fd_lite0"], outcome.standard_error("fd_lite0")
@@ -62,7 +74,9 @@ def main() -> None:
             line = f"{outcome.qconfig.digest[:12]:<14}{there:>10.2f}{now:>10.2f}{now - there:>12.2f}{error:>16.2f}"
             print(line, flush=True)
     there, now = np.array(pairs).T
-    print(f"rank correlation {srcc(there, now):.3f}, largest difference {np.abs(now - there).max():.2f}")
+    print(
+        f"rank correlation {srcc(there, now):.3f}, largest difference {np.abs(now - there).max():.2f}"
+    )
 
 
 if __name__ == "__main__":

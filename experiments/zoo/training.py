@@ -41,10 +41,15 @@ def halved() -> torch.autocast:
     return torch.autocast("cpu", torch.bfloat16, enabled=computed_in("bfloat16") == torch.bfloat16)
 
 
-def save(path: Path, weights: dict[str, Tensor], step: int, dtype: torch.dtype = torch.float32) -> None:
+def save(
+    path: Path, weights: dict[str, Tensor], step: int, dtype: torch.dtype = torch.float32
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    tensors = {k: v.detach().to(dtype if v.is_floating_point() else v.dtype).contiguous() for k, v in weights.items()}
+    tensors = {
+        k: v.detach().to(dtype if v.is_floating_point() else v.dtype).contiguous()
+        for k, v in weights.items()
+    }
     save_file(tensors, partial, metadata={"step": str(step)})
     partial.replace(path)
 
@@ -84,19 +89,27 @@ def fit(
     start = resume(checkpoint, module)
     torch.manual_seed(args.seed * 1_000_003 + start)
     rng = np.random.default_rng([args.seed, start])
-    optimizer = torch.optim.AdamW(module.parameters(), lr=args.lr, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
+    optimizer = torch.optim.AdamW(
+        module.parameters(), lr=args.lr, weight_decay=0.01, betas=(0.9, 0.99), fused=True
+    )
     average = {k: v.detach().clone() for k, v in module.state_dict().items()}
     floats = {k: v for k, v in module.state_dict().items() if v.is_floating_point()}
     averaged, current = [average[k] for k in floats], list(floats.values())
     began, running, warmup = time.time(), None, min(200, args.steps // 10 + 1)
-    for step, batch in zip(range(start, args.steps), batches(indices, args.batch, rng), strict=False):
+    for step, batch in zip(
+        range(start, args.steps), batches(indices, args.batch, rng), strict=False
+    ):
         remaining = (args.steps - step) / max(1, args.steps - start)
-        factor = min(1.0, (step - start + 1) / warmup) * (0.05 + 0.95 * min(1.0, remaining / args.decay))
+        factor = min(1.0, (step - start + 1) / warmup) * (
+            0.05 + 0.95 * min(1.0, remaining / args.decay)
+        )
         for group in optimizer.param_groups:
             group["lr"] = args.lr * factor
         loss = loss_of(batch)
         if not torch.isfinite(loss):
-            raise RuntimeError(f"loss is {loss.item()} at step {step}: lower --lr and run again from {checkpoint}")
+            raise RuntimeError(
+                f"loss is {loss.item()} at step {step}: lower --lr and run again from {checkpoint}"
+            )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)
@@ -107,11 +120,16 @@ def fit(
         running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
         if (step + 1) % 50 == 0:
             pace = (time.time() - began) / (step + 1 - start)
-            print(f"step {step + 1}/{args.steps}  loss {running:.4f}  {pace:.3f} s/step", flush=True)
+            print(
+                f"step {step + 1}/{args.steps}  loss {running:.4f}  {pace:.3f} s/step", flush=True
+            )
         if (step + 1) % 200 == 0 or step + 1 == args.steps:
             save(checkpoint, average, step + 1)
         if args.minutes and time.time() - began > 60 * args.minutes:
-            print(f"{args.minutes} minutes are over at step {step + 1}: run again to go on", flush=True)
+            print(
+                f"{args.minutes} minutes are over at step {step + 1}: run again to go on",
+                flush=True,
+            )
             save(checkpoint, average, step + 1)
             break
     module.load_state_dict(average)
@@ -119,15 +137,35 @@ def fit(
 
 
 def arguments(doc: str | None, **defaults: float) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--store", type=Path, default=Path("store/zoo"), help="where data and checkpoints lie")
-    parser.add_argument("--zoo", type=Path, default=Path("qsdm/zoo"), help="where the shipped pipelines lie")
-    parser.add_argument("--steps", type=int, default=defaults["steps"], help="train until this step")
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--store", type=Path, default=Path("store/zoo"), help="where data and checkpoints lie"
+    )
+    parser.add_argument(
+        "--zoo", type=Path, default=Path("qsdm/zoo"), help="where the shipped pipelines lie"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=defaults["steps"], help="train until this step"
+    )
     parser.add_argument("--batch", type=int, default=defaults["batch"])
     parser.add_argument("--lr", type=float, default=defaults["lr"])
-    parser.add_argument("--ema", type=float, default=defaults["ema"], help="decay of the moving average of the weights")
-    parser.add_argument("--decay", type=float, default=0.5, help="share of the run over which the rate falls linearly")
+    parser.add_argument(
+        "--ema",
+        type=float,
+        default=defaults["ema"],
+        help="decay of the moving average of the weights",
+    )
+    parser.add_argument(
+        "--decay",
+        type=float,
+        default=0.5,
+        help="share of the run over which the rate falls linearly",
+    )
     parser.add_argument("--seed", type=int, default=defaults.get("seed", 0))
-    parser.add_argument("--minutes", type=float, default=0, help="stop after so many minutes (0: at --steps)")
+    parser.add_argument(
+        "--minutes", type=float, default=0, help="stop after so many minutes (0: at --steps)"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     return parser

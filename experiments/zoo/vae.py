@@ -45,7 +45,9 @@ def main() -> None:
     train = np.flatnonzero([not row["held_out"] for row in rows])
     fit(vae, loss_of, train, args.store / "vae.safetensors", args)
     with torch.inference_mode():
-        latents = torch.cat([vae.encode(pixels[i : i + 256]).latent_dist.mean for i in range(0, len(pixels), 256)])
+        latents = torch.cat(
+            [vae.encode(pixels[i : i + 256]).latent_dist.mean for i in range(0, len(pixels), 256)]
+        )
     vae.register_to_config(scaling_factor=float(1 / latents.std()))
     vae.half().save_pretrained(args.store / "vae")
     print(f"scaling factor {vae.config.scaling_factor:.4f}")

@@ -55,7 +55,9 @@ class Local:
                 f"num_workers and num_threads must be positive (got {self.num_workers}, {self.num_threads})"
             )
         if self.retries < 0 or self.gpus < 0:
-            raise ValueError(f"retries and gpus must not be negative (got {self.retries}, {self.gpus})")
+            raise ValueError(
+                f"retries and gpus must not be negative (got {self.retries}, {self.gpus})"
+            )
 
     @contextmanager
     def open(self, start: Start) -> Iterator[_LocalPool]:
@@ -66,7 +68,11 @@ class Local:
         workers = self.num_workers or self.gpus or num_cores()
         gpus = visible_gpus(self.gpus)
         with tempfile.TemporaryDirectory(prefix="qsdm-gpus-") if gpus else nullcontext() as folder:
-            places = [(Path(folder) / str(i), gpus[i % len(gpus)]) for i in range(workers)] if folder else []
+            places = (
+                [(Path(folder) / str(i), gpus[i % len(gpus)]) for i in range(workers)]
+                if folder
+                else []
+            )
 
             def begin() -> ProcessPool:
                 return ProcessPool(
@@ -101,7 +107,9 @@ def visible_gpus(num: int) -> list[str]:
         return [str(i) for i in range(num)]
     found = [name.strip() for name in named.split(",") if name.strip()]
     if len(found) < num:
-        raise EngineError(f"wanted {num} GPUs (CUDA_VISIBLE_DEVICES names {len(found)}): give engine.gpus={len(found)}")
+        raise EngineError(
+            f"wanted {num} GPUs (CUDA_VISIBLE_DEVICES names {len(found)}): give engine.gpus={len(found)}"
+        )
     return found[:num]
 
 

@@ -47,13 +47,19 @@ class Ray:
     init: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if (self.num_workers is not None and self.num_workers < 1) or self.num_threads < 1 or self.num_cpus <= 0:
+        if (
+            (self.num_workers is not None and self.num_workers < 1)
+            or self.num_threads < 1
+            or self.num_cpus <= 0
+        ):
             raise ValueError(
                 f"num_workers, num_threads and num_cpus must be positive "
                 f"(got {self.num_workers}, {self.num_threads}, {self.num_cpus})"
             )
         if self.retries < 0 or self.num_gpus < 0:
-            raise ValueError(f"retries and num_gpus must not be negative (got {self.retries}, {self.num_gpus})")
+            raise ValueError(
+                f"retries and num_gpus must not be negative (got {self.retries}, {self.num_gpus})"
+            )
 
     @contextmanager
     def open(self, start: Start) -> Iterator[_RayPool]:
@@ -88,14 +94,21 @@ class Ray:
                 ).close()  # Ray itself would try for a quarter of an hour
             ray.init(address=self.address or "local", **(quiet | here | dict(self.init)))
         except (OSError, ValueError, RuntimeError) as error:
-            raise EngineError(f"no Ray cluster at {self.address or 'this machine'} ({_first_line(error)})") from error
+            raise EngineError(
+                f"no Ray cluster at {self.address or 'this machine'} ({_first_line(error)})"
+            ) from error
 
     def _room(self, ray: Any) -> int:
         """For how many actors the nodes have CPUs and GPUs."""
-        wanted = {name: num for name, num in (("CPU", self.num_cpus), ("GPU", self.num_gpus)) if num}
+        wanted = {
+            name: num for name, num in (("CPU", self.num_cpus), ("GPU", self.num_gpus)) if num
+        }
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         # A thousandth, for Ray counts in ten-thousandths: 1 / 0.1 shall be ten.
-        room = sum(min(int(node.get(name, 0) / num + 1e-3) for name, num in wanted.items()) for node in nodes)
+        room = sum(
+            min(int(node.get(name, 0) / num + 1e-3) for name, num in wanted.items())
+            for node in nodes
+        )
         if room < 1:
             raise EngineError(
                 f"no node of the cluster has {self.num_cpus:g} CPUs and {self.num_gpus:g} GPUs for a worker: "
@@ -137,7 +150,9 @@ class _RayPool:
                     try:
                         self._ray.get(ready)
                     except RayError as error:
-                        raise EngineError(f"a worker could not start: {_last_line(error)}") from error
+                        raise EngineError(
+                            f"a worker could not start: {_last_line(error)}"
+                        ) from error
                     self._idle.append(actor)
                     continue
                 actor, i = doing.pop(ready)
@@ -159,7 +174,9 @@ class _RayPool:
                     raise result
                 yield i, result
         finally:
-            self._idle += [actor for actor, _ in doing.values()]  # they do what they are given one after the other
+            self._idle += [
+                actor for actor, _ in doing.values()
+            ]  # they do what they are given one after the other
 
 
 def _first_line(error: BaseException) -> str:

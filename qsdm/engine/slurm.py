@@ -83,7 +83,9 @@ class Slurm:
         try:
             import submitit
         except ImportError as error:
-            raise EngineError("the engine slurm needs submitit: pip install 'qsdm[slurm]'") from error
+            raise EngineError(
+                "the engine slurm needs submitit: pip install 'qsdm[slurm]'"
+            ) from error
 
         # Of this run alone: local jobs are named by their process, whose number comes again.
         folder = Path(self.folder).expanduser() / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
@@ -129,7 +131,9 @@ class _SlurmPool:
         while todo or doing:
             free = max(0, self._options.max_jobs - len(doing))
             now, todo = todo[:free], todo[free:]
-            doing += zip(self._submit([[tasks[i] for i in group] for group in now]), now, strict=True)
+            doing += zip(
+                self._submit([[tasks[i] for i in group] for group in now]), now, strict=True
+            )
             ended = [(job, group) for job, group in doing if self._ended(job)]
             for job, group in ended:
                 doing.remove((job, group))
@@ -139,13 +143,20 @@ class _SlurmPool:
                         raise result
                     yield i, result
                 left = group[len(results) :]
-                for i in left if why else left[:1]:  # of a job that was stopped, the later ones had not begun
+                for i in (
+                    left if why else left[:1]
+                ):  # of a job that was stopped, the later ones had not begun
                     deaths[i] += 1
                 for i in left:
                     if deaths[i] <= self._options.retries:
                         todo.append([i])
                     else:
-                        yield i, Failure(f"its job died {deaths[i]} times ({why or 'it was told to stop'})")
+                        yield (
+                            i,
+                            Failure(
+                                f"its job died {deaths[i]} times ({why or 'it was told to stop'})"
+                            ),
+                        )
             if doing and not ended:
                 time.sleep(self._options.poll_s)
 

@@ -41,7 +41,9 @@ class Metric(Protocol):
     @property
     def larger_is_better(self) -> bool: ...
 
-    def features(self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None) -> np.ndarray:
+    def features(
+        self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None
+    ) -> np.ndarray:
         """What the metric needs of each picture.
 
         Args:
@@ -67,17 +69,25 @@ def file_digest(path: Path) -> str:
         MetricError: there is no such file.
     """
     if not path.exists():
-        raise MetricError(f"no file {path}, which a metric needs: restore it, or give metrics.NAME.reference=FILE")
+        raise MetricError(
+            f"no file {path}, which a metric needs: restore it, or give metrics.NAME.reference=FILE"
+        )
     return _digest(
         path,
-        max((p.stat().st_mtime_ns for p in path.rglob("*")), default=0) if path.is_dir() else path.stat().st_mtime_ns,
+        max((p.stat().st_mtime_ns for p in path.rglob("*")), default=0)
+        if path.is_dir()
+        else path.stat().st_mtime_ns,
     )
 
 
 @lru_cache(maxsize=64)
 def _digest(path: Path, _changed: int) -> str:
     digest = hashlib.sha256()
-    parts = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")]
+    parts = (
+        [path]
+        if path.is_file()
+        else [p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")]
+    )
     for part in sorted(parts):
         digest.update(part.name.encode())
         with part.open("rb") as file:

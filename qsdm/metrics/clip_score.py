@@ -34,12 +34,16 @@ class ClipScore:
     def version(self) -> str:
         return clip_version(self.judge, self.revision)
 
-    def features(self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None) -> np.ndarray:
+    def features(
+        self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None
+    ) -> np.ndarray:
         """Pictures and captions => cosine, float32 [N, 1]."""
         import torch
 
         seen = torch.from_numpy(clip_pictures(self.judge, self.revision, images))
-        read = torch.stack([clip_caption(self.judge, self.revision, caption) for caption in captions])
+        read = torch.stack(
+            [clip_caption(self.judge, self.revision, caption) for caption in captions]
+        )
         return (seen * read).sum(-1, keepdim=True).numpy()
 
     def reduce(self, features: np.ndarray) -> float:

@@ -20,13 +20,18 @@ CAP_DB = 100.0  # of a picture that is equal in all pixels, whose ratio is infin
 
 
 def _pairs(
-    name: str, images: np.ndarray, full: np.ndarray | None, compare: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    name: str,
+    images: np.ndarray,
+    full: np.ndarray | None,
+    compare: Callable[[np.ndarray, np.ndarray], np.ndarray],
 ) -> np.ndarray:
     """``compare`` per pair of pictures, float32 [N, 1]; [N, 0] for full precision itself."""
     if full is None:
         return np.empty((len(images), 0), dtype=np.float32)
     if full.shape != images.shape:
-        raise ValueError(f"{name} needs full-precision pictures of the same shape {images.shape} (got {full.shape})")
+        raise ValueError(
+            f"{name} needs full-precision pictures of the same shape {images.shape} (got {full.shape})"
+        )
     return compare(images, full).astype(np.float32)[:, None]
 
 
@@ -45,7 +50,9 @@ class Psnr:
     def version(self) -> str:
         return f"8 bit, RGB, mean of pictures, at most {CAP_DB:g} dB"
 
-    def features(self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None) -> np.ndarray:
+    def features(
+        self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None
+    ) -> np.ndarray:
         def compare(a: np.ndarray, b: np.ndarray) -> np.ndarray:
             error = np.square(a.astype(np.float32) - b.astype(np.float32)).mean((1, 2, 3))
             return 10 * np.log10(255.0**2 / np.maximum(error, 255.0**2 / 10 ** (CAP_DB / 10)))
@@ -67,13 +74,18 @@ class Ssim:
     def version(self) -> str:
         return "torchmetrics, RGB, gaussian 11 x 11 sigma 1.5"
 
-    def features(self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None) -> np.ndarray:
+    def features(
+        self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None
+    ) -> np.ndarray:
         def compare(a: np.ndarray, b: np.ndarray) -> np.ndarray:
             from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
             found = [
                 ssim(
-                    networks.pixels(a[i : i + 64]), networks.pixels(b[i : i + 64]), data_range=1.0, reduction="none"
+                    networks.pixels(a[i : i + 64]),
+                    networks.pixels(b[i : i + 64]),
+                    data_range=1.0,
+                    reduction="none",
                 ).reshape(-1)  # type: ignore[union-attr]
                 for i in range(0, len(a), 64)
             ]
@@ -101,14 +113,19 @@ class Lpips:
     def version(self) -> str:
         return f"lpips {self.network} 0.1"
 
-    def features(self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None) -> np.ndarray:
+    def features(
+        self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None
+    ) -> np.ndarray:
         def compare(a: np.ndarray, b: np.ndarray) -> np.ndarray:
             import torch
 
             network = _lpips(self.network)
             with torch.inference_mode():
                 found = [
-                    network(2 * networks.pixels(a[i : i + 16]) - 1, 2 * networks.pixels(b[i : i + 16]) - 1).reshape(-1)
+                    network(
+                        2 * networks.pixels(a[i : i + 16]) - 1,
+                        2 * networks.pixels(b[i : i + 16]) - 1,
+                    ).reshape(-1)
                     for i in range(0, len(a), 16)
                 ]
             return np.concatenate(found)
@@ -148,8 +165,15 @@ class FeatureDistance:
 
         return f"lite0 {lite0.version()}"
 
-    def features(self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None) -> np.ndarray:
-        return _pairs(self.name, images, full, lambda a, b: np.square(networks.lite0(a) - networks.lite0(b)).sum(1))
+    def features(
+        self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None
+    ) -> np.ndarray:
+        return _pairs(
+            self.name,
+            images,
+            full,
+            lambda a, b: np.square(networks.lite0(a) - networks.lite0(b)).sum(1),
+        )
 
     def reduce(self, features: np.ndarray) -> float | None:
         return _mean(features)

@@ -48,7 +48,9 @@ class Gaussian:
     def of_moments(mean: np.ndarray, cov: np.ndarray) -> Gaussian:
         """Of a mean [D] and a symmetric covariance [D, D]."""
         if cov.shape != (len(mean), len(mean)):
-            raise ValueError(f"wanted a mean [D] and a covariance [D, D] (got shapes {mean.shape} and {cov.shape})")
+            raise ValueError(
+                f"wanted a mean [D] and a covariance [D, D] (got shapes {mean.shape} and {cov.shape})"
+            )
         cov = cov.astype(np.float64)
         values, vectors = np.linalg.eigh((cov + cov.T) / 2)
         return Gaussian(mean.astype(np.float64), vectors * np.sqrt(values.clip(0)))
@@ -57,7 +59,12 @@ class Gaussian:
 def frechet(a: Gaussian, b: Gaussian) -> float:
     """Squared Fréchet distance of two normal distributions; 0 for equal ones, never negative."""
     cross = np.linalg.svd(a.factor.T @ b.factor, compute_uv=False).sum()
-    distance = np.square(a.mean - b.mean).sum() + np.square(a.factor).sum() + np.square(b.factor).sum() - 2 * cross
+    distance = (
+        np.square(a.mean - b.mean).sum()
+        + np.square(a.factor).sum()
+        + np.square(b.factor).sum()
+        - 2 * cross
+    )
     return max(0.0, float(distance))
 
 
@@ -95,7 +102,9 @@ def write_reference(path: Path, features: np.ndarray) -> None:
 
     values = features.astype(np.float64)
     save_file(
-        {"mean": values.mean(0), "cov": np.cov(values, rowvar=False)}, path, metadata={"num_images": str(len(values))}
+        {"mean": values.mean(0), "cov": np.cov(values, rowvar=False)},
+        path,
+        metadata={"num_images": str(len(values))},
     )
 
 
@@ -127,7 +136,9 @@ class FrechetLite0:
 
         return f"lite0 {lite0.version()}, reference {file_digest(self.path)}"
 
-    def features(self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None) -> np.ndarray:
+    def features(
+        self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None
+    ) -> np.ndarray:
         return networks.lite0(images)
 
     def reduce(self, features: np.ndarray) -> float:
@@ -151,10 +162,16 @@ class FrechetInception:
 
     @property
     def version(self) -> str:
-        return f"inception-v3-compat 2048, reference {file_digest(Path(self.reference).expanduser())}"
+        return (
+            f"inception-v3-compat 2048, reference {file_digest(Path(self.reference).expanduser())}"
+        )
 
-    def features(self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None) -> np.ndarray:
+    def features(
+        self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None
+    ) -> np.ndarray:
         return networks.inception(images)
 
     def reduce(self, features: np.ndarray) -> float:
-        return frechet(Gaussian.of(features), read_reference(Path(self.reference).expanduser(), 2048))
+        return frechet(
+            Gaussian.of(features), read_reference(Path(self.reference).expanduser(), 2048)
+        )

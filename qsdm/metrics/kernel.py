@@ -34,7 +34,11 @@ def discrepancy(kernel: Kernel, x: np.ndarray, y: np.ndarray) -> float:
 
 
 def _discrepancy(kernel: Kernel, x: np.ndarray, y: np.ndarray, within_y: float) -> float:
-    return float(_within(kernel, x) + within_y - 2 * kernel(x.astype(np.float64), y.astype(np.float64)).mean())
+    return float(
+        _within(kernel, x)
+        + within_y
+        - 2 * kernel(x.astype(np.float64), y.astype(np.float64)).mean()
+    )
 
 
 def _within(kernel: Kernel, x: np.ndarray) -> float:
@@ -46,7 +50,9 @@ def _within(kernel: Kernel, x: np.ndarray) -> float:
 
 def _to_reference(kernel: Kernel, x: np.ndarray, reference: Reference, network: str) -> float:
     y = reference.features(network, x.shape[1])
-    return _discrepancy(kernel, x, y, _within_reference(kernel, reference, network, reference.version))
+    return _discrepancy(
+        kernel, x, y, _within_reference(kernel, reference, network, reference.version)
+    )
 
 
 @lru_cache(maxsize=8)
@@ -82,7 +88,9 @@ class KernelLite0:
 
         return f"lite0 {lite0.version()}, {Reference(self.reference).version}"
 
-    def features(self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None) -> np.ndarray:
+    def features(
+        self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None
+    ) -> np.ndarray:
         return networks.lite0(images)
 
     def reduce(self, features: np.ndarray) -> float:
@@ -105,7 +113,9 @@ class KernelInception:
     def version(self) -> str:
         return f"inception-v3-compat 2048, {Reference(self.reference).version}"
 
-    def features(self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None) -> np.ndarray:
+    def features(
+        self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None
+    ) -> np.ndarray:
         return networks.inception(images)
 
     def reduce(self, features: np.ndarray) -> float:
@@ -134,7 +144,9 @@ class Cmmd:
     def version(self) -> str:
         return f"{networks.clip_version(self.judge, self.revision)}, unbiased, {Reference(self.reference).version}"
 
-    def features(self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None) -> np.ndarray:
+    def features(
+        self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None
+    ) -> np.ndarray:
         return networks.clip_pictures(self.judge, self.revision, images)
 
     def reduce(self, features: np.ndarray) -> float:

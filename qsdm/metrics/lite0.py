@@ -63,7 +63,9 @@ class SameConv2d(nn.Conv2d):
 class InvertedBottleneck(nn.Module):
     """Expand, filter every channel, project, add the input where shapes allow it; batch normalization is folded in."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, expansion: int) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, stride: int, expansion: int
+    ) -> None:
         super().__init__()
         hidden = in_channels * expansion
         self.expand = nn.Conv2d(in_channels, hidden, 1) if expansion != 1 else None
@@ -86,7 +88,11 @@ class Lite0(nn.Module):
         self.blocks = nn.Sequential(
             *(
                 InvertedBottleneck(
-                    s.out_channels if i else s.in_channels, s.out_channels, s.kernel, 1 if i else s.stride, s.expansion
+                    s.out_channels if i else s.in_channels,
+                    s.out_channels,
+                    s.kernel,
+                    1 if i else s.stride,
+                    s.expansion,
                 )
                 for s in STAGES
                 for i in range(s.repeats)
@@ -103,7 +109,9 @@ def network() -> Lite0:
     """The network in evaluation mode, with the shipped weights in float32."""
     with torch.device("meta"):
         made = Lite0()
-    made.load_state_dict({key: value.float() for key, value in load_file(WEIGHTS).items()}, assign=True)
+    made.load_state_dict(
+        {key: value.float() for key, value in load_file(WEIGHTS).items()}, assign=True
+    )
     return made.eval().requires_grad_(False)
 
 
@@ -119,6 +127,8 @@ def features(images: np.ndarray, batch_size: int = 16) -> np.ndarray:
     found = np.empty((len(images), NUM_FEATURES), dtype=np.float32)
     for start in range(0, len(images), batch_size):
         pixels = torch.from_numpy(images[start : start + batch_size]).permute(0, 3, 1, 2).float()
-        shown = F.interpolate(pixels, size=(INPUT_PX, INPUT_PX), mode="bicubic", align_corners=False, antialias=False)
+        shown = F.interpolate(
+            pixels, size=(INPUT_PX, INPUT_PX), mode="bicubic", align_corners=False, antialias=False
+        )
         found[start : start + batch_size] = network()(shown.clamp(0, 255)).numpy()
     return found

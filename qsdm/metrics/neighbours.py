@@ -29,10 +29,14 @@ QUANTITIES = ("precision", "recall", "density", "coverage")
 
 def radii(features: np.ndarray) -> np.ndarray:
     """Distance of each of features [N, D], N > k, to its k-th nearest other, float64 [N]."""
-    return np.partition(_distances(features, features), NEAREST, axis=1)[:, NEAREST]  # the nearest is itself
+    return np.partition(_distances(features, features), NEAREST, axis=1)[
+        :, NEAREST
+    ]  # the nearest is itself
 
 
-def neighbours(features: np.ndarray, reference: np.ndarray, reference_radii: np.ndarray) -> dict[str, float]:
+def neighbours(
+    features: np.ndarray, reference: np.ndarray, reference_radii: np.ndarray
+) -> dict[str, float]:
     """All four quantities of features [N, D], reference [M, D] and its `radii` [M]."""
     apart = _distances(reference, features)
     within = apart < reference_radii[:, None]
@@ -79,7 +83,9 @@ class Neighbours:
         seen = f"lite0 {lite0.version()}" if self.network == "lite0" else "inception-v3-compat 2048"
         return f"{seen}, {NEAREST} neighbours, {Reference(self.reference).version}"
 
-    def features(self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None) -> np.ndarray:
+    def features(
+        self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None
+    ) -> np.ndarray:
         return networks.lite0(images) if self.network == "lite0" else networks.inception(images)
 
     def reduce(self, features: np.ndarray) -> float | None:
@@ -87,7 +93,9 @@ class Neighbours:
             return None
         reference = Reference(self.reference)
         known = reference.features(self.network, features.shape[1])
-        return neighbours(features, known, _reference_radii(reference, self.network, reference.version))[self.name]
+        return neighbours(
+            features, known, _reference_radii(reference, self.network, reference.version)
+        )[self.name]
 
 
 @lru_cache(maxsize=8)

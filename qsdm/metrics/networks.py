@@ -20,7 +20,9 @@ _KEPT = 12  # of three networks: the pictures at hand, those of full precision, 
 _known: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()
 
 
-def once(network: str, images: np.ndarray, compute: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+def once(
+    network: str, images: np.ndarray, compute: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
     """``compute(images)``, or what it gave for equal pictures before.
 
     Args:
@@ -66,7 +68,10 @@ def inception(images: np.ndarray) -> np.ndarray:
 
         network = _inception()
         with torch.inference_mode():
-            batches = (torch.from_numpy(images[i : i + 32]).permute(0, 3, 1, 2) for i in range(0, len(images), 32))
+            batches = (
+                torch.from_numpy(images[i : i + 32]).permute(0, 3, 1, 2)
+                for i in range(0, len(images), 32)
+            )
             return torch.cat([network(batch)[0] for batch in batches]).numpy().astype(np.float32)
 
     return once("inception", images, compute)
@@ -142,9 +147,15 @@ def clip_pictures(judge: str, revision: str | None, images: np.ndarray) -> np.nd
         with torch.inference_mode():
             for i in range(0, len(images), BATCH):
                 shown = processor(
-                    images=[Image.fromarray(image) for image in images[i : i + BATCH]], return_tensors="pt"
+                    images=[Image.fromarray(image) for image in images[i : i + BATCH]],
+                    return_tensors="pt",
                 )
-                found.append(F.normalize(_pooled(model.get_image_features(pixel_values=shown["pixel_values"])), dim=-1))
+                found.append(
+                    F.normalize(
+                        _pooled(model.get_image_features(pixel_values=shown["pixel_values"])),
+                        dim=-1,
+                    )
+                )
             return torch.cat(found).numpy()
 
     return once(f"clip {judge} {revision}", images, compute)
@@ -174,7 +185,9 @@ def _clip(source: str, revision: str | None) -> tuple[Any, Any, Any]:
 
     try:
         model = (
-            CLIPModel.from_pretrained(source, revision=revision or "main", dtype="float32").eval().requires_grad_(False)
+            CLIPModel.from_pretrained(source, revision=revision or "main", dtype="float32")
+            .eval()
+            .requires_grad_(False)
         )
         processor = CLIPImageProcessorPil.from_pretrained(source, revision=revision or "main")
         return model, processor, AutoTokenizer.from_pretrained(source, revision=revision)

@@ -47,7 +47,9 @@ class Preference:
     def version(self) -> str:
         return f"imscore {self.source}"
 
-    def features(self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None) -> np.ndarray:
+    def features(
+        self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None
+    ) -> np.ndarray:
         """Pictures and captions => score, float32 [N, 1]; captions are cut at 35 tokens or, by hps, at 77."""
         import torch
 

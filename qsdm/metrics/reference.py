@@ -70,16 +70,22 @@ def _read(path: Path, _digest: str) -> dict[str, np.ndarray]:
     try:
         return {name: features.astype(np.float32) for name, features in load_file(path).items()}
     except (OSError, SafetensorError) as error:
-        raise MetricError(f"{path} is damaged or holds no reference features ({error}): restore it") from error
+        raise MetricError(
+            f"{path} is damaged or holds no reference features ({error}): restore it"
+        ) from error
 
 
-def write_features(path: Path, features: dict[str, np.ndarray], about: dict[str, str | int]) -> None:
+def write_features(
+    path: Path, features: dict[str, np.ndarray], about: dict[str, str | int]
+) -> None:
     """Store features [M, D] by network, as float16, with what they were made from."""
     from safetensors.numpy import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    tensors = {name: np.ascontiguousarray(values, dtype=np.float16) for name, values in features.items()}
+    tensors = {
+        name: np.ascontiguousarray(values, dtype=np.float16) for name, values in features.items()
+    }
     save_file(tensors, partial, metadata={"qsdm": json.dumps(about)})
     partial.replace(path)
     path.chmod(0o644)  # safetensors writes for the owner alone
@@ -95,27 +101,44 @@ def read_pictures(folder: Path, resolution_px: int, num: int | None) -> Iterator
 
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not paths or (num is not None and len(paths) < num):
-        raise MetricError(f"wanted {num or 'some'} pictures in {folder} (got {len(paths)} of {', '.join(SUFFIXES)})")
+        raise MetricError(
+            f"wanted {num or 'some'} pictures in {folder} (got {len(paths)} of {', '.join(SUFFIXES)})"
+        )
     for path in paths[:num]:
         try:
             with Image.open(path) as picture:
                 side = min(picture.size)
                 left, top = (picture.width - side) // 2, (picture.height - side) // 2
                 square = picture.convert("RGB").crop((left, top, left + side, top + side))
-                yield np.asarray(square.resize((resolution_px, resolution_px), Image.Resampling.BICUBIC))
+                yield np.asarray(
+                    square.resize((resolution_px, resolution_px), Image.Resampling.BICUBIC)
+                )
         except (OSError, UnidentifiedImageError) as error:
-            raise MetricError(f"{path} is no picture that can be read ({error}): remove or restore it") from error
+            raise MetricError(
+                f"{path} is no picture that can be read ({error}): remove or restore it"
+            ) from error
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("pictures", type=Path, help="folder of pictures, with its subfolders")
     parser.add_argument("--name", required=True, help="of the data set")
-    parser.add_argument("--resolution", type=int, required=True, help="pixels to which the middle squares are scaled")
+    parser.add_argument(
+        "--resolution",
+        type=int,
+        required=True,
+        help="pixels to which the middle squares are scaled",
+    )
     parser.add_argument("--num", type=int, help="of pictures, the first by name (default: all)")
-    parser.add_argument("--networks", nargs="+", default=["inception"], choices=("inception", "clip", "lite0"))
-    parser.add_argument("--clip", default="openai/clip-vit-base-patch16", help="CLIP of cmmd: hub id or directory")
+    parser.add_argument(
+        "--networks", nargs="+", default=["inception"], choices=("inception", "clip", "lite0")
+    )
+    parser.add_argument(
+        "--clip", default="openai/clip-vit-base-patch16", help="CLIP of cmmd: hub id or directory"
+    )
     parser.add_argument("--store", type=Path, default=Path("store"))
     args = parser.parse_args(arguments)
     try:
@@ -144,7 +167,9 @@ def make(args: argparse.Namespace) -> Path:
         batch.clear()
 
     count = 0
-    for picture in tqdm(read_pictures(args.pictures, args.resolution, args.num), "reference", args.num, disable=None):
+    for picture in tqdm(
+        read_pictures(args.pictures, args.resolution, args.num), "reference", args.num, disable=None
+    ):
         batch.append(picture)
         count += 1
         if len(batch) == networks.BATCH:
@@ -153,10 +178,16 @@ def make(args: argparse.Namespace) -> Path:
         flush()
     features = {name: np.concatenate(parts) for name, parts in found.items()}
     path = args.store / "references" / f"{args.name}-{args.resolution}px-{count}.safetensors"
-    about: dict[str, str | int] = {"dataset": args.name, "resolution_px": args.resolution, "num_images": count}
+    about: dict[str, str | int] = {
+        "dataset": args.name,
+        "resolution_px": args.resolution,
+        "num_images": count,
+    }
     write_features(path, features, about)
     if "inception" in features:
-        frechet.write_reference(path.with_name(f"{path.stem}-moments.safetensors"), features["inception"])
+        frechet.write_reference(
+            path.with_name(f"{path.stem}-moments.safetensors"), features["inception"]
+        )
     return path
 
 

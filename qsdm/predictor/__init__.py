@@ -20,7 +20,8 @@ import numpy as np
 
 from qsdm.cost import MethodTable
 from qsdm.qconfig import Space
-from qsdm.store import StoreError, read_tensors, write_tensors
+from qsdm.store import StoreError
+from qsdm.store.tensors import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,7 +94,9 @@ class FitOptions:
                 f"folds must be at least 2 and batch_size at least 4 (got {self.folds} and {self.batch_size})"
             )
         if not (0 < self.validation < 1 and 0 <= self.ema < 1):
-            raise ValueError(f"validation and ema are shares between 0 and 1 (got {self.validation} and {self.ema})")
+            raise ValueError(
+                f"validation and ema are shares between 0 and 1 (got {self.validation} and {self.ema})"
+            )
         if self.weight_decay < 0 or self.ranking_weight < 0:
             raise ValueError(
                 f"weight_decay and ranking_weight must not be negative "
@@ -142,13 +145,18 @@ class Predictor:
         """One-hot or relaxed [B, W, M + 1] => [folds, B], differentiable."""
         import torch
 
-        return torch.stack([fold.mean + fold.deviation * fold.gnn(configurations).value for fold in self.folds])
+        return torch.stack(
+            [fold.mean + fold.deviation * fold.gnn(configurations).value for fold in self.folds]
+        )
 
     def save(self, directory: Path) -> None:
         """Write fold-K.safetensors; folds of an earlier, larger training are removed."""
         for k, fold in enumerate(self.folds):
             state = {name: tensor.numpy() for name, tensor in fold.gnn.state_dict().items()}
-            arrays = {f: np.asarray(getattr(fold, f)) for f in ("test", "hop_quality", "hop_mean", "hop_deviation")}
+            arrays = {
+                f: np.asarray(getattr(fold, f))
+                for f in ("test", "hop_quality", "hop_mean", "hop_deviation")
+            }
             about = {
                 "schema": SCHEMA,
                 "encoding": self.encoding.digest,
@@ -160,7 +168,9 @@ class Predictor:
                 "epochs": fold.epochs,
             }
             write_tensors(
-                directory / f"fold-{k}.safetensors", {f"gnn.{n}": a for n, a in state.items()} | arrays, about
+                directory / f"fold-{k}.safetensors",
+                {f"gnn.{n}": a for n, a in state.items()} | arrays,
+                about,
             )
         for path in directory.glob("fold-*.safetensors"):
             if int(path.stem.partition("-")[2]) >= len(self.folds):
@@ -180,24 +190,36 @@ class Predictor:
         from qsdm.predictor.gnn import Gnn
 
         encoding = encode(space, table)
-        paths = sorted(directory.glob("fold-*.safetensors"), key=lambda path: int(path.stem.partition("-")[2]))
+        paths = sorted(
+            directory.glob("fold-*.safetensors"), key=lambda path: int(path.stem.partition("-")[2])
+        )
         if not paths:
-            raise StoreError(f"no predictor in {directory}: run python -m qsdm.train +model={space.graph.denoiser}")
+            raise StoreError(
+                f"no predictor in {directory}: run python -m qsdm.train +model={space.graph.denoiser}"
+            )
         folds, objective = [], {}
         for path in paths:
             arrays, about = read_tensors(path)
             if not isinstance(about, dict) or about.get("schema") != SCHEMA:
-                raise StoreError(f"{path} is no predictor of schema {SCHEMA!r}: run python -m qsdm.train again")
+                raise StoreError(
+                    f"{path} is no predictor of schema {SCHEMA!r}: run python -m qsdm.train again"
+                )
             if about["encoding"] != encoding.digest:
                 raise StoreError(
                     f"{path} was trained for another graph, space or table of errors: run python -m qsdm.train again"
                 )
             gnn = Gnn(encoding, about["width"], about["hops"])
             gnn.load_state_dict(
-                {n.removeprefix("gnn."): torch.from_numpy(a) for n, a in arrays.items() if n.startswith("gnn.")}
+                {
+                    n.removeprefix("gnn."): torch.from_numpy(a)
+                    for n, a in arrays.items()
+                    if n.startswith("gnn.")
+                }
             )
             rest = {name: array for name, array in arrays.items() if not name.startswith("gnn.")}
-            folds.append(Fold(gnn.eval(), about["mean"], about["deviation"], epochs=about["epochs"], **rest))
+            folds.append(
+                Fold(gnn.eval(), about["mean"], about["deviation"], epochs=about["epochs"], **rest)
+            )
             objective = about["objective"]
         return Predictor(encoding, tuple(folds), objective)
 

@@ -13,7 +13,9 @@ from qsdm.qconfig import Space
 
 def avg_bits(space: Space, genes: np.ndarray) -> np.ndarray:
     """More bits, better pictures: [B]."""
-    return np.array([cost.avg_bits(space.graph, space.decode(row), space.full_bits) for row in genes])
+    return np.array(
+        [cost.avg_bits(space.graph, space.decode(row), space.full_bits) for row in genes]
+    )
 
 
 def error_sum(space: Space, table: MethodTable, genes: np.ndarray) -> np.ndarray:
@@ -25,14 +27,17 @@ def decision_errors(space: Space, table: MethodTable, genes: np.ndarray) -> np.n
     """Relative squared error of each weight as it is decided, [B, W]."""
     error = errors(space, table)
     columns = [
-        np.array([space.methods.index(m) for m in offered])[genes[:, i]] for i, offered in enumerate(space.options)
+        np.array([space.methods.index(m) for m in offered])[genes[:, i]]
+        for i, offered in enumerate(space.options)
     ]
     return np.stack([error[i, column] for i, column in enumerate(columns)], axis=1)
 
 
 def one_hot(space: Space, genes: np.ndarray) -> np.ndarray:
     """[B, sum of options]."""
-    return np.concatenate([np.eye(len(offered))[genes[:, i]] for i, offered in enumerate(space.options)], axis=1)
+    return np.concatenate(
+        [np.eye(len(offered))[genes[:, i]] for i, offered in enumerate(space.options)], axis=1
+    )
 
 
 def ridge(features: np.ndarray, labels: np.ndarray, new: np.ndarray) -> np.ndarray:
@@ -48,5 +53,7 @@ def ridge(features: np.ndarray, labels: np.ndarray, new: np.ndarray) -> np.ndarr
     middle, scale = features.mean(axis=0), features.std() + 1e-12
     x, offset = (features - middle) / scale, labels.mean()
     gram = x @ x.T / x.shape[1]
-    dual, _ = ridge_dual(gram, labels - offset, PENALTIES * max(float(np.trace(gram)) / len(gram), 1e-12))
+    dual, _ = ridge_dual(
+        gram, labels - offset, PENALTIES * max(float(np.trace(gram)) / len(gram), 1e-12)
+    )
     return ((new - middle) / scale) @ x.T @ dual / x.shape[1] + offset

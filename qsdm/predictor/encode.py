@@ -48,7 +48,11 @@ class Encoding:
     digest: str = field(init=False)
 
     def __post_init__(self) -> None:
-        about = [VERSION, self.space.graph.digest, [[str(m) for m in offered] for offered in self.space.options]]
+        about = [
+            VERSION,
+            self.space.graph.digest,
+            [[str(m) for m in offered] for offered in self.space.options],
+        ]
         digest = hashlib.sha256(canonical(about) + self.decisions.tobytes() + self.static.tobytes())
         object.__setattr__(self, "digest", digest.hexdigest())
 
@@ -64,7 +68,9 @@ class Encoding:
         """
         genes = np.asarray(genes)
         if genes.ndim != 2 or genes.shape[1] != self.num_weights:
-            raise ValueError(f"wanted genes of shape [configurations, {self.num_weights}] (got {list(genes.shape)})")
+            raise ValueError(
+                f"wanted genes of shape [configurations, {self.num_weights}] (got {list(genes.shape)})"
+            )
         counts = np.array([len(offered) for offered in self.space.options])
         if genes.size and (genes.min() < 0 or (genes >= counts).any()):
             raise ValueError(
@@ -99,11 +105,24 @@ def encode(space: Space, table: MethodTable) -> Encoding:
         columns[i, : len(offered)] = [methods.index(method) for method in offered]
         allowed[i, columns[i, : len(offered)]] = True
     names = {weight.name: i for i, weight in enumerate(space.graph.weights)}
-    node_weight = np.array([names[node.weight.name] if node.weight else len(names) for node in space.graph.nodes])
+    node_weight = np.array(
+        [names[node.weight.name] if node.weight else len(names) for node in space.graph.nodes]
+    )
     loops = [(i, i) for i in range(len(space.graph.nodes))]
-    edges = np.array(sorted([*space.graph.edges, *loops], key=lambda edge: (edge[1], edge[0])), dtype=np.int64).T
+    edges = np.array(
+        sorted([*space.graph.edges, *loops], key=lambda edge: (edge[1], edge[0])), dtype=np.int64
+    ).T
     static = _static(space.graph, node_weight, error)
-    return Encoding(space, methods, static, _decisions(space, methods, error), allowed, node_weight, edges, columns)
+    return Encoding(
+        space,
+        methods,
+        static,
+        _decisions(space, methods, error),
+        allowed,
+        node_weight,
+        edges,
+        columns,
+    )
 
 
 def errors(space: Space, table: MethodTable) -> np.ndarray:
@@ -115,7 +134,11 @@ def errors(space: Space, table: MethodTable) -> np.ndarray:
             value = 0.0
             if method.name != "fp":
                 known = weight.name in rows and method in table.methods
-                value = table.rel_error[rows[weight.name], table.methods.index(method)] if known else math.nan
+                value = (
+                    table.rel_error[rows[weight.name], table.methods.index(method)]
+                    if known
+                    else math.nan
+                )
             if math.isnan(value):
                 raise ValueError(
                     f"the table has no error of {weight.name!r} under {method}: run calibrate with this space"
@@ -165,13 +188,17 @@ def _static(graph: Graph, node_weight: np.ndarray, error: np.ndarray) -> np.ndar
     profile = np.log(np.maximum(error, 1e-12))
     means = np.nanmean(profile, axis=1, keepdims=True)
     profile = np.concatenate([means, np.where(np.isnan(profile), 0, profile - means)], axis=1)
-    profile = np.concatenate([profile, profile.mean(axis=0, keepdims=True)])  # nodes without a weight: the mean
+    profile = np.concatenate(
+        [profile, profile.mean(axis=0, keepdims=True)]
+    )  # nodes without a weight: the mean
     numbers = [
         [*_sizes(node, graph), node.depth, math.log1p(from_input[i]), math.log1p(to_output[i]),
          len(parents[i]), len(children[i]), float(picture[i]), *profile[node_weight[i]]]
         for i, node in enumerate(graph.nodes)
     ]  # fmt: skip
-    kinds = [[node.op == op for op in Op] + [node.role == role for role in Role] for node in graph.nodes]
+    kinds = [
+        [node.op == op for op in Op] + [node.role == role for role in Role] for node in graph.nodes
+    ]
     scaled = np.array(numbers, dtype=np.float64)
     scaled = (scaled - scaled.mean(axis=0)) / (scaled.std(axis=0) + 1e-6)
     return np.concatenate([scaled, np.array(kinds, dtype=np.float64)], axis=1).astype(np.float32)
@@ -195,5 +222,7 @@ def _sizes(node: Node, graph: Graph) -> tuple[float, ...]:
 
 def _main_input(graph: Graph) -> int:
     inputs = [i for i, node in enumerate(graph.nodes) if node.op == Op.INPUT]
-    named = [i for i in inputs if graph.nodes[i].name.rpartition(".")[2].partition("@")[0] in MAIN_INPUTS]
+    named = [
+        i for i in inputs if graph.nodes[i].name.rpartition(".")[2].partition("@")[0] in MAIN_INPUTS
+    ]
     return next(iter(named or inputs), -1)

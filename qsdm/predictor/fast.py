@@ -18,8 +18,12 @@ from qsdm.predictor.gnn import Gnn, StaticGATv2Conv
 CHUNK = 8  # configurations at a time: their embeddings stay in the second-level cache
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"})
-def attend(both, starts, sources, attention, slope, scale, shift, residual, h):  # pragma: no cover (compiled)
+@numba.njit(
+    cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"}
+)
+def attend(
+    both, starts, sources, attention, slope, scale, shift, residual, h
+):  # pragma: no cover (compiled)
     """One layer after its matrix product, in place: h = relu(scale (sum over edges of alpha x source) + shift) (+ h).
 
     Args:
@@ -40,7 +44,9 @@ def attend(both, starts, sources, attention, slope, scale, shift, residual, h): 
                 for c in range(width):
                     x = both[b, s, c] + both[b, n, width + c]
                     score += attention[c] * max(x, slope * x)
-                if score > top:  # softmax in one pass: what was summed is scaled down when a greater score comes
+                if (
+                    score > top
+                ):  # softmax in one pass: what was summed is scaled down when a greater score comes
                     shrink = np.exp(top - score)
                     total *= shrink
                     for c in range(width):
@@ -62,8 +68,14 @@ class Fast:
         with torch.no_grad():
             num_columns = gnn.decisions.shape[1]
             nothing = gnn.decisions.new_zeros(1, num_columns, gnn.width)
-            decided = torch.cat([gnn.embed_decision(gnn.decisions), nothing])[gnn.node_weight]  # [N, M + 1, C]
-            self.first = torch.relu(gnn.embed_static(gnn.static)[:, None] + decided).flatten(0, 1).contiguous()
+            decided = torch.cat([gnn.embed_decision(gnn.decisions), nothing])[
+                gnn.node_weight
+            ]  # [N, M + 1, C]
+            self.first = (
+                torch.relu(gnn.embed_static(gnn.static)[:, None] + decided)
+                .flatten(0, 1)
+                .contiguous()
+            )
             self.num_columns, self.width = num_columns, gnn.width
             self.node_weight = gnn.node_weight.numpy()
             self.weight_node = gnn.weight_node
@@ -72,10 +84,14 @@ class Fast:
             self.sources = gnn.edges[0].numpy()
             self.layers = []
             for conv, norm in zip(gnn.convs, gnn.norms, strict=True):
-                matrix, bias, numbers = _folded(cast(StaticGATv2Conv, conv), cast(nn.BatchNorm1d, norm))
+                matrix, bias, numbers = _folded(
+                    cast(StaticGATv2Conv, conv), cast(nn.BatchNorm1d, norm)
+                )
                 self.layers.append((matrix, bias, numbers))
             matrix, bias, _ = self.layers[0]
-            self.first_both = torch.addmm(bias, self.first, matrix)  # of the first layer, under every method
+            self.first_both = torch.addmm(
+                bias, self.first, matrix
+            )  # of the first layer, under every method
             self.contribution, self.share = gnn.contribution, gnn.share
             self.additive, self.offset = gnn.additive, gnn.offset
 
@@ -89,7 +105,9 @@ class Fast:
         num_batch, num_weights = columns.shape
         num_nodes = len(self.node_weight)
         padded = np.concatenate([columns, np.zeros((num_batch, 1), dtype=np.int64)], axis=1)
-        rows = torch.from_numpy(np.arange(num_nodes) * self.num_columns + padded[:, self.node_weight])
+        rows = torch.from_numpy(
+            np.arange(num_nodes) * self.num_columns + padded[:, self.node_weight]
+        )
         h = self.first[rows]  # [B, N, C]
         for i, (matrix, bias, numbers) in enumerate(self.layers):
             both = self.first_both[rows] if i == 0 else torch.addmm(bias, h.flatten(0, 1), matrix)
@@ -108,4 +126,8 @@ def _folded(conv: StaticGATv2Conv, norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor
     bias = torch.cat([conv.lin_l.bias, conv.lin_r.bias])
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()
     shift = norm.bias + scale * (conv.bias - norm.running_mean)
-    return matrix, bias, (conv.att.flatten().numpy(), np.float32(conv.negative_slope), scale.numpy(), shift.numpy())
+    return (
+        matrix,
+        bias,
+        (conv.att.flatten().numpy(), np.float32(conv.negative_slope), scale.numpy(), shift.numpy()),
+    )

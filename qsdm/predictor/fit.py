@@ -24,7 +24,9 @@ from qsdm.predictor.linear import fit_additive
 from qsdm.predictor.losses import ranking_loss
 from qsdm.predictor.scores import relevance, srcc
 
-_seeding = Lock()  # torch's random numbers are those of the whole process; only first parameters need them
+_seeding = (
+    Lock()
+)  # torch's random numbers are those of the whole process; only first parameters need them
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,12 +60,19 @@ def split(num: int, folds: int, rng: np.random.Generator) -> list[np.ndarray]:
     """
     least = max(2 * folds, -(-8 * folds // (folds - 1)))
     if num < least:
-        raise ValueError(f"{folds} folds need at least {least} outcomes (got {num}): measure more configurations")
+        raise ValueError(
+            f"{folds} folds need at least {least} outcomes (got {num}): measure more configurations"
+        )
     return [np.sort(part) for part in np.array_split(rng.permutation(num), folds)]
 
 
 def fit_folds(
-    encoding: Encoding, genes: np.ndarray, labels: np.ndarray, options: FitOptions, seed: int = 0, log: Log = ignore
+    encoding: Encoding,
+    genes: np.ndarray,
+    labels: np.ndarray,
+    options: FitOptions,
+    seed: int = 0,
+    log: Log = ignore,
 ) -> list[Fold]:
     """Train one network per fold.
 
@@ -76,7 +85,9 @@ def fit_folds(
     ending = Event()
     with (
         one_thread() as threads,  # of the sums: folds are trained side by side instead
-        tqdm(total=options.folds * options.epochs, desc="train", unit="epoch", disable=None) as progress,
+        tqdm(
+            total=options.folds * options.epochs, desc="train", unit="epoch", disable=None
+        ) as progress,
         ThreadPoolExecutor(
             max(1, min(threads, options.folds)), initializer=torch.set_num_threads, initargs=(1,)
         ) as pool,
@@ -85,7 +96,16 @@ def fit_folds(
         def fit(k: int) -> Fold:
             train = np.setdiff1d(np.arange(len(labels)), tests[k])
             return _fit_fold(
-                encoding, configurations, labels, train, tests[k], options, (seed, k), log, progress, ending
+                encoding,
+                configurations,
+                labels,
+                train,
+                tests[k],
+                options,
+                (seed, k),
+                log,
+                progress,
+                ending,
             )
 
         futures = [pool.submit(fit, k) for k in range(options.folds)]
@@ -113,9 +133,13 @@ def _fit_fold(
     mean, deviation = float(labels[train].mean()), float(labels[train].std()) or 1.0
     y = torch.from_numpy((labels - mean) / deviation).float()
     additive = (
-        fit_additive(encoding, configurations[train].numpy(), y[train].double().numpy()) if options.additive else None
+        fit_additive(encoding, configurations[train].numpy(), y[train].double().numpy())
+        if options.additive
+        else None
     )
-    target = y.clone()  # what is left for the network: labels minus additive predictions that did not see them
+    target = (
+        y.clone()
+    )  # what is left for the network: labels minus additive predictions that did not see them
     if additive is not None:
         target[train] -= torch.from_numpy(additive.left_out).float()
     low, high = float(np.quantile(labels[train], 0.2)), float(labels[train].max())
@@ -127,7 +151,9 @@ def _fit_fold(
     with _seeding, torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(rng.integers(2**31)))
         gnn = Gnn(encoding, options.width, options.hops)
-    optimizer = torch.optim.AdamW(gnn.parameters(), lr=options.lr, weight_decay=options.weight_decay)
+    optimizer = torch.optim.AdamW(
+        gnn.parameters(), lr=options.lr, weight_decay=options.weight_decay
+    )
     steps = max(1, len(fit) // options.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.epochs * steps)
     averaged = torch.optim.swa_utils.AveragedModel(
@@ -185,13 +211,19 @@ def _fit_fold(
     quality = np.array([max(srcc(hop, labels[val]), 0.0) for hop in norms])
     nodes = evaluate(gnn, configurations[train])[2]
     flat = nodes.reshape(len(nodes), -1)
-    return Fold(gnn, mean, deviation, test, quality, flat.mean(axis=1), flat.std(axis=1) + 1e-6, kept_epoch)
+    return Fold(
+        gnn, mean, deviation, test, quality, flat.mean(axis=1), flat.std(axis=1) + 1e-6, kept_epoch
+    )
 
 
-def evaluate(gnn: Gnn, configurations: Tensor, chunk: int = 16) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def evaluate(
+    gnn: Gnn, configurations: Tensor, chunk: int = 16
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Value [B], norms [H + 1, B] and norms of the weights [H + 1, W, B] of a network in evaluation mode."""
     gnn.eval()
     with torch.no_grad():
         parts = [gnn(part) for part in configurations.split(chunk)]
-    value, norms, nodes = (torch.cat([part[i] for part in parts], dim=-1).double().numpy() for i in range(3))
+    value, norms, nodes = (
+        torch.cat([part[i] for part in parts], dim=-1).double().numpy() for i in range(3)
+    )
     return value, norms, nodes

@@ -67,16 +67,24 @@ class Gnn(nn.Module):
         self.width, self.hops = width, hops
         num_weights = encoding.num_weights
         first = [int((encoding.node_weight == w).argmax()) for w in range(num_weights)]
-        for name, array in (("static", encoding.static), ("decisions", encoding.decisions), ("edges", encoding.edges)):
+        for name, array in (
+            ("static", encoding.static),
+            ("decisions", encoding.decisions),
+            ("edges", encoding.edges),
+        ):
             self.register_buffer(name, torch.from_numpy(array), persistent=False)
-        self.register_buffer("node_weight", torch.from_numpy(encoding.node_weight), persistent=False)
+        self.register_buffer(
+            "node_weight", torch.from_numpy(encoding.node_weight), persistent=False
+        )
         self.register_buffer("weight_node", torch.tensor(first), persistent=False)
         self.register_buffer("additive", torch.zeros(num_weights, encoding.decisions.shape[1]))
         self.register_buffer("offset", torch.zeros(()))
         self.register_buffer("share", torch.ones(()))
         self.embed_static = nn.Linear(encoding.static.shape[1], width)
         self.embed_decision = nn.Linear(encoding.decisions.shape[2], width, bias=False)
-        self.convs = nn.ModuleList(StaticGATv2Conv(width, width, add_self_loops=False) for _ in range(hops))
+        self.convs = nn.ModuleList(
+            StaticGATv2Conv(width, width, add_self_loops=False) for _ in range(hops)
+        )
         self.norms = nn.ModuleList(nn.BatchNorm1d(width) for _ in range(hops))
         last = nn.Linear(width, 1)
         nn.init.zeros_(last.weight)  # at first the additive model alone speaks
@@ -86,7 +94,9 @@ class Gnn(nn.Module):
         """One-hot or relaxed [B, W, M + 1] => [N, B, width]."""
         table = self.embed_decision(self.decisions)  # [W, M + 1, width]
         chosen = torch.einsum("bwm,wmf->wbf", configurations, table)
-        chosen = torch.cat([chosen, chosen.new_zeros(1, *chosen.shape[1:])])  # nodes without a weight
+        chosen = torch.cat(
+            [chosen, chosen.new_zeros(1, *chosen.shape[1:])]
+        )  # nodes without a weight
         return self.embed_static(self.static)[:, None] + chosen[self.node_weight]
 
     def forward(self, configurations: Tensor) -> Prediction:
@@ -100,5 +110,9 @@ class Gnn(nn.Module):
             hops.append(h)
         units = torch.stack([hop[self.weight_node] for hop in hops])  # [H + 1, W, B, width]
         learned = self.contribution(units[-1]).mean(dim=(0, 2)) * len(self.weight_node) ** 0.5
-        value = torch.einsum("bwm,wm->b", configurations, self.additive) + self.offset + self.share * learned
+        value = (
+            torch.einsum("bwm,wm->b", configurations, self.additive)
+            + self.offset
+            + self.share * learned
+        )
         return Prediction(value, units.mean(dim=1).abs().sum(dim=-1), units.abs().sum(dim=-1))

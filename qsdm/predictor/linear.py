@@ -50,12 +50,19 @@ def fit_additive(encoding: Encoding, configurations: np.ndarray, labels: np.ndar
     """
     decisions = encoding.decisions.astype(np.float64)
     num_features = decisions.shape[2]
-    spread = decisions[encoding.allowed & (np.arange(decisions.shape[1]) < decisions.shape[1] - 1)].std(axis=0)
+    spread = decisions[
+        encoding.allowed & (np.arange(decisions.shape[1]) < decisions.shape[1] - 1)
+    ].std(axis=0)
     decisions = decisions / np.maximum(spread, 1e-6)
     chosen = np.einsum("bwm,wmf->bwf", configurations, decisions)
     middle = chosen.mean(axis=0)
     chosen = chosen - middle
-    groups = np.array([str(encoding.space.graph.node_of(weight.name).role) for weight in encoding.space.graph.weights])
+    groups = np.array(
+        [
+            str(encoding.space.graph.node_of(weight.name).role)
+            for weight in encoding.space.graph.weights
+        ]
+    )
     member = (groups[:, None] == np.unique(groups)[None]).astype(np.float64)  # [W, G]
     error = np.arange(num_features) == ERROR
     # Each kernel is <x, P x'> with a projection P of decisions, [..., W, F'] => the same shape.
@@ -70,17 +77,25 @@ def fit_additive(encoding: Encoding, configurations: np.ndarray, labels: np.ndar
     scales = [max(np.trace(kernel) / len(kernel), 1e-12) for kernel in kernels]
     kernels = [kernel / scale for kernel, scale in zip(kernels, scales, strict=True)]
     offset = labels.mean()
-    found = [(share, ridge_dual(kernels[0] + share * sum(kernels[1:]), labels - offset, PENALTIES)) for share in SHARES]
+    found = [
+        (share, ridge_dual(kernels[0] + share * sum(kernels[1:]), labels - offset, PENALTIES))
+        for share in SHARES
+    ]
     share, (dual, residual) = min(found, key=lambda pair: float(pair[1][1] @ pair[1][1]))
     total = np.tensordot(dual, chosen, axes=1)  # [W, F']
     mixture = (1.0, share, share, share)
-    parts = [m / scale * project(total) for m, scale, project in zip(mixture, scales, projections, strict=True)]
+    parts = [
+        m / scale * project(total)
+        for m, scale, project in zip(mixture, scales, projections, strict=True)
+    ]
     per_weight = np.sum(parts, axis=0)
     contributions = np.einsum("wmf,wf->wm", decisions, per_weight)
     return Additive(contributions, float(offset - (middle * per_weight).sum()), labels - residual)
 
 
-def ridge_dual(kernel: np.ndarray, labels: np.ndarray, penalties: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def ridge_dual(
+    kernel: np.ndarray, labels: np.ndarray, penalties: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Ridge regression with the penalty of least leave-one-out error.
 
     With residuals r and the hat matrix H of the fit, its unpenalised mean included, label i misses the prediction of

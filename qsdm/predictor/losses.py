@@ -42,7 +42,11 @@ def lambda_rank_loss(scores: Tensor, relevance: Tensor) -> Tensor:
     discount = torch.where(place < NDCG_AT, 1 / torch.log2(place + 2.0), torch.zeros(()))
     ideal = relevance.sort(descending=True).values[:NDCG_AT]
     best = (ideal / torch.log2(torch.arange(len(ideal)) + 2.0)).sum()
-    swap = (relevance[:, None] - relevance[None]).abs() * (discount[:, None] - discount[None]).abs() / (best + 1e-6)
+    swap = (
+        (relevance[:, None] - relevance[None]).abs()
+        * (discount[:, None] - discount[None]).abs()
+        / (best + 1e-6)
+    )
     better = relevance[:, None] > relevance[None]
     pairs = torch.nn.functional.softplus(scaled[None] - scaled[:, None]) * swap
     return pairs[better].sum()

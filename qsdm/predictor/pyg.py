@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from qsdm.graph import Graph, Node, Op, Role
-from qsdm.store import StoreError, read_tensors, write_tensors
+from qsdm.store import StoreError
+from qsdm.store.tensors import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data
@@ -46,9 +47,13 @@ def to_pyg(graph: Graph) -> Data:
 
     place = {weight.name: i for i, weight in enumerate(graph.weights)}
     return Data(
-        x=torch.tensor([_features(node) for node in graph.nodes], dtype=torch.float32).reshape(-1, len(FEATURES)),
+        x=torch.tensor([_features(node) for node in graph.nodes], dtype=torch.float32).reshape(
+            -1, len(FEATURES)
+        ),
         edge_index=torch.tensor(graph.edges, dtype=torch.int64).reshape(-1, 2).T.contiguous(),
-        weight_index=torch.tensor([place[node.weight.name] if node.weight else -1 for node in graph.nodes]),
+        weight_index=torch.tensor(
+            [place[node.weight.name] if node.weight else -1 for node in graph.nodes]
+        ),
         num_nodes=len(graph.nodes),
         name=[node.name for node in graph.nodes],
         weight=[weight.name for weight in graph.weights],
@@ -59,7 +64,12 @@ def to_pyg(graph: Graph) -> Data:
 
 def write_pyg(path: Path, data: Data) -> None:
     """Raises StoreError if it cannot be written."""
-    about = {"denoiser": data.denoiser, "name": data.name, "weight": data.weight, "feature": data.feature}
+    about = {
+        "denoiser": data.denoiser,
+        "name": data.name,
+        "weight": data.weight,
+        "feature": data.feature,
+    }
     write_tensors(path, {key: np.asarray(data[key]) for key in _TENSORS}, about)
 
 
@@ -73,15 +83,22 @@ def read_pyg(path: Path) -> Data:
 
     tensors, about = read_tensors(path)
     if set(tensors) != set(_TENSORS) or not isinstance(about, dict):
-        raise StoreError(f"{path} holds no graph (it has {', '.join(sorted(tensors))}): trace with export=pyg again")
+        raise StoreError(
+            f"{path} holds no graph (it has {', '.join(sorted(tensors))}): trace with export=pyg again"
+        )
     return Data(
-        **{key: torch.from_numpy(value) for key, value in tensors.items()}, num_nodes=len(about["name"]), **about
+        **{key: torch.from_numpy(value) for key, value in tensors.items()},
+        num_nodes=len(about["name"]),
+        **about,
     )
 
 
 def _features(node: Node) -> list[float]:
     shape = node.weight.shape if node.weight else ()
     sizes = (shape[0], shape[1], math.prod(shape[2:])) if shape else (0, 0, 0)
-    numbers = [math.log2(1 + n) for n in (node.macs, math.prod(node.activation) if node.activation else 0, *sizes)]
+    numbers = [
+        math.log2(1 + n)
+        for n in (node.macs, math.prod(node.activation) if node.activation else 0, *sizes)
+    ]
     kinds = [*(node.op == op for op in Op), *(node.role == role for role in Role)]
     return [*numbers, node.depth, *map(float, (node.dead, *kinds))]

@@ -10,7 +10,9 @@ RELEVANCE = 50.0  # Qua²SeDiMo's release: r = 50 clip((y - q20) / (max - q20), 
 
 def ranks(values: np.ndarray) -> np.ndarray:
     """Ranks from 0 upwards, ties share their mean."""
-    _, inverse, counts = np.unique(np.asarray(values, dtype=np.float64), return_inverse=True, return_counts=True)
+    _, inverse, counts = np.unique(
+        np.asarray(values, dtype=np.float64), return_inverse=True, return_counts=True
+    )
     last = counts.cumsum()
     return ((last - 1 + last - counts) / 2)[inverse]
 
@@ -23,7 +25,9 @@ def srcc(predicted: np.ndarray, measured: np.ndarray) -> float:
     return float(a @ b / scale) if scale > 0 else 0.0
 
 
-def relevance(labels: np.ndarray, low: float | None = None, high: float | None = None) -> np.ndarray:
+def relevance(
+    labels: np.ndarray, low: float | None = None, high: float | None = None
+) -> np.ndarray:
     """Gain of each configuration: 0 for the worst fifth, 50 for the best.
 
     Args:

@@ -35,7 +35,9 @@ def fake_quantize(x: torch.Tensor, bits: int, from_zero: bool = False) -> torch.
     """
     if not x.is_floating_point() or x.numel() == 0:
         return x
-    rows = x.flatten(2).flatten(0, 1) if x.ndim == 4 and not from_zero else x.reshape(-1, x.shape[-1])
+    rows = (
+        x.flatten(2).flatten(0, 1) if x.ndim == 4 and not from_zero else x.reshape(-1, x.shape[-1])
+    )
     return kernels.tokens(rows, bits, from_zero).view(x.shape)
 
 
@@ -57,7 +59,9 @@ def quantized_activations(module: nn.Module, bits: int) -> Iterator[None]:
     def round_input(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         return fake_quantize(inputs[0], bits), *inputs[1:]
 
-    layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d)]
+    layers = [
+        layer for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d)
+    ]
     handles = [layer.register_forward_pre_hook(round_input) for layer in layers]
     try:
         with _Probabilities():
@@ -71,7 +75,11 @@ class _Probabilities(TorchFunctionMode):
     """Softmax and attention round their probabilities."""
 
     def __torch_function__(
-        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        function: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         if function is F.scaled_dot_product_attention:

@@ -43,7 +43,11 @@ def fit_nf4(x: np.ndarray, group: int) -> tuple[np.ndarray, dict[str, np.ndarray
     blocks[: largest.size] = largest - mean
     blocks = blocks.reshape(-1, _SCALES)
     unit = np.abs(blocks).max(1) / np.float32(127.0)
-    q = np.rint(blocks / np.where(unit > 0, unit, 1)[:, None]).reshape(-1)[: largest.size].astype(np.int8)
+    q = (
+        np.rint(blocks / np.where(unit > 0, unit, 1)[:, None])
+        .reshape(-1)[: largest.size]
+        .astype(np.int8)
+    )
     tensors = {"scale": q, "scale_scale": unit, "scale_mean": np.array([mean])}
     codes = kmeans.encode(padded.reshape(-1, group), table_nf4(**tensors)).reshape(rows, -1)[:, :n]
     return np.ascontiguousarray(codes), tensors
@@ -52,7 +56,9 @@ def fit_nf4(x: np.ndarray, group: int) -> tuple[np.ndarray, dict[str, np.ndarray
 def table_nf4(scale: np.ndarray, scale_scale: np.ndarray, scale_mean: np.ndarray) -> np.ndarray:
     """Float32 [groups, 16]. A scale that rounding made negative is 0."""
     units = np.repeat(scale_scale, _SCALES)[: scale.size]
-    return np.maximum(scale.astype(np.float32) * units + scale_mean[0], np.float32(0.0))[:, None] * NF4
+    return (
+        np.maximum(scale.astype(np.float32) * units + scale_mean[0], np.float32(0.0))[:, None] * NF4
+    )
 
 
 def fit_fp8(x: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -60,12 +66,19 @@ def fit_fp8(x: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     scale = (np.abs(x).max(1) / np.float32(_LARGEST_E4M3)).astype(np.float16)
     scale = np.where(scale > 0, scale, np.float16(2.0**-24 if x.any() else 1.0))
     scaled = np.clip(x / scale.astype(np.float32)[:, None], -_LARGEST_E4M3, _LARGEST_E4M3)
-    return torch.from_numpy(scaled).to(torch.float8_e4m3fn).view(torch.uint8).numpy(), {"scale": scale}
+    return torch.from_numpy(scaled).to(torch.float8_e4m3fn).view(torch.uint8).numpy(), {
+        "scale": scale
+    }
 
 
 def table_fp8(scale: np.ndarray) -> np.ndarray:
     """Float32 [rows, 256]; the two codes of NaN, which no fit writes, are 0."""
     values = (
-        torch.arange(256, dtype=torch.int32).to(torch.uint8).view(torch.float8_e4m3fn).float().nan_to_num(0.0).numpy()
+        torch.arange(256, dtype=torch.int32)
+        .to(torch.uint8)
+        .view(torch.float8_e4m3fn)
+        .float()
+        .nan_to_num(0.0)
+        .numpy()
     )
     return values[None] * scale.astype(np.float32)[:, None]

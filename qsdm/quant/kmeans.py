@@ -36,7 +36,9 @@ NUM_BINS = 2048
 Fit = tuple[np.ndarray, dict[str, np.ndarray]]  # codes and tensors
 
 _EXACT = 256  # longest row that is solved without bins
-_COMPAND = np.float32(18.0)  # deviations (0.68 sigma of normal values) at which a bin is four times as wide
+_COMPAND = np.float32(
+    18.0
+)  # deviations (0.68 sigma of normal values) at which a bin is four times as wide
 _NODES = 124  # of the programme, about: heavy-tailed rows come within 0.5 % of the optimum
 _SPREAD = 85.0  # deviations^2: (integral of density^(1/3))^3 (Panter & Dite), between normal and heavy-tailed values
 
@@ -53,9 +55,19 @@ def fit_channels(x: np.ndarray, widths: Sequence[int]) -> Iterator[Fit]:
     for _, same in itertools.groupby(widths, lambda bits: max(bits, 4)):
         sizes = np.array([2**bits for bits in same])
         codebooks = np.empty((x.shape[0], sizes.sum()), np.float32)
-        over_rows(_fit_short if x.shape[1] <= _EXACT else _fit_long, x.shape[0], x, sizes, codebooks, min_rows=4)
+        over_rows(
+            _fit_short if x.shape[1] <= _EXACT else _fit_long,
+            x.shape[0],
+            x,
+            sizes,
+            codebooks,
+            min_rows=4,
+        )
         for codebook in np.split(codebooks, np.cumsum(sizes)[:-1], axis=1):
-            yield encode(x, np.ascontiguousarray(codebook)), {"codebook": codebook.astype(np.float16)}
+            yield (
+                encode(x, np.ascontiguousarray(codebook)),
+                {"codebook": codebook.astype(np.float16)},
+            )
 
 
 def fit_tensor(x: np.ndarray, widths: Sequence[int], weight: torch.Tensor) -> Iterator[Fit]:
@@ -149,7 +161,9 @@ def optimal(p0: np.ndarray, p1: np.ndarray, split: np.ndarray) -> None:
     gain, new = np.empty(p0.size), np.empty(p0.size)
     _first_cluster(p0, p1, gain, split)
     for k in range(1, split.shape[0]):
-        over_rows(_next_cluster, p0.size, p0, p1, gain, new, 0, split[k - 1], split[k], min_rows=4096)
+        over_rows(
+            _next_cluster, p0.size, p0, p1, gain, new, 0, split[k - 1], split[k], min_rows=4096
+        )
         gain, new = new, gain
 
 
@@ -193,8 +207,13 @@ def _next_cluster(first, last, p0, p1, gain, new, lowest, before, split):
                 right = max(left, split[np.uint32(at + step)])  # equal but for ties
             best, chosen = -1.0, left
             end = np.uint64(min(right + np.uint32(1), i))
-            for j in range(np.uint64(left), end, np.uint64(4)):  # four at a time: which is best, no processor predicts
-                j1, j2 = min(j + np.uint64(1), end - np.uint64(1)), min(j + np.uint64(2), end - np.uint64(1))
+            for j in range(
+                np.uint64(left), end, np.uint64(4)
+            ):  # four at a time: which is best, no processor predicts
+                j1, j2 = (
+                    min(j + np.uint64(1), end - np.uint64(1)),
+                    min(j + np.uint64(2), end - np.uint64(1)),
+                )
                 j3 = min(j + np.uint64(3), end - np.uint64(1))
                 g1, j1 = _better(_gain(p0, p1, gain, j, i), j, _gain(p0, p1, gain, j1, i), j1)
                 g2, j2 = _better(_gain(p0, p1, gain, j2, i), j2, _gain(p0, p1, gain, j3, i), j3)
@@ -323,7 +342,9 @@ def _count_row(row, low, high, index, bins, s0, s1):
     start = (low - mean) / (abs(low - mean) + c)
     density = np.float32(NUM_BINS - 0.01) / ((high - mean) / (abs(high - mean) + c) - start)
     for i in range(n):
-        index[i] = np.uint32(min(max(np.int32(_bin(row[i] - mean, c, start, density)), 0), NUM_BINS - 1))
+        index[i] = np.uint32(
+            min(max(np.int32(_bin(row[i] - mean, c, start, density)), 0), NUM_BINS - 1)
+        )
     bins[:] = 0
     for i in range(n):
         bins[index[i], 0] += np.float32(1.0)

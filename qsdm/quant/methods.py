@@ -107,7 +107,9 @@ def _rows(weight: torch.Tensor) -> tuple[torch.Tensor, np.ndarray]:
     if weight.dtype != torch.float32:
         wide = torch.empty(shape)
         # In pieces that torch does not spread over threads: these would spin afterwards, in the way of the kernels'.
-        for out, piece in zip(wide.view(-1).split(_PIECE), weight.view(-1).split(_PIECE), strict=True):
+        for out, piece in zip(
+            wide.view(-1).split(_PIECE), weight.view(-1).split(_PIECE), strict=True
+        ):
             out.copy_(piece)
     x = wide.view(shape[0], -1).numpy()
     with np.errstate(over="ignore", invalid="ignore"):
@@ -143,15 +145,23 @@ def _fits(
 
 
 def _halves_or_singles(weight: torch.Tensor, bits: int) -> np.ndarray:
-    return weight.to(torch.float16 if bits == 16 else torch.float32).view(-1).view(torch.uint8).numpy()
+    return (
+        weight.to(torch.float16 if bits == 16 else torch.float32).view(-1).view(torch.uint8).numpy()
+    )
 
 
 def _packed(
-    method: QuantMethod, shape: tuple[int, ...], codes: np.ndarray, tensors: Mapping[str, np.ndarray]
+    method: QuantMethod,
+    shape: tuple[int, ...],
+    codes: np.ndarray,
+    tensors: Mapping[str, np.ndarray],
 ) -> Quantized:
     packed = codes if method.name == "fp" else packing.pack(codes, method.bits)
     return Quantized(
-        method, tuple(shape), torch.from_numpy(packed), {name: torch.from_numpy(t) for name, t in tensors.items()}
+        method,
+        tuple(shape),
+        torch.from_numpy(packed),
+        {name: torch.from_numpy(t) for name, t in tensors.items()},
     )
 
 
@@ -178,11 +188,15 @@ def dequantize(quantized: Quantized, out: torch.Tensor | None = None) -> torch.T
             f"wanted a contiguous float32 output of shape {shape} (got {out.dtype} of shape {tuple(out.shape)})"
         )
     if method.name == "fp":
-        return out.copy_(quantized.codes.view(torch.float16 if method.bits == 16 else torch.float32).view(shape))
+        return out.copy_(
+            quantized.codes.view(torch.float16 if method.bits == 16 else torch.float32).view(shape)
+        )
     fan_in = math.prod(shape[1:])
     codes, values = quantized.codes.numpy(), out.view(-1, fan_in).numpy()
     for first, last, lines in _lines(quantized):
-        part = codes[first * fan_in * method.bits // 8 : packing.num_bytes(last * fan_in, method.bits)]
+        part = codes[
+            first * fan_in * method.bits // 8 : packing.num_bytes(last * fan_in, method.bits)
+        ]
         group = method.group_size or fan_in
         packing.decode(part, method.bits, lines, (last - first, fan_in), group, values[first:last])
     return out
@@ -194,8 +208,14 @@ def _lines(quantized: Quantized) -> Iterator[tuple[int, int, np.ndarray]]:
     Eight rows of codes always fill whole bytes, so a block's codes begin with one.
     """
     num_rows, method = quantized.shape[0], quantized.method
-    groups = math.ceil(math.prod(quantized.shape[1:]) / method.group_size) if method.group_size else 1
-    step = num_rows if method.name == "kmeans_a" else max(8, _TABLE // (groups * 2**method.bits) // 8 * 8)
+    groups = (
+        math.ceil(math.prod(quantized.shape[1:]) / method.group_size) if method.group_size else 1
+    )
+    step = (
+        num_rows
+        if method.name == "kmeans_a"
+        else max(8, _TABLE // (groups * 2**method.bits) // 8 * 8)
+    )
     for first in range(0, num_rows, step):
         last = min(first + step, num_rows)
         yield first, last, table(quantized, first * groups, last * groups)
@@ -203,7 +223,9 @@ def _lines(quantized: Quantized) -> Iterator[tuple[int, int, np.ndarray]]:
 
 def table(quantized: Quantized, first: int = 0, last: int | None = None) -> np.ndarray:
     """The value of every code in groups ``first`` to ``last``: float32 [groups, 2**bits]; one line for K-Means-A."""
-    tensors: Mapping[str, np.ndarray] = {name: tensor.numpy() for name, tensor in quantized.tensors.items()}
+    tensors: Mapping[str, np.ndarray] = {
+        name: tensor.numpy() for name, tensor in quantized.tensors.items()
+    }
     match quantized.method.name:
         case "kmeans_a":
             return tensors["codebook"].astype(np.float32)[None]
@@ -221,7 +243,9 @@ def table(quantized: Quantized, first: int = 0, last: int | None = None) -> np.n
 def layout(method: QuantMethod, shape: tuple[int, ...]) -> dict[str, Part]:
     """Type and shape of everything that is stored for a weight: ``codes`` and the tensors by name."""
     num_rows, fan_in = shape[0], math.prod(shape[1:])
-    parts: dict[str, Part] = {"codes": (torch.uint8, (packing.num_bytes(num_rows * fan_in, method.bits),))}
+    parts: dict[str, Part] = {
+        "codes": (torch.uint8, (packing.num_bytes(num_rows * fan_in, method.bits),))
+    }
     groups = math.ceil(fan_in / (method.group_size or fan_in))
     match method.name:
         case "fp":

@@ -49,7 +49,11 @@ def slices(graph: Graph, qconfig: QuantConfig, full_bits: int = 16) -> list[Slic
     full = QuantMethod("fp", full_bits)
     methods = {weight.name: qconfig.methods.get(weight.name, full) for weight in graph.weights}
     changed = {weight.parameter for weight in graph.weights if methods[weight.name].name != "fp"}
-    found = [Slice(weight, methods[weight.name]) for weight in graph.weights if weight.parameter in changed]
+    found = [
+        Slice(weight, methods[weight.name])
+        for weight in graph.weights
+        if weight.parameter in changed
+    ]
     return sorted(found, key=lambda one: one.weight.start)
 
 
@@ -63,7 +67,9 @@ class PackedWeight(nn.Module):
 
     codes: torch.Tensor
 
-    def __init__(self, method: QuantMethod, shape: tuple[int, ...], device: torch.device | str = "meta") -> None:
+    def __init__(
+        self, method: QuantMethod, shape: tuple[int, ...], device: torch.device | str = "meta"
+    ) -> None:
         super().__init__()
         self.method, self.shape = method, shape
         for part, (dtype, size) in layout(method, shape).items():
@@ -77,15 +83,23 @@ class PackedWeight(nn.Module):
 
     def forward(self, dtype: torch.dtype) -> torch.Tensor:
         """Values [out, in, *kernel]."""
-        others = [tensor for part, tensor in self._buffers.items() if part != "codes" and tensor is not None]
+        others = [
+            tensor
+            for part, tensor in self._buffers.items()
+            if part != "codes" and tensor is not None
+        ]
         return decode(self.codes, others, str(self.method), list(self.shape), dtype)
 
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> PackedWeight:
+    def _apply(
+        self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True
+    ) -> PackedWeight:
         """Moves to another device; keeps the types."""
         for part, tensor in self._buffers.items():
             if tensor is not None:
                 moved = fn(tensor)
-                self._buffers[part] = moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+                self._buffers[part] = (
+                    moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+                )
         return self
 
     def extra_repr(self) -> str:
@@ -94,7 +108,11 @@ class PackedWeight(nn.Module):
 
 @torch.library.custom_op("qsdm::decode", mutates_args=())
 def decode(
-    codes: torch.Tensor, others: list[torch.Tensor], method: str, shape: list[int], dtype: torch.dtype
+    codes: torch.Tensor,
+    others: list[torch.Tensor],
+    method: str,
+    shape: list[int],
+    dtype: torch.dtype,
 ) -> torch.Tensor:
     """Values of a quantized weight, of ``shape`` and in ``dtype``.
 
@@ -107,9 +125,15 @@ def decode(
     if codes.device.type == "cpu":
         return dequantize(quantized).to(dtype)
     if parsed.name == "fp":
-        return codes.view(torch.float16 if parsed.bits == 16 else torch.float32).view(shape).to(dtype, copy=True)
+        return (
+            codes.view(torch.float16 if parsed.bits == 16 else torch.float32)
+            .view(shape)
+            .to(dtype, copy=True)
+        )
     rows, fan_in = shape[0], math.prod(shape[1:])
-    values = kernels.lookup(codes, table(quantized), parsed.bits, rows, fan_in, parsed.group_size or fan_in, dtype)
+    values = kernels.lookup(
+        codes, table(quantized), parsed.bits, rows, fan_in, parsed.group_size or fan_in, dtype
+    )
     return values.view(shape)
 
 
@@ -132,10 +156,17 @@ def table(quantized: Quantized) -> torch.Tensor:
             return scale[:, None] * torch.from_numpy(blockwise.NF4).to(scale.device)
         case "fp8_e4m3":
             codes = torch.arange(256, device=quantized.codes.device, dtype=torch.uint8)
-            return codes.view(torch.float8_e4m3fn).float().nan_to_num(0.0)[None] * t["scale"].float()[:, None]
+            return (
+                codes.view(torch.float8_e4m3fn).float().nan_to_num(0.0)[None]
+                * t["scale"].float()[:, None]
+            )
         case _:
-            levels = torch.arange(2**quantized.method.bits, device=quantized.codes.device, dtype=torch.float32)
-            return (levels - t["zero_point"].float().reshape(-1, 1)) * t["scale"].float().reshape(-1, 1)
+            levels = torch.arange(
+                2**quantized.method.bits, device=quantized.codes.device, dtype=torch.float32
+            )
+            return (levels - t["zero_point"].float().reshape(-1, 1)) * t["scale"].float().reshape(
+                -1, 1
+            )
 
 
 class Decoded(torch.Tensor):
@@ -143,10 +174,16 @@ class Decoded(torch.Tensor):
 
     @classmethod
     def __torch_function__(
-        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        cls,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         first = next(iter((*args, *(kwargs or {}).values())), None)
-        if isinstance(first, cls) and (func.__name__ in _WRITING or re.fullmatch(r"[a-z].*[^_]_", func.__name__)):
+        if isinstance(first, cls) and (
+            func.__name__ in _WRITING or re.fullmatch(r"[a-z].*[^_]_", func.__name__)
+        ):
             raise RuntimeError(_READ_ONLY)
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))
@@ -164,14 +201,22 @@ _READ_ONLY = (
     "a packed weight cannot be written to, an adapter cannot be merged into it: keep the adapter beside it, "
     "or merge it into the full-precision weights and quantize these"
 )
-_WRITING = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__"}  # beside the names that end in _
+_WRITING = {
+    "__setitem__",
+    "__iadd__",
+    "__isub__",
+    "__imul__",
+    "__itruediv__",
+}  # beside the names that end in _
 
 
 class PackedLayer(nn.Module):
     """What the packed layers share; beside the class of torch whose place they take."""
 
     packed: nn.ModuleList
-    compute_dtype: torch.dtype  # follows .to(dtype), as the weight of the layer that it replaces would
+    compute_dtype: (
+        torch.dtype
+    )  # follows .to(dtype), as the weight of the layer that it replaces would
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """With a layer's options, as peft makes layers of the class that it adapts: a plain layer."""
@@ -256,7 +301,9 @@ def pack(
     for one in plan:
         name, method = one.weight.name, one.method
         if quantized is None or method.name == "fp":
-            fitted[name] = fit(sliced(module.get_parameter(one.weight.parameter), one.weight), method)
+            fitted[name] = fit(
+                sliced(module.get_parameter(one.weight.parameter), one.weight), method
+            )
         else:
             fitted[name] = quantized(name, method)
     replace_layers(module, plan, lambda one: PackedWeight.of(fitted[one.weight.name]))
@@ -272,7 +319,9 @@ def _refuse_to_save(*_: Any, **__: Any) -> None:
     )
 
 
-def replace_layers(module: nn.Module, plan: Iterable[Slice], made: Callable[[Slice], PackedWeight]) -> None:
+def replace_layers(
+    module: nn.Module, plan: Iterable[Slice], made: Callable[[Slice], PackedWeight]
+) -> None:
     """Puts packed layers in the place of those whose parameters the plan names, wherever they occur in ``module``."""
     parts: dict[int, list[PackedWeight]] = {}
     for one in plan:

@@ -23,7 +23,9 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:
     packed = np.empty(num_bytes(flat.size, bits), np.uint8)
     whole = flat.size // 8
     if bits == 4:
-        over_rows(_pack_pairs, 4 * whole, flat[: 8 * whole].view(np.uint16), packed, min_rows=1 << 18)
+        over_rows(
+            _pack_pairs, 4 * whole, flat[: 8 * whole].view(np.uint16), packed, min_rows=1 << 18
+        )
     else:
         over_rows(_pack, whole, flat[: 8 * whole].view(np.uint64), bits, packed, min_rows=1 << 16)
     if flat.size % 8:
@@ -41,7 +43,12 @@ def unpack(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
 
 
 def decode(
-    packed: np.ndarray, bits: int, table: np.ndarray, shape: tuple[int, int], group: int, out: np.ndarray | None = None
+    packed: np.ndarray,
+    bits: int,
+    table: np.ndarray,
+    shape: tuple[int, int],
+    group: int,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Values float32 [rows, n] of packed codes.
 
@@ -56,7 +63,15 @@ def decode(
     min_rows = max(1, (1 << 18) // max(1, n))
     whole_rows = table.shape[0] == 1 or group >= n
     if bits <= 4 and n % 8 == 0 and n >= 4**bits and whole_rows and out.ctypes.data % 8 == 0:
-        over_rows(_decode_pairs, rows, packed.reshape(-1), bits, table, out.view(np.uint64), min_rows=min_rows)
+        over_rows(
+            _decode_pairs,
+            rows,
+            packed.reshape(-1),
+            bits,
+            table,
+            out.view(np.uint64),
+            min_rows=min_rows,
+        )
     else:
         over_rows(_decode, rows, packed, bits, table, group, out, min_rows=min_rows)
     return out
@@ -76,8 +91,12 @@ def _pack(first, last, words, bits, packed):
     one, two, four = np.uint64(bits), np.uint64(2 * bits), np.uint64(4 * bits)
     for g in range(first, last):
         w = words[g]
-        w = (w & np.uint64(0x00FF00FF00FF00FF)) | ((w >> np.uint64(8)) & np.uint64(0x00FF00FF00FF00FF)) << one
-        w = (w & np.uint64(0x0000FFFF0000FFFF)) | ((w >> np.uint64(16)) & np.uint64(0x0000FFFF0000FFFF)) << two
+        w = (w & np.uint64(0x00FF00FF00FF00FF)) | (
+            (w >> np.uint64(8)) & np.uint64(0x00FF00FF00FF00FF)
+        ) << one
+        w = (w & np.uint64(0x0000FFFF0000FFFF)) | (
+            (w >> np.uint64(16)) & np.uint64(0x0000FFFF0000FFFF)
+        ) << two
         w = (w & np.uint64(0x00000000FFFFFFFF)) | (w >> np.uint64(32)) << four
         for k in range(bits):
             packed[bits * g + k] = np.uint8(w >> np.uint64(8 * k))
@@ -139,6 +158,8 @@ def _decode(first, last, packed, bits, table, group, out):
             while i < stop:
                 bit = (r * n + i) * bits
                 byte = bit // 8
-                word = np.uint32(packed[byte]) | (np.uint32(packed[min(byte + 1, end)]) << np.uint32(8))
+                word = np.uint32(packed[byte]) | (
+                    np.uint32(packed[min(byte + 1, end)]) << np.uint32(8)
+                )
                 out[r, i] = line[(word >> np.uint32(bit % 8)) & mask]
                 i += 1

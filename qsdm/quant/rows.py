@@ -19,7 +19,12 @@ import torch
 
 # Sums may be reordered and fused, which lets LLVM use vector instructions. Weights hold no NaN; infinity keeps its
 # meaning.
-fast = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"nnan", "reassoc", "contract", "arcp", "nsz"})
+fast = numba.njit(
+    cache=True,
+    nogil=True,
+    error_model="numpy",
+    fastmath={"nnan", "reassoc", "contract", "arcp", "nsz"},
+)
 # Every operation rounds once, as written: for all that is stored or must agree with torch.
 exact = numba.njit(cache=True, nogil=True, error_model="numpy")
 
@@ -101,7 +106,11 @@ def extent(x):
 
 
 def _chebyshev(
-    function: Callable[[np.ndarray], np.ndarray], low: float, high: float, center: float, degree: int
+    function: Callable[[np.ndarray], np.ndarray],
+    low: float,
+    high: float,
+    center: float,
+    degree: int,
 ) -> tuple[float, ...]:
     """Coefficients of the polynomial in x - center through Chebyshev nodes of [low, high], lowest degree first."""
     from numpy.polynomial import Chebyshev, Polynomial
@@ -138,7 +147,9 @@ def _add(x, y, sums):
     for start in range(0, x.shape[0], _BLOCK):
         a, b = x[start : start + _BLOCK], y[start : start + _BLOCK]
         squares, powers = np.float32(0.0), np.float32(0.0)
-        for i in range(a.shape[0]):  # from 0: where an index might be negative, numba makes gathers of loads
+        for i in range(
+            a.shape[0]
+        ):  # from 0: where an index might be negative, numba makes gathers of loads
             d = abs(a[i] - b[i])
             squares += d * d
             powers += pow24(d) if d > 0 else np.float32(0.0)

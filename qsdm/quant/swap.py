@@ -30,7 +30,9 @@ class Switch:
     def __init__(self, module: nn.Module, graph: Graph, dequantize: Dequantize) -> None:
         self.graph, self.dequantize = graph, dequantize
         parameters = dict(module.named_parameters(remove_duplicate=False))
-        names = dict.fromkeys(name for weight in graph.weights for name in (weight.parameter, *weight.ties))
+        names = dict.fromkeys(
+            name for weight in graph.weights for name in (weight.parameter, *weight.ties)
+        )
         if missing := [name for name in names if name not in parameters]:
             raise ValueError(
                 f"the module has no parameter {missing[0]!r}, which the graph of {graph.denoiser!r} names: "
@@ -39,10 +41,16 @@ class Switch:
         self._parameters = {name: parameters[name] for name in names}
         for weight in graph.weights:
             _check(weight, self._parameters[weight.parameter])
-        self._originals = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
+        self._originals = {
+            name: parameter.detach().clone() for name, parameter in self._parameters.items()
+        }
         # For values on their way to parameters of another type: a fresh tensor costs more than decoding into it.
-        self._scratch = torch.empty(max((math.prod(weight.shape) for weight in graph.weights), default=0))
-        self._now: dict[str, QuantMethod | None] = dict.fromkeys(weight.name for weight in graph.weights)
+        self._scratch = torch.empty(
+            max((math.prod(weight.shape) for weight in graph.weights), default=0)
+        )
+        self._now: dict[str, QuantMethod | None] = dict.fromkeys(
+            weight.name for weight in graph.weights
+        )
 
     @torch.no_grad()
     def to(self, qconfig: QuantConfig) -> int:
@@ -64,7 +72,9 @@ class Switch:
         return self.to(QuantConfig(self.graph.denoiser, {}))
 
     def _set(self, weight: Weight, method: QuantMethod | None) -> None:
-        first, *ties = (sliced(self._parameters[name], weight) for name in (weight.parameter, *weight.ties))
+        first, *ties = (
+            sliced(self._parameters[name], weight) for name in (weight.parameter, *weight.ties)
+        )
         if method is None:
             for name in (weight.parameter, *weight.ties):
                 sliced(self._parameters[name], weight).copy_(sliced(self._originals[name], weight))
@@ -79,7 +89,9 @@ class Switch:
 
 
 @contextmanager
-def quantized(module: nn.Module, graph: Graph, qconfig: QuantConfig, dequantize: Dequantize) -> Iterator[Switch]:
+def quantized(
+    module: nn.Module, graph: Graph, qconfig: QuantConfig, dequantize: Dequantize
+) -> Iterator[Switch]:
     """The module under a configuration; full precision again when the block ends, however it ends."""
     switch = Switch(module, graph, dequantize)
     try:

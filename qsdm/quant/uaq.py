@@ -41,7 +41,9 @@ def fit(
     scale, zero = np.empty((rows, groups), np.float32), np.empty((rows, groups), np.float32)
     codes = np.empty(x.shape, np.uint8)
     over_rows(_fit, rows, x, group or n, np.float32(2**bits - 1), search, scale, zero, min_rows=8)
-    over_rows(_encode, rows, x, group or n, np.float32(2**bits - 1), scale, zero, codes, min_rows=64)
+    over_rows(
+        _encode, rows, x, group or n, np.float32(2**bits - 1), scale, zero, codes, min_rows=64
+    )
     if group is None:
         scale, zero = scale[:, 0], zero[:, 0]
     return codes, {"scale": scale.astype(np.float16), "zero_point": zero.astype(np.float16)}
@@ -50,7 +52,9 @@ def fit(
 def table(scale: np.ndarray, zero_point: np.ndarray, bits: int) -> np.ndarray:
     """The value of every code: float32 [groups, 2**bits]."""
     codes = np.arange(2**bits, dtype=np.float32)
-    return (codes - zero_point.reshape(-1, 1).astype(np.float32)) * scale.reshape(-1, 1).astype(np.float32)
+    return (codes - zero_point.reshape(-1, 1).astype(np.float32)) * scale.reshape(-1, 1).astype(
+        np.float32
+    )
 
 
 @exact
@@ -105,7 +109,9 @@ def _fit(first, last, x, group, levels, search, scales, zeros):
             a, b = np.float32(1.0), np.float32(1.0)  # factors of min and max
             found = near
             for step in range(20):
-                k = near + (step + 1) // 2 * (1 if step % 2 else -1)  # near, near + 1, near - 1, near + 2, ...
+                k = near + (step + 1) // 2 * (
+                    1 if step % 2 else -1
+                )  # near, near + 1, near - 1, near + 2, ...
                 if 0 <= k < 10:
                     f = np.float32(1.0) - np.float32(0.1) * np.float32(k)
                     s, z = affine(low * f, high * f, levels)
@@ -137,4 +143,6 @@ def _encode(first, last, x, group, levels, scales, zeros, codes):
             scale, zero = scales[r, g], zeros[r, g]
             values, out = x[r, g * group : (g + 1) * group], codes[r, g * group : (g + 1) * group]
             for i in range(values.shape[0]):
-                out[i] = np.uint8(min(max(np.rint(values[i] / scale) + zero, np.float32(0.0)), levels))
+                out[i] = np.uint8(
+                    min(max(np.rint(values[i] / scale) + zero, np.float32(0.0)), levels)
+                )

@@ -85,11 +85,15 @@ def layers(graph: Graph) -> list[Layer]:
 
 
 Said = Counter[str]  # sentence => weights that it is about
-Decision = tuple[QuantMethod | None, Sequence[str]]  # None for full precision; in what it differs from the original
+Decision = tuple[
+    QuantMethod | None, Sequence[str]
+]  # None for full precision; in what it differs from the original
 
 
 def sentences(said: Said) -> tuple[str, ...]:
-    return tuple(f"{count} {'weight' if count == 1 else 'weights'}: {text}" for text, count in said.items())
+    return tuple(
+        f"{count} {'weight' if count == 1 else 'weights'}: {text}" for text, count in said.items()
+    )
 
 
 def assemble(graph: Graph, decide: Callable[[str, Layer], Decision]) -> Read:
@@ -103,18 +107,24 @@ def assemble(graph: Graph, decide: Callable[[str, Layer], Decision]) -> Read:
         decided = [decide(name, layer) for name in layer.parameters]
         method, _ = widest = max(decided, key=lambda found: _bits(found[0]))
         if any(found != method for found, _ in decided):
-            said["its tied parameters have several types there: the widest is taken for all"] += len(layer.weights)
+            said["its tied parameters have several types there: the widest is taken for all"] += (
+                len(layer.weights)
+            )
         for sentence in widest[1]:
             said[sentence] += len(layer.weights)
         if method is None or not is_low(method):
             continue
         methods |= {weight.name: method for weight in layer.weights}
         if len(layer.weights) > 1:
-            said["part of a layer that is one tensor there: each part gets the layer's method"] += len(layer.weights)
+            said["part of a layer that is one tensor there: each part gets the layer's method"] += (
+                len(layer.weights)
+            )
     return Read(QuantConfig(graph.denoiser, methods), sentences(said))
 
 
-def decisions(graph: Graph, qconfig: QuantConfig, said: Said) -> Iterator[tuple[str, Layer, QuantMethod | None]]:
+def decisions(
+    graph: Graph, qconfig: QuantConfig, said: Said
+) -> Iterator[tuple[str, Layer, QuantMethod | None]]:
     """(parameter, its layer, method or None for full precision) of every parameter, ties included.
 
     Raises:
@@ -125,9 +135,13 @@ def decisions(graph: Graph, qconfig: QuantConfig, said: Said) -> Iterator[tuple[
         methods = [qconfig.methods.get(weight.name) for weight in layer.weights]
         method = max(methods, key=_bits)
         if len(set(methods)) > 1:
-            said["part of a layer that is one tensor there: the widest of the parts' methods is taken"] += len(methods)
+            said[
+                "part of a layer that is one tensor there: the widest of the parts' methods is taken"
+            ] += len(methods)
         elif len(methods) > 1 and is_low(method):
-            said["part of a layer that is one tensor there: the parts share their scales or codebooks"] += len(methods)
+            said[
+                "part of a layer that is one tensor there: the parts share their scales or codebooks"
+            ] += len(methods)
         for name in layer.parameters:
             yield name, layer, method if is_low(method) else None
 
@@ -135,7 +149,9 @@ def decisions(graph: Graph, qconfig: QuantConfig, said: Said) -> Iterator[tuple[
 def check(graph: Graph, qconfig: QuantConfig) -> None:
     """Raises RecipeError if the configuration is not one of this graph."""
     if qconfig.denoiser != graph.denoiser:
-        raise RecipeError(f"wanted a configuration of {graph.denoiser!r} (got one of {qconfig.denoiser!r})")
+        raise RecipeError(
+            f"wanted a configuration of {graph.denoiser!r} (got one of {qconfig.denoiser!r})"
+        )
     if odd := set(qconfig.methods) - {weight.name for weight in graph.weights}:
         raise RecipeError(
             f"the graph of {graph.denoiser!r} has no weight {min(odd)!r}: "
@@ -179,4 +195,6 @@ def idle(entries: Iterable[str], matched: set[str]) -> tuple[str, ...]:
     if not names:
         return ()
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return (f"{len(names)} of the names or patterns decide about no weight: {', '.join(names[:8])}{more}",)
+    return (
+        f"{len(names)} of the names or patterns decide about no weight: {', '.join(names[:8])}{more}",
+    )

@@ -22,7 +22,19 @@ from collections.abc import Iterator, Mapping
 
 from qsdm.graph import Graph
 from qsdm.qconfig import QuantConfig, QuantMethod
-from qsdm.recipes import Decision, Layer, Read, RecipeError, Said, Written, affine, assemble, decisions, idle, sentences
+from qsdm.recipes import (
+    Decision,
+    Layer,
+    Read,
+    RecipeError,
+    Said,
+    Written,
+    affine,
+    assemble,
+    decisions,
+    idle,
+    sentences,
+)
 
 PREFIXES = ("", "unet.", "model.diffusion_model.")
 _PREFIX = r"^(?:unet\.|model\.diffusion_model\.)?"
@@ -65,7 +77,15 @@ _LIMITS = {
     "kmeans_c": "codebooks: GGUF has none, a uniform type is taken",
     "fp8_e4m3": "8-bit floats: GGUF has none, q8_0 is taken",
 }
-_PLAIN = {2: "q4_0", 3: "q4_0", 4: "q4_0", 5: "q5_0", 6: "q8_0", 7: "q8_0", 8: "q8_0"}  # blocks of 32
+_PLAIN = {
+    2: "q4_0",
+    3: "q4_0",
+    4: "q4_0",
+    5: "q5_0",
+    6: "q8_0",
+    7: "q8_0",
+    8: "q8_0",
+}  # blocks of 32
 
 
 def read(graph: Graph, text: str, default: QuantMethod) -> Read:
@@ -87,7 +107,9 @@ def read(graph: Graph, text: str, default: QuantMethod) -> Read:
         if (why := kept(name, layer, kind)) is not None:
             return None, [f"stable-diffusion.cpp leaves them at full precision: {why}"]
         method, _, difference = TYPES[kind]
-        return method, [f"{kind} is taken as {method}, {difference or 'with another search of the scales there'}"]
+        return method, [
+            f"{kind} is taken as {method}, {difference or 'with another search of the scales there'}"
+        ]
 
     found = assemble(graph, decide)
     return Read(found.qconfig, found.notes + idle([pattern for pattern, _ in rules], matched))
@@ -97,20 +119,28 @@ def parse(text: str) -> Iterator[tuple[str, str]]:
     """(pattern, type) of each rule; raises RecipeError as `read` does."""
     rules = [rule.strip() for rule in re.split(r"[,\n]", text) if rule.strip()]
     if not rules:
-        raise RecipeError("wanted tensor rules such as 'to_q=q4_0,ff\\.net=q8_0' (got an empty text)")
+        raise RecipeError(
+            "wanted tensor rules such as 'to_q=q4_0,ff\\.net=q8_0' (got an empty text)"
+        )
     for rule in rules:
         pattern, sign, kind = rule.partition("=")
         if not sign or not pattern:
-            raise RecipeError(f"wanted a rule of the form PATTERN=TYPE, without commas in the pattern (got {rule!r})")
+            raise RecipeError(
+                f"wanted a rule of the form PATTERN=TYPE, without commas in the pattern (got {rule!r})"
+            )
         try:
             re.compile(pattern)
         except re.error as error:
-            raise RecipeError(f"the pattern {pattern!r} is no regular expression: {error}") from error
+            raise RecipeError(
+                f"the pattern {pattern!r} is no regular expression: {error}"
+            ) from error
         if kind not in TYPES and kind not in FULL:
             known = [*FULL, *TYPES]
             near = {name.lower(): name for name in known}
             close = difflib.get_close_matches(kind.lower(), near, 1)
-            guess = f"did you mean {near[close[0]]!r}?" if close else f"there are {', '.join(known)}"
+            guess = (
+                f"did you mean {near[close[0]]!r}?" if close else f"there are {', '.join(known)}"
+            )
             raise RecipeError(f"no type that qsdm has a method for is called {kind!r}; {guess}")
         yield pattern, kind
 
@@ -164,13 +194,16 @@ def type_of(name: str, layer: Layer, method: QuantMethod | None) -> tuple[str, l
         kind, limit = exact, "uniform in groups of 32: without our search of the range"
     else:
         kind = _LEAST[method.bits] if blocks and method.bits in _LEAST else _PLAIN[method.bits]
-        limit = _LIMITS.get(method.name, "uniform: GGUF has scales for groups of 16 or 32 values, by its own search")
+        limit = _LIMITS.get(
+            method.name, "uniform: GGUF has scales for groups of 16 or 32 values, by its own search"
+        )
     if (why := kept(name, layer, kind)) is not None:
         return "f16", [f"stays f16, because stable-diffusion.cpp never quantizes it: {why}"]
     limits = [limit]
     if TYPES[kind][0].bits > method.bits:
         limits.append(
-            f"{method.bits} bits become {kind}, there is no nearer type" + " for this row length" * (not blocks)
+            f"{method.bits} bits become {kind}, there is no nearer type"
+            + " for this row length" * (not blocks)
         )
     return kind, limits
 
@@ -183,7 +216,9 @@ def rules_of(types: Mapping[str, str]) -> list[tuple[str, str]]:
     """
     alike: dict[str, list[str]] = {}
     for name in types:
-        shape = r"\.".join(r"\d+" if part.isdigit() else re.escape(part) for part in name.split("."))
+        shape = r"\.".join(
+            r"\d+" if part.isdigit() else re.escape(part) for part in name.split(".")
+        )
         alike.setdefault(shape, []).append(name)
     rules = []
     for shape, names in alike.items():

@@ -66,13 +66,17 @@ def read(graph: Graph, data: Mapping[str, Any], default: QuantMethod) -> Read:
 
     def decide(name: str, layer: Layer) -> Decision:
         skip, own = first(name, skipped), first(name, settings)
-        wanted = next((dtype for dtype, names in by_dtype.items() if first(name, names) is not None), None)
+        wanted = next(
+            (dtype for dtype, names in by_dtype.items() if first(name, names) is not None), None
+        )
         if skip is not None:
             return None, []
         if not layer.is_linear and not data.get("quant_conv"):
             return None, ["a Conv, which SDNQ leaves at full precision without quant_conv"]
         if math.prod(layer.shape) < least_values or layer.shape[1] < least_channels:
-            return None, [f"of fewer than {least_values} values or {least_channels} inputs, which SDNQ leaves alone"]
+            return None, [
+                f"of fewer than {least_values} values or {least_channels} inputs, which SDNQ leaves alone"
+            ]
         options = dict(data) | (_mapping(settings, own) if own is not None else {})
         base = str(options.get("weights_dtype", f"uint{default.bits}"))
         dtype = base if wanted is None else at_least(base, wanted)
@@ -83,7 +87,9 @@ def read(graph: Graph, data: Mapping[str, Any], default: QuantMethod) -> Read:
     found = assemble(graph, decide)
     notes = found.notes + idle(entries, matched)
     if data.get("add_skip_keys", True):
-        notes += ("SDNQ adds names of its own for some models unless add_skip_keys is false: give the saved config",)
+        notes += (
+            "SDNQ adds names of its own for some models unless add_skip_keys is false: give the saved config",
+        )
     return Read(found.qconfig, notes)
 
 
@@ -103,9 +109,13 @@ def at_least(dtype: str, wanted: str) -> str:
         return low
     match = _LEAST.fullmatch(low)
     if match is None:
-        raise RecipeError(f"modules_dtype_dict wants a dtype or a least width such as minimum_6bit (got {wanted!r})")
+        raise RecipeError(
+            f"modules_dtype_dict wants a dtype or a least width such as minimum_6bit (got {wanted!r})"
+        )
     bits = int(match[2])
-    return dtype if _width(dtype) >= bits else f"uint{bits}" if match[1] or bits <= 4 else f"int{bits}"
+    return (
+        dtype if _width(dtype) >= bits else f"uint{bits}" if match[1] or bits <= 4 else f"int{bits}"
+    )
 
 
 def _width(dtype: str) -> int:
@@ -118,7 +128,9 @@ def _width(dtype: str) -> int:
         return 32 if dtype.endswith("32") else 16
     integer, floating = _INTEGER.fullmatch(dtype), _FLOAT.fullmatch(dtype)
     if not integer and not floating:
-        raise RecipeError(f"wanted a dtype of SDNQ such as uint4, int8, float8_e4m3fn or bf16 (got {dtype!r})")
+        raise RecipeError(
+            f"wanted a dtype of SDNQ such as uint4, int8, float8_e4m3fn or bf16 (got {dtype!r})"
+        )
     return int(integer[2]) if integer else int(floating[1] or floating[2]) if floating else 0
 
 
@@ -137,17 +149,26 @@ def method_of(dtype: str, options: Mapping[str, Any], layer: Layer) -> Decision:
     if bits < 2:
         raise RecipeError(f"wanted 2 to 8 bits, which qsdm has methods of (got {dtype!r})")
     size = group_of(layer, _number(options, "group_size", _AUTO), bits, options)
-    differences = [f"without its {key[4:]}" for key in ("use_svd", "use_hadamard") if options.get(key)]
+    differences = [
+        f"without its {key[4:]}" for key in ("use_svd", "use_hadamard") if options.get(key)
+    ]
     if not layer.is_linear and size != _TENSOR:
         differences.append("a Conv, with scales or codebooks per kernel position there")
     if options.get("use_codebook"):
         method = QuantMethod("kmeans_a" if size == _TENSOR else "kmeans_c", bits)
         return method, differences + ["a codebook per group of inputs there"] * (size > 0)
     if dtype in {"float8_e4m3fn", "fp8"}:
-        return QuantMethod("fp8_e4m3", 8), differences + ["scales not per channel there"] * (size != _ROW)
+        return QuantMethod("fp8_e4m3", 8), differences + ["scales not per channel there"] * (
+            size != _ROW
+        )
     method = affine(bits, size if size > 0 else None)
-    kind = ", floating point there" if integer is None else "" if integer[1] else ", symmetric there"
-    differences += [f"{dtype} is taken as {method}{kind}", "minimum and maximum are taken there, the best range here"]
+    kind = (
+        ", floating point there" if integer is None else "" if integer[1] else ", symmetric there"
+    )
+    differences += [
+        f"{dtype} is taken as {method}{kind}",
+        "minimum and maximum are taken there, the best range here",
+    ]
     if size == _TENSOR:
         differences.append("a scale per tensor there, per channel here")
     if size > 0 and size != method.group_size:
@@ -160,7 +181,13 @@ def group_of(layer: Layer, size: int, bits: int, options: Mapping[str, Any]) -> 
     if size < 0:
         return size
     if size == _AUTO:
-        size = 2 ** (1 + bits + layer.is_linear + bool(options.get("use_svd")) + 3 * bool(options.get("use_codebook")))
+        size = 2 ** (
+            1
+            + bits
+            + layer.is_linear
+            + bool(options.get("use_svd"))
+            + 3 * bool(options.get("use_codebook"))
+        )
     channels = layer.shape[1]
     groups = next((n for n in range(channels // size, 1, -1) if channels % n == 0), 1)
     return channels // groups if groups > 1 else _ROW
@@ -194,22 +221,36 @@ def write(graph: Graph, qconfig: QuantConfig) -> Written:
 def setting_of(method: QuantMethod, layer: Layer) -> tuple[dict[str, Any], list[str]]:
     """Settings of a module, and what they cannot express."""
     limits = []
-    setting: dict[str, Any] = {"weights_dtype": f"uint{method.bits}", "group_size": method.group_size or _ROW}
+    setting: dict[str, Any] = {
+        "weights_dtype": f"uint{method.bits}",
+        "group_size": method.group_size or _ROW,
+    }
     match method.name:
         case "kmeans_a" | "kmeans_c":
-            setting |= {"use_codebook": True, "group_size": _TENSOR if method.name == "kmeans_a" else _ROW}
-            limits.append("codebooks: fitted by 24 steps of Lloyd's algorithm there, to a local optimum")
+            setting |= {
+                "use_codebook": True,
+                "group_size": _TENSOR if method.name == "kmeans_a" else _ROW,
+            }
+            limits.append(
+                "codebooks: fitted by 24 steps of Lloyd's algorithm there, to a local optimum"
+            )
         case "fp8_e4m3":
             setting["weights_dtype"] = "float8_e4m3fn"
         case "nf4_g64":
             limits.append("nf4: SDNQ has no table of fixed levels, uint4 in groups of 64 is taken")
         case _:
-            limits.append("uniform: minimum and maximum are taken there, without our search of the range")
+            limits.append(
+                "uniform: minimum and maximum are taken there, without our search of the range"
+            )
     size = group_of(layer, method.group_size, method.bits, {}) if method.group_size else _ROW
     if method.group_size and size != method.group_size:
-        limits.append(f"groups of {method.group_size} become groups that divide the row of {layer.shape[1]}")
+        limits.append(
+            f"groups of {method.group_size} become groups that divide the row of {layer.shape[1]}"
+        )
     if not layer.is_linear and method.name != "kmeans_a":
-        limits.append("a Conv: there every kernel position of a channel has scales or a codebook of its own")
+        limits.append(
+            "a Conv: there every kernel position of a channel has scales or a codebook of its own"
+        )
     return setting, limits
 
 

@@ -19,7 +19,13 @@ from qsdm.qconfig import QuantMethod
 from qsdm.recipes import Decision, Layer, Read, RecipeError, affine, assemble, idle, strings
 
 KEYS = ("modules_to_not_convert", "llm_int8_skip_modules")
-LINEAR_ONLY = {"bitsandbytes", "torchao", "quanto", "quanto_quantize", "gguf"}  # backends that leave Conv layers alone
+LINEAR_ONLY = {
+    "bitsandbytes",
+    "torchao",
+    "quanto",
+    "quanto_quantize",
+    "gguf",
+}  # backends that leave Conv layers alone
 
 
 def read(graph: Graph, data: Mapping[str, Any] | list[str], default: QuantMethod) -> Read:
@@ -47,7 +53,9 @@ def read(graph: Graph, data: Mapping[str, Any] | list[str], default: QuantMethod
     return Read(found.qconfig, found.notes + idle(skipped, matched))
 
 
-def method_of(config: Mapping[str, Any], backend: str, default: QuantMethod) -> tuple[QuantMethod, str]:
+def method_of(
+    config: Mapping[str, Any], backend: str, default: QuantMethod
+) -> tuple[QuantMethod, str]:
     """The method of a quantization config, and in what it differs.
 
     Raises:
@@ -55,17 +63,26 @@ def method_of(config: Mapping[str, Any], backend: str, default: QuantMethod) -> 
     """
     if backend == "bitsandbytes":
         if config.get("load_in_8bit") or config.get("_load_in_8bit"):
-            return affine(8), "int8 is taken as uaq-8: bitsandbytes' is symmetric and keeps outlying inputs in 16 bits"
+            return (
+                affine(8),
+                "int8 is taken as uaq-8: bitsandbytes' is symmetric and keeps outlying inputs in 16 bits",
+            )
         if (kind := config.get("bnb_4bit_quant_type", "fp4")) == "nf4":
             double = config.get("bnb_4bit_use_double_quant")
-            return QuantMethod("nf4_g64", 4), "" if double else "nf4 is taken as nf4_g64-4, with 8-bit scales"
+            return QuantMethod(
+                "nf4_g64", 4
+            ), "" if double else "nf4 is taken as nf4_g64-4, with 8-bit scales"
         if kind == "fp4":
-            return QuantMethod("nf4_g64", 4), "fp4 is taken as nf4_g64-4: also 16 fixed levels, but others"
+            return QuantMethod(
+                "nf4_g64", 4
+            ), "fp4 is taken as nf4_g64-4: also 16 fixed levels, but others"
         raise RecipeError(f"wanted a bnb_4bit_quant_type of nf4 or fp4 (got {kind!r})")
     if backend.startswith("quanto"):
         known = {"int8": affine(8), "int4": affine(4, 128), "int2": affine(2, 128)}
         known["float8"] = QuantMethod("fp8_e4m3", 8)
         if (kind := config.get("weights_dtype", "int8")) not in known:
             raise RecipeError(f"wanted a weights_dtype of {', '.join(known)} (got {kind!r})")
-        return known[kind], f"quanto's {kind} is taken as {known[kind]}, whose scales are found otherwise"
+        return known[
+            kind
+        ], f"quanto's {kind} is taken as {known[kind]}, whose scales are found otherwise"
     return default, f"{backend}'s own type is not read: they get {default}" if backend else ""

@@ -40,31 +40,51 @@ def config_of(layer: Layer, method: QuantMethod) -> tuple[dict[str, Any] | None,
     """The nearest config, None where there is none, and what it cannot express."""
     group, limits = method.group_size, list[str]()
     if len(layer.shape) not in (2, 4):
-        return None, ["a Conv over one or three axes: kept at full precision, torchao has no config for it"]
+        return None, [
+            "a Conv over one or three axes: kept at full precision, torchao has no config for it"
+        ]
     if layer.shape[1] == 1 and not layer.is_linear:
-        return None, ["a Conv with one input per channel: kept at full precision, torchao fails on it"]
+        return None, [
+            "a Conv with one input per channel: kept at full precision, torchao fails on it"
+        ]
     if method.name == "fp8_e4m3":
         if not layer.is_linear:
-            return None, ["8-bit floats in a Conv: kept at full precision, torchao has them for Linear only"]
+            return None, [
+                "8-bit floats in a Conv: kept at full precision, torchao has them for Linear only"
+            ]
         return _typed("Float8WeightOnlyConfig", 2, weight_dtype=_dtype("float8_e4m3fn")), []
     if group is not None and layer.shape[1] % group != 0:
-        limits.append(f"groups of {group} become one scale per channel: a group must divide the inputs")
+        limits.append(
+            f"groups of {group} become one scale per channel: a group must divide the inputs"
+        )
         group = None
     match method.name:
         case "kmeans_a" | "kmeans_c":
-            limits.append("codebooks: no config that loads from JSON has them, a uniform one of the same bits is taken")
+            limits.append(
+                "codebooks: no config that loads from JSON has them, a uniform one of the same bits is taken"
+            )
         case "nf4_g64":
             limits.append("nf4: torchao has no config for it, uniform int4 is taken")
         case _:
-            limits.append("uniform: minimum and maximum are taken there, without our search of the range")
+            limits.append(
+                "uniform: minimum and maximum are taken there, without our search of the range"
+            )
     if not layer.is_linear:
-        limits.append("a Conv: every kernel position has scales of its own, and diffusers' TorchAoConfig leaves it out")
+        limits.append(
+            "a Conv: every kernel position has scales of its own, and diffusers' TorchAoConfig leaves it out"
+        )
     if method.bits < 8:
         limits.append("of fewer than 8 bits, but takes a byte per value there")
-    grain = _typed("PerAxis", 1, axis=0) if group is None else _typed("PerGroup", 1, group_size=group)
+    grain = (
+        _typed("PerAxis", 1, axis=0) if group is None else _typed("PerGroup", 1, group_size=group)
+    )
     kind = {"_type": "MappingType", "_data": "ASYMMETRIC"}
     config = _typed(
-        "IntxWeightOnlyConfig", 2, weight_dtype=_dtype(f"int{method.bits}"), granularity=grain, mapping_type=kind
+        "IntxWeightOnlyConfig",
+        2,
+        weight_dtype=_dtype(f"int{method.bits}"),
+        granularity=grain,
+        mapping_type=kind,
     )
     return config, limits
 

@@ -43,7 +43,10 @@ def figure(data: Sequence[Mapping[str, Any]], height: int = 380, **layout: Any) 
     layout = base | layout
     for axis in ("xaxis", "yaxis"):
         if "title" in layout[axis]:
-            layout[axis]["title"] = dict(layout[axis]["title"]) | {"font": {"size": 12}, "standoff": 8}
+            layout[axis]["title"] = dict(layout[axis]["title"]) | {
+                "font": {"size": 12},
+                "standoff": 8,
+            }
     return {"data": [dict(trace) for trace in data], "layout": layout}
 
 
@@ -56,7 +59,10 @@ def measured(rows: Sequence[Mapping[str, Any]], metric: str) -> Figure | None:
     names = {"uniform": "uniform", "random": "random, size of ours", "ours": "ours"}
     data = []
     for kind, title in names.items():
-        mine = sorted((row for row in quantized if kind_of(row["name"]) == kind), key=lambda row: row["avg_bits"])
+        mine = sorted(
+            (row for row in quantized if kind_of(row["name"]) == kind),
+            key=lambda row: row["avg_bits"],
+        )
         if not mine:
             continue
         data.append(
@@ -67,9 +73,13 @@ def measured(rows: Sequence[Mapping[str, Any]], metric: str) -> Figure | None:
                 "x": [row["avg_bits"] for row in mine],
                 "y": [row["metrics"][metric] for row in mine],
                 "text": [row["name"] for row in mine],
-                "textposition": ["top center" if i % 2 else "bottom center" for i in range(len(mine))],
+                "textposition": [
+                    "top center" if i % 2 else "bottom center" for i in range(len(mine))
+                ],
                 "textfont": {"size": 11},
-                "hovertemplate": "%{text}<br>%{x:.3f} bits<br>" + metric + " %{y:.4g}<extra></extra>",
+                "hovertemplate": "%{text}<br>%{x:.3f} bits<br>"
+                + metric
+                + " %{y:.4g}<extra></extra>",
                 "marker": {
                     "color": COLOURS[kind],
                     "size": {"ours": 17, "uniform": 11, "random": 9}[kind],
@@ -83,9 +93,27 @@ def measured(rows: Sequence[Mapping[str, Any]], metric: str) -> Figure | None:
         if row["name"] == FULL:
             value = row["metrics"][metric]
             line = {"color": COLOURS["fp"], "dash": "dash", "width": 1.5}
-            shapes = [{"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": value, "y1": value, "line": line}]
-            note = {"text": "full precision", "showarrow": False, "xref": "paper", "x": 1, "xanchor": "right"}
-            annotations = [note | {"y": value, "yanchor": "top", "font": {"size": 11, "color": COLOURS["fp"]}}]
+            shapes = [
+                {
+                    "type": "line",
+                    "xref": "paper",
+                    "x0": 0,
+                    "x1": 1,
+                    "y0": value,
+                    "y1": value,
+                    "line": line,
+                }
+            ]
+            note = {
+                "text": "full precision",
+                "showarrow": False,
+                "xref": "paper",
+                "x": 1,
+                "xanchor": "right",
+            }
+            annotations = [
+                note | {"y": value, "yanchor": "top", "font": {"size": 11, "color": COLOURS["fp"]}}
+            ]
     axis = {"title": {"text": f"{metric} (less is better)"}, "rangemode": "tozero"}
     x = {"title": {"text": "average bits per weight"}}
     return figure(data, 420, xaxis=x, yaxis=axis, shapes=shapes, annotations=annotations)
@@ -131,7 +159,11 @@ def search(
             "showlegend": False,
         }
     )
-    titles = {"uniform": "uniform", "greedy_error": "greedy by error", "greedy": "greedy by sensitivity"}
+    titles = {
+        "uniform": "uniform",
+        "greedy_error": "greedy by error",
+        "greedy": "greedy by sensitivity",
+    }
     for name, title in titles.items():
         baseline = front.get("baselines", {}).get(name)
         if not baseline:
@@ -194,11 +226,18 @@ def bars(entries: Sequence[Mapping[str, Any]], unit: str) -> Figure | None:
         "x": [entry["value"] for entry in order],
         "text": [entry.get("note", "") for entry in order],
         "textposition": "none",
-        "marker": {"color": [COLOURS["ours"] if e["value"] >= 0 else COLOURS["uniform"] for e in order]},
+        "marker": {
+            "color": [COLOURS["ours"] if e["value"] >= 0 else COLOURS["uniform"] for e in order]
+        },
         "hovertemplate": "%{y}: %{x:.4g}<br>%{text}<extra></extra>",
     }
     if any(entry.get("std") is not None for entry in order):
-        bar = {"type": "data", "array": [entry.get("std") or 0 for entry in order], "thickness": 1, "width": 3}
+        bar = {
+            "type": "data",
+            "array": [entry.get("std") or 0 for entry in order],
+            "thickness": 1,
+            "width": 3,
+        }
         trace["error_x"] = bar | {"color": COLOURS["random"]}
     height = max(220, 24 * len(order) + 80)
     y = {"automargin": True, "showgrid": False, "ticksuffix": "  ", "tickfont": {"size": 12}}
@@ -206,12 +245,17 @@ def bars(entries: Sequence[Mapping[str, Any]], unit: str) -> Figure | None:
 
 
 def heat(
-    names: Sequence[str], methods: Sequence[str], values: Sequence[Sequence[float | None]], unit: str
+    names: Sequence[str],
+    methods: Sequence[str],
+    values: Sequence[Sequence[float | None]],
+    unit: str,
 ) -> Figure | None:
     """Weights by methods, in the order of the graph; None where a method is not on offer."""
     if not names or not methods:
         return None
-    array = np.array([[np.nan if value is None else value for value in row] for row in values], dtype=float).T
+    array = np.array(
+        [[np.nan if value is None else value for value in row] for row in values], dtype=float
+    ).T
     scale = float(np.nanquantile(np.abs(array), 0.98)) or 1.0  # a few weights would fade all others
     signed = bool((array < 0).any())
     few = len(names) <= 40
@@ -228,11 +272,23 @@ def heat(
         "xgap": 1 if few else 0,
         "ygap": 1,
     }
-    x = {"showticklabels": few, "tickangle": -60, "automargin": True, "showgrid": False, "ticks": ""}
+    x = {
+        "showticklabels": few,
+        "tickangle": -60,
+        "automargin": True,
+        "showgrid": False,
+        "ticks": "",
+    }
     if not few:
         x |= {"title": {"text": f"{len(names)} weights, from input to output"}}
     y = {"autorange": "reversed", "automargin": True, "showgrid": False, "ticksuffix": "  "}
-    return figure([trace], 110 + 32 * len(methods), xaxis=x, yaxis=y, margin={"l": 40, "r": 8, "t": 8, "b": 40})
+    return figure(
+        [trace],
+        110 + 32 * len(methods),
+        xaxis=x,
+        yaxis=y,
+        margin={"l": 40, "r": 8, "t": 8, "b": 40},
+    )
 
 
 def interventions(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
@@ -251,8 +307,18 @@ def interventions(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
         "marker": {"color": COLOURS["ours"], "size": 8, "opacity": 0.6},
         "hovertemplate": "%{text}<br>measured %{x:.2f}, attributed %{y:.2f}<extra></extra>",
     }
-    equal = {"type": "scatter", "mode": "lines", "x": ends, "y": ends, "line": line, "hoverinfo": "skip"}
-    axes = {"xaxis": {"title": {"text": "measured harm"}}, "yaxis": {"title": {"text": "attributed harm"}}}
+    equal = {
+        "type": "scatter",
+        "mode": "lines",
+        "x": ends,
+        "y": ends,
+        "line": line,
+        "hoverinfo": "skip",
+    }
+    axes = {
+        "xaxis": {"title": {"text": "measured harm"}},
+        "yaxis": {"title": {"text": "attributed harm"}},
+    }
     return figure([equal, dots], 340, showlegend=False, **axes)
 
 
@@ -266,7 +332,15 @@ def predictor(entries: Sequence[Mapping[str, Any]], ceiling: float | None = None
         return made
     line = {"color": COLOURS["fp"], "dash": "dash", "width": 1.5}
     made["layout"]["shapes"] = [
-        {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": ceiling, "x1": ceiling, "line": line}
+        {
+            "type": "line",
+            "yref": "paper",
+            "y0": 0,
+            "y1": 1,
+            "x0": ceiling,
+            "x1": ceiling,
+            "line": line,
+        }
     ]
     note = {
         "text": f"ceiling {ceiling:.2f}",
@@ -318,7 +392,9 @@ def mix(chosen: Mapping[str, str] | None, blocks: Mapping[str, tuple[str, int]])
         colour = palette[used.get(width, 0) % len(palette)]
         used[width] = used.get(width, 0) + 1
         share = [
-            100 * sum(n for w, (other, n) in blocks.items() if other == b and chosen.get(w) == method) / total[b]
+            100
+            * sum(n for w, (other, n) in blocks.items() if other == b and chosen.get(w) == method)
+            / total[b]
             for b in order
         ]
         data.append(
@@ -332,6 +408,12 @@ def mix(chosen: Mapping[str, str] | None, blocks: Mapping[str, tuple[str, int]])
                 "hovertemplate": "%{y}<br>" + method + ": %{x:.0f} %<extra></extra>",
             }
         )
-    y = {"autorange": "reversed", "automargin": True, "showgrid": False, "ticksuffix": "  ", "tickfont": {"size": 12}}
+    y = {
+        "autorange": "reversed",
+        "automargin": True,
+        "showgrid": False,
+        "ticksuffix": "  ",
+        "tickfont": {"size": 12},
+    }
     x = {"title": {"text": "share of the block's weights, %"}, "range": [0, 100]}
     return figure(data, max(240, 22 * len(order) + 110), barmode="stack", xaxis=x, yaxis=y)

@@ -9,7 +9,17 @@ import numpy as np
 
 from qsdm.graph import Graph
 from qsdm.report.charts import COLOURS
-from qsdm.report.results import FULL, Results, candidates, harms, kind_of, main_metric, matrix, rows, shown_pictures
+from qsdm.report.results import (
+    FULL,
+    Results,
+    candidates,
+    harms,
+    kind_of,
+    main_metric,
+    matrix,
+    rows,
+    shown_pictures,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +46,9 @@ def front(results: Results) -> Figure:
         ValueError: the search has not run.
     """
     if results.front is None:
-        raise ValueError(f"no front of {results.denoiser!r}: run python -m qsdm.search +model={results.denoiser}")
+        raise ValueError(
+            f"no front of {results.denoiser!r}: run python -m qsdm.search +model={results.denoiser}"
+        )
     measured = rows(results.summary)
     made, found = axes(13 if measured else 8, columns=2 if measured else 1)
     _search(found[0], results.front, results.outcomes, candidates(results))
@@ -55,18 +67,34 @@ def _search(
     x, y = [label["avg_bits"] for label in known], [label["quality"] for label in known]
     if known:
         ax.scatter(x, y, s=9, color=COLOURS["random"], alpha=0.6, label="measured labels")
-    titles = {"uniform": "uniform", "greedy_error": "greedy by error", "greedy": "greedy by sensitivity"}
+    titles = {
+        "uniform": "uniform",
+        "greedy_error": "greedy by error",
+        "greedy": "greedy by sensitivity",
+    }
     for name, title in titles.items():
         points = search["baselines"].get(name, {}).get("points", [])
-        style: dict[str, Any] = {"marker": "s", "linestyle": ""} if name == "uniform" else {"linestyle": ":"}
+        style: dict[str, Any] = (
+            {"marker": "s", "linestyle": ""} if name == "uniform" else {"linestyle": ":"}
+        )
         x, y = [p["avg_bits"] for p in points], [p["predicted"] for p in points]
         ax.plot(x, y, color=COLOURS[name], label=f"predicted, {title}", **style)
-    bits, mean, std = (np.array([p[key] for p in search["points"]]) for key in ("avg_bits", "predicted", "std"))
+    bits, mean, std = (
+        np.array([p[key] for p in search["points"]]) for key in ("avg_bits", "predicted", "std")
+    )
     ax.fill_between(bits, mean - std, mean + std, color=COLOURS["ours"], alpha=0.15, linewidth=0)
     ax.plot(bits, mean, color=COLOURS["ours"], label="predicted, front")
     if realized:
         x, y = [c["avg_bits"] for c in realized], [c["quality"] for c in realized]
-        ax.scatter(x, y, s=60, marker="*", color=COLOURS["candidates"], label="measured, candidates", zorder=3)
+        ax.scatter(
+            x,
+            y,
+            s=60,
+            marker="*",
+            color=COLOURS["candidates"],
+            label="measured, candidates",
+            zorder=3,
+        )
     ax.set(xlabel="average bits per weight", ylabel="quality (more is better)")
     ax.legend(frameon=False, fontsize=8)
 
@@ -77,7 +105,9 @@ def _measured(ax: Axes, measured: Sequence[Mapping[str, Any]], metric: str) -> N
         if value is None:
             continue
         if row["name"] == FULL:
-            ax.axhline(value, color=COLOURS["fp"], linestyle="--", linewidth=1.2, label="full precision")
+            ax.axhline(
+                value, color=COLOURS["fp"], linestyle="--", linewidth=1.2, label="full precision"
+            )
             continue
         mark = {"ours": "*", "uniform": "s", "random": "o"}[kind]
         size = {"ours": 220, "uniform": 60, "random": 40}[kind]
@@ -85,7 +115,9 @@ def _measured(ax: Axes, measured: Sequence[Mapping[str, Any]], metric: str) -> N
         title = {"ours": "ours", "random": "random, size of ours"}.get(kind)
         drawn = ax.get_legend_handles_labels()[1]
         label = title if title not in drawn else None
-        ax.scatter(row["avg_bits"], value, s=size, marker=mark, color=COLOURS[kind], label=label, zorder=3)
+        ax.scatter(
+            row["avg_bits"], value, s=size, marker=mark, color=COLOURS[kind], label=label, zorder=3
+        )
         if name:
             ax.annotate(
                 name,
@@ -126,10 +158,14 @@ def heat(results: Results) -> Figure:
         ValueError: attribution has not run.
     """
     names, methods, values = matrix(_sensitivity(results))
-    array = np.array([[np.nan if value is None else value for value in row] for row in values], dtype=float)
+    array = np.array(
+        [[np.nan if value is None else value for value in row] for row in values], dtype=float
+    )
     limit = float(np.nanquantile(np.abs(array), 0.98)) or 1.0
     made, (ax,) = axes(7, min(2 + 0.09 * len(names), 14))
-    image = ax.imshow(array, aspect="auto", cmap="RdYlGn_r", vmin=-limit, vmax=limit, interpolation="nearest")
+    image = ax.imshow(
+        array, aspect="auto", cmap="RdYlGn_r", vmin=-limit, vmax=limit, interpolation="nearest"
+    )
     ax.set_xticks(range(len(methods)), methods, fontsize=8)
     ax.set_ylabel(f"{len(names)} weights, from input to output")
     ax.grid(visible=False)
@@ -143,12 +179,19 @@ def graph(traced: Graph) -> Figure:
     """
     made, (ax,) = axes(12, 6)
     blocks = list(dict.fromkeys(node.block or node.stage for node in traced.nodes))
-    place = np.array([[i, blocks.index(node.block or node.stage)] for i, node in enumerate(traced.nodes)], dtype=float)
+    place = np.array(
+        [[i, blocks.index(node.block or node.stage)] for i, node in enumerate(traced.nodes)],
+        dtype=float,
+    )
     for a, b in traced.edges:
         far = abs(place[a, 1] - place[b, 1]) > 1 or b - a > 40
-        ax.plot(*place[[a, b]].T, color="#8b93a1", linewidth=0.5, alpha=0.7 if far else 0.3, zorder=1)
+        ax.plot(
+            *place[[a, b]].T, color="#8b93a1", linewidth=0.5, alpha=0.7 if far else 0.3, zorder=1
+        )
     ops = sorted({str(node.op) for node in traced.nodes})
-    sizes = np.array([6 + 3 * np.sqrt(node.weight.numel) / 10 if node.weight else 6 for node in traced.nodes])
+    sizes = np.array(
+        [6 + 3 * np.sqrt(node.weight.numel) / 10 if node.weight else 6 for node in traced.nodes]
+    )
     import matplotlib
 
     colours = matplotlib.colormaps["tab20"]
@@ -186,15 +229,20 @@ def predictor(results: Results) -> Figure:
         ValueError: nothing was trained.
     """
     if results.predictor is None:
-        raise ValueError(f"no predictor of {results.denoiser!r}: run python -m qsdm.train +model={results.denoiser}")
+        raise ValueError(
+            f"no predictor of {results.denoiser!r}: run python -m qsdm.train +model={results.denoiser}"
+        )
     made, (ax,) = axes(7, 3)
     scores = [
-        (name, found["srcc"]["mean"], found["srcc"]["std"]) for name, found in results.predictor["scores"].items()
+        (name, found["srcc"]["mean"], found["srcc"]["std"])
+        for name, found in results.predictor["scores"].items()
     ]
     names, mean, std = zip(*reversed(scores), strict=True)
     ax.barh(names, mean, xerr=std, color=COLOURS["ours"], ecolor=COLOURS["random"])
     if noise := results.predictor.get("noise"):
-        ax.axvline(noise["ceiling"], color=COLOURS["fp"], linestyle="--", label="ceiling of the labels")
+        ax.axvline(
+            noise["ceiling"], color=COLOURS["fp"], linestyle="--", label="ceiling of the labels"
+        )
         ax.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1))
     ax.set(xlabel="Spearman's rank correlation, held out")
     ax.grid(axis="y", visible=False)
@@ -213,7 +261,9 @@ def pictures(results: Results) -> Figure:
 
     names = shown_pictures(results)
     if not names:
-        raise ValueError(f"no pictures of {results.denoiser!r}: run python -m qsdm.realize +model={results.denoiser}")
+        raise ValueError(
+            f"no pictures of {results.denoiser!r}: run python -m qsdm.realize +model={results.denoiser}"
+        )
     made, found = axes(4 * len(names), 4.6, columns=len(names))
     for ax, name in zip(found, names, strict=True):
         ax.imshow(np.asarray(Image.open(io.BytesIO(results.pictures[name])).convert("RGB")))

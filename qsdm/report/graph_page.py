@@ -13,7 +13,7 @@ from typing import Any
 
 from qsdm.cost import MethodTable
 from qsdm.graph import Graph, Node
-from qsdm.store import write_text
+from qsdm.store.files import write_text
 
 TEMPLATE = Path(__file__).with_name("graph_page.html.j2")
 Values = Mapping[str, Mapping[str, float]]
@@ -43,7 +43,9 @@ def errors(graph: Graph, table: MethodTable) -> dict[str, dict[str, float]]:
         i = row.get(weight.name, row.get(weight.name.partition("#")[0]))
         for j, method in enumerate(table.methods):
             if i is not None and not math.isnan(table.rel_error[i, j]):
-                found.setdefault(f"error of {method}", {})[weight.name] = float(table.rel_error[i, j])
+                found.setdefault(f"error of {method}", {})[weight.name] = float(
+                    table.rel_error[i, j]
+                )
     return found
 
 
@@ -56,13 +58,17 @@ def render(graph: Graph, values: Values | None = None) -> str:
     import jinja2
 
     values = values or {}
-    if odd := {name for column in values.values() for name in column} - {weight.name for weight in graph.weights}:
+    if odd := {name for column in values.values() for name in column} - {
+        weight.name for weight in graph.weights
+    }:
         raise ValueError(f"the graph of {graph.denoiser!r} has no weight {min(odd)!r}")
     nodes = [_entry(node, values) for node in graph.nodes]
     data = {"nodes": nodes, "edges": [list(edge) for edge in graph.edges], "labels": list(values)}
     # "</" would end the script element
     text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         denoiser=graph.denoiser,
         num_nodes=f"{len(graph.nodes):,}",
@@ -91,7 +97,9 @@ def _entry(node: Node, values: Values) -> dict[str, Any]:
         "t": len(weight.ties) if weight and weight.ties else None,
         "v": _digits([column.get(weight.name) for column in values.values()]) if weight else None,
     }
-    return {key: value for key, value in entry.items() if value not in (None, "", 0, []) or key == "d"}
+    return {
+        key: value for key, value in entry.items() if value not in (None, "", 0, []) or key == "d"
+    }
 
 
 def _digits(values: list[float | None]) -> list[float | None]:

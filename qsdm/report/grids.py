@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qsdm.store import replace
+from qsdm.store.files import replace
 
 CELL_PX = 96  # small pictures are shown at least about this large
 GAP_PX = 4
@@ -21,7 +21,9 @@ def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
     cells = enlarged(images)
     height, width = cells.shape[1] + GAP_PX, cells.shape[2] + GAP_PX
     sheet = np.full(
-        (math.ceil(len(cells) / columns) * height + GAP_PX, columns * width + GAP_PX, 3), 255, dtype=np.uint8
+        (math.ceil(len(cells) / columns) * height + GAP_PX, columns * width + GAP_PX, 3),
+        255,
+        dtype=np.uint8,
     )
     for i, cell in enumerate(cells):
         top, left = i // columns * height + GAP_PX, i % columns * width + GAP_PX

@@ -30,7 +30,7 @@ from qsdm.report.results import (
     shown_pictures,
     verdict,
 )
-from qsdm.store import write_text
+from qsdm.store.files import write_text
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 METRICS = {  # label and format; an arrow points to the better side
@@ -66,7 +66,9 @@ def render(results: Results) -> str:
     from qsdm import __version__
 
     found = charts_of(results)
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(
         denoiser=results.denoiser,
@@ -93,10 +95,20 @@ def tiles(results: Results) -> list[dict[str, str]]:
     found = verdict(results.summary)
     if found is None:
         return []
-    made = [{"value": f"{found['avg_bits']:.2f} bits", "label": f"per weight, {megabytes(found['size_bytes'])} in all"}]
+    made = [
+        {
+            "value": f"{found['avg_bits']:.2f} bits",
+            "label": f"per weight, {megabytes(found['size_bytes'])} in all",
+        }
+    ]
     if found["fp_bytes"]:
         times = found["fp_bytes"] / found["size_bytes"]
-        made.append({"value": f"{times:.1f}×", "label": f"smaller than full precision, {megabytes(found['fp_bytes'])}"})
+        made.append(
+            {
+                "value": f"{times:.1f}×",
+                "label": f"smaller than full precision, {megabytes(found['fp_bytes'])}",
+            }
+        )
     against = "" if found["fp"] is None else f", {found['fp']:.1f} at full precision"
     made.append({"value": f"{found['ours']:.1f}", "label": f"{found['metric']}{against}"})
     if found["random_mean"]:
@@ -157,9 +169,17 @@ def table(results: Results) -> dict[str, Any] | None:
         for name in names:
             value = row["metrics"].get(name)
             text = "–" if value is None else METRICS.get(name, ("", "{:.4g}"))[1].format(value)
-            cells.append({"text": text, "best": row["name"] != FULL and value is not None and value == best.get(name)})
+            cells.append(
+                {
+                    "text": text,
+                    "best": row["name"] != FULL and value is not None and value == best.get(name),
+                }
+            )
         made.append({"kind": kind_of(row["name"]), "cells": cells})
-    return {"heads": ["", "bits", "bytes", *(METRICS.get(name, (name,))[0] for name in names)], "rows": made}
+    return {
+        "heads": ["", "bits", "bytes", *(METRICS.get(name, (name,))[0] for name in names)],
+        "rows": made,
+    }
 
 
 CHARTS = ("measured", "search", "mix", "role", "op", "block", "heat", "alone", "predictor", "bits")
@@ -196,7 +216,11 @@ def blocks(results: Results) -> dict[str, tuple[str, int]]:
     for node in results.graph.nodes:
         if node.weight is None:
             continue
-        name = node.weight.name if node.weight.name in results.chosen else node.weight.name.partition("#")[0]
+        name = (
+            node.weight.name
+            if node.weight.name in results.chosen
+            else node.weight.name.partition("#")[0]
+        )
         if name in results.chosen:
             block, numel = node.block or node.stage or "other", node.weight.numel
             known = found.get(name, (block, 0)) if name != node.weight.name else (block, 0)
@@ -210,12 +234,21 @@ def predictors(report: Mapping[str, Any] | None) -> list[dict[str, Any]]:
         return []
     made = []
     for name, scores in report["scores"].items():
-        srcc, ndcg = (f"{scores[q]['mean']:.3f} ± {scores[q]['std']:.3f}" for q in ("srcc", "ndcg_at_10"))
-        made.append({"name": PREDICTORS.get(name, name), "srcc": srcc, "ndcg": ndcg, "ours": name == "gnn"})
+        srcc, ndcg = (
+            f"{scores[q]['mean']:.3f} ± {scores[q]['std']:.3f}" for q in ("srcc", "ndcg_at_10")
+        )
+        made.append(
+            {"name": PREDICTORS.get(name, name), "srcc": srcc, "ndcg": ndcg, "ours": name == "gnn"}
+        )
     noise = report.get("noise")
     if noise:
         made.append(
-            {"name": "ceiling set by the labels' noise", "srcc": f"{noise['ceiling']:.3f}", "ndcg": "–", "ours": False}
+            {
+                "name": "ceiling set by the labels' noise",
+                "srcc": f"{noise['ceiling']:.3f}",
+                "ndcg": "–",
+                "ours": False,
+            }
         )
     return made
 
@@ -242,7 +275,9 @@ def search_hint(front: Mapping[str, Any] | None) -> str:
     if not front:
         return ""
     volume = front["hypervolume"]
-    shares = ", ".join(f"{name.replace('_', ' by ')} {volume[name]:.3f}" for name in volume if name != "front")
+    shares = ", ".join(
+        f"{name.replace('_', ' by ')} {volume[name]:.3f}" for name in volume if name != "front"
+    )
     return (
         f"{front['num_evaluations']:,} configurations predicted. Hypervolume: front {volume['front']:.3f}, {shares}. "
         "The band is the deviation over the folds."
@@ -254,13 +289,28 @@ def about(results: Results) -> list[tuple[str, str]]:
     made: list[tuple[str, str]] = []
     if results.graph is not None:
         nodes, weights = len(results.graph.nodes), len(results.graph.weights)
-        made.append(("graph", f"{nodes} nodes, {weights} quantizable weights, {results.graph.num_values:,} values"))
+        made.append(
+            (
+                "graph",
+                f"{nodes} nodes, {weights} quantizable weights, {results.graph.num_values:,} values",
+            )
+        )
     if protocol := results.protocol:
         steps = f"{protocol['steps']} steps, guidance {protocol['guidance']:g}"
-        made.append(("sampler", f"{protocol['sampler']}, {steps}, {protocol['resolution_px']} px, {protocol['dtype']}"))
+        made.append(
+            (
+                "sampler",
+                f"{protocol['sampler']}, {steps}, {protocol['resolution_px']} px, {protocol['dtype']}",
+            )
+        )
         each = f"{protocol['num_images']} pictures each, seed set {protocol['seed_set']}"
         made.append(("labels", f"{len(results.outcomes)} configurations, {each}"))
-        made.append(("metrics", "; ".join(f"{name}: {version}" for name, version in protocol["metrics"].items())))
+        made.append(
+            (
+                "metrics",
+                "; ".join(f"{name}: {version}" for name, version in protocol["metrics"].items()),
+            )
+        )
     if results.summary:
         for key in ("num_images", "seed_set", "label_seed_set"):
             if key in results.summary:
@@ -269,10 +319,17 @@ def about(results: Results) -> list[tuple[str, str]]:
         limit = "" if front["max_bits"] is None else f", at most {front['max_bits']:g} bits"
         budget = f"budget {front['budget']:,}, kappa {front['kappa']:g}, seed {front['seed']}"
         made.append(("search", f"{front['strategy']['name']}, {budget}{limit}"))
-        made.append(("objective", ", ".join(f"{weight:+g} × {name}" for name, weight in front["objective"].items())))
+        made.append(
+            (
+                "objective",
+                ", ".join(f"{weight:+g} × {name}" for name, weight in front["objective"].items()),
+            )
+        )
     for source in (results.summary, results.front, results.predictor):
         if origin := (source or {}).get("provenance"):
-            versions = ", ".join(f"{name} {version}" for name, version in origin["versions"].items())
+            versions = ", ".join(
+                f"{name} {version}" for name, version in origin["versions"].items()
+            )
             made.append(("made", f"{origin['made']}, commit {origin['commit'] or 'unknown'}"))
             made.append(("versions", f"python {origin['python']}, {versions}"))
             break
@@ -290,7 +347,9 @@ def sensitivity_hint(sensitivity: Mapping[str, Any] | None) -> str:
 
 
 def alone_hint(sensitivity: Mapping[str, Any] | None) -> str:
-    faith = sensitivity["sensitivities"]["integrated_gradients"]["faithfulness"] if sensitivity else {}
+    faith = (
+        sensitivity["sensitivities"]["integrated_gradients"]["faithfulness"] if sensitivity else {}
+    )
     if sensitivity is None or "interventions" not in faith:
         return ""
     return (

@@ -14,7 +14,9 @@ from qsdm import cost
 from qsdm.graph import Graph
 from qsdm.outcome import Objective, Outcome, Protocol
 from qsdm.qconfig import QuantConfig
-from qsdm.store import Store, StoreError, read_json, read_tensors
+from qsdm.store import Store, StoreError
+from qsdm.store.files import read_json
+from qsdm.store.tensors import read_tensors
 
 if TYPE_CHECKING:
     import pandas
@@ -76,8 +78,12 @@ def read(store: Store, space: str = "traced", full_bits: int = 16) -> Results:
         sensitivity=_optional(store, f"sensitivity/{space}.json"),
         front=front,
         summary=summary,
-        chosen=None if chosen is None else {k: str(m) for k, m in QuantConfig.from_json(chosen).methods.items()},
-        pictures={} if folder is None else {path.stem: path.read_bytes() for path in sorted(folder.glob("*.png"))},
+        chosen=None
+        if chosen is None
+        else {k: str(m) for k, m in QuantConfig.from_json(chosen).methods.items()},
+        pictures={}
+        if folder is None
+        else {path.stem: path.read_bytes() for path in sorted(folder.glob("*.png"))},
         protocol=None if protocol is None else protocol.to_json(),
     )
 
@@ -89,10 +95,15 @@ def offered(store: Store, space: str) -> dict[str, set[str]] | None:
         return None
     arrays, about = read_tensors(path)
     known = ~np.isnan(arrays["rel_error"])
-    return {name: set(compress(about["methods"], row)) for name, row in zip(about["weights"], known, strict=True)}
+    return {
+        name: set(compress(about["methods"], row))
+        for name, row in zip(about["weights"], known, strict=True)
+    }
 
 
-def most_measured(store: Store, on_offer: Mapping[str, set[str]] | None) -> tuple[Protocol | None, list[Outcome]]:
+def most_measured(
+    store: Store, on_offer: Mapping[str, set[str]] | None
+) -> tuple[Protocol | None, list[Outcome]]:
     """The protocol with most labels, and these: configurations of all weights, by methods ``on_offer``."""
     protocols = store.protocols()
     outcomes = [
@@ -110,7 +121,9 @@ def most_measured(store: Store, on_offer: Mapping[str, set[str]] | None) -> tupl
 def _is_in(qconfig: QuantConfig, on_offer: Mapping[str, set[str]] | None) -> bool:
     if on_offer is None:  # neither full precision nor a weight alone
         return len(qconfig.methods) > 1
-    return qconfig.methods.keys() == on_offer.keys() and all(str(m) in on_offer[w] for w, m in qconfig.methods.items())
+    return qconfig.methods.keys() == on_offer.keys() and all(
+        str(m) in on_offer[w] for w, m in qconfig.methods.items()
+    )
 
 
 def labels(
@@ -123,7 +136,9 @@ def labels(
         bits = _avg_bits(graph, outcome.qconfig, full_bits)
         values = dict(outcome.metrics) | {"avg_bits": bits}
         entry: dict[str, Any] = {"avg_bits": bits, "metrics": dict(outcome.metrics)}
-        if objective is not None and all(values.get(name) is not None for name in objective.weights):
+        if objective is not None and all(
+            values.get(name) is not None for name in objective.weights
+        ):
             entry["quality"] = objective(values)
         found.append(entry)
     return found
@@ -146,7 +161,9 @@ def rows(summary: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
 
     def place(row: Mapping[str, Any]) -> tuple[int, float]:
         kind = kind_of(row["name"])
-        return ("fp", "ours", "uniform", "random").index(kind), -row["avg_bits"] if kind == "uniform" else 0.0
+        return ("fp", "ours", "uniform", "random").index(kind), -row[
+            "avg_bits"
+        ] if kind == "uniform" else 0.0
 
     return sorted(found, key=place)
 
@@ -160,7 +177,9 @@ def kind_of(name: str) -> str:
 
 def main_metric(summary: Mapping[str, Any] | None) -> str | None:
     """The Fréchet distance that was measured, `fid` before others: what the heading and the plots speak of."""
-    found = {name for row in rows(summary) for name, value in row["metrics"].items() if value is not None}
+    found = {
+        name for row in rows(summary) for name, value in row["metrics"].items() if value is not None
+    }
     distances = sorted(name for name in found if name.startswith("fd_"))
     return "fid" if "fid" in found else distances[0] if distances else None
 
@@ -180,7 +199,9 @@ def verdict(summary: Mapping[str, Any] | None) -> dict[str, Any] | None:
     value = ours["metrics"][metric]
     random = [row["metrics"][metric] for name, row in found.items() if kind_of(name) == "random"]
     smaller = [
-        row for name, row in found.items() if kind_of(name) == "uniform" and row["size_bytes"] <= ours["size_bytes"]
+        row
+        for name, row in found.items()
+        if kind_of(name) == "uniform" and row["size_bytes"] <= ours["size_bytes"]
     ]
     rival = min(smaller, key=lambda row: row["metrics"][metric], default=None)
     return {
@@ -212,10 +233,14 @@ def sentence(summary: Mapping[str, Any] | None) -> str | None:
     if found["rival"] is not None:
         other = found["rival"]["metrics"][found["metric"]]
         word = "below" if found["better_than_uniform"] else "not below"
-        parts.append(f"{word} the best uniform configuration of no larger size ({found['rival']['name']}, {other:.4g})")
+        parts.append(
+            f"{word} the best uniform configuration of no larger size ({found['rival']['name']}, {other:.4g})"
+        )
     if found["random_mean"] is not None:
         word = "below" if found["better_than_random"] else "not below"
-        parts.append(f"{word} the mean of {found['num_random']} random ones of its size ({found['random_mean']:.4g})")
+        parts.append(
+            f"{word} the mean of {found['num_random']} random ones of its size ({found['random_mean']:.4g})"
+        )
     return text + (": " if parts else "") + " and ".join(parts) + "."
 
 
@@ -240,8 +265,12 @@ def shown_pictures(results: Results) -> list[str]:
     value = {row["name"]: row["metrics"].get(metric) for row in rows(results.summary)}
 
     def best(bits: str) -> str:
-        names = [name for name in results.pictures if kind_of(name) == "uniform" and name.endswith(bits)]
-        return min(names, key=lambda name: np.inf if value.get(name) is None else value[name], default="")
+        names = [
+            name for name in results.pictures if kind_of(name) == "uniform" and name.endswith(bits)
+        ]
+        return min(
+            names, key=lambda name: np.inf if value.get(name) is None else value[name], default=""
+        )
 
     return [name for name in (FULL, best("-4"), best("-3"), OURS) if name in results.pictures]
 
@@ -250,7 +279,10 @@ def table(summary: Mapping[str, Any] | None) -> pandas.DataFrame:
     """The measured rows as a table: bits, bytes, metrics."""
     import pandas
 
-    entries = [{key: row[key] for key in ("avg_bits", "size_bytes")} | dict(row["metrics"]) for row in rows(summary)]
+    entries = [
+        {key: row[key] for key in ("avg_bits", "size_bytes")} | dict(row["metrics"])
+        for row in rows(summary)
+    ]
     return pandas.DataFrame(entries, index=[row["name"] for row in rows(summary)])
 
 
@@ -262,7 +294,13 @@ def largest(graph: Graph, most: int = 12) -> pandas.DataFrame:
     for weight in sorted(graph.weights, key=lambda weight: -weight.numel)[:most]:
         node = graph.node_of(weight.name)
         shape = " × ".join(map(str, weight.shape))
-        about = {"role": str(node.role), "block": node.block, "shape": shape, "values": weight.numel, "macs": node.macs}
+        about = {
+            "role": str(node.role),
+            "block": node.block,
+            "shape": shape,
+            "values": weight.numel,
+            "macs": node.macs,
+        }
         entries.append({"weight": weight.name} | about)
     return pandas.DataFrame(entries).set_index("weight")
 

@@ -52,7 +52,9 @@ def execute(function: Callable[..., Any], arguments: Sequence[str]) -> int:
     return 1 if failures else 0
 
 
-def _hydra(function: Callable[..., Any], arguments: list[str], failures: list[BaseException]) -> None:
+def _hydra(
+    function: Callable[..., Any], arguments: list[str], failures: list[BaseException]
+) -> None:
     import hydra
     from hydra.core.config_store import ConfigStore
     from hydra.core.global_hydra import GlobalHydra
@@ -66,11 +68,18 @@ def _hydra(function: Callable[..., Any], arguments: list[str], failures: list[Ba
             print(f"[{settings.job.num}] {' '.join(settings.overrides.task)}", flush=True)
         try:
             return perform(
-                function, cfg, Path(settings.runtime.output_dir), Path(settings.sweep.dir).name if sweep else None
+                function,
+                cfg,
+                Path(settings.runtime.output_dir),
+                Path(settings.sweep.dir).name if sweep else None,
             )
         except (Exception, KeyboardInterrupt) as error:
             failures.append(error)
-            tell(error, bool(os.environ.get("QSDM_TRACEBACK")) or bool(settings.verbose), settings.overrides.task)
+            tell(
+                error,
+                bool(os.environ.get("QSDM_TRACEBACK")) or bool(settings.verbose),
+                settings.overrides.task,
+            )
             if sweep:  # an ordinary exception marks this job as failed and lets the others go on
                 raise
         finally:
@@ -83,7 +92,9 @@ def _hydra(function: Callable[..., Any], arguments: list[str], failures: list[Ba
     GlobalHydra.instance().clear()
     before, sys.argv = sys.argv, [sys.argv[0], *arguments, f"hydra.job.name={function.__name__}"]
     try:
-        hydra.main(config_path=str(conf.CONF), config_name=function.__name__, version_base="1.3")(job)()
+        hydra.main(config_path=str(conf.CONF), config_name=function.__name__, version_base="1.3")(
+            job
+        )()
     finally:
         sys.argv = before
 
@@ -96,13 +107,14 @@ def perform(function: Callable[..., Any], cfg: Any, folder: Path, group: str | N
         folder: of this run, for its provenance and W&B's files.
         group: name of the sweep.
     """
-    from qsdm import store
+    from qsdm.store.files import write_json
+    from qsdm.store.provenance import provenance
 
     values = keywords(function, cfg)
     if isinstance(seed := values.get("seed"), int):
         _seed(seed)
-    about = {"command": function.__name__, "arguments": sys.argv[1:], **store.provenance()}
-    store.write_json(folder / "provenance.json", about)
+    about = {"command": function.__name__, "arguments": sys.argv[1:], **provenance()}
+    write_json(folder / "provenance.json", about)
     with wandb_log(cfg.get("wandb", Wandb.disabled), function.__name__, folder, group, cfg) as log:
         if "log" in inspect.signature(function).parameters:
             values["log"] = log

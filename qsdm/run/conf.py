@@ -24,7 +24,9 @@ class BadInput(ValueError):
 
 def choices() -> dict[str, list[str]]:
     """What conf/ offers for each group."""
-    folders = [folder for folder in sorted(CONF.iterdir()) if folder.is_dir() and folder.name != "hydra"]
+    folders = [
+        folder for folder in sorted(CONF.iterdir()) if folder.is_dir() and folder.name != "hydra"
+    ]
     return {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in folders}
 
 
@@ -32,7 +34,9 @@ def defaults(command: str) -> dict[str, str]:
     """The groups that a command chooses by default."""
     import yaml
 
-    entries = yaml.safe_load((CONF / f"{command}.yaml").read_text(encoding="utf-8")).get("defaults", [])
+    entries = yaml.safe_load((CONF / f"{command}.yaml").read_text(encoding="utf-8")).get(
+        "defaults", []
+    )
     return {
         key: value
         for entry in entries
@@ -45,9 +49,15 @@ def defaults(command: str) -> dict[str, str]:
 def shorthands(function: Callable[..., Any]) -> dict[str, str]:
     """The `SHORT` keys that mean something to ``function``."""
     taken = inspect.signature(function).parameters
-    return {key: full for key, full in SHORT.items() if full.partition(".")[0] in taken and key not in taken}
+    return {
+        key: full
+        for key, full in SHORT.items()
+        if full.partition(".")[0] in taken and key not in taken
+    }
 
 
 def unknown_key(taker: str, key: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(key, known, 1)
-    return f"{taker} takes no {key!r}; " + (f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(known)}")
+    return f"{taker} takes no {key!r}; " + (
+        f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(known)}"
+    )

@@ -22,7 +22,9 @@ class Wandb(Enum):
 
 
 @contextmanager
-def wandb_log(mode: Wandb, command: str, folder: Path, group: str | None, cfg: Any) -> Iterator[Log]:
+def wandb_log(
+    mode: Wandb, command: str, folder: Path, group: str | None, cfg: Any
+) -> Iterator[Log]:
     """A `Log` that sends values to a W&B run, which is finished in any case. Keys become ``command/quantity``.
 
     Raises:
@@ -44,8 +46,12 @@ def wandb_log(mode: Wandb, command: str, folder: Path, group: str | None, cfg: A
     import wandb
 
     if mode is Wandb.online and not wandb.login(prompt=False, verify=False):
-        raise BadInput("wandb=online needs an account: run `wandb login` once, or choose wandb=offline")
-    config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False, enum_to_str=True)
+        raise BadInput(
+            "wandb=online needs an account: run `wandb login` once, or choose wandb=offline"
+        )
+    config: Any = OmegaConf.to_container(
+        cfg, resolve=True, throw_on_missing=False, enum_to_str=True
+    )
     settings = wandb.Settings(console="off", silent=True)
     run = wandb.init(
         project="qsdm",
@@ -58,7 +64,12 @@ def wandb_log(mode: Wandb, command: str, folder: Path, group: str | None, cfg: A
     )
 
     def log(values: Mapping[str, Any]) -> None:
-        run.log({key if "/" in key else f"{command}/{key}": _panel(wandb, value) for key, value in values.items()})
+        run.log(
+            {
+                key if "/" in key else f"{command}/{key}": _panel(wandb, value)
+                for key, value in values.items()
+            }
+        )
 
     status = 1
     try:
@@ -78,5 +89,7 @@ def _panel(wandb: Any, value: Any) -> Any:
         )
     if isinstance(value, list) and value and all(isinstance(row, Mapping) for row in value):
         columns = list(dict.fromkeys(key for row in value for key in row))
-        return wandb.Table(columns=columns, data=[[row.get(key) for key in columns] for row in value])
+        return wandb.Table(
+            columns=columns, data=[[row.get(key) for key in columns] for row in value]
+        )
     return value

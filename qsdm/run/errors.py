@@ -19,8 +19,16 @@ def tell(error: BaseException, loud: bool, arguments: Sequence[str] = ()) -> Non
         arguments: of the command line; what ``+model=any`` found has a name that nobody can type as a model.
     """
     told = sentence(error)
-    paths = [value for key, _, value in (argument.partition("=") for argument in arguments) if key.endswith("path")]
-    if told is not None and paths and any(re.fullmatch(r"\+*model=any", argument) for argument in arguments):
+    paths = [
+        value
+        for key, _, value in (argument.partition("=") for argument in arguments)
+        if key.endswith("path")
+    ]
+    if (
+        told is not None
+        and paths
+        and any(re.fullmatch(r"\+*model=any", argument) for argument in arguments)
+    ):
         told = re.sub(r"\+model=[\w.-]*\w", lambda _: f"+model=any path={paths[-1]}", told)
     if loud or told is None:
         traceback.print_exception(error)
@@ -35,7 +43,11 @@ def sentence(error: BaseException) -> str | None:
 
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; what was stored before is kept"
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and "/" in error.missing_cfg_file:
+    if (
+        isinstance(error, MissingConfigException)
+        and error.missing_cfg_file
+        and "/" in error.missing_cfg_file
+    ):
         group, _, wrong = error.missing_cfg_file.rpartition("/")
         offered = error.options or choices().get(group, [])
         close = difflib.get_close_matches(wrong, offered, 1)
@@ -46,7 +58,11 @@ def sentence(error: BaseException) -> str | None:
     if isinstance(error, OmegaConfBaseException):
         return f"{error.full_key}: {first_line(error)}" if error.full_key else first_line(error)
     if isinstance(error, HydraException):
-        return sentence(error.__cause__) if isinstance(error.__cause__, OmegaConfBaseException) else first_line(error)
+        return (
+            sentence(error.__cause__)
+            if isinstance(error.__cause__, OmegaConfBaseException)
+            else first_line(error)
+        )
     if type(error).__module__.split(".")[0] in (
         "qsdm",
         "__main__",

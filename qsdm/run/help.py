@@ -46,11 +46,20 @@ def help_text(function: Callable[..., Any]) -> str:
                 )
             )
             if key == "model":
-                rows += [(f"{part}=NAME", f"{COMMON[part]} One of {', '.join(offered[part])}.") for part in OF_MODEL]
+                rows += [
+                    (f"{part}=NAME", f"{COMMON[part]} One of {', '.join(offered[part])}.")
+                    for part in OF_MODEL
+                ]
         else:
-            rows.append((f"{key}={'VALUE' if parameter.default is parameter.empty else parameter.default}", text))
+            rows.append(
+                (
+                    f"{key}={'VALUE' if parameter.default is parameter.empty else parameter.default}",
+                    text,
+                )
+            )
     rows += [
-        (f"{key}=VALUE", f"{meaning.get(key, '')} Short for {full}.") for key, full in shorthands(function).items()
+        (f"{key}=VALUE", f"{meaning.get(key, '')} Short for {full}.")
+        for key, full in shorthands(function).items()
     ]
     rows.append(("wandb=disabled", "where the run is logged to: disabled, offline or online."))
     margin = max(len(key) for key, _ in rows) + 4

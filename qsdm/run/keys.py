@@ -29,7 +29,9 @@ def schema(target: Callable[..., Any], wandb: bool = False) -> list[Any]:
         if name == "log" or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             continue
         kind = _simple(_hint(target, parameter))
-        default = "???" if kind is Any or parameter.default is parameter.empty else parameter.default
+        default = (
+            "???" if kind is Any or parameter.default is parameter.empty else parameter.default
+        )
         default = str(default) if isinstance(default, Path) else default
         fields.append((name, kind, dataclasses.field(default=default)))
     if wandb:
@@ -71,8 +73,17 @@ def spelled(arguments: Sequence[str], function: Callable[..., Any]) -> list[str]
     short = shorthands(function)
     owned = OF_MODEL if "model" in inspect.signature(function).parameters else ()
     known = [*(name for name, *_ in schema(function)), *short, *owned, "wandb"]
-    models = [argument.partition("=")[2] for argument in arguments if argument.lstrip("+").startswith("model=")]
-    by_model = {key.lstrip("/") for model in models if model in groups["model"] for key in defaults(f"model/{model}")}
+    models = [
+        argument.partition("=")[2]
+        for argument in arguments
+        if argument.lstrip("+").startswith("model=")
+    ]
+    by_model = {
+        key.lstrip("/")
+        for model in models
+        if model in groups["model"]
+        for key in defaults(f"model/{model}")
+    }
     flags, first, parts, rest = [], [], [], []
     for argument in arguments:
         match = re.fullmatch(r"([+~]*)([^=@]*)(@[^=]*)?(=.*)?", argument, re.DOTALL)
@@ -88,14 +99,20 @@ def spelled(arguments: Sequence[str], function: Callable[..., Any]) -> list[str]
             else:
                 rest.append(f"++model.{key}{value}")
             continue
-        if top not in known and top != "hydra" and not (package and re.split(r"[./\[]", package[1:])[0] in known):
+        if (
+            top not in known
+            and top != "hydra"
+            and not (package and re.split(r"[./\[]", package[1:])[0] in known)
+        ):
             raise BadInput(unknown_key(function.__name__, top, known))
         if key in short:
             rest.append(f"++{short[key]}{value}")
         elif key in groups and not package and "~" not in sign:
             first.append(f"{'' if key in chosen else '+'}{key}{value}")
         elif "." in key and top in known and not sign:
-            rest.append(f"++{argument}")  # what the YAML leaves out can be set too; `check` knows what there is
+            rest.append(
+                f"++{argument}"
+            )  # what the YAML leaves out can be set too; `check` knows what there is
         else:
             rest.append(argument)
     return flags + first + parts + rest
@@ -111,18 +128,26 @@ def keywords(function: Callable[..., Any], cfg: Any) -> dict[str, Any]:
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    parameters = {name: p for name, p in inspect.signature(function).parameters.items() if name != "log"}
+    parameters = {
+        name: p for name, p in inspect.signature(function).parameters.items() if name != "log"
+    }
     for key in cfg:
         if key not in parameters and key != "wandb":
             raise BadInput(unknown_key(function.__name__, key, list(parameters)))
     values = {}
     for name, parameter in parameters.items():
         offered = choices().get(name)
-        unchosen = offered and OmegaConf.is_config(cfg.get(name)) and "_target_" not in cfg[name]  # only model.path=
+        unchosen = (
+            offered and OmegaConf.is_config(cfg.get(name)) and "_target_" not in cfg[name]
+        )  # only model.path=
         if name not in cfg or OmegaConf.is_missing(cfg, name) or unchosen:
             if parameter.default is parameter.empty:
                 sign = "" if name in defaults(function.__name__) else "+"
-                how = f"add {sign}{name}=NAME, with a NAME of {', '.join(offered)}" if offered else f"add {name}=VALUE"
+                how = (
+                    f"add {sign}{name}=NAME, with a NAME of {', '.join(offered)}"
+                    if offered
+                    else f"add {name}=VALUE"
+                )
                 raise BadInput(f"{function.__name__} needs a {name}: {how}")
             continue
         value = cfg[name]
@@ -159,7 +184,9 @@ def check(node: Any, path: str) -> None:
         try:
             made = get_object(target)
         except (ImportError, ValueError) as error:
-            raise BadInput(f"{path}: nothing is called {target!r} ({error})".splitlines()[0]) from error
+            raise BadInput(
+                f"{path}: nothing is called {target!r} ({error})".splitlines()[0]
+            ) from error
         fields = schema(made)
         free = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(made).parameters.values())
         for key in own - {name for name, *_ in fields}:

@@ -35,7 +35,9 @@ class AttributionOptions:
 
     def __post_init__(self) -> None:
         if self.num_configs < 1 or self.steps < 1:
-            raise ValueError(f"num_configs and steps must be positive (got {self.num_configs} and {self.steps})")
+            raise ValueError(
+                f"num_configs and steps must be positive (got {self.num_configs} and {self.steps})"
+            )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,7 +61,9 @@ class Sensitivity:
     def __post_init__(self) -> None:
         wanted = (len(self.weights), len(self.methods))
         if self.scores.shape != wanted:
-            raise ValueError(f"wanted scores of shape {wanted}, weights by methods (got {self.scores.shape})")
+            raise ValueError(
+                f"wanted scores of shape {wanted}, weights by methods (got {self.scores.shape})"
+            )
 
     @property
     def per_weight(self) -> np.ndarray:
@@ -68,7 +72,9 @@ class Sensitivity:
 
     def at_bits(self, bits: int) -> np.ndarray:
         """Mean harm over the methods of ``bits``, [W]; NaN where none is on offer."""
-        return _mean(self.scores[:, [i for i, method in enumerate(self.methods) if method.bits == bits]])
+        return _mean(
+            self.scores[:, [i for i, method in enumerate(self.methods) if method.bits == bits]]
+        )
 
     def score(self, weight: str, method: QuantMethod) -> float | None:
         """Harm of a weight under a method; None where it is not known."""
@@ -88,9 +94,13 @@ class Sensitivity:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Sensitivity:
-        scores = np.array([[np.nan if v is None else v for v in row] for row in data["scores"]], dtype=np.float64)
+        scores = np.array(
+            [[np.nan if v is None else v for v in row] for row in data["scores"]], dtype=np.float64
+        )
         methods = tuple(map(QuantMethod.parse, data["methods"]))
-        return Sensitivity(tuple(data["weights"]), methods, scores, data["attribution"], dict(data["faithfulness"]))
+        return Sensitivity(
+            tuple(data["weights"]), methods, scores, data["attribution"], dict(data["faithfulness"])
+        )
 
 
 def balanced_genes(space: Space, num: int, rng: np.random.Generator) -> np.ndarray:
@@ -122,4 +132,6 @@ def by_decision(space: Space, genes: np.ndarray, harms: np.ndarray) -> np.ndarra
 def _mean(scores: np.ndarray) -> np.ndarray:
     known = ~np.isnan(scores)
     total = np.where(known, scores, 0).sum(axis=1)
-    return np.divide(total, known.sum(axis=1), out=np.full(len(total), np.nan), where=known.any(axis=1))
+    return np.divide(
+        total, known.sum(axis=1), out=np.full(len(total), np.nan), where=known.any(axis=1)
+    )

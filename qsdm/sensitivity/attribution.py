@@ -26,7 +26,9 @@ def answer(predictor: Predictor) -> Callable[[Tensor], Tensor]:
     return lambda configurations: predictor.by_fold(configurations).mean(dim=0)
 
 
-def integrated_gradients(predictor: Predictor, genes: np.ndarray, steps: int = 24) -> tuple[np.ndarray, np.ndarray]:
+def integrated_gradients(
+    predictor: Predictor, genes: np.ndarray, steps: int = 24
+) -> tuple[np.ndarray, np.ndarray]:
     """Harm of each weight in each configuration.
 
     Args:
@@ -43,7 +45,10 @@ def integrated_gradients(predictor: Predictor, genes: np.ndarray, steps: int = 2
     function = answer(predictor)
     method = IntegratedGradients(function)
     # One configuration at a time: a path of ``steps`` points is a batch that stays in the cache.
-    parts = [method.attribute(one[None], baselines=full, n_steps=steps).sum(dim=2) for one in configurations]
+    parts = [
+        method.attribute(one[None], baselines=full, n_steps=steps).sum(dim=2)
+        for one in configurations
+    ]
     harms = -torch.cat(parts).detach().double().numpy()
     with torch.no_grad():
         drop = (function(full) - function(configurations)).double().numpy()

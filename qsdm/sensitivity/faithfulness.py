@@ -33,23 +33,36 @@ def additive_srcc(sensitivity: Sensitivity, columns: np.ndarray, labels: np.ndar
     return srcc(-scores[np.arange(columns.shape[1]), columns].sum(axis=1), labels)
 
 
-def interventions(sensitivity: Sensitivity, measured: Mapping[tuple[str, QuantMethod], float]) -> dict[str, float]:
+def interventions(
+    sensitivity: Sensitivity, measured: Mapping[tuple[str, QuantMethod], float]
+) -> dict[str, float]:
     """Correlations of scores with measured harm, over the weights that were quantized alone and have a score; none for
     fewer than three.
 
     Args:
         measured: harm by weight and method.
     """
-    pairs = [(sensitivity.score(weight, method), harm) for (weight, method), harm in measured.items()]
-    known = np.array([pair for pair in pairs if pair[0] is not None], dtype=np.float64).reshape(-1, 2)
+    pairs = [
+        (sensitivity.score(weight, method), harm) for (weight, method), harm in measured.items()
+    ]
+    known = np.array([pair for pair in pairs if pair[0] is not None], dtype=np.float64).reshape(
+        -1, 2
+    )
     scores, harms = known.T
     if len(known) < 3 or scores.std() == 0 or harms.std() == 0:
         return {}
-    return {"interventions": float(np.corrcoef(scores, harms)[0, 1]), "interventions_srcc": srcc(scores, harms)}
+    return {
+        "interventions": float(np.corrcoef(scores, harms)[0, 1]),
+        "interventions_srcc": srcc(scores, harms),
+    }
 
 
 def deletion(
-    predictor: Predictor, genes: np.ndarray, per_weight: np.ndarray, rng: np.random.Generator, steps: int = 16
+    predictor: Predictor,
+    genes: np.ndarray,
+    per_weight: np.ndarray,
+    rng: np.random.Generator,
+    steps: int = 16,
 ) -> float:
     """Mean share of the harm undone by the scores' order, over that of a random order.
 
@@ -70,7 +83,9 @@ def deletion(
             row[order[:count]] = full[order[:count]]
         with torch.no_grad():
             values = predictor.by_fold(torch.from_numpy(path)).mean(dim=0).double().numpy()
-        return float(np.trapezoid((values - values[0]) / (values[-1] - values[0]), counts / counts[-1]))
+        return float(
+            np.trapezoid((values - values[0]) / (values[-1] - values[0]), counts / counts[-1])
+        )
 
     chance = np.mean([undone(rng.permutation(len(genes))) for _ in range(4)])
     return undone(np.argsort(-per_weight)) - float(chance)

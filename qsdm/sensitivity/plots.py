@@ -33,12 +33,21 @@ def bars(rows: list[dict[str, Any]], kind: str, unit: str, limit: int = 24) -> F
     axes = figure.subplots()
     place = np.arange(len(ordered))
     for offset, name in zip((0.26, 0.0, -0.26), COLORS, strict=True):
-        axes.barh(place + offset, [row[name] for row in ordered], 0.25, color=COLORS[name], label=LABELS[name])
+        axes.barh(
+            place + offset,
+            [row[name] for row in ordered],
+            0.25,
+            color=COLORS[name],
+            label=LABELS[name],
+        )
     axes.set_yticks(place, [f"{row['name']} ({row['num_weights']})" for row in ordered], fontsize=8)
     axes.axvline(0, color="black", linewidth=0.6)
     axes.set_xlabel(f"harm ({unit}); number of weights in brackets")
     left_out = len(rows) - len(ordered)
-    axes.set_title(f"Sensitivity per {kind}" + (f", {left_out} smaller ones left out" if left_out else ""), fontsize=10)
+    axes.set_title(
+        f"Sensitivity per {kind}" + (f", {left_out} smaller ones left out" if left_out else ""),
+        fontsize=10,
+    )
     axes.legend(fontsize=8, loc="lower right", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
@@ -60,7 +69,14 @@ def against_measured(rows: list[dict[str, Any]], unit: str, named: int = 3) -> F
     axes.plot(ends, ends, "--", color="gray", linewidth=1, zorder=0)
     axes.scatter(x, y, s=26, color=COLORS["integrated_gradients"], alpha=0.6, linewidths=0)
     for i in np.argsort(-x)[:named]:
-        axes.annotate(rows[i]["weight"], (x[i], y[i]), (-6, 6), textcoords="offset points", ha="right", fontsize=7)
+        axes.annotate(
+            rows[i]["weight"],
+            (x[i], y[i]),
+            (-6, 6),
+            textcoords="offset points",
+            ha="right",
+            fontsize=7,
+        )
     for set_scale in (axes.set_xscale, axes.set_yscale):
         set_scale("symlog", linthresh=1)
     axes.set_xlabel("measured harm of the weight quantized alone")
@@ -79,12 +95,15 @@ def heat_map(sensitivity: Sensitivity, unit: str, limit: int = 120) -> Figure:
     axes = figure.subplots()
     top = max(float(np.nanquantile(np.abs(scores), 0.98)), 1e-12)
     masked = np.ma.masked_invalid(scores)
-    image = axes.imshow(masked, aspect="auto", cmap="RdBu_r", vmin=-top, vmax=top, interpolation="nearest")
+    image = axes.imshow(
+        masked, aspect="auto", cmap="RdBu_r", vmin=-top, vmax=top, interpolation="nearest"
+    )
     axes.set_facecolor("#dddddd")
     axes.set_xticks(range(len(methods)), methods, rotation=45, ha="right", fontsize=8)
     axes.set_yticks(range(len(chosen)), [sensitivity.weights[i] for i in chosen], fontsize=5)
     axes.set_title(
-        f"Harm of each decision ({sensitivity.attribution.replace('_', ' ')}); grey: not on offer", fontsize=9
+        f"Harm of each decision ({sensitivity.attribution.replace('_', ' ')}); grey: not on offer",
+        fontsize=9,
     )
     figure.colorbar(image, ax=axes, label=unit, shrink=0.5)
     return figure

@@ -18,13 +18,21 @@ def groups_of(space: Space, kind: str) -> tuple[list[str], np.ndarray]:
         kind: role, op or block (the stage where a weight lies in no block).
     """
     nodes = [space.graph.node_of(weight.name) for weight in space.graph.weights]
-    keys = [str(getattr(node, kind)) or (node.stage if kind == "block" else "") or "none" for node in nodes]
+    keys = [
+        str(getattr(node, kind)) or (node.stage if kind == "block" else "") or "none"
+        for node in nodes
+    ]
     names = list(dict.fromkeys(keys))
     return names, np.array([names.index(key) for key in keys])
 
 
 def table(
-    space: Space, kind: str, harms: np.ndarray, to_full: np.ndarray, from_full: np.ndarray, hops: np.ndarray
+    space: Space,
+    kind: str,
+    harms: np.ndarray,
+    to_full: np.ndarray,
+    from_full: np.ndarray,
+    hops: np.ndarray,
 ) -> list[dict[str, Any]]:
     """One row per group.
 
@@ -66,7 +74,9 @@ def text(kind: str, rows: list[dict[str, Any]], limit: int = 12) -> str:
     heads = ("weights", "of values", "harm", "per weight", "to full", "from full")
     lines = [f"{kind:<{width}}" + "".join(f"{head:>11}" for head in heads)]
     for row in ordered[:limit]:
-        harms = (row[name] for name in ("integrated_gradients", "per_weight", "to_full", "from_full"))
+        harms = (
+            row[name] for name in ("integrated_gradients", "per_weight", "to_full", "from_full")
+        )
         sizes = f"{row['num_weights']:>11}{row['share_of_values']:>11.1%}"
         lines.append(f"{row['name']:<{width}}{sizes}" + "".join(f"{harm:>11.3f}" for harm in harms))
     if len(ordered) > limit:

@@ -63,7 +63,9 @@ class Problem:
     def __post_init__(self) -> None:
         options, sizes = sizes_of(self.space)
         if self.error.shape != sizes.shape:
-            raise ValueError(f"wanted errors of shape {sizes.shape}, weights by options (got {self.error.shape})")
+            raise ValueError(
+                f"wanted errors of shape {sizes.shape}, weights by options (got {self.error.shape})"
+            )
         object.__setattr__(self, "num_options", options)
         object.__setattr__(self, "size_bytes", sizes)
 
@@ -78,7 +80,9 @@ class Problem:
                 known = weight.name in row and method in column
                 error[i, o] = table.rel_error[row[weight.name], column[method]] if known else np.nan
                 if np.isnan(error[i, o]):
-                    raise ValueError(f"{method} was not calibrated for {weight.name!r}: calibrate this space again")
+                    raise ValueError(
+                        f"{method} was not calibrated for {weight.name!r}: calibrate this space again"
+                    )
         return Problem(space, error)
 
     def size_of(self, genes: np.ndarray) -> np.ndarray:
@@ -96,7 +100,9 @@ class Problem:
             p = np.exp(tilt[:, None] * (widths - widths.mean()))
             below = p @ widths / p.sum(axis=1) < target
             low, high = np.where(below, tilt, low), np.where(below, high, tilt)
-        return np.array([draw(share * np.exp(t * (bits - widths.mean())), rng) for t in low]).reshape(num, len(bits))
+        return np.array(
+            [draw(share * np.exp(t * (bits - widths.mean())), rng) for t in low]
+        ).reshape(num, len(bits))
 
 
 def draw(weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -111,7 +117,9 @@ def bits_of(space: Space) -> tuple[np.ndarray, np.ndarray]:
     bits, share = np.zeros((2, len(space.options), num))
     for i, offered in enumerate(space.options):
         bits[i, : len(offered)] = [method.bits for method in offered]
-        share[i, : len(offered)] = [1 / sum(other.bits == method.bits for other in offered) for method in offered]
+        share[i, : len(offered)] = [
+            1 / sum(other.bits == method.bits for other in offered) for method in offered
+        ]
     return bits, share
 
 
@@ -120,5 +128,7 @@ def sizes_of(space: Space) -> tuple[np.ndarray, np.ndarray]:
     options = np.array([len(offered) for offered in space.options], dtype=np.int64)
     sizes = np.zeros((len(options), options.max()), dtype=np.int64)
     for i, (weight, offered) in enumerate(zip(space.graph.weights, space.options, strict=True)):
-        sizes[i, : len(offered)] = [method.size_bits(weight, space.full_bits) // 8 for method in offered]
+        sizes[i, : len(offered)] = [
+            method.size_bits(weight, space.full_bits) // 8 for method in offered
+        ]
     return options, sizes

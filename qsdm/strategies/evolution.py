@@ -36,21 +36,32 @@ class Evolution:
                 f"evolution needs a population >= 4 and offspring (got {self.population} and {self.offspring})"
             )
         if not (0 <= self.crossover <= 1 and 0 < self.mutation <= 1):
-            raise ValueError(f"crossover and mutation are shares in [0, 1] (got {self.crossover} and {self.mutation})")
+            raise ValueError(
+                f"crossover and mutation are shares in [0, 1] (got {self.crossover} and {self.mutation})"
+            )
 
-    def start(self, problem: Problem, seeds: np.ndarray, rng: np.random.Generator) -> EvolutionSearch:
+    def start(
+        self, problem: Problem, seeds: np.ndarray, rng: np.random.Generator
+    ) -> EvolutionSearch:
         return EvolutionSearch(self, problem, seeds, rng)
 
 
 class EvolutionSearch:
     """One run of NSGA-II. The first `ask` returns the seeds, filled up with random configurations to the population."""
 
-    def __init__(self, options: Evolution, problem: Problem, seeds: np.ndarray, rng: np.random.Generator) -> None:
+    def __init__(
+        self, options: Evolution, problem: Problem, seeds: np.ndarray, rng: np.random.Generator
+    ) -> None:
         from pymoo.algorithms.moo.nsga2 import NSGA2
         from pymoo.core.problem import Problem as PymooProblem
 
         self._problem = PymooProblem(
-            n_var=len(problem.num_options), n_obj=2, xl=0, xu=problem.num_options - 1, vtype=int, requires_kwargs=False
+            n_var=len(problem.num_options),
+            n_obj=2,
+            xl=0,
+            xu=problem.num_options - 1,
+            vtype=int,
+            requires_kwargs=False,
         )
         random = problem.sample(rng, max(0, options.population - len(seeds)))
         first = np.unique(np.concatenate([seeds, random]), axis=0)
@@ -63,7 +74,12 @@ class EvolutionSearch:
             mutation=mutation,
             eliminate_duplicates=duplicates,
         )
-        self._algorithm.setup(self._problem, termination=("n_gen", 10**9), seed=int(rng.integers(2**31)), verbose=False)
+        self._algorithm.setup(
+            self._problem,
+            termination=("n_gen", 10**9),
+            seed=int(rng.integers(2**31)),
+            verbose=False,
+        )
         self._asked: Any = None
 
     def ask(self) -> np.ndarray:
@@ -81,7 +97,9 @@ class EvolutionSearch:
         self._asked = None
 
 
-def _operators(options: Evolution, problem: Problem, rng: np.random.Generator) -> tuple[Any, Any, Any]:
+def _operators(
+    options: Evolution, problem: Problem, rng: np.random.Generator
+) -> tuple[Any, Any, Any]:
     from pymoo.core.crossover import Crossover
     from pymoo.core.duplicate import DuplicateElimination
     from pymoo.core.mutation import Mutation
@@ -119,7 +137,11 @@ def _operators(options: Evolution, problem: Problem, rng: np.random.Generator) -
         """Equal genomes, found by hash."""
 
         def _do(self, pop: Any, other: Any, is_duplicate: np.ndarray) -> np.ndarray:
-            seen = set() if other is None else {row.tobytes() for row in np.asarray(other.get("X"), dtype=np.int64)}
+            seen = (
+                set()
+                if other is None
+                else {row.tobytes() for row in np.asarray(other.get("X"), dtype=np.int64)}
+            )
             for i, row in enumerate(np.asarray(pop.get("X"), dtype=np.int64)):
                 key = row.tobytes()
                 is_duplicate[i] |= key in seen

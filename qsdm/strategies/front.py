@@ -17,7 +17,11 @@ def front(values: np.ndarray) -> np.ndarray:
         Indices, int64, by rising second objective.
     """
     order = np.lexsort((values[:, 0], values[:, 1]))
-    best = np.minimum.accumulate(np.concatenate([[np.inf], values[order, 0][:-1]])) if len(order) else np.empty(0)
+    best = (
+        np.minimum.accumulate(np.concatenate([[np.inf], values[order, 0][:-1]]))
+        if len(order)
+        else np.empty(0)
+    )
     return order[values[order, 0] < best]
 
 

@@ -33,7 +33,9 @@ def path(problem: Problem, harm: np.ndarray) -> np.ndarray:
     """
     offered = np.arange(problem.size_bytes.shape[1]) < problem.num_options[:, None]
     if harm.shape != offered.shape or not np.isfinite(harm[offered]).all():
-        raise ValueError(f"greedy needs a finite harm of each option, shape {offered.shape} (got shape {harm.shape})")
+        raise ValueError(
+            f"greedy needs a finite harm of each option, shape {offered.shape} (got shape {harm.shape})"
+        )
     start = np.empty(len(problem.num_options), dtype=np.int64)
     steps: list[tuple[float, int, int]] = []  # (harm per saved byte, weight, option)
     for weight, num in enumerate(problem.num_options):
@@ -56,7 +58,9 @@ def _hull(size: np.ndarray, harm: np.ndarray) -> list[int]:
             hull.pop()
         if hull and size[option] == size[hull[-1]]:
             continue
-        while len(hull) > 1 and _slope(size, harm, hull[-2], hull[-1]) >= _slope(size, harm, hull[-1], option):
+        while len(hull) > 1 and _slope(size, harm, hull[-2], hull[-1]) >= _slope(
+            size, harm, hull[-1], option
+        ):
             hull.pop()
         hull.append(int(option))
     return hull
@@ -85,7 +89,9 @@ class Greedy:
     batch: int = 100
 
     def start(self, problem: Problem, seeds: np.ndarray, rng: np.random.Generator) -> GreedySearch:
-        return GreedySearch(problem, np.concatenate([seeds, path(problem, problem.error)]), rng, self.batch)
+        return GreedySearch(
+            problem, np.concatenate([seeds, path(problem, problem.error)]), rng, self.batch
+        )
 
 
 @dataclass(slots=True)

@@ -64,7 +64,9 @@ def near(
         ValueError: the space has nothing of this size.
     """
     if full_bits not in (None, space.full_bits):
-        raise ValueError(f"this space is of a {space.full_bits}-bit denoiser (got full_bits {full_bits})")
+        raise ValueError(
+            f"this space is of a {space.full_bits}-bit denoiser (got full_bits {full_bits})"
+        )
     if not tolerance >= 0:
         raise ValueError(f"tolerance must not be negative (got {tolerance})")
     options, sizes = sizes_of(space)
@@ -73,7 +75,9 @@ def near(
     largest = int(sizes.max(axis=1).sum())
     slack = tolerance * size_bytes
     if size_bytes + slack < smallest or size_bytes - slack > largest:
-        raise ValueError(f"the space reaches from {smallest} to {largest} bytes (wanted {size_bytes})")
+        raise ValueError(
+            f"the space reaches from {smallest} to {largest} bytes (wanted {size_bytes})"
+        )
     weights = _tilted(space, sizes, size_bytes)
     for _ in range(tries):
         genes = draw(weights, rng)
@@ -101,7 +105,12 @@ def _tilted(space: Space, sizes: np.ndarray, size_bytes: int) -> np.ndarray:
 
 
 def _repair(
-    genes: np.ndarray, sizes: np.ndarray, offered: np.ndarray, size_bytes: int, slack: float, rng: np.random.Generator
+    genes: np.ndarray,
+    sizes: np.ndarray,
+    offered: np.ndarray,
+    size_bytes: int,
+    slack: float,
+    rng: np.random.Generator,
 ) -> bool:
     """Change random weights, in place, until the size is within ``slack`` of the wanted one; False if no single change
     helps.

@@ -24,7 +24,11 @@ __all__ = ["TraceError", "trace", "trace_unaided", "uncovered"]
 
 
 def trace(
-    module: nn.Module, inputs: Mapping[str, Any], name: str, exclude: str | None = None, tied: Sequence[str] = ()
+    module: nn.Module,
+    inputs: Mapping[str, Any],
+    name: str,
+    exclude: str | None = None,
+    tied: Sequence[str] = (),
 ) -> Graph:
     """The graph of a denoiser; ``module`` is neither run nor changed, a skeleton of it is.
 
@@ -42,7 +46,9 @@ def trace(
     twin = skeleton.of(module)
     graph = compact(record(twin, skeleton.real(dict(inputs))), twin, name, exclude, tied)
     if not graph.weights:
-        raise TraceError(f"{type(module).__name__} calls no Linear or Conv: this is no denoiser that can be quantized")
+        raise TraceError(
+            f"{type(module).__name__} calls no Linear or Conv: this is no denoiser that can be quantized"
+        )
     return graph
 
 
@@ -74,7 +80,9 @@ def trace_unaided(
     twin = skeleton.of(module)
 
     def coverage(recording: Recording) -> float:
-        return 1 - len(uncovered(twin, compact(recording, twin, name))) / max(1, len(list(_owners(twin))))
+        return 1 - len(uncovered(twin, compact(recording, twin, name))) / max(
+            1, len(list(_owners(twin)))
+        )
 
     try:
         found = repair.find(twin, {**known, **overrides}, coverage)
@@ -82,7 +90,9 @@ def trace_unaided(
         raise first_error or error from None
     if graph is not None and not found.repairs:
         return graph, "built"
-    return trace(module, found.arguments, name, exclude, tied), f"repaired: {', '.join(found.repairs)}"
+    return trace(
+        module, found.arguments, name, exclude, tied
+    ), f"repaired: {', '.join(found.repairs)}"
 
 
 def check(module: nn.Module) -> None:
@@ -108,12 +118,18 @@ def check(module: nn.Module) -> None:
         if weight is not None and ("Linear" in layer or "Conv" in layer):
             plain = type(weight) in (nn.Parameter, Tensor) and type(weight.data) is Tensor
             if not (plain and weight.is_floating_point()):
-                raise TraceError(f"{kind} is already quantized ({layer} at {path!r}): load the published weights")
+                raise TraceError(
+                    f"{kind} is already quantized ({layer} at {path!r}): load the published weights"
+                )
 
 
 def uncovered(module: nn.Module, graph: Graph) -> list[str]:
     """Paths of Linear and Conv modules whose weight no node of the graph uses."""
-    called = {node.name.partition("@")[0].partition("#")[0] for node in graph.nodes if node.op in (Op.LINEAR, Op.CONV)}
+    called = {
+        node.name.partition("@")[0].partition("#")[0]
+        for node in graph.nodes
+        if node.op in (Op.LINEAR, Op.CONV)
+    }
     owners = list(_owners(module))
     used = {
         id(child.weight) for path, child in owners if path in called
@@ -122,4 +138,6 @@ def uncovered(module: nn.Module, graph: Graph) -> list[str]:
 
 
 def _owners(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    return ((path, child) for path, child in module.named_modules() if isinstance(child, QUANTIZABLE))
+    return (
+        (path, child) for path, child in module.named_modules() if isinstance(child, QUANTIZABLE)
+    )

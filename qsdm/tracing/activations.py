@@ -30,7 +30,9 @@ def peak_bytes(module: nn.Module, inputs: Mapping[str, Any]) -> int:
         TraceError: the forward does not run without values.
     """
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    given = tree_map(lambda value: fake.from_tensor(value) if isinstance(value, Tensor) else value, dict(inputs))
+    given = tree_map(
+        lambda value: fake.from_tensor(value) if isinstance(value, Tensor) else value, dict(inputs)
+    )
     live = _Live([*module.parameters(), *module.buffers(), *tree_leaves(given)])
     try:
         with torch.no_grad(), fake, live:
@@ -48,7 +50,9 @@ class _Live(TorchDispatchMode):
     def __init__(self, given: list[Any]) -> None:
         super().__init__()
         self.peak_bytes = self._now = 0
-        self._known = {value.untyped_storage()._cdata for value in given if isinstance(value, Tensor)}
+        self._known = {
+            value.untyped_storage()._cdata for value in given if isinstance(value, Tensor)
+        }
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))

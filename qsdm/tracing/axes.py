@@ -12,7 +12,9 @@ from collections.abc import Callable
 
 Axes = tuple[str, ...]
 
-_UNPACKED = re.compile(r"^\s*\(?(\w+(?:\s*,\s*\w+)*),?\)?\s*=\s*(\w+)\.(?:shape|size\(\))\s*$", re.MULTILINE)
+_UNPACKED = re.compile(
+    r"^\s*\(?(\w+(?:\s*,\s*\w+)*),?\)?\s*=\s*(\w+)\.(?:shape|size\(\))\s*$", re.MULTILINE
+)
 _DOCUMENTED = re.compile(r"^\s*`?(\w+)`?[ :]*\(.*?\(([^()]*,[^()]*)\).*\):?", re.MULTILINE)
 _LETTERS = (
     ("B", r"b|bs|batch|batch_size"),
@@ -27,13 +29,21 @@ _LETTERS = (
 def told(forward: Callable) -> dict[str, Axes]:
     """Parameter => names of its axes, in lower case; of different numbers of axes those that the docstring gives."""
     takes = inspect.signature(forward).parameters
-    documented = {name: _split(text) for name, text in _DOCUMENTED.findall(inspect.getdoc(forward) or "")}
+    documented = {
+        name: _split(text) for name, text in _DOCUMENTED.findall(inspect.getdoc(forward) or "")
+    }
     try:
         source = inspect.getsource(forward)
     except (OSError, TypeError):  # a class without a file
         source = ""
-    unpacked = {name: _split(text) for text, name in reversed(_UNPACKED.findall(source))}  # the first line counts
-    agreed = {name: axes for name, axes in unpacked.items() if len(documented.get(name, axes)) == len(axes)}
+    unpacked = {
+        name: _split(text) for text, name in reversed(_UNPACKED.findall(source))
+    }  # the first line counts
+    agreed = {
+        name: axes
+        for name, axes in unpacked.items()
+        if len(documented.get(name, axes)) == len(axes)
+    }
     found = documented | agreed
     return {name: axes for name, axes in found.items() if name in takes and "optional" not in axes}
 
@@ -46,7 +56,10 @@ def unpacked_in(line: str) -> tuple[str, Axes] | None:
 
 def layout(axes: Axes) -> str | None:
     """The axes as letters: ``BCHW``, ``BCFHW``, ``BNC``; None where one is unknown or comes twice."""
-    letters = [next((letter for letter, names in _LETTERS if re.fullmatch(names, axis)), None) for axis in axes]
+    letters = [
+        next((letter for letter, names in _LETTERS if re.fullmatch(names, axis)), None)
+        for axis in axes
+    ]
     known = [letter for letter in letters if letter is not None]
     return "".join(known) if len(set(known)) == len(axes) else None
 

@@ -19,7 +19,13 @@ from qsdm.tracing.sketch import Draft, Sketch
 
 QUANTIZABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict)
-_MERGE = {"add": Op.ADD, "mul": Op.MUL, "concat": Op.CONCAT, "matmul": Op.MATMUL, "select": Op.SELECT}
+_MERGE = {
+    "add": Op.ADD,
+    "mul": Op.MUL,
+    "concat": Op.CONCAT,
+    "matmul": Op.MATMUL,
+    "select": Op.SELECT,
+}
 _OF_PARAMETER = {
     "linear": Op.LINEAR,
     "conv": Op.CONV,
@@ -30,7 +36,11 @@ _OF_PARAMETER = {
 
 
 def compact(
-    recording: Recording, module: nn.Module, name: str, exclude: str | None = None, tied: Sequence[str] = ()
+    recording: Recording,
+    module: nn.Module,
+    name: str,
+    exclude: str | None = None,
+    tied: Sequence[str] = (),
 ) -> Graph:
     """The graph of a denoiser.
 
@@ -54,7 +64,9 @@ def draft(recording: Recording, module: nn.Module, exclude: str | None = None) -
     called = set(recording.frames.values())
     excluded = re.compile(exclude) if exclude else None
     norm_call = _norm_calls(recording, modules)
-    last_of = {frame: i for i, frame in norm_call.items()}  # a norm module's calls become one node, at the last of them
+    last_of = {
+        frame: i for i, frame in norm_call.items()
+    }  # a norm module's calls become one node, at the last of them
     sketch = Sketch()
     carried: dict[int, int] = {}  # call => the kept node whose data it carries
     pending: dict[int, dict[int, list[Operand]]] = {}  # norm module call => what went in so far
@@ -68,11 +80,20 @@ def draft(recording: Recording, module: nn.Module, exclude: str | None = None) -
             for source, operands in incoming.items():
                 gathered.setdefault(source, []).extend(operands)
             if gathered:
-                carried[i] = next(iter(gathered))  # until the norm is done its parts carry what went in
+                carried[i] = next(
+                    iter(gathered)
+                )  # until the norm is done its parts carry what went in
             if last_of[frame] != i or not gathered:
                 continue
             incoming = gathered
-        node = _keep(call, incoming, modules, called, excluded, recording.frames[frame] if frame is not None else None)
+        node = _keep(
+            call,
+            incoming,
+            modules,
+            called,
+            excluded,
+            recording.frames[frame] if frame is not None else None,
+        )
         if node is None:
             if incoming:
                 carried[i] = next(iter(incoming))
@@ -118,18 +139,36 @@ def _keep(
         return Draft(norm, Op.NORM, call, norm)
     at = f"{call.module}." if call.module else ""
     matrices = [name for name, shape in call.parameters if len(shape) >= 2]
-    if matrices and call.kind in (*_OF_PARAMETER, "matmul") and (incoming or call.kind != "embedding"):
+    if (
+        matrices
+        and call.kind in (*_OF_PARAMETER, "matmul")
+        and (incoming or call.kind != "embedding")
+    ):
         layer = call.kind in ("linear", "conv")
-        parameter = matrices[-1] if layer else matrices[0]  # a layer may be fed with a parameter: learned queries
+        parameter = (
+            matrices[-1] if layer else matrices[0]
+        )  # a layer may be fed with a parameter: learned queries
         owner, _, leaf = parameter.rpartition(".")
-        own = layer and leaf == "weight" and isinstance(modules.get(owner), QUANTIZABLE) and owner in called
+        own = (
+            layer
+            and leaf == "weight"
+            and isinstance(modules.get(owner), QUANTIZABLE)
+            and owner in called
+        )
         op = _OF_PARAMETER.get(call.kind, Op.PARAM_MATMUL)
         if call.kind == "linear" and not own:
             op = Op.PARAM_MATMUL  # a bare parameter: no module that could be swapped
         weight = None
         if own and not (excluded and excluded.search(owner)):
             weight = Weight(owner, parameter, tuple(modules[owner].get_parameter("weight").shape))
-        return Draft(owner if own else f"{at}{op}", op, call, owner if own else call.module, weight, call.macs)
+        return Draft(
+            owner if own else f"{at}{op}",
+            op,
+            call,
+            owner if own else call.module,
+            weight,
+            call.macs,
+        )
     if call.kind == "sdpa":
         return Draft(f"{at}sdpa", Op.SDPA, call, call.module, macs=call.macs)
     if call.kind == "norm" and incoming:
@@ -144,7 +183,9 @@ def _drop_plumbing(sketch: Sketch) -> None:
     """Remove what neither feeds nor follows any weight: masks and positions."""
     weights = [number for number, node in sketch.nodes.items() if node.has_parameter]
     touched = sketch.reach(weights, forward=True) | sketch.reach(weights, forward=False)
-    for number in [n for n, node in sketch.nodes.items() if n not in touched and node.op != Op.OUTPUT]:
+    for number in [
+        n for n, node in sketch.nodes.items() if n not in touched and node.op != Op.OUTPUT
+    ]:
         sketch.remove(number)
 
 
@@ -152,7 +193,9 @@ def _name_merges(sketch: Sketch) -> None:
     """A merge with a broadcast operand is a condition's: ``mul`` becomes ``gate``, ``add`` becomes ``add_cond``."""
     for number, node in sketch.nodes.items():
         if node.op in (Op.ADD, Op.MUL):
-            node.conditions = {source for source in sketch.into[number] if sketch.broadcast(source, number)}
+            node.conditions = {
+                source for source in sketch.into[number] if sketch.broadcast(source, number)
+            }
             if node.conditions and len(node.conditions) < len(sketch.into[number]):
                 _rename(node, Op.GATE if node.op == Op.MUL else Op.ADD_COND)
             else:
@@ -226,7 +269,10 @@ def _tie(sketch: Sketch, patterns: Sequence[str]) -> None:
                 )
             first = weights[0]
             shared = Weight(
-                first.name, first.parameter, first.shape, ties=tuple(weight.parameter for weight in weights[1:])
+                first.name,
+                first.parameter,
+                first.shape,
+                ties=tuple(weight.parameter for weight in weights[1:]),
             )
             for node in nodes:
                 node.weight = shared
@@ -241,14 +287,28 @@ def _split_concatenated(sketch: Sketch) -> None:
             continue
         whole = node.weight
         total = sketch.new_number()
-        sketch.add(total, Draft(f"{node.name}.add", Op.ADD, node.call, node.module, place=(node.place[0], len(sizes))))
+        sketch.add(
+            total,
+            Draft(
+                f"{node.name}.add",
+                Op.ADD,
+                node.call,
+                node.module,
+                place=(node.place[0], len(sizes)),
+            ),
+        )
         start = 0
         for k, size in enumerate(sizes):
             shape = (whole.shape[0], size, *whole.shape[2:])
             weight = Weight(f"{whole.name}#{k}", whole.parameter, shape, start, whole.ties)
             part = sketch.new_number()
             macs = node.macs * size // whole.shape[1]
-            sketch.add(part, Draft(weight.name, node.op, node.call, node.module, weight, macs, (node.place[0], k)))
+            sketch.add(
+                part,
+                Draft(
+                    weight.name, node.op, node.call, node.module, weight, macs, (node.place[0], k)
+                ),
+            )
             for source, operands in sketch.into[number].items():
                 sketch.connect(source, part, operands)
             sketch.connect(part, total, [Operand(number, str(k), node.call.shape)])
@@ -273,11 +333,15 @@ def _slice_sizes(sketch: Sketch, number: int) -> list[int]:
     dim = concat.concat_dim
     if sketch.nodes[source].op != Op.CONCAT or dim is None or concat.shape[dim] != fan_in:
         return []
-    given = next((operand.shape for operands in sketch.into[number].values() for operand in operands), ())
+    given = next(
+        (operand.shape for operands in sketch.into[number].values() for operand in operands), ()
+    )
     features = 1 if node.op == Op.CONV else len(given) - 1
     if len(given) == len(concat.shape) and dim != features:
         return []
-    by_role = {operand.role: operand.shape for operand in concat.operands if len(operand.shape) > dim}
+    by_role = {
+        operand.role: operand.shape for operand in concat.operands if len(operand.shape) > dim
+    }
     sizes = [shape[dim] for shape in by_role.values()]
     return sizes if len(sizes) > 1 and sum(sizes) == fan_in else []
 
@@ -300,7 +364,11 @@ def labels(module: nn.Module) -> dict[str, tuple[str, str]]:
         if isinstance(modules[path], (*_CONTAINERS, nn.Sequential)):
             return False
         return weights[path] >= (
-            2 if isinstance(parent, _CONTAINERS) else 4 if isinstance(parent, nn.Sequential) else 10**9
+            2
+            if isinstance(parent, _CONTAINERS)
+            else 4
+            if isinstance(parent, nn.Sequential)
+            else 10**9
         )
 
     found = {"": ("", "")}
@@ -308,7 +376,9 @@ def labels(module: nn.Module) -> dict[str, tuple[str, str]]:
         if path:
             parts = path.split(".")
             stage = ".".join(parts[:2]) if isinstance(modules[parts[0]], _CONTAINERS) else parts[0]
-            blocks = [prefix for i in range(1, len(parts) + 1) if is_block(prefix := ".".join(parts[:i]))]
+            blocks = [
+                prefix for i in range(1, len(parts) + 1) if is_block(prefix := ".".join(parts[:i]))
+            ]
             found[path] = (stage, blocks[-1] if blocks else stage)
     return found
 
@@ -341,5 +411,9 @@ def _finish(sketch: Sketch, module: nn.Module, name: str) -> Graph:
                 number not in alive,
             )
         )
-    edges = [(index[source], index[target]) for target, sources in sketch.into.items() for source in sources]
+    edges = [
+        (index[source], index[target])
+        for target, sources in sketch.into.items()
+        for source in sources
+    ]
     return sorted_graph(name, nodes, edges)

@@ -88,10 +88,15 @@ def overrides_of(cls: type[nn.Module]) -> Mapping[str, Any]:
     return yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def built(module: nn.Module, overrides: Mapping[str, Any], shapes: Shapes) -> tuple[dict[str, Any], dict[str, Any]]:
+def built(
+    module: nn.Module, overrides: Mapping[str, Any], shapes: Shapes
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Arguments for ``module.forward``; and guesses at the optional ones that are left out."""
     parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
-    if not parameters or parameters[0].kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
+    if not parameters or parameters[0].kind in (
+        inspect.Parameter.VAR_POSITIONAL,
+        inspect.Parameter.VAR_KEYWORD,
+    ):
         raise TraceError(
             f"{type(module).__name__}.forward names no input: this is no denoiser, or a wrapper around one (unwrap it)"
         )
@@ -158,6 +163,8 @@ def _given(name: str, value: Any) -> Any:
         )
     if isinstance(value, list | tuple):
         if not all(isinstance(size, int) and size > 0 for size in value):
-            raise TraceError(f"model.inputs.{name} must be a shape of positive sizes (got {list(value)})")
+            raise TraceError(
+                f"model.inputs.{name} must be a shape of positive sizes (got {list(value)})"
+            )
         return floats(*value)
     return value

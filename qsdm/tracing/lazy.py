@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 LARGE = 4096  # values; a float tensor with more is not computed
-IN_PLACE = frozenset(f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "pow", "and", "or")) | {
-    "__setitem__"
-}
+IN_PLACE = frozenset(
+    f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "pow", "and", "or")
+) | {"__setitem__"}
 
 
 def tensors(value: Any, role: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -53,7 +53,11 @@ def replace(value: Any, convert: Callable[[Tensor], Tensor]) -> Any:
 
 def writes(name: str, kwargs: Mapping[str, Any]) -> bool:
     """Whether the function called ``name`` writes to its first argument."""
-    return name in IN_PLACE or (name.endswith("_") and not name.endswith("__")) or kwargs.get("inplace") is True
+    return (
+        name in IN_PLACE
+        or (name.endswith("_") and not name.endswith("__"))
+        or kwargs.get("inplace") is True
+    )
 
 
 def is_large(tensor: Tensor) -> bool:
@@ -61,7 +65,11 @@ def is_large(tensor: Tensor) -> bool:
 
 
 def call(
-    func: Callable, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], weights: Callable[[Tensor], bool]
+    func: Callable,
+    name: str,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    weights: Callable[[Tensor], bool],
 ) -> Any:
     """What ``func(*args, **kwargs)`` returns, for its shapes.
 
@@ -78,7 +86,9 @@ def call(
 
     def to_meta(tensor: Tensor) -> Tensor:
         if id(tensor) not in metas:
-            meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+            meta = torch.empty_strided(
+                tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"
+            )
             metas[id(tensor)], originals[id(meta)] = meta, tensor
         return metas[id(tensor)]
 
@@ -87,7 +97,9 @@ def call(
     except NotImplementedError:
         return func(*args, **kwargs)
     except (RuntimeError, ValueError) as error:
-        if "meta" in str(error).lower() or "fake" in str(error).lower():  # no shape rule for this function: compute it
+        if (
+            "meta" in str(error).lower() or "fake" in str(error).lower()
+        ):  # no shape rule for this function: compute it
             return func(*args, **kwargs)
         raise
     if writes(name, kwargs):
@@ -127,5 +139,8 @@ def _every_expert(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     rows, experts = math.prod(scores.shape[:-1]), scores.shape[-1]
     index = (torch.arange(rows)[:, None] * k + torch.arange(k)) % experts
     return torch.return_types.topk(
-        (torch.zeros(*scores.shape[:-1], k, dtype=scores.dtype), index.reshape(*scores.shape[:-1], k))
+        (
+            torch.zeros(*scores.shape[:-1], k, dtype=scores.dtype),
+            index.reshape(*scores.shape[:-1], k),
+        )
     )

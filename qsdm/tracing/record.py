@@ -128,13 +128,19 @@ class Failure:
 
     def lines(self) -> list[str]:
         """Source lines that the error passed through, the innermost first."""
-        return [frame.line or "" for frame in reversed(traceback.extract_tb(self.error.__traceback__))]
+        return [
+            frame.line or "" for frame in reversed(traceback.extract_tb(self.error.__traceback__))
+        ]
 
     def told(self, module: nn.Module, inputs: Mapping[str, Any]) -> TraceError:
         said = str(self.error).strip()
         reason = f"{type(self.error).__name__}: {said.splitlines()[0][:200] if said else ''}"
         shapes = ", ".join(str(list(tensor.shape)) for tensor in self.tensors)
-        where = f"{self.function} in {self.module or 'the forward'} with {shapes}: " if self.function else ""
+        where = (
+            f"{self.function} in {self.module or 'the forward'} with {shapes}: "
+            if self.function
+            else ""
+        )
         advice = "give model.inputs.NAME=[shape] for those that are wrong or missing"
         if isinstance(self.error, NotImplementedError | ImportError) or re.search(
             r"\bCUDA\b|triton", said, re.IGNORECASE
@@ -158,7 +164,9 @@ def record(module: nn.Module, inputs: Mapping[str, Any]) -> Recording:
     return recording
 
 
-def attempt(module: nn.Module, inputs: Mapping[str, Any]) -> tuple[Recording | None, Failure | None]:
+def attempt(
+    module: nn.Module, inputs: Mapping[str, Any]
+) -> tuple[Recording | None, Failure | None]:
     """As `record`, with a failure returned."""
     recorder = Recorder(module)
     with torch.no_grad(), torch.device("cpu"), _plain_attention(), recorder.hooked():
@@ -182,8 +190,13 @@ class Recorder(TorchFunctionMode):
         self.module = module
         self.calls: list[Call] = []
         self.frames: dict[int, str] = {}
-        self.failed: tuple[str, str, Any, Mapping[str, Any]] | None = None  # function, module, its arguments
-        self._names = {id(p): name for name, p in reversed(list(module.named_parameters(remove_duplicate=False)))}
+        self.failed: tuple[str, str, Any, Mapping[str, Any]] | None = (
+            None  # function, module, its arguments
+        )
+        self._names = {
+            id(p): name
+            for name, p in reversed(list(module.named_parameters(remove_duplicate=False)))
+        }
         self._stack: list[int] = []
         # Weak keys: ids of tensors are reused as soon as the forward frees them
         self._source = WeakTensorKeyDictionary()
@@ -224,13 +237,19 @@ class Recorder(TorchFunctionMode):
             call = self.calls[i]
             if call.kind == "input":
                 found.append(call.function)
-            elif past_weights or call.kind == "embedding" or not any(len(shape) >= 2 for _, shape in call.parameters):
+            elif (
+                past_weights
+                or call.kind == "embedding"
+                or not any(len(shape) >= 2 for _, shape in call.parameters)
+            ):
                 waiting += [operand.source for operand in call.operands]
         return sorted(found)
 
     def add_input(self, name: str, tensor: Tensor) -> None:
         self._source[tensor] = len(self.calls)
-        self.calls.append(Call("input", name, "", shape=tuple(tensor.shape), plumbing=is_plumbing(name, tensor)))
+        self.calls.append(
+            Call("input", name, "", shape=tuple(tensor.shape), plumbing=is_plumbing(name, tensor))
+        )
 
     def add_output(self, result: Any) -> None:
         if hasattr(result, "to_tuple"):
@@ -241,7 +260,9 @@ class Recorder(TorchFunctionMode):
             call.shape = call.shape or tuple(tensor.shape)
         self.calls.append(call)
 
-    def __torch_function__(self, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Callable, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", str(func))
         if name in ("__get__", "__set__", "__delete__"):
@@ -267,9 +288,13 @@ class Recorder(TorchFunctionMode):
         elif not results or all(any(out is tensor for _, tensor in given) for out in results):
             return  # nothing was made: .to() of the same dtype, dropout in eval mode
         kind = KIND_OF.get(name, "other")
-        call = Call(kind, name, self.frames[self._stack[-1]] if self._stack else "", tuple(self._stack))
+        call = Call(
+            kind, name, self.frames[self._stack[-1]] if self._stack else "", tuple(self._stack)
+        )
         for role, tensor in given:
-            call.parameters += [(parameter, tuple(tensor.shape)) for parameter in self._parameters(tensor)]
+            call.parameters += [
+                (parameter, tuple(tensor.shape)) for parameter in self._parameters(tensor)
+            ]
             call.operands += self._operands(role, tensor)
         call.shape = tuple(results[0].shape)
         call.macs = _macs(kind, given, results[0])
@@ -281,7 +306,9 @@ class Recorder(TorchFunctionMode):
             if call.parameters and not call.operands and kind not in ("linear", "conv"):
                 self._derived[tensor] = tuple(dict.fromkeys(name for name, _ in call.parameters))
         if lazy.writes(name, kwargs) and results:
-            with contextlib.suppress(NotImplementedError, RuntimeError):  # wrapped tensors inside vmap have no storage
+            with contextlib.suppress(
+                NotImplementedError, RuntimeError
+            ):  # wrapped tensors inside vmap have no storage
                 self._written[StorageWeakRef(results[0].untyped_storage())] = len(self.calls)
         self.calls.append(call)
 
@@ -347,7 +374,9 @@ def _plain_attention() -> Iterator[None]:
     """flex_attention compiles itself and cannot run inside a mode: while tracing, plain attention stands for it."""
 
     def attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return F.scaled_dot_product_attention(query, key, value, enable_gqa=query.shape[1] != key.shape[1])
+        return F.scaled_dot_product_attention(
+            query, key, value, enable_gqa=query.shape[1] != key.shape[1]
+        )
 
     def no_mask(*args: Any, **kwargs: Any) -> None:
         return None

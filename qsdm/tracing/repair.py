@@ -42,7 +42,9 @@ class Found:
     repairs: tuple[str, ...]
 
 
-def find(module: nn.Module, overrides: Mapping[str, Any], coverage: Callable[[Recording], float]) -> Found:
+def find(
+    module: nn.Module, overrides: Mapping[str, Any], coverage: Callable[[Recording], float]
+) -> Found:
     """Arguments that ``module``, a skeleton, runs on; of several layouts those with the highest coverage.
 
     Where weights are left out, guesses at the optional inputs are handed in too, all of them or those of one kind.
@@ -69,7 +71,11 @@ def find(module: nn.Module, overrides: Mapping[str, Any], coverage: Callable[[Re
             continue
         done = Found(done.arguments, (*tried, *done.repairs))
         found = coverage(recording), done
-        alike = {name: done.arguments[main] for name, v in held.items() if _shape(v) == _shape(arguments[main])}
+        alike = {
+            name: done.arguments[main]
+            for name, v in held.items()
+            if _shape(v) == _shape(arguments[main])
+        }
         for more in _optional(held | alike, done.arguments) if found[0] < 1 else ():
             wider, with_more, _ = _mended(module, {**done.arguments, **more}, held, kept, shapes)
             if wider is not None and (share := coverage(wider)) > found[0]:
@@ -80,13 +86,17 @@ def find(module: nn.Module, overrides: Mapping[str, Any], coverage: Callable[[Re
         if best[0] >= ENOUGH:
             break
     if best is None:
-        raise first_error or TraceError(f"no inputs were found for {type(module).__name__}: give model.inputs")
+        raise first_error or TraceError(
+            f"no inputs were found for {type(module).__name__}: give model.inputs"
+        )
     return best[1]
 
 
 def _optional(held: Arguments, arguments: Arguments) -> Iterator[Arguments]:
     """Optional inputs that may be handed in together: all, then those whose names begin with the same words."""
-    tensors = {name: v for name, v in held.items() if isinstance(v, Tensor) and arguments.get(name) is None}
+    tensors = {
+        name: v for name, v in held.items() if isinstance(v, Tensor) and arguments.get(name) is None
+    }
     if tensors:
         yield tensors
     stems = dict.fromkeys("_".join(name.split("_")[:2]) for name in tensors)
@@ -141,7 +151,9 @@ def _change(
     return None
 
 
-def _proposals(failure: Failure, arguments: Arguments, held: Arguments, shapes: Shapes) -> Iterator[tuple[str, Any]]:
+def _proposals(
+    failure: Failure, arguments: Arguments, held: Arguments, shapes: Shapes
+) -> Iterator[tuple[str, Any]]:
     yield from _follow_weight(failure, arguments)
     yield from _indices(failure, arguments)
     yield from _follow_operand(failure, arguments)
@@ -174,7 +186,9 @@ def _follow_weight(failure: Failure, arguments: Arguments) -> Iterator[tuple[str
         return
     got = x.shape[dim]
     sources = [(place, _at(arguments, place)) for place in failure.inputs_of(x)]
-    sources = [(place, value) for place, value in sources if value.is_floating_point() and value.dim() > 1]
+    sources = [
+        (place, value) for place, value in sources if value.is_floating_point() and value.dim() > 1
+    ]
     for place, value in sources:
         for axis in [dim % value.dim(), *range(value.dim() - 1, 0, -1)]:
             if value.shape[axis] == got:
@@ -186,7 +200,9 @@ def _follow_weight(failure: Failure, arguments: Arguments) -> Iterator[tuple[str
         if value.shape[axis] * need % got == 0 and got % value.shape[axis] == 0
     ]
     along = [1 if kind == "conv" else -1, -1]
-    parts = next((axis for axis in along if sum(value.shape[axis] for _, value in sources) == got), None)
+    parts = next(
+        (axis for axis in along if sum(value.shape[axis] for _, value in sources) == got), None
+    )
     joined = [
         (place, _resized(value, axis % value.dim(), value.shape[axis] + need - got))
         for axis in [along[0] if parts is None else parts]
@@ -203,8 +219,12 @@ def _indices(failure: Failure, arguments: Arguments) -> Iterator[tuple[str, Any]
     for x in failure.tensors:
         for place in failure.inputs_of(x):
             value = _at(arguments, place)
-            if value.is_floating_point() and re.search("Long|IntTensor|indices|tensors used as ind", message):
-                shape = value.shape[:2] if value.dim() == 3 else value.shape  # indices have no features
+            if value.is_floating_point() and re.search(
+                "Long|IntTensor|indices|tensors used as ind", message
+            ):
+                shape = (
+                    value.shape[:2] if value.dim() == 3 else value.shape
+                )  # indices have no features
                 yield place, torch.zeros(shape, dtype=torch.int64)
             elif value.dtype != torch.bool and re.search("Bool|a bool", message):
                 yield place, torch.ones(value.shape, dtype=torch.bool)
@@ -213,7 +233,9 @@ def _indices(failure: Failure, arguments: Arguments) -> Iterator[tuple[str, Any]
 def _follow_operand(failure: Failure, arguments: Arguments) -> Iterator[tuple[str, Any]]:
     """Of two operands that do not go together, the one that is nearer to an input follows the other."""
     message = str(failure.error)
-    if not re.search("must match|broadcast|expanded size|same number of dimensions|size of tensor", message):
+    if not re.search(
+        "must match|broadcast|expanded size|same number of dimensions|size of tensor", message
+    ):
         return
     operands = failure.tensors
     along = failure.option("dim", 1, 0) if KIND_OF.get(failure.function) == "concat" else None
@@ -234,12 +256,18 @@ def _follow_operand(failure: Failure, arguments: Arguments) -> Iterator[tuple[st
                     for axis in range(value.dim() - 1, -1, -1):
                         if value.shape[axis] == a and (axis > 0 or value.dim() <= 2):
                             yield place, _resized(value, axis, b)
-    if match := re.search(r"size of tensor a \((\d+)\) must match the size of tensor b \((\d+)\)", message):
+    if match := re.search(
+        r"size of tensor a \((\d+)\) must match the size of tensor b \((\d+)\)", message
+    ):
         a, b = int(match[1]), int(match[2])
         for x, need, got in ((operands[0], b, a), (operands[-1], a, b)):
             for place in failure.inputs_of(x):  # one of several parts of a sequence
                 value = _at(arguments, place)
-                if value.dim() == 3 and value.is_floating_point() and value.shape[1] + need - got > 0:
+                if (
+                    value.dim() == 3
+                    and value.is_floating_point()
+                    and value.shape[1] + need - got > 0
+                ):
                     yield place, _resized(value, 1, value.shape[1] + need - got)
 
 
@@ -262,7 +290,9 @@ def _taken_out(failure: Failure, arguments: Arguments) -> Iterator[tuple[str, An
                     yield name, None
 
 
-def _handed_in(failure: Failure, arguments: Arguments, held: Arguments) -> Iterator[tuple[str, Any]]:
+def _handed_in(
+    failure: Failure, arguments: Arguments, held: Arguments
+) -> Iterator[tuple[str, Any]]:
     """An optional input that the failing line, or the error, names."""
     said = " ".join([*failure.lines(), str(failure.error)])
     if "None" in said or isinstance(failure.error, ValueError | TypeError | AttributeError):

@@ -5,7 +5,12 @@ from __future__ import annotations
 from qsdm.graph import Op, Role
 from qsdm.tracing.sketch import Draft, Sketch
 
-_PASSING = (Op.NORM, Op.CONCAT, Op.MIX, Op.SELECT)  # what may lie between a projection and its attention
+_PASSING = (
+    Op.NORM,
+    Op.CONCAT,
+    Op.MIX,
+    Op.SELECT,
+)  # what may lie between a projection and its attention
 _ATTENTION = {
     frozenset("q"): Role.ATTN_Q,
     frozenset("k"): Role.ATTN_K,
@@ -29,7 +34,9 @@ def _role(sketch: Sketch, number: int, node: Draft) -> Role:
     sources = _sources(sketch, number)
     ops = {sketch.nodes[source].op for source in sources}
     read_by = {sketch.nodes[reader].op for reader in readers}
-    conditioned = [reader for reader in readers if _joined(sketch, number) & sketch.nodes[reader].conditions]
+    conditioned = [
+        reader for reader in readers if _joined(sketch, number) & sketch.nodes[reader].conditions
+    ]
     if conditioned and len(conditioned) == len(readers):
         return Role.ADALN if read_by & {Op.MODULATE, Op.GATE} else Role.COND_PROJ
     if len(node.call.shape) <= 2:  # one vector a picture: conditioning
@@ -37,7 +44,13 @@ def _role(sketch: Sketch, number: int, node: Draft) -> Role:
     if ops & {Op.SDPA, Op.MATMUL, Op.MHA}:
         return Role.ATTN_FF_OUT if Op.LINEAR in ops and Op.CONCAT in ops else Role.ATTN_OUT
     if node.op == Op.CONV:
-        return Role.CONV_IN if Op.INPUT in ops else Role.CONV_OUT if Op.OUTPUT in read_by else Role.CONV
+        return (
+            Role.CONV_IN
+            if Op.INPUT in ops
+            else Role.CONV_OUT
+            if Op.OUTPUT in read_by
+            else Role.CONV
+        )
     if Op.OUTPUT in read_by:
         return Role.PROJ_OUT
     if Op.INPUT in ops:
@@ -68,7 +81,8 @@ def _attention(sketch: Sketch, number: int) -> Role | None:
             elif op == Op.MATMUL:
                 multiplied = True
             elif target not in seen and (
-                op in _PASSING or (sketch.nodes[target].name.endswith(".add") and "#" in sketch.nodes[source].name)
+                op in _PASSING
+                or (sketch.nodes[target].name.endswith(".add") and "#" in sketch.nodes[source].name)
             ):
                 seen.add(target)
                 todo.append(target)

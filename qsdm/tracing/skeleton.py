@@ -21,7 +21,9 @@ def build(cls: type[nn.Module], config: Mapping[str, Any]) -> nn.Module:
     """
     with torch.device("meta"):
         try:
-            module = cls(**{key: _plain(value) for key, value in config.items() if not key.startswith("_")})
+            module = cls(
+                **{key: _plain(value) for key, value in config.items() if not key.startswith("_")}
+            )
         except (TypeError, ValueError, AssertionError) as error:
             raise ValueError(
                 f"{cls.__name__} does not take this config ({error}): compare it with the class's arguments"

@@ -48,7 +48,9 @@ class Shapes:
         config = dict(getattr(module, "config", {}))
         name = type(module).__name__
         parameters = inspect.signature(type(module).forward).parameters
-        if {"img_ids", "img_shapes"} & set(parameters) or {"num_frames", "height"} <= set(parameters):
+        if {"img_ids", "img_shapes"} & set(parameters) or {"num_frames", "height"} <= set(
+            parameters
+        ):
             layout = "BNC"
         elif re.search("1D|Audio|Music", name):
             layout = "BCL"
@@ -66,19 +68,43 @@ class Shapes:
         if layout == "BFCHW" and "temporal_compression_ratio" in config:
             frames = (frames - 1) // config["temporal_compression_ratio"] + 1
         channels = first(
-            config, "in_channels", "latent_channels", "in_visual_dim", "in_dim", "embedding_dim", default=16
+            config,
+            "in_channels",
+            "latent_channels",
+            "in_visual_dim",
+            "in_dim",
+            "embedding_dim",
+            default=16,
         )
-        tokens = first(config, "text_len", "max_text_seq_length", "max_sequence_length", "num_embeddings", default=64)
+        tokens = first(
+            config,
+            "text_len",
+            "max_text_seq_length",
+            "max_sequence_length",
+            "num_embeddings",
+            default=64,
+        )
         told = axes.told(type(module).forward)
-        return Shapes(config, told, layout, channels, int(height), int(width), int(frames), int(tokens))
+        return Shapes(
+            config, told, layout, channels, int(height), int(width), int(frames), int(tokens)
+        )
 
     def around(self, main: Tensor) -> Shapes:
         """The sizes of a given first argument."""
-        layout = self.layout if main.dim() == len(self.layout) else {4: "BCHW", 5: "BCFHW"}.get(main.dim(), "")
+        layout = (
+            self.layout
+            if main.dim() == len(self.layout)
+            else {4: "BCHW", 5: "BCFHW"}.get(main.dim(), "")
+        )
         given = dict(zip(layout, main.shape, strict=True)) if layout else {}
         sizes: dict[str, Any] = {}
         if "H" in given:
-            sizes = {"layout": layout, "height": given["H"], "width": given["W"], "frames": given.get("F", self.frames)}
+            sizes = {
+                "layout": layout,
+                "height": given["H"],
+                "width": given["W"],
+                "frames": given.get("F", self.frames),
+            }
         elif layout == "BNC":
             edge = math.isqrt(main.shape[1])
             sizes = {"height": 2 * edge, "width": 2 * main.shape[1] // max(1, edge)}
@@ -104,7 +130,14 @@ class Shapes:
             return max(1, value)
         if axis.isdigit():
             return int(axis)
-        sizes = {"B": 1, "C": self.channels, "F": self.frames, "H": self.height, "W": self.width, "N": self.tokens}
+        sizes = {
+            "B": 1,
+            "C": self.channels,
+            "F": self.frames,
+            "H": self.height,
+            "W": self.width,
+            "N": self.tokens,
+        }
         return sizes.get(axes.layout((axis,)) or "", 2)
 
 
@@ -132,11 +165,17 @@ _POOLED_WIDTH = """
 
 
 def _time(s: Shapes, p: inspect.Parameter) -> Tensor:
-    return torch.full((1,), 500, dtype=torch.int64) if "Long" in str(p.annotation) else torch.full((1,), 500.0)
+    return (
+        torch.full((1,), 500, dtype=torch.int64)
+        if "Long" in str(p.annotation)
+        else torch.full((1,), 500.0)
+    )
 
 
 def _guidance(s: Shapes, p: inspect.Parameter) -> Tensor | None:
-    return torch.full((1,), 3500.0) if first(s.config, "guidance_embeds", "guidance_embed") else None
+    return (
+        torch.full((1,), 3500.0) if first(s.config, "guidance_embeds", "guidance_embed") else None
+    )
 
 
 def _classes(s: Shapes, p: inspect.Parameter) -> Tensor | None:
@@ -150,10 +189,17 @@ def _classes(s: Shapes, p: inspect.Parameter) -> Tensor | None:
 def _added(s: Shapes, p: inspect.Parameter) -> dict[str, Any]:
     c, kind = s.config, s.config.get("addition_embed_type")
     if kind == "text_time":
-        num_ids = 6 if c["projection_class_embeddings_input_dim"] > 6 * c["addition_time_embed_dim"] else 5
+        num_ids = (
+            6
+            if c["projection_class_embeddings_input_dim"] > 6 * c["addition_time_embed_dim"]
+            else 5
+        )
         width = c["projection_class_embeddings_input_dim"] - num_ids * c["addition_time_embed_dim"]
         if width % 128:  # the refiner: five ids instead of six
-            num_ids, width = 5, c["projection_class_embeddings_input_dim"] - 5 * c["addition_time_embed_dim"]
+            num_ids, width = (
+                5,
+                c["projection_class_embeddings_input_dim"] - 5 * c["addition_time_embed_dim"],
+            )
         return {"text_embeds": floats(1, width), "time_ids": floats(1, num_ids)}
     if kind in ("image", "image_hint") or c.get("encoder_hid_dim_type") == "image_proj":
         hint = {"hint": floats(1, 3, s.height * 8, s.width * 8)} if kind == "image_hint" else {}
@@ -163,7 +209,10 @@ def _added(s: Shapes, p: inspect.Parameter) -> dict[str, Any]:
     conditions = c.get("use_additional_conditions")
     if conditions is None:  # PixArt's own default
         conditions = c.get("sample_size") == 128
-    return {"resolution": floats(1, 2) if conditions else None, "aspect_ratio": floats(1, 1) if conditions else None}
+    return {
+        "resolution": floats(1, 2) if conditions else None,
+        "aspect_ratio": floats(1, 1) if conditions else None,
+    }
 
 
 def _ids(s: Shapes, p: inspect.Parameter) -> Tensor:
@@ -216,7 +265,9 @@ def _text(s: Shapes, p: inspect.Parameter) -> Any:
     width = width or first(s.config, *_TEXT_WIDTH)
     if not isinstance(width, int):
         return floats(1, tokens, 64) if p.default is inspect.Parameter.empty else None
-    return [floats(tokens, width)] if "list" in str(p.annotation).lower() else floats(1, tokens, width)
+    return (
+        [floats(tokens, width)] if "list" in str(p.annotation).lower() else floats(1, tokens, width)
+    )
 
 
 Rule = Callable[[Shapes, inspect.Parameter], Any]
@@ -236,12 +287,18 @@ _RULES: tuple[tuple[str, Rule], ...] = (
     (r"width", lambda s, p: s.width // 2),
     (
         r"image_meta_size",
-        lambda s, p: torch.full((1, 6), 1024.0) if s.config.get("use_style_cond_and_image_meta_size", True) else None,
+        lambda s, p: (
+            torch.full((1, 6), 1024.0)
+            if s.config.get("use_style_cond_and_image_meta_size", True)
+            else None
+        ),
     ),
     (
         r"style",
         lambda s, p: (
-            torch.zeros(1, dtype=torch.int64) if s.config.get("use_style_cond_and_image_meta_size", True) else None
+            torch.zeros(1, dtype=torch.int64)
+            if s.config.get("use_style_cond_and_image_meta_size", True)
+            else None
         ),
     ),
     (r"(original|target)_size|crop_coords", lambda s, p: torch.full((1, 2), 1024.0)),
@@ -249,7 +306,10 @@ _RULES: tuple[tuple[str, Rule], ...] = (
     (r".*(encoder|text|cap|prompt).*mask.*", _text_mask),
     (r".*(pooled|clip_text_pooled).*|text_embeds|global_hidden_states", _pooled),
     (r".*encoder_hidden_states_image.*|image_emb.*", _image_text),
-    (r"encoder_hidden_states(_\w+)?|cap_feats|txt|clip_text|prompt_embeds|text_embedding|text_bth", _text),
+    (
+        r"encoder_hidden_states(_\w+)?|cap_feats|txt|clip_text|prompt_embeds|text_embedding|text_bth",
+        _text,
+    ),
 )
 
 
@@ -265,11 +325,15 @@ def guess(shapes: Shapes, parameter: inspect.Parameter) -> Any:
     """What a parameter that no rule knows may hold, by its name and type."""
     name, kind = parameter.name, str(parameter.annotation)
     if "Tensor" not in kind and parameter.annotation is not inspect.Parameter.empty:
-        return {"int": 1, "float": 1.0, "bool": True}.get(kind.removeprefix("<class '").removesuffix("'>"))
+        return {"int": 1, "float": 1.0, "bool": True}.get(
+            kind.removeprefix("<class '").removesuffix("'>")
+        )
     if (told := shapes.axes.get(name)) is not None:
         shape = [shapes.size(axis) for axis in told]
         counts = "mask" in name or _COUNTS.search(name)
-        return torch.full(shape, int("mask" in name), dtype=torch.int64) if counts else floats(*shape)
+        return (
+            torch.full(shape, int("mask" in name), dtype=torch.int64) if counts else floats(*shape)
+        )
     if re.search("hidden_states|latent|pixel|sample", name) and "encoder" not in name:
         return shapes.main(parameter)
     if name.endswith("_ids") and first(shapes.config, *_ROPE_AXES):

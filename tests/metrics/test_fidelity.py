@@ -65,7 +65,9 @@ def test_lpips_gets_pairs_from_minus_1_to_1(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(fidelity, "_lpips", lambda name: network)
     shown, full = pictures(), pictures(1)
     found = Lpips().features(shown, [], full)
-    np.testing.assert_allclose(found[:, 0], (shown.astype(float) - full).mean(axis=(1, 2, 3)) * 2 / 255, atol=1e-6)
+    np.testing.assert_allclose(
+        found[:, 0], (shown.astype(float) - full).mean(axis=(1, 2, 3)) * 2 / 255, atol=1e-6
+    )
     assert Lpips().reduce(Lpips().features(shown, [], None)) is None
 
 

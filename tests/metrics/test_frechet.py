@@ -18,7 +18,9 @@ from qsdm.metrics.frechet import FrechetInception, FrechetLite0, Gaussian, frech
 
 def features(n: int, d: int, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    return (rng.normal(size=(n, d)) @ rng.normal(size=(d, d)) + rng.normal(size=d)).astype(np.float32)
+    return (rng.normal(size=(n, d)) @ rng.normal(size=(d, d)) + rng.normal(size=d)).astype(
+        np.float32
+    )
 
 
 @pytest.mark.parametrize("n", [8, 200], ids=["fewer pictures than features", "more"])
@@ -37,7 +39,9 @@ def test_is_zero_for_the_same_pictures_and_symmetric(n: int) -> None:
 def test_equals_the_textbook_formula(n: int) -> None:
     a, b = (features(n, 30, seed).astype(np.float64) for seed in (0, 1))
     c1, c2 = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    if n < 30:  # the matrix root of a singular product is not defined numerically; its eigenvalues are
+    if (
+        n < 30
+    ):  # the matrix root of a singular product is not defined numerically; its eigenvalues are
         values = scipy.linalg.eigvals(c1 @ c2)
         root = np.sqrt(values.real.clip(0)).sum()
     else:
@@ -59,13 +63,19 @@ def test_of_shifted_and_scaled_features() -> None:
 
 def test_noise_moves_pictures_away_from_themselves(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    blobs = F.interpolate(torch.from_numpy(rng.uniform(0, 255, (20, 3, 4, 4))), 32, mode="bicubic").clamp(0, 255)
+    blobs = F.interpolate(
+        torch.from_numpy(rng.uniform(0, 255, (20, 3, 4, 4))), 32, mode="bicubic"
+    ).clamp(0, 255)
     images = blobs.permute(0, 2, 3, 1).round().byte().numpy()
     write_reference(tmp_path / "reference.safetensors", lite0.features(images))
     metric = FrechetLite0(str(tmp_path / "reference.safetensors"))
     values = []
     for sigma in (0, 8, 32):
-        noisy = (images + rng.normal(scale=sigma, size=images.shape)).clip(0, 255).astype(np.uint8) if sigma else images
+        noisy = (
+            (images + rng.normal(scale=sigma, size=images.shape)).clip(0, 255).astype(np.uint8)
+            if sigma
+            else images
+        )
         values.append(metric.reduce(metric.features(noisy, [], None)))
     assert values[0] < 1e-3 * values[1]
     assert values[1] < values[2]
@@ -88,12 +98,17 @@ def test_lite0_sees_what_a_trained_network_sees() -> None:
     one = lite0.features(images)
     flipped = lite0.features(np.ascontiguousarray(images[:, :, ::-1]))
     other = np.roll(one, 1, axis=0)
-    assert np.linalg.norm(one - flipped, axis=1).max() < 0.8 * np.linalg.norm(one - other, axis=1).min()
+    assert (
+        np.linalg.norm(one - flipped, axis=1).max()
+        < 0.8 * np.linalg.norm(one - other, axis=1).min()
+    )
 
 
 def test_features_do_not_depend_on_the_batch() -> None:
     images = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
-    np.testing.assert_allclose(lite0.features(images, 5), lite0.features(images, 2), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        lite0.features(images, 5), lite0.features(images, 2), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_version_follows_the_reference(tmp_path: Path) -> None:
@@ -118,10 +133,14 @@ def test_a_reference_of_other_features_is_refused(tmp_path: Path) -> None:
 def test_fid_says_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     with pytest.raises(MetricError, match="need torch-fidelity"):
-        FrechetInception(str(tmp_path / "r.safetensors")).features(np.zeros((2, 8, 8, 3), np.uint8), [], None)
+        FrechetInception(str(tmp_path / "r.safetensors")).features(
+            np.zeros((2, 8, 8, 3), np.uint8), [], None
+        )
 
 
-def test_weights_are_the_published_file_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_the_published_file_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """torch-fidelity, which is not installed here, unpickles what it is given."""
     content = b"published"
     name = f"weights-inception-{hashlib.sha256(content).hexdigest()[:8]}.pth"

@@ -14,7 +14,9 @@ RNG = np.random.default_rng(0)
 @pytest.mark.parametrize("kernel", [polynomial, gaussian])
 def test_is_about_zero_for_one_distribution_and_grows_with_a_shift(kernel) -> None:
     x, y = RNG.normal(size=(400, 8)), RNG.normal(size=(300, 8))
-    same = [discrepancy(kernel, RNG.normal(size=(100, 8)), RNG.normal(size=(150, 8))) for _ in range(50)]
+    same = [
+        discrepancy(kernel, RNG.normal(size=(100, 8)), RNG.normal(size=(150, 8))) for _ in range(50)
+    ]
     assert abs(np.mean(same)) < 3 * np.std(same) / 50**0.5, "the estimate is not unbiased"
     found = [discrepancy(kernel, x + shift, y) for shift in (0.0, 0.5, 1.0)]
     assert found == sorted(found)
@@ -31,14 +33,21 @@ def test_equals_torchmetrics_for_as_many_reference_pictures() -> None:
 
 def test_does_not_depend_on_the_number_of_pictures() -> None:
     reference = RNG.normal(size=(1000, 8))
-    few = np.mean([discrepancy(polynomial, RNG.normal(0.3, 1, (16, 8)), reference) for _ in range(400)])
-    many = np.mean([discrepancy(polynomial, RNG.normal(0.3, 1, (256, 8)), reference) for _ in range(25)])
+    few = np.mean(
+        [discrepancy(polynomial, RNG.normal(0.3, 1, (16, 8)), reference) for _ in range(400)]
+    )
+    many = np.mean(
+        [discrepancy(polynomial, RNG.normal(0.3, 1, (256, 8)), reference) for _ in range(25)]
+    )
     assert few == pytest.approx(many, rel=0.15)
 
 
 @pytest.mark.parametrize("metric", [KernelLite0(), Cmmd()], ids=lambda metric: metric.name)
 def test_real_emoji_are_nearer_than_noise(metric, emoji: np.ndarray) -> None:
     noise = RNG.integers(0, 256, emoji.shape, dtype=np.uint8)
-    values = [metric.reduce(metric.features(images, ["x"] * len(images), None)) for images in (emoji, noise)]
+    values = [
+        metric.reduce(metric.features(images, ["x"] * len(images), None))
+        for images in (emoji, noise)
+    ]
     assert values[0] < values[1]
     assert "reference" in metric.version

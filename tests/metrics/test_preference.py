@@ -13,7 +13,9 @@ from qsdm.metrics.preference import NETWORKS, Preference
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_every_picture_is_scored_with_its_own_caption(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_picture_is_scored_with_its_own_caption(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[tuple[str, float]] = []
 
     class Network:
@@ -24,21 +26,27 @@ def test_every_picture_is_scored_with_its_own_caption(name: str, monkeypatch: py
             return torch.tensor([float(len(prompt)) for prompt in prompts])
 
     monkeypatch.setattr(preference, "_network", lambda *_: Network())
-    images = np.random.default_rng(0).integers(0, 256, (preference.BATCH + 3, 8, 6, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(
+        0, 256, (preference.BATCH + 3, 8, 6, 3), dtype=np.uint8
+    )
     captions = ["x" * i for i in range(len(images))]
     found = Preference(name).features(images, captions, None)
     assert found.shape == (len(images), 1)
     assert found.dtype == np.float32
     assert found.ravel().tolist() == list(range(len(images)))
     assert [prompt for prompt, _ in asked] == captions
-    np.testing.assert_allclose([mean for _, mean in asked], images.mean(axis=(1, 2, 3)) / 255, rtol=1e-5)
+    np.testing.assert_allclose(
+        [mean for _, mean in asked], images.mean(axis=(1, 2, 3)) / 255, rtol=1e-5
+    )
     assert Preference(name).reduce(found) == (len(images) - 1) / 2
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_missing_package_is_told(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "imscore", None)
-    with pytest.raises(MetricError, match=rf"^{name} needs the package imscore .*pip install 'qsdm\[preference\]'"):
+    with pytest.raises(
+        MetricError, match=rf"^{name} needs the package imscore .*pip install 'qsdm\[preference\]'"
+    ):
         Preference(name).features(np.zeros((2, 8, 8, 3), np.uint8), ["x"] * 2, None)
 
 

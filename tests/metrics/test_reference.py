@@ -22,8 +22,20 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "pictures"
 
 
-def test_a_folder_becomes_a_named_file(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [str(folder), "--name", "toy", "--resolution", "32", "--networks", "lite0", "--store", str(tmp_path)]
+def test_a_folder_becomes_a_named_file(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        str(folder),
+        "--name",
+        "toy",
+        "--resolution",
+        "32",
+        "--networks",
+        "lite0",
+        "--store",
+        str(tmp_path),
+    ]
     main(arguments)
     path = tmp_path / "references" / "toy-32px-7.safetensors"
     assert str(path) in capsys.readouterr().out
@@ -44,7 +56,19 @@ def test_the_middle_square_is_taken(tmp_path: Path) -> None:
 
 def test_bad_folders_and_files_are_told(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"wanted 9 pictures in .* \(got 7"):
-        main([str(folder), "--name", "toy", "--resolution", "32", "--num", "9", "--store", str(tmp_path)])
+        main(
+            [
+                str(folder),
+                "--name",
+                "toy",
+                "--resolution",
+                "32",
+                "--num",
+                "9",
+                "--store",
+                str(tmp_path),
+            ]
+        )
     (folder / "0" / "0.png").write_bytes(b"no picture")
     with pytest.raises(MetricError, match=r"0.png is no picture that can be read"):
         list(read_pictures(folder, 32, None))

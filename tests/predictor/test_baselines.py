@@ -17,7 +17,9 @@ def drawn(toy: Toy, num: int, seed: int = 0) -> np.ndarray:
 def test_ridge_finds_a_linear_law_and_does_not_chase_noise() -> None:
     rng = np.random.default_rng(0)
     weights, x, new = rng.normal(size=20), rng.normal(size=(60, 20)), rng.normal(size=(200, 20))
-    np.testing.assert_allclose(baselines.ridge(x, x @ weights + 5, new), new @ weights + 5, atol=0.2)
+    np.testing.assert_allclose(
+        baselines.ridge(x, x @ weights + 5, new), new @ weights + 5, atol=0.2
+    )
     noise = baselines.ridge(x, rng.normal(size=60), new)
     assert noise.std() < 0.5
 
@@ -32,7 +34,9 @@ def test_baselines_know_bits_and_errors(toy: Toy) -> None:
     assert (baselines.one_hot(toy.space, genes).sum(axis=1) == len(toy.space.options)).all()
 
 
-def additive_of(toy: Toy, encoding: Encoding, num: int, noise: float) -> tuple[Additive, np.ndarray, np.ndarray]:
+def additive_of(
+    toy: Toy, encoding: Encoding, num: int, noise: float
+) -> tuple[Additive, np.ndarray, np.ndarray]:
     """Fit to labels that are a sum over weights of sensitivity x error."""
     genes = drawn(toy, num)
     errors = baselines.decision_errors(toy.space, toy.table, genes)
@@ -59,10 +63,14 @@ def test_left_out_predictions_are_those_of_fits_without_the_label() -> None:
         return x[rows] - x[rows].mean(axis=0)
 
     everything = np.arange(12)
-    _, residual = ridge_dual(centred(everything) @ centred(everything).T, labels - labels.mean(), penalty)
+    _, residual = ridge_dual(
+        centred(everything) @ centred(everything).T, labels - labels.mean(), penalty
+    )
     for i in range(12):
         rest = np.delete(everything, i)
-        dual, _ = ridge_dual(centred(rest) @ centred(rest).T, labels[rest] - labels[rest].mean(), penalty)
+        dual, _ = ridge_dual(
+            centred(rest) @ centred(rest).T, labels[rest] - labels[rest].mean(), penalty
+        )
         without = (x[i] - x[rest].mean(axis=0)) @ centred(rest).T @ dual + labels[rest].mean()
         np.testing.assert_allclose(labels[i] - without, residual[i])
 

@@ -58,7 +58,9 @@ def test_every_node_has_a_loop_and_edges_are_sorted_by_target(toy: Toy, encoding
         (np.full((1, 17), -1), "indices into each weight's options"),
     ],
 )
-def test_genes_of_another_space_are_refused(encoding: Encoding, genes: np.ndarray, message: str) -> None:
+def test_genes_of_another_space_are_refused(
+    encoding: Encoding, genes: np.ndarray, message: str
+) -> None:
     if genes.shape[1] == 17:
         genes = np.resize(genes, (1, encoding.num_weights))
     with pytest.raises(ValueError, match=message):
@@ -67,7 +69,10 @@ def test_genes_of_another_space_are_refused(encoding: Encoding, genes: np.ndarra
 
 def test_a_table_that_lacks_a_method_is_refused(toy: Toy) -> None:
     table = MethodTable(
-        toy.table.weights, toy.table.methods[:-1], toy.table.rel_error[:, :-1], toy.table.size_bytes[:, :-1]
+        toy.table.weights,
+        toy.table.methods[:-1],
+        toy.table.rel_error[:, :-1],
+        toy.table.size_bytes[:, :-1],
     )
     with pytest.raises(ValueError, match="run calibrate"):
         encode(toy.space, table)

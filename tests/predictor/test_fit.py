@@ -79,7 +79,11 @@ def test_a_fold_does_not_know_the_labels_of_its_test_part(
     spoilt = labels.copy()
     spoilt[first.test] = 1e6 * np.random.default_rng(0).normal(size=len(first.test))
     again = fit_folds(encoding, genes, spoilt, QUICK)[0]
-    assert (again.mean, again.deviation, again.epochs) == (first.mean, first.deviation, first.epochs)
+    assert (again.mean, again.deviation, again.epochs) == (
+        first.mean,
+        first.deviation,
+        first.epochs,
+    )
     np.testing.assert_array_equal(again.hop_quality, first.hop_quality)
     for name, tensor in again.gnn.state_dict().items():
         np.testing.assert_array_equal(tensor, first.gnn.state_dict()[name])
@@ -98,7 +102,9 @@ def test_what_is_saved_is_what_is_loaded(toy: Toy, predictor: Predictor, tmp_pat
         loaded.require({"clip_score": 1.0})
 
 
-def test_a_predictor_of_another_table_is_refused(toy: Toy, predictor: Predictor, tmp_path: Path) -> None:
+def test_a_predictor_of_another_table_is_refused(
+    toy: Toy, predictor: Predictor, tmp_path: Path
+) -> None:
     with pytest.raises(StoreError, match=r"qsdm\.train"):
         Predictor.load(tmp_path / "nothing", toy.space, toy.table)
     predictor.save(tmp_path)
@@ -117,7 +123,9 @@ def test_prediction_is_the_mean_of_the_folds_in_the_objectives_units(
     genes, labels = data
     mean, std = predictor.predict(genes)
     with torch.no_grad():
-        folds = predictor.by_fold(torch.from_numpy(predictor.encoding.one_hot(genes))).double().numpy()
+        folds = (
+            predictor.by_fold(torch.from_numpy(predictor.encoding.one_hot(genes))).double().numpy()
+        )
     np.testing.assert_allclose(mean, folds.mean(axis=0), rtol=1e-4)
     np.testing.assert_allclose(std, folds.std(axis=0), rtol=1e-2, atol=1e-3 * labels.std())
     assert abs(mean.mean() - labels.mean()) < labels.std()
@@ -125,7 +133,14 @@ def test_prediction_is_the_mean_of_the_folds_in_the_objectives_units(
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("folds", 1), ("ranking", "ndcg"), ("validation", 1.0), ("lr", 0.0), ("batch_size", 2), ("ranking_weight", -1.0)],
+    [
+        ("folds", 1),
+        ("ranking", "ndcg"),
+        ("validation", 1.0),
+        ("lr", 0.0),
+        ("batch_size", 2),
+        ("ranking_weight", -1.0),
+    ],
 )
 def test_options_out_of_range_are_refused(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=field):
@@ -139,6 +154,8 @@ def test_the_network_learns_without_the_additive_model(
     options = FitOptions(folds=2, width=32, hops=2, epochs=60, patience=60, additive=False)
     folds = fit_folds(encoding, *data, options)
     new = [toy.space.sample(np.random.default_rng(99 + i)) for i in range(60)]
-    mean, _ = Predictor(encoding, folds, {}).predict(np.stack([toy.space.encode(qconfig) for qconfig in new]))
+    mean, _ = Predictor(encoding, folds, {}).predict(
+        np.stack([toy.space.encode(qconfig) for qconfig in new])
+    )
     assert srcc(mean, -toy.true_fd(new)) > 0.7
     assert max(fold.hop_quality.max() for fold in folds) > 0.5

@@ -26,7 +26,9 @@ def gnn(encoding: Encoding) -> Gnn:
 
 def random_genes(encoding: Encoding, num: int, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    return np.stack([rng.integers(0, len(offered), num) for offered in encoding.space.options], axis=1)
+    return np.stack(
+        [rng.integers(0, len(offered), num) for offered in encoding.space.options], axis=1
+    )
 
 
 def random_one_hot(encoding: Encoding, num: int, seed: int = 0) -> torch.Tensor:
@@ -57,7 +59,9 @@ def test_the_order_of_nodes_does_not_matter(toy: Toy, encoding: Encoding, gnn: G
     order = np.random.default_rng(1).permutation(len(graph.nodes))
     place = np.argsort(order)
     other = sorted_graph(
-        graph.denoiser, [graph.nodes[i] for i in order], [(int(place[a]), int(place[b])) for a, b in graph.edges]
+        graph.denoiser,
+        [graph.nodes[i] for i in order],
+        [(int(place[a]), int(place[b])) for a, b in graph.edges],
     )
     assert [w.name for w in other.weights] != [w.name for w in graph.weights]
     moved = [[w.name for w in graph.weights].index(weight.name) for weight in other.weights]
@@ -68,7 +72,9 @@ def test_the_order_of_nodes_does_not_matter(toy: Toy, encoding: Encoding, gnn: G
     torch.testing.assert_close(twin.eval()(x[:, moved]).value, gnn(x).value, rtol=1e-4, atol=1e-4)
 
 
-def test_hop_0_knows_the_weight_alone_and_later_hops_what_feeds_it(encoding: Encoding, gnn: Gnn) -> None:
+def test_hop_0_knows_the_weight_alone_and_later_hops_what_feeds_it(
+    encoding: Encoding, gnn: Gnn
+) -> None:
     genes = random_genes(encoding, 1)
     changed = genes.copy()
     changed[0, 0] = (genes[0, 0] + 1) % len(encoding.space.options[0])

@@ -32,7 +32,9 @@ def test_spearman_loss_runs_from_0_to_2(labels: torch.Tensor) -> None:
 @pytest.mark.parametrize("kind", [kind for kind in RANKING if kind != "none"])
 def test_descent_on_the_loss_ranks_the_best_first(kind: str, labels: torch.Tensor) -> None:
     """The gradient is there and does what it says: NDCG@10 rises from that of a reversed order to above 0.9."""
-    scores = (-labels + 0.1 * torch.randn(24, generator=torch.Generator().manual_seed(1))).requires_grad_()
+    scores = (
+        -labels + 0.1 * torch.randn(24, generator=torch.Generator().manual_seed(1))
+    ).requires_grad_()
     before = ndcg(scores.detach().numpy(), labels.numpy())
     optimizer = torch.optim.Adam([scores], lr=0.1)
     for _ in range(150):
@@ -56,6 +58,8 @@ def test_only_swaps_with_the_first_ten_places_count() -> None:
 
 def test_hybrid_is_the_sum_of_both(labels: torch.Tensor) -> None:
     norms = torch.randn(3, 24, generator=torch.Generator().manual_seed(2))
-    parts = [ranking_loss(kind, norms, labels, gain(labels)) for kind in ("spearman", "lambda_rank")]
+    parts = [
+        ranking_loss(kind, norms, labels, gain(labels)) for kind in ("spearman", "lambda_rank")
+    ]
     torch.testing.assert_close(ranking_loss("hybrid", norms, labels, gain(labels)), sum(parts))
     assert ranking_loss("none", norms, labels, gain(labels)) == 0

@@ -10,7 +10,8 @@ import torch
 
 from qsdm.graph import Graph, Node, Op, Role, Weight
 from qsdm.predictor.pyg import FEATURES, read_pyg, to_pyg, write_pyg
-from qsdm.store import StoreError, write_tensors
+from qsdm.store import StoreError
+from qsdm.store.tensors import write_tensors
 
 SHARED = Weight("a", "a.weight", (3, 7))
 GRAPH = Graph(
@@ -53,7 +54,11 @@ def test_round_trip_on_disk(tmp_path: Path) -> None:
     again = read_pyg(tmp_path / "graph.safetensors")
     assert set(again.keys()) == set(data.keys())
     for key, value in data.to_dict().items():
-        assert torch.equal(again[key], value) if isinstance(value, torch.Tensor) else again[key] == value
+        assert (
+            torch.equal(again[key], value)
+            if isinstance(value, torch.Tensor)
+            else again[key] == value
+        )
     write_tensors(tmp_path / "other.safetensors", {"x": np.zeros(1)}, {})
     with pytest.raises(StoreError, match="holds no graph"):
         read_pyg(tmp_path / "other.safetensors")

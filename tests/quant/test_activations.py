@@ -29,7 +29,10 @@ def pictures() -> torch.Tensor:
 
 
 def test_every_token_has_its_own_range() -> None:
-    x = torch.randn(2, 5, 40, generator=torch.Generator().manual_seed(0)) * torch.tensor([1e-3, 1, 1e3, 7, 0])[:, None]
+    x = (
+        torch.randn(2, 5, 40, generator=torch.Generator().manual_seed(0))
+        * torch.tensor([1e-3, 1, 1e3, 7, 0])[:, None]
+    )
     y = fake_quantize(x, 6)
     step = (x.amax(-1) - x.amin(-1)) / 63
     assert ((y - x).abs() <= 1.001 * step[..., None]).all()
@@ -52,7 +55,9 @@ def test_probabilities_stay_between_zero_and_one() -> None:
 
 @pytest.mark.parametrize("fused", [False, True])
 @torch.no_grad()
-def test_error_falls_with_bits_and_the_module_is_left_as_it_was(fused: bool, pictures: torch.Tensor) -> None:
+def test_error_falls_with_bits_and_the_module_is_left_as_it_was(
+    fused: bool, pictures: torch.Tensor
+) -> None:
     module = Attention(fused)
     full = module(pictures)
     errors = []

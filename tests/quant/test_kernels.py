@@ -26,9 +26,14 @@ def twin(tmp_path_factory: pytest.TempPathFactory) -> Twin:
     if library is None:
         pytest.skip("no C++ compiler (g++ or clang++): the kernels' CPU twin cannot be built")
 
-    def run(name: str, dtype: torch.dtype, shape: tuple[int, int], inputs: tuple, numbers: tuple) -> torch.Tensor:
+    def run(
+        name: str, dtype: torch.dtype, shape: tuple[int, int], inputs: tuple, numbers: tuple
+    ) -> torch.Tensor:
         out = torch.empty(shape, dtype=dtype)
-        place = [ctypes.c_void_p(i.data_ptr()) if isinstance(i, torch.Tensor) else i for i in (*inputs, out)]
+        place = [
+            ctypes.c_void_p(i.data_ptr()) if isinstance(i, torch.Tensor) else i
+            for i in (*inputs, out)
+        ]
         threads = min(build.MAX_THREADS, max(32, 1 << (shape[1] - 1).bit_length()))
         getattr(library, f"{name}_{build.SUFFIX[str(dtype)]}")(shape[0], threads, *place, *numbers)
         return out
@@ -39,7 +44,9 @@ def twin(tmp_path_factory: pytest.TempPathFactory) -> Twin:
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Equal bits; any NaN equals any other."""
     view = torch.int32 if a.dtype == torch.float32 else torch.int16
-    return a.dtype == b.dtype and bool(((a.view(view) == b.view(view)) | (a.isnan() & b.isnan())).all())
+    return a.dtype == b.dtype and bool(
+        ((a.view(view) == b.view(view)) | (a.isnan() & b.isnan())).all()
+    )
 
 
 def values(shape: tuple[int, int], dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
@@ -62,13 +69,17 @@ def test_nvrtc_compiles_the_source_without_a_gpu(arch: str) -> None:
 @pytest.mark.parametrize(("n", "group"), [(1, 1), (33, 33), (300, 64), (256, 32), (1000, 1000)])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @by_dtype
-def test_affine_twin_is_the_reference(twin: Twin, dtype: torch.dtype, bits: int, n: int, group: int) -> None:
+def test_affine_twin_is_the_reference(
+    twin: Twin, dtype: torch.dtype, bits: int, n: int, group: int
+) -> None:
     x = values((9, n), dtype)
     x[2, n // 2], x[3, n // 3], x[4, n // 4] = torch.nan, torch.inf, -torch.inf
     groups = -(-n // group)
     scale = torch.rand(9, groups, generator=torch.Generator().manual_seed(n)) + 1e-3
     scale[0] = 0.125  # exact ties
-    zero = torch.randint(0, 2**bits, (9, groups), generator=torch.Generator().manual_seed(bits)).float()
+    zero = torch.randint(
+        0, 2**bits, (9, groups), generator=torch.Generator().manual_seed(bits)
+    ).float()
     numbers = (ctypes.c_int64(n), ctypes.c_int64(group), ctypes.c_float(2**bits - 1))
     wanted = reference.affine(x, scale, zero, bits, group)
     assert same(twin("affine", dtype, (9, n), (x, scale, zero), numbers), wanted)
@@ -85,13 +96,20 @@ def test_affine_twin_is_the_reference(twin: Twin, dtype: torch.dtype, bits: int,
 @pytest.mark.parametrize(("n", "group"), [(1, 1), (33, 33), (300, 64), (256, 32), (256, 256)])
 @pytest.mark.parametrize("bits", range(1, 9))
 @by_dtype
-def test_lookup_twin_is_the_reference(twin: Twin, dtype: torch.dtype, bits: int, n: int, group: int) -> None:
+def test_lookup_twin_is_the_reference(
+    twin: Twin, dtype: torch.dtype, bits: int, n: int, group: int
+) -> None:
     rng = np.random.default_rng(n)
     codes = torch.from_numpy(packing.pack(rng.integers(0, 2**bits, (5, n)).astype(np.uint8), bits))
     for lines in (1, 5 * -(-n // group)):
         lookup = torch.from_numpy(rng.normal(size=(lines, 2**bits)).astype(np.float32))
         inputs = (codes, ctypes.c_int64(codes.numel()), lookup)
-        numbers = (ctypes.c_int64(n), ctypes.c_int64(group), ctypes.c_int(bits), ctypes.c_int64(lines))
+        numbers = (
+            ctypes.c_int64(n),
+            ctypes.c_int64(group),
+            ctypes.c_int(bits),
+            ctypes.c_int64(lines),
+        )
         wanted = reference.lookup(codes, lookup, bits, 5, n, group, dtype)
         assert same(twin("lookup", dtype, (5, n), inputs, numbers), wanted)
         assert same(kernels.lookup(codes, lookup, bits, 5, n, group, dtype), wanted)
@@ -104,7 +122,9 @@ def test_lookup_twin_is_the_reference(twin: Twin, dtype: torch.dtype, bits: int,
 @pytest.mark.parametrize("bits", [6, 8])
 @pytest.mark.parametrize("from_zero", [False, True])
 @by_dtype
-def test_tokens_twin_is_the_reference(twin: Twin, dtype: torch.dtype, bits: int, n: int, from_zero: bool) -> None:
+def test_tokens_twin_is_the_reference(
+    twin: Twin, dtype: torch.dtype, bits: int, n: int, from_zero: bool
+) -> None:
     x = values((12, n), dtype)
     x[3] = 0
     x[4] = -2.5
@@ -130,7 +150,12 @@ def test_every_half_is_converted_as_torch_does(twin: Twin) -> None:
         codes = torch.arange(256, dtype=torch.int32).to(torch.uint8).repeat(between.shape[0])
         inputs = (codes, ctypes.c_int64(codes.numel()), between.contiguous())
         shape = tuple(between.shape)
-        numbers = (ctypes.c_int64(256), ctypes.c_int64(256), ctypes.c_int(8), ctypes.c_int64(shape[0]))
+        numbers = (
+            ctypes.c_int64(256),
+            ctypes.c_int64(256),
+            ctypes.c_int(8),
+            ctypes.c_int64(shape[0]),
+        )
         assert same(twin("lookup", dtype, shape, inputs, numbers), between.to(dtype))
 
 
@@ -140,10 +165,13 @@ def test_fake_quantization_of_a_weight_is_what_is_stored(method: str) -> None:
     quantized = fit(weight, QuantMethod.parse(method))
     scale, zero = (quantized.tensors[name].float().view(16, -1) for name in ("scale", "zero_point"))
     group, bits = quantized.method.group_size or 160, quantized.method.bits
-    assert torch.equal(kernels.affine(weight.float(), scale, zero, bits, group), dequantize(quantized))
+    assert torch.equal(
+        kernels.affine(weight.float(), scale, zero, bits, group), dequantize(quantized)
+    )
     lines = torch.from_numpy(table(quantized))
     assert torch.equal(
-        kernels.lookup(quantized.codes, lines, bits, 16, 160, group, torch.float32), dequantize(quantized)
+        kernels.lookup(quantized.codes, lines, bits, 16, 160, group, torch.float32),
+        dequantize(quantized),
     )
 
 
@@ -174,7 +202,9 @@ def test_operators_are_registered_as_torch_wants_them() -> None:
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(kernels.affine, (x, scale, zero, 4, 3), test_utils=tests)
     torch.library.opcheck(kernels.tokens, (x, 8, False), test_utils=tests)
-    torch.library.opcheck(kernels.lookup, (codes, lines, 3, 4, 6, 6, torch.float16), test_utils=tests)
+    torch.library.opcheck(
+        kernels.lookup, (codes, lines, 3, 4, 6, 6, torch.float16), test_utils=tests
+    )
     x, out = x.detach(), torch.empty(4, 6)
     torch.library.opcheck(kernels.affine_backward, (x, x, scale, zero, 4, 3), test_utils=tests)
     torch.library.opcheck(kernels.affine_out, (x, scale, zero, 4, 3, out), test_utils=tests)
@@ -186,9 +216,13 @@ class Layer(torch.nn.Module):
 
     def forward(self, x: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         scale, zero, line = x.new_full((4, 1), 0.1), x.new_full((4, 1), 7.0), x.new_ones(1, 8)
-        kernels.affine_out(kernels.tokens(x, 8, False), scale, zero, 4, 16, out := torch.empty_like(x))
+        kernels.affine_out(
+            kernels.tokens(x, 8, False), scale, zero, 4, 16, out := torch.empty_like(x)
+        )
         kernels.lookup_out(codes, line, 3, 16, values := torch.empty_like(x))
-        return kernels.affine(out, scale, zero, 3, 16) + values * kernels.lookup(codes, line, 3, 4, 16, 16, x.dtype)
+        return kernels.affine(out, scale, zero, 3, 16) + values * kernels.lookup(
+            codes, line, 3, 4, 16, 16, x.dtype
+        )
 
 
 @pytest.mark.parametrize("how", ["export", "compile"])
@@ -196,7 +230,9 @@ def test_export_and_compile_go_through(how: str) -> None:
     x, codes = values((4, 16), torch.float32), torch.arange(24, dtype=torch.uint8)
     if how == "export":
         program = torch.export.export(Layer(), (x, codes))
-        assert all(f"qsdm.{name}" in str(program.graph) for name in ("tokens", "affine", "lookup_out"))
+        assert all(
+            f"qsdm.{name}" in str(program.graph) for name in ("tokens", "affine", "lookup_out")
+        )
         found = program.module()(x, codes)
     else:
         found = torch.compile(Layer(), backend="aot_eager", fullgraph=True)(x, codes)
@@ -206,10 +242,16 @@ def test_export_and_compile_go_through(how: str) -> None:
 def test_wrong_shapes_are_refused_in_a_sentence() -> None:
     with pytest.raises(ValueError, match=r"wanted scale float32 of shape \(4, 2\)"):
         kernels.affine(torch.zeros(4, 6), torch.ones(4, 1), torch.zeros(4, 2), 4, 3)
-    with pytest.raises(ValueError, match=r"wanted a contiguous output, torch.float32 of shape \(4, 6\)"):
-        kernels.affine_out(torch.zeros(4, 6), torch.ones(4, 2), torch.zeros(4, 2), 4, 3, torch.zeros(6, 4).t())
+    with pytest.raises(
+        ValueError, match=r"wanted a contiguous output, torch.float32 of shape \(4, 6\)"
+    ):
+        kernels.affine_out(
+            torch.zeros(4, 6), torch.ones(4, 2), torch.zeros(4, 2), 4, 3, torch.zeros(6, 4).t()
+        )
     with pytest.raises(ValueError, match="wanted 9 bytes of codes"):
-        kernels.lookup(torch.zeros(8, dtype=torch.uint8), torch.zeros(1, 8), 3, 4, 6, 6, torch.float32)
+        kernels.lookup(
+            torch.zeros(8, dtype=torch.uint8), torch.zeros(1, 8), 3, 4, 6, 6, torch.float32
+        )
 
 
 def test_threads_change_nothing() -> None:

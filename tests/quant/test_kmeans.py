@@ -22,7 +22,9 @@ ROWS = {
     "two humps": RNG.normal(0, 0.01, (6, N)) + RNG.choice([-0.3, 0.3], (6, N)),
     "far from zero": 1 + RNG.normal(0, 0.02, (6, N)),
     "outlier": np.concatenate([RNG.normal(0, 0.02, (6, N - 1)), np.full((6, 1), 100.0)], 1),
-    "two outliers": np.concatenate([RNG.normal(0, 0.02, (6, N - 2)), np.full((6, 1), 40.0), np.full((6, 1), -90.0)], 1),
+    "two outliers": np.concatenate(
+        [RNG.normal(0, 0.02, (6, N - 2)), np.full((6, 1), 40.0), np.full((6, 1), -90.0)], 1
+    ),
     "few values": RNG.choice(RNG.normal(0, 1, 40), (6, N)),
 }
 by_rows = pytest.mark.parametrize("name", ROWS)
@@ -45,7 +47,8 @@ def optimum(values: np.ndarray, K: int) -> float:
 def loss(x: np.ndarray, codebook: np.ndarray) -> np.ndarray:
     """Sum of squares of every row to its nearest entries."""
     lines = np.broadcast_to(
-        codebook.astype(np.float64).reshape(-1, 1, codebook.shape[-1]), (len(x), 1, codebook.shape[-1])
+        codebook.astype(np.float64).reshape(-1, 1, codebook.shape[-1]),
+        (len(x), 1, codebook.shape[-1]),
     )
     return np.square(x[..., None] - lines).min(-1).sum(-1)
 
@@ -63,9 +66,14 @@ def test_kmeans_c_is_within_half_a_percent_of_the_optimum(name: str, bits: int) 
     found = loss(x, tensors["codebook"])
     for row, value in zip(x, found, strict=True):
         # fp16 holds an entry within 2^-11 of itself; that much error of a far-off row is not the fit's.
-        assert value <= 1.005 * optimum(row, 2**bits) + N * (2.0**-12 * np.abs(np.median(row))) ** 2 + 1e-12
+        assert (
+            value
+            <= 1.005 * optimum(row, 2**bits) + N * (2.0**-12 * np.abs(np.median(row))) ** 2 + 1e-12
+        )
     chosen = np.take_along_axis(tensors["codebook"].astype(np.float64), codes.astype(np.int64), 1)
-    assert np.allclose(np.square(x - chosen).sum(1), found, rtol=1e-6)  # every value has its nearest entry
+    assert np.allclose(
+        np.square(x - chosen).sum(1), found, rtol=1e-6
+    )  # every value has its nearest entry
 
 
 @by_rows
@@ -95,7 +103,11 @@ def test_never_worse_than_scikit_learn(name: str, bits: int) -> None:
     theirs = 0.0
     for row in x:
         clusters = min(2**bits, np.unique(row).size)
-        theirs += cluster.KMeans(clusters, n_init=1, random_state=0).fit(row[:, None].astype(np.float64)).inertia_
+        theirs += (
+            cluster.KMeans(clusters, n_init=1, random_state=0)
+            .fit(row[:, None].astype(np.float64))
+            .inertia_
+        )
     rounding = x.size * (2.0**-12 * np.abs(np.median(x))) ** 2
     assert loss(x, tensors["codebook"]).sum() <= 1.0001 * theirs + rounding + 1e-12
 
@@ -116,24 +128,34 @@ def real_rows() -> list[np.ndarray]:
     return rows
 
 
-def test_kmeans_c_of_real_rows_is_within_half_a_percent_of_the_optimum(real_rows: list[np.ndarray]) -> None:
+def test_kmeans_c_of_real_rows_is_within_half_a_percent_of_the_optimum(
+    real_rows: list[np.ndarray],
+) -> None:
     assert len(real_rows) > 20
     for row in real_rows:
         for bits, (_, tensors) in zip((3, 4), kmeans.fit_channels(row[None], (3, 4)), strict=True):
             assert loss(row[None], tensors["codebook"])[0] <= 1.005 * optimum(row, 2**bits)
 
 
-def test_kmeans_c_of_real_rows_is_never_worse_than_scikit_learn(real_rows: list[np.ndarray]) -> None:
+def test_kmeans_c_of_real_rows_is_never_worse_than_scikit_learn(
+    real_rows: list[np.ndarray],
+) -> None:
     cluster = pytest.importorskip("sklearn.cluster")
     for row in real_rows[::4]:
         for bits, (_, tensors) in zip((3, 4), kmeans.fit_channels(row[None], (3, 4)), strict=True):
-            theirs = cluster.KMeans(2**bits, n_init=1, random_state=0).fit(row[:, None].astype(np.float64)).inertia_
+            theirs = (
+                cluster.KMeans(2**bits, n_init=1, random_state=0)
+                .fit(row[:, None].astype(np.float64))
+                .inertia_
+            )
             assert loss(row[None], tensors["codebook"])[0] <= theirs
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("degrees", [1.5, 3])
-def test_kmeans_c_of_long_heavy_tails_is_within_half_a_percent_of_the_optimum(degrees: float) -> None:
+def test_kmeans_c_of_long_heavy_tails_is_within_half_a_percent_of_the_optimum(
+    degrees: float,
+) -> None:
     x, _ = halves(0.02 * np.random.default_rng(5).standard_t(degrees, (3, 2880)))
     for bits, (_, tensors) in zip((3, 4), kmeans.fit_channels(x, (3, 4)), strict=True):
         for row, value in zip(x, loss(x, tensors["codebook"]), strict=True):

@@ -24,7 +24,9 @@ METHODS = [
 by_method = pytest.mark.parametrize("method", METHODS, ids=str)
 
 
-def heavy(shape: tuple[int, ...], seed: int = 0, dtype: torch.dtype = torch.float16) -> torch.Tensor:
+def heavy(
+    shape: tuple[int, ...], seed: int = 0, dtype: torch.dtype = torch.float16
+) -> torch.Tensor:
     """Student-t values of channels of different size, as trained weights are."""
     rng = np.random.default_rng(seed)
     size = np.exp(rng.normal(0, 0.5, (shape[0], *[1] * (len(shape) - 1))))
@@ -60,7 +62,9 @@ def test_bytes_are_those_of_the_cost_model(method: QuantMethod) -> None:
         quantized = fit(heavy(shape), method)
         assert 8 * quantized.size_bytes == method.size_bits(Weight("w", "w.weight", shape), 16)
         stored = {"codes": quantized.codes, **quantized.tensors}
-        assert {name: (t.dtype, tuple(t.shape)) for name, t in stored.items()} == layout(method, shape)
+        assert {name: (t.dtype, tuple(t.shape)) for name, t in stored.items()} == layout(
+            method, shape
+        )
 
 
 @by_method
@@ -75,8 +79,12 @@ def test_edge_cases_stay_finite_and_within_the_range(method: QuantMethod, name: 
     assert values.abs().max() <= 1.5 * weight.float().abs().max() + 1e-6
 
 
-@pytest.mark.parametrize("name", ["constant rows", "negative constant", "zeros", "one value", "one input"])
-@pytest.mark.parametrize("method", [m for m in METHODS if m.name.startswith("uaq") or m.name == "kmeans_c"], ids=str)
+@pytest.mark.parametrize(
+    "name", ["constant rows", "negative constant", "zeros", "one value", "one input"]
+)
+@pytest.mark.parametrize(
+    "method", [m for m in METHODS if m.name.startswith("uaq") or m.name == "kmeans_c"], ids=str
+)
 def test_a_single_value_per_channel_is_exact(method: QuantMethod, name: str) -> None:
     assert torch.equal(dequantize(fit(EDGES[name], method)), EDGES[name].float())
 
@@ -94,7 +102,10 @@ def test_all_fits_at_once_are_the_fits_one_by_one(name: str) -> None:
         alone = fit(weight, method)
         assert fitted.quantized.method == method
         assert torch.equal(fitted.quantized.codes, alone.codes)
-        assert all(torch.equal(tensor, alone.tensors[part]) for part, tensor in fitted.quantized.tensors.items())
+        assert all(
+            torch.equal(tensor, alone.tensors[part])
+            for part, tensor in fitted.quantized.tensors.items()
+        )
         off = (dequantize(alone).double() - full).abs()
         for p, found in ((2, fitted.rel_error), (2.4, fitted.norm_error)):
             norm = full.abs().pow(p).sum()
@@ -142,7 +153,9 @@ def test_methods_stand_in_their_order(bits: int) -> None:
     assert of["uaq_g32"] < of["uaq_g128"] < of["uaq"]
 
 
-@pytest.mark.parametrize("method", [QuantMethod(n, b) for n in ("kmeans_a", "kmeans_c") for b in (3, 4)], ids=str)
+@pytest.mark.parametrize(
+    "method", [QuantMethod(n, b) for n in ("kmeans_a", "kmeans_c") for b in (3, 4)], ids=str
+)
 def test_codebooks_quantize_their_own_output_to_itself(method: QuantMethod) -> None:
     once = dequantize(fit(heavy((8, 200)), method))
     assert torch.equal(dequantize(fit(once.half(), method)), once)
@@ -157,7 +170,9 @@ def test_any_float_type(method: QuantMethod, dtype: torch.dtype) -> None:
 
 def test_nf4_is_close_to_its_textbook_form() -> None:
     weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(1))
-    assert error(weight, QuantMethod("nf4_g64", 4)) == pytest.approx(0.0083, rel=0.1)  # QLoRA's NF4 of normal weights
+    assert error(weight, QuantMethod("nf4_g64", 4)) == pytest.approx(
+        0.0083, rel=0.1
+    )  # QLoRA's NF4 of normal weights
 
 
 def test_not_a_number_is_refused_in_a_sentence() -> None:
@@ -183,4 +198,6 @@ def test_codes_were_chosen_for_the_stored_numbers(name: str, bits: int) -> None:
         lines = values.view(-1, 1, 2**bits).expand(16, 320, -1)
     nearest = (lines - weight.float()[..., None]).abs().min(-1).values
     off = (dequantize(quantized) - weight.float()).abs()
-    assert torch.equal(off, nearest) or (off - nearest).max() < 1e-6 * weight.abs().max()  # ties may go either way
+    assert (
+        torch.equal(off, nearest) or (off - nearest).max() < 1e-6 * weight.abs().max()
+    )  # ties may go either way

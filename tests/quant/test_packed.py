@@ -13,7 +13,15 @@ from qsdm.qconfig import OutsideSpace, QuantConfig, QuantMethod
 from qsdm.quant import methods
 from qsdm.quant.activations import quantized_activations
 from qsdm.quant.methods import dequantize, fit
-from qsdm.quant.packed import PackedConv2d, PackedLayer, PackedLinear, PackedWeight, decode, pack, table
+from qsdm.quant.packed import (
+    PackedConv2d,
+    PackedLayer,
+    PackedLinear,
+    PackedWeight,
+    decode,
+    pack,
+    table,
+)
 from qsdm.quant.swap import quantized, sliced
 
 METHODS = "uaq-3 uaq-4 uaq_g32-4 kmeans_c-3 kmeans_a-4 nf4_g64-4 fp8_e4m3-8 fp-16 uaq-8".split()  # noqa: SIM905
@@ -25,7 +33,12 @@ WEIGHTS = (
 )
 GRAPH = Graph("toy", tuple(Node(w.name, Op.LINEAR, weight=w) for w in WEIGHTS), ())
 MIXED = QuantConfig(
-    "toy", {"a": QuantMethod("uaq", 3), "b#1": QuantMethod("kmeans_a", 3), "c": QuantMethod("kmeans_c", 4)}
+    "toy",
+    {
+        "a": QuantMethod("uaq", 3),
+        "b#1": QuantMethod("kmeans_a", 3),
+        "c": QuantMethod("kmeans_c", 4),
+    },
 )
 
 
@@ -82,13 +95,17 @@ def test_decoding_gives_the_methods_values_in_any_type(text: str) -> None:
 
 @pytest.mark.parametrize("text", [text for text in METHODS if text != "fp-16"])
 def test_the_table_for_other_devices_is_the_methods_table(text: str) -> None:
-    made = fit(torch.randn(300, 70, generator=torch.Generator().manual_seed(3)), QuantMethod.parse(text))
+    made = fit(
+        torch.randn(300, 70, generator=torch.Generator().manual_seed(3)), QuantMethod.parse(text)
+    )
     assert torch.equal(table(made), torch.from_numpy(methods.table(made)))
 
 
 def test_packed_layers_compute_what_fake_quantization_does(toy: Toy, x: torch.Tensor) -> None:
     wanted = faked(toy, x)
-    toy.b.weight.data[:, :10] = toy.b.weight.data[:, :10].half().float()  # the slice that stays in 16 bit
+    toy.b.weight.data[:, :10] = (
+        toy.b.weight.data[:, :10].half().float()
+    )  # the slice that stays in 16 bit
     wanted = faked(toy, x)
     pack(toy, GRAPH, MIXED)
     assert isinstance(toy.a, PackedLinear)
@@ -123,11 +140,16 @@ def test_state_dict_round_trip_and_copy(toy: Toy, x: torch.Tensor) -> None:
 
 def test_a_cast_changes_what_is_computed_and_not_what_is_stored(toy: Toy, x: torch.Tensor) -> None:
     pack(toy, GRAPH, MIXED)
-    before = {name: tensor.clone() for name, tensor in toy.state_dict().items() if ".packed." in name}
+    before = {
+        name: tensor.clone() for name, tensor in toy.state_dict().items() if ".packed." in name
+    }
     wanted = toy(x)
     toy.to(torch.bfloat16)
     assert toy(x.bfloat16()).dtype == toy.a.weight.dtype == torch.bfloat16
-    assert all(torch.equal(toy.state_dict()[n], t) and toy.state_dict()[n].dtype == t.dtype for n, t in before.items())
+    assert all(
+        torch.equal(toy.state_dict()[n], t) and toy.state_dict()[n].dtype == t.dtype
+        for n, t in before.items()
+    )
     toy.float()
     torch.testing.assert_close(toy(x), wanted, atol=1e-2, rtol=0)  # biases went through bfloat16
     assert toy.to("meta").a.packed[0].codes.device.type == "meta"
@@ -135,7 +157,11 @@ def test_a_cast_changes_what_is_computed_and_not_what_is_stored(toy: Toy, x: tor
 
 def test_stored_bytes_are_fewer(toy: Toy) -> None:
     before = sum(t.nbytes for t in toy.state_dict().values())
-    pack(toy, GRAPH, QuantConfig("toy", dict.fromkeys(["a", "b#0", "b#1", "c"], QuantMethod("kmeans_a", 3))))
+    pack(
+        toy,
+        GRAPH,
+        QuantConfig("toy", dict.fromkeys(["a", "b#0", "b#1", "c"], QuantMethod("kmeans_a", 3))),
+    )
     assert sum(t.nbytes for t in toy.state_dict().values()) < before / 4
 
 
@@ -168,7 +194,9 @@ def test_an_adapter_works_on_top_and_cannot_be_merged(toy: Toy, x: torch.Tensor)
     peft = pytest.importorskip("peft")
     pack(toy, GRAPH, MIXED)
     plain = toy(x)
-    adapted = peft.get_peft_model(toy, peft.LoraConfig(target_modules=["a", "b"], r=2, init_lora_weights=False))
+    adapted = peft.get_peft_model(
+        toy, peft.LoraConfig(target_modules=["a", "b"], r=2, init_lora_weights=False)
+    )
     assert not torch.equal(adapted(x), plain)
     adapted(x).sum().backward()
     assert adapted.base_model.model.a.lora_B["default"].weight.grad is not None
@@ -210,7 +238,9 @@ def test_a_packed_weight_is_read_and_never_written(toy: Toy) -> None:
     pack(toy, GRAPH, MIXED)
     values = toy.a.decoded()
     assert torch.equal(toy.a.weight + 0, values)
-    assert torch.equal(torch.zeros(16, 24).add_(toy.a.weight), values)  # another tensor may be written to
+    assert torch.equal(
+        torch.zeros(16, 24).add_(toy.a.weight), values
+    )  # another tensor may be written to
     for write in (
         lambda weight: weight.add_(1),
         lambda weight: weight.copy_(torch.zeros(16, 24)),
@@ -239,7 +269,12 @@ def test_modules_that_share_a_layer_share_its_packed_form(toy: Toy, x: torch.Ten
     toy.d = toy.c
     pack(toy, GRAPH, QuantConfig("toy", {"a": QuantMethod("uaq", 4)}))
     graph = Graph(
-        "toy", tuple(Node(w.name, Op.LINEAR, weight=w) for w in (*WEIGHTS[1:3], Weight("c", "c.weight", (12, 8)))), ()
+        "toy",
+        tuple(
+            Node(w.name, Op.LINEAR, weight=w)
+            for w in (*WEIGHTS[1:3], Weight("c", "c.weight", (12, 8)))
+        ),
+        (),
     )
     pack(toy, graph, QuantConfig("toy", {"c": QuantMethod("uaq", 4)}))
     assert toy.c is toy.d

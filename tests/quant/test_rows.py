@@ -21,7 +21,9 @@ def _powers(x, out):
 def test_half_is_numpys_float16() -> None:
     halves = np.arange(65536, dtype=np.uint16).view(np.float16)
     halves = halves[np.isfinite(halves)].astype(np.float32)
-    x = np.concatenate([halves, np.nextafter(halves, np.float32(np.inf)), (halves + np.roll(halves, 1)) / 2])
+    x = np.concatenate(
+        [halves, np.nextafter(halves, np.float32(np.inf)), (halves + np.roll(halves, 1)) / 2]
+    )
     out = np.empty_like(x)
     _halves(x, out)
     assert np.array_equal(out, x.astype(np.float16).astype(np.float32))
@@ -70,9 +72,9 @@ def test_power_sums(n: int, group: int) -> None:
     codes = rng.integers(0, 8, (5, n)).astype(np.uint8)
     groups = -(-n // group)
     table = rng.normal(size=(5 * groups, 8)).astype(np.float32)
-    y = np.take_along_axis(table.reshape(5, groups, 8)[:, np.arange(n) // group], codes[..., None].astype(int), 2)[
-        ..., 0
-    ]
+    y = np.take_along_axis(
+        table.reshape(5, groups, 8)[:, np.arange(n) // group], codes[..., None].astype(int), 2
+    )[..., 0]
     x[0, 0] = y[0, 0]
     off = np.abs(x.astype(np.float64) - y)
     wanted = [np.sum(off**2), np.sum(off**2.4)]

@@ -45,7 +45,9 @@ class Fits:
         self.originals = {name: p.detach().clone() for name, p in module.named_parameters()}
         self.calls: list[str] = []
 
-    def __call__(self, name: str, method: QuantMethod, out: torch.Tensor | None = None) -> torch.Tensor:
+    def __call__(
+        self, name: str, method: QuantMethod, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
         self.calls.append(name)
         weight = next(w for w in WEIGHTS if w.name == name)
         slice_ = self.originals[weight.parameter][:, weight.start : weight.start + weight.shape[1]]
@@ -90,7 +92,10 @@ def test_any_order_of_configurations_leads_to_the_same_weights(toy: Toy) -> None
 
 def test_an_error_leaves_the_module_restored(toy: Toy) -> None:
     fits = Fits(toy)
-    with pytest.raises(RuntimeError), quantized(toy, GRAPH, QuantConfig("toy", {"a": UAQ3, "b#0": UAQ4}), fits):
+    with (
+        pytest.raises(RuntimeError),
+        quantized(toy, GRAPH, QuantConfig("toy", {"a": UAQ3, "b#0": UAQ4}), fits),
+    ):
         raise RuntimeError
     assert all(torch.equal(p, fits.originals[name]) for name, p in toy.named_parameters())
 

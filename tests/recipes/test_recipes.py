@@ -14,7 +14,17 @@ from toy_unet import unet_graph
 from qsdm.graph import Graph, Node, Op, Weight
 from qsdm.qconfig import QuantConfig, QuantMethod, Space
 from qsdm.recipe import read
-from qsdm.recipes import RecipeError, Said, decisions, gguf, layers, native, sdnq, skip_list, torchao
+from qsdm.recipes import (
+    RecipeError,
+    Said,
+    decisions,
+    gguf,
+    layers,
+    native,
+    sdnq,
+    skip_list,
+    torchao,
+)
 from tests.tracing.published import traced
 
 UAQ4 = QuantMethod("uaq", 4)
@@ -23,7 +33,11 @@ EVERY = ("uaq-2", "uaq-3", "uaq-4", "uaq-8", "uaq_refined-4", "uaq_asym-5", "uaq
 
 
 def graph_of(*weights: Weight) -> Graph:
-    return Graph("toy", tuple(Node(w.name, Op.CONV if len(w.shape) > 2 else Op.LINEAR, weight=w) for w in weights), ())
+    return Graph(
+        "toy",
+        tuple(Node(w.name, Op.CONV if len(w.shape) > 2 else Op.LINEAR, weight=w) for w in weights),
+        (),
+    )
 
 
 def weight(name: str, *shape: int, start: int = 0, ties: tuple[str, ...] = ()) -> Weight:
@@ -36,7 +50,9 @@ def mixed(graph: Graph, methods: Sequence[str], seed: int = 0) -> QuantConfig:
 
 def low(qconfig: QuantConfig) -> QuantConfig:
     """Without the weights that are named and keep full precision."""
-    return QuantConfig(qconfig.denoiser, {name: m for name, m in qconfig.methods.items() if m.name != "fp"})
+    return QuantConfig(
+        qconfig.denoiser, {name: m for name, m in qconfig.methods.items() if m.name != "fp"}
+    )
 
 
 def said(notes: Sequence[str], part: str) -> int:
@@ -52,7 +68,18 @@ def test_the_schema_allows_just_the_methods_that_there_are() -> None:
     schema = json.loads(native.SCHEMA_FILE.read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
     valid = jsonschema.Draft202012Validator(schema).is_valid
-    names = ("fp", "uaq", "uaq_refined", "uaq_asym", "uaq_g16", "uaq_g32", "uaq_g64", "uaq_g128", "nf4_g64", "kmeans_c")
+    names = (
+        "fp",
+        "uaq",
+        "uaq_refined",
+        "uaq_asym",
+        "uaq_g16",
+        "uaq_g32",
+        "uaq_g64",
+        "uaq_g128",
+        "nf4_g64",
+        "kmeans_c",
+    )
     accepted = 0
     for name in (*names, "kmeans_a", "fp8_e4m3", "gptq"):
         for bits in (1, 2, 3, 4, 8, 9, 16, 32):
@@ -61,7 +88,11 @@ def test_the_schema_allows_just_the_methods_that_there_are() -> None:
                 known = True
             except ValueError:
                 known = False
-            written = {"schema": "qsdm/qconfig/1", "denoiser": "toy", "methods": {"a": f"{name}-{bits}"}}
+            written = {
+                "schema": "qsdm/qconfig/1",
+                "denoiser": "toy",
+                "methods": {"a": f"{name}-{bits}"},
+            }
             assert valid(written) == known, f"{name}-{bits}"
             accepted += known
     assert accepted > 30
@@ -84,7 +115,9 @@ def test_a_configuration_of_another_graph_is_refused() -> None:
     for write in (native.write, torchao.write, gguf.write, sdnq.write):
         with pytest.raises(RecipeError, match=r"has no weight 'b': choose the space"):
             write(graph, QuantConfig("toy", {"b": UAQ4}))
-        with pytest.raises(RecipeError, match=r"wanted a configuration of 'toy' \(got one of 'other'\)"):
+        with pytest.raises(
+            RecipeError, match=r"wanted a configuration of 'toy' \(got one of 'other'\)"
+        ):
             write(graph, QuantConfig("other", {}))
 
 
@@ -95,8 +128,15 @@ def test_a_skip_list_of_sdxl() -> None:
     graph, _ = traced("sdxl")
     skipped = ["time_embedding", "add_embedding", "conv_in", "conv_out", "proj_out", "lm_head"]
     found = skip_list.read(graph, skipped, UAQ4)
-    full = {w.name.partition("#")[0] for w in graph.weights} - {n.partition("#")[0] for n in found.qconfig.methods}
-    last = {"time_embedding.linear_1", "time_embedding.linear_2", "add_embedding.linear_1", "add_embedding.linear_2"}
+    full = {w.name.partition("#")[0] for w in graph.weights} - {
+        n.partition("#")[0] for n in found.qconfig.methods
+    }
+    last = {
+        "time_embedding.linear_1",
+        "time_embedding.linear_2",
+        "add_embedding.linear_1",
+        "add_embedding.linear_2",
+    }
     assert last | {"conv_in", "conv_out"} < full
     assert full - last - {"conv_in", "conv_out"} == {
         w.name for w in graph.weights if w.name.endswith("proj_out") and "attentions" in w.name
@@ -107,7 +147,12 @@ def test_a_skip_list_of_sdxl() -> None:
 
 def test_an_entry_ends_at_a_dot_and_may_begin_anywhere() -> None:
     """As in diffusers' quantizers."""
-    graph = graph_of(*(weight(name) for name in ("a.proj_out", "a.x_proj_out", "a.proj_out_2", "b.proj", "proj.c")))
+    graph = graph_of(
+        *(
+            weight(name)
+            for name in ("a.proj_out", "a.x_proj_out", "a.proj_out_2", "b.proj", "proj.c")
+        )
+    )
     found = skip_list.read(graph, ["proj_out", "b.proj.weight", "proj.c.x"], UAQ4)
     assert set(found.qconfig.methods) == {"a.proj_out_2", "proj.c"}
 
@@ -116,22 +161,44 @@ def test_an_entry_ends_at_a_dot_and_may_begin_anywhere() -> None:
     ("config", "method", "told"),
     [
         ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "uaq-8", "int8 is taken as uaq-8"),
-        ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "nf4_g64-4", "nf4 is"),
-        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "nf4_g64-4", "fp4 is taken as nf4_g64-4"),
-        ({"quant_method": "quanto", "weights_dtype": "int4"}, "uaq_g128-4", "quanto's int4 is taken as uaq_g128-4"),
+        (
+            {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+            "nf4_g64-4",
+            "nf4 is",
+        ),
+        (
+            {"quant_method": "bitsandbytes", "load_in_4bit": True},
+            "nf4_g64-4",
+            "fp4 is taken as nf4_g64-4",
+        ),
+        (
+            {"quant_method": "quanto", "weights_dtype": "int4"},
+            "uaq_g128-4",
+            "quanto's int4 is taken as uaq_g128-4",
+        ),
         ({"quant_method": "torchao", "quant_type": {}}, "uaq-4", "torchao's own type is not read"),
     ],
 )
-def test_a_quantization_config_has_a_type_and_leaves_convs_alone(config: dict, method: str, told: str) -> None:
+def test_a_quantization_config_has_a_type_and_leaves_convs_alone(
+    config: dict, method: str, told: str
+) -> None:
     graph = graph_of(weight("linear"), weight("skipped"), weight("conv", 32, 64, 3, 3))
-    found = read(graph, json.dumps({"quantization_config": config | {"llm_int8_skip_modules": ["skipped"]}}), UAQ4)
+    found = read(
+        graph,
+        json.dumps({"quantization_config": config | {"llm_int8_skip_modules": ["skipped"]}}),
+        UAQ4,
+    )
     assert found.qconfig.methods == {"linear": QuantMethod.parse(method)}
     assert said(found.notes, told) == 1
     assert said(found.notes, "a Conv, which diffusers'") == 1
 
 
 def test_double_quantized_nf4_is_the_same_here() -> None:
-    config = {"quant_method": "bitsandbytes", "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    config = {
+        "quant_method": "bitsandbytes",
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+    }
     found = skip_list.read(graph_of(weight("a")), config, UAQ4)
     assert found.notes == ()
     assert str(found.qconfig.methods["a"]) == "nf4_g64-4"
@@ -141,8 +208,12 @@ def test_double_quantized_nf4_is_the_same_here() -> None:
 
 
 def test_the_first_rule_that_is_found_in_a_name_decides() -> None:
-    graph = graph_of(weight("a.to_q"), weight("a.to_k"), weight("a.ff"), weight("b.to_q"), weight("c"))
-    found = gguf.read(graph, r"^unet\.b=f16,to_q=q4_0" + "\nto_=q8_0,a\\.=bf16,^to_q=q4_0", QuantMethod("uaq", 3))
+    graph = graph_of(
+        weight("a.to_q"), weight("a.to_k"), weight("a.ff"), weight("b.to_q"), weight("c")
+    )
+    found = gguf.read(
+        graph, r"^unet\.b=f16,to_q=q4_0" + "\nto_=q8_0,a\\.=bf16,^to_q=q4_0", QuantMethod("uaq", 3)
+    )
     assert {name: str(method) for name, method in found.qconfig.methods.items()} == {
         "a.to_q": "uaq_g32-4",
         "a.to_k": "uaq_g32-8",
@@ -169,7 +240,11 @@ def test_a_pattern_may_name_a_prefix_but_not_a_piece_of_it(pattern: str, holds: 
 
 
 def test_tensors_that_are_never_quantized_there_keep_full_precision() -> None:
-    kept = (weight("conv", 32, 64, 3, 3), weight("time_embedding.linear_1"), weight("narrow", 64, 100))
+    kept = (
+        weight("conv", 32, 64, 3, 3),
+        weight("time_embedding.linear_1"),
+        weight("narrow", 64, 100),
+    )
     graph = graph_of(*kept, weight("short", 64, 320), weight("a"))
     found = gguf.read(graph, ".=q4_1", UAQ4)
     assert set(found.qconfig.methods) == {"short", "a"}
@@ -178,7 +253,9 @@ def test_tensors_that_are_never_quantized_there_keep_full_precision() -> None:
         assert said(found.notes, f"leaves them at full precision: {why}") == 1
 
 
-@pytest.mark.parametrize("rules", ["to_q=q4_1,to_k=q8_0,ff=q5_1,.=f16", "to_out=q6_K,ff_in=q2_K,to_=iq4_nl,.=q4_K"])
+@pytest.mark.parametrize(
+    "rules", ["to_q=q4_1,to_k=q8_0,ff=q5_1,.=f16", "to_out=q6_K,ff_in=q2_K,to_=iq4_nl,.=q4_K"]
+)
 def test_rules_become_a_configuration_that_becomes_the_same_rules(rules: str) -> None:
     graph = unet_graph()
     first = gguf.read(graph, rules, UAQ4)
@@ -203,7 +280,10 @@ def layer_of(graph: Graph, name: str):
 def test_few_rules_give_every_tensor_its_type() -> None:
     graph, _ = traced("sdxl")
     qconfig = mixed(graph, EVERY)
-    types = {name: gguf.type_of(name, layer, m)[0] for name, layer, m in decisions(graph, qconfig, Said())}
+    types = {
+        name: gguf.type_of(name, layer, m)[0]
+        for name, layer, m in decisions(graph, qconfig, Said())
+    }
     rules = gguf.rules_of(types)
     assert len(types) == 794
     assert len(rules) < 794 / 3
@@ -211,7 +291,11 @@ def test_few_rules_give_every_tensor_its_type() -> None:
     for prefix in gguf.PREFIXES:
         for name, kind in types.items():
             assert next(k for pattern, k in rules if re.search(pattern, prefix + name)) == kind
-    assert not [p for p, _ in rules if re.search(p, "vae.decoder.conv_in.weight") or re.search(p, "conv_in.bias")]
+    assert not [
+        p
+        for p, _ in rules
+        if re.search(p, "vae.decoder.conv_in.weight") or re.search(p, "conv_in.bias")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -220,7 +304,10 @@ def test_few_rules_give_every_tensor_its_type() -> None:
         ("to_q", r"PATTERN=TYPE, without commas in the pattern \(got 'to_q'\)"),
         ("=q4_0", r"PATTERN=TYPE"),
         ("to_(q=q4_0", r"the pattern 'to_\(q' is no regular expression: "),
-        ("to_q=q4_k", r"no type that qsdm has a method for is called 'q4_k'; did you mean 'q4_K'\?"),
+        (
+            "to_q=q4_k",
+            r"no type that qsdm has a method for is called 'q4_k'; did you mean 'q4_K'\?",
+        ),
         ("to_q=tq1_0", r"is called 'tq1_0'; did you mean"),
         (" \n", r"got an empty text"),
     ],
@@ -260,7 +347,12 @@ def test_an_sdnq_config_with_settings_per_module() -> None:
         "weights_dtype": "int3",
         "group_size": 64,
         "modules_to_not_convert": ["skipped", "nowhere"],
-        "modules_dtype_dict": {"minimum_6bit": ["first"], "uint2": ["second"], "int5": ["second"], "4bit": ["third"]},
+        "modules_dtype_dict": {
+            "minimum_6bit": ["first"],
+            "uint2": ["second"],
+            "int5": ["second"],
+            "4bit": ["third"],
+        },
         "modules_quant_config": {
             "codebook": {"weights_dtype": "uint4", "use_codebook": True, "group_size": -2},
             "float": {"weights_dtype": "float8_e4m3fn", "group_size": -1, "use_svd": True},
@@ -285,7 +377,10 @@ def test_an_sdnq_config_with_settings_per_module() -> None:
 
 
 def test_sdnq_chooses_groups_by_width() -> None:
-    linear, conv, odd = (layers(graph_of(weight("a", *shape)))[0] for shape in ((64, 640), (64, 640, 3, 3), (64, 100)))
+    linear, conv, odd = (
+        layers(graph_of(weight("a", *shape)))[0]
+        for shape in ((64, 640), (64, 640, 3, 3), (64, 100))
+    )
     assert [sdnq.group_of(linear, 0, bits, {}) for bits in (2, 3, 4, 5, 8)] == [16, 32, 64, 128, -1]
     assert sdnq.group_of(conv, 0, 4, {}) == 32
     assert sdnq.group_of(odd, 64, 4, {}) == -1
@@ -294,7 +389,9 @@ def test_sdnq_chooses_groups_by_width() -> None:
 
 def test_the_default_is_for_a_config_without_a_dtype() -> None:
     graph = graph_of(weight("a"), weight("b"), weight("c"))
-    found = sdnq.read(graph, {"modules_dtype_dict": {"minimum_3bit": ["a"], "minimum_8bit": ["b"]}}, UAQ4)
+    found = sdnq.read(
+        graph, {"modules_dtype_dict": {"minimum_3bit": ["a"], "minimum_8bit": ["b"]}}, UAQ4
+    )
     assert [str(found.qconfig.methods[name]) for name in "abc"] == ["uaq-4", "uaq-8", "uaq-4"]
 
 
@@ -303,10 +400,19 @@ def test_the_default_is_for_a_config_without_a_dtype() -> None:
     [
         ({"weights_dtype": "int4x"}, r"wanted a dtype of SDNQ such as uint4, .* \(got 'int4x'\)"),
         ({"weights_dtype": "uint1"}, r"wanted 2 to 8 bits"),
-        ({"modules_to_not_convert": 3}, r"wanted a list of names under 'modules_to_not_convert' \(got 3\)"),
+        (
+            {"modules_to_not_convert": 3},
+            r"wanted a list of names under 'modules_to_not_convert' \(got 3\)",
+        ),
         ({"modules_dtype_dict": ["a"]}, r"wanted a mapping under 'modules_dtype_dict'"),
-        ({"modules_dtype_dict": {"minimum": ["a"]}}, r"a least width such as minimum_6bit \(got 'minimum'\)"),
-        ({"weights_dtype": "int4", "group_size": "64"}, r"wanted a whole number under 'group_size' \(got '64'\)"),
+        (
+            {"modules_dtype_dict": {"minimum": ["a"]}},
+            r"a least width such as minimum_6bit \(got 'minimum'\)",
+        ),
+        (
+            {"weights_dtype": "int4", "group_size": "64"},
+            r"wanted a whole number under 'group_size' \(got '64'\)",
+        ),
     ],
 )
 def test_a_wrong_sdnq_config_gets_one_sentence(config: dict, told: str) -> None:
@@ -315,8 +421,20 @@ def test_a_wrong_sdnq_config_gets_one_sentence(config: dict, told: str) -> None:
 
 
 def test_what_sdnq_can_hold_comes_back() -> None:
-    graph = graph_of(*(weight(f"blocks.{i}.linear", 64, 512) for i in range(40)), weight("conv", 64, 128, 3, 3))
-    methods = ("uaq-2", "uaq-4", "uaq-8", "uaq_g32-3", "uaq_g64-4", "kmeans_c-3", "kmeans_a-4", "fp8_e4m3-8", "fp-16")
+    graph = graph_of(
+        *(weight(f"blocks.{i}.linear", 64, 512) for i in range(40)), weight("conv", 64, 128, 3, 3)
+    )
+    methods = (
+        "uaq-2",
+        "uaq-4",
+        "uaq-8",
+        "uaq_g32-3",
+        "uaq_g64-4",
+        "kmeans_c-3",
+        "kmeans_a-4",
+        "fp8_e4m3-8",
+        "fp-16",
+    )
     qconfig = mixed(graph, methods)
     written = sdnq.write(graph, qconfig)
     assert read(graph, written.text, QuantMethod("uaq", 5)).qconfig == low(qconfig)
@@ -326,7 +444,10 @@ def test_what_sdnq_can_hold_comes_back() -> None:
 
 
 def parameters_of_torchao(text: str) -> dict[str, object]:
-    return {f"{name}.weight": config for name, config in json.loads(text)["_data"]["fqn_to_config"].items()}
+    return {
+        f"{name}.weight": config
+        for name, config in json.loads(text)["_data"]["fqn_to_config"].items()
+    }
 
 
 def parameters_of_sdnq(text: str) -> dict[str, object]:
@@ -337,10 +458,20 @@ def parameters_of_sdnq(text: str) -> dict[str, object]:
 def test_torchao_holds_uniform_methods() -> None:
     conv, odd = weight("conv", 64, 64, 3, 3), weight("odd", 64, 96)
     video, depthwise = weight("video", 64, 64, 1, 1, 1), weight("depthwise", 64, 1, 3, 3)
-    graph = graph_of(weight("row"), weight("group"), weight("float"), weight("full"), conv, odd, video, depthwise)
-    methods = {"row": "uaq-3", "group": "uaq_g64-4", "float": "fp8_e4m3-8", "conv": "kmeans_c-4", "odd": "uaq_g64-4"}
+    graph = graph_of(
+        weight("row"), weight("group"), weight("float"), weight("full"), conv, odd, video, depthwise
+    )
+    methods = {
+        "row": "uaq-3",
+        "group": "uaq_g64-4",
+        "float": "fp8_e4m3-8",
+        "conv": "kmeans_c-4",
+        "odd": "uaq_g64-4",
+    }
     methods |= {"video": "uaq-4", "depthwise": "uaq-4"}
-    written = torchao.write(graph, QuantConfig("toy", {name: QuantMethod.parse(m) for name, m in methods.items()}))
+    written = torchao.write(
+        graph, QuantConfig("toy", {name: QuantMethod.parse(m) for name, m in methods.items()})
+    )
     found = parameters_of_torchao(written.text)
     assert found["row.weight"] == {
         "_type": "IntxWeightOnlyConfig",
@@ -352,14 +483,22 @@ def test_torchao_holds_uniform_methods() -> None:
         },
     }
     grain = {name: config and config["_data"].get("granularity") for name, config in found.items()}
-    assert grain["group.weight"] == {"_type": "PerGroup", "_version": 1, "_data": {"group_size": 64}}
+    assert grain["group.weight"] == {
+        "_type": "PerGroup",
+        "_version": 1,
+        "_data": {"group_size": 64},
+    }
     assert grain["odd.weight"] == grain["conv.weight"] == grain["row.weight"]
     assert found["float.weight"]["_type"] == "Float8WeightOnlyConfig"
     assert found["full.weight"] is found["video.weight"] is found["depthwise.weight"] is None
     assert said(written.notes, "codebooks") == 1
     assert said(written.notes, "groups of 64 become one scale per channel") == 1
     assert said(written.notes, "minimum and maximum") == 3
-    assert said(written.notes, "over one or three axes") == said(written.notes, "one input per channel") == 1
+    assert (
+        said(written.notes, "over one or three axes")
+        == said(written.notes, "one input per channel")
+        == 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -367,7 +506,12 @@ def test_torchao_holds_uniform_methods() -> None:
     [
         (torchao.write, parameters_of_torchao),
         (sdnq.write, parameters_of_sdnq),
-        (gguf.write, lambda text: {name: 0 for name in NAMES if any(re.search(p, name) for p, _ in gguf.parse(text))}),
+        (
+            gguf.write,
+            lambda text: {
+                name: 0 for name in NAMES if any(re.search(p, name) for p, _ in gguf.parse(text))
+            },
+        ),
     ],
     ids=["torchao", "sdnq", "gguf"],
 )
@@ -392,7 +536,9 @@ def test_whatever_does_not_come_back_was_told(form) -> None:
         qconfig = low(mixed(graph, EVERY, seed))
         written = form.write(graph, qconfig)
         back = read(graph, written.text, UAQ4).qconfig
-        changed = sum(back.methods.get(w.name) != qconfig.methods.get(w.name) for w in graph.weights)
+        changed = sum(
+            back.methods.get(w.name) != qconfig.methods.get(w.name) for w in graph.weights
+        )
         assert 0 < changed <= sum(int(note.split()[0]) for note in written.notes)
 
 

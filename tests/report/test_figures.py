@@ -26,7 +26,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> results.Results:
         (figures.pictures, "pictures", "realize"),
     ],
 )
-def test_figure_is_drawn_or_names_the_command_that_is_missing(whole, draw, field, command, tmp_path):
+def test_figure_is_drawn_or_names_the_command_that_is_missing(
+    whole, draw, field, command, tmp_path
+):
     made = draw(whole)
     made.savefig(tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 5_000
@@ -54,7 +56,9 @@ def test_largest_weights_come_first(whole):
 
 def test_heat_leaves_out_what_is_not_on_offer(whole):
     names, methods, values = results.matrix(whole.sensitivity)
-    missing = [(i, j) for i, row in enumerate(values) for j, value in enumerate(row) if value is None]
+    missing = [
+        (i, j) for i, row in enumerate(values) for j, value in enumerate(row) if value is None
+    ]
     assert missing
     shown = charts.heat(names, methods, values, "harm")["data"][0]["z"]
     assert all(shown[j][i] is None for i, j in missing)

@@ -16,8 +16,12 @@ from qsdm.graph import Graph, Node, Op, Role, Weight
 from qsdm.qconfig import QuantMethod
 from qsdm.report import graph_page
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: install it to see the page in a browser")
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+browser = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium here: install it to see the page in a browser"
+)
 
 
 def chain(num_blocks: int = 4) -> Graph:
@@ -58,9 +62,16 @@ def test_every_node_and_edge_is_in_the_page() -> None:
 
 
 def test_values_reach_their_nodes() -> None:
-    values = {"error": {"layers.1.proj": 0.25}, "score": {"layers.1.proj": 2 / 3, "layers.2.proj": 0.0}}
+    values = {
+        "error": {"layers.1.proj": 0.25},
+        "score": {"layers.1.proj": 2 / 3, "layers.2.proj": 0.0},
+    }
     data = embedded(graph_page.render(chain(), values))
-    found = {entry["n"]: entry["v"] for entry in data["nodes"] if any(v is not None for v in entry.get("v", ()))}
+    found = {
+        entry["n"]: entry["v"]
+        for entry in data["nodes"]
+        if any(v is not None for v in entry.get("v", ()))
+    }
     assert found == {"layers.1.proj": [0.25, 0.6667], "layers.2.proj": [None, 0.0]}
     assert data["labels"] == ["error", "score"]
     with pytest.raises(ValueError, match="no weight 'nothing'"):
@@ -73,7 +84,9 @@ def test_errors_of_a_calibration_are_values() -> None:
     weights = [Weight("a", "a.weight", (4, 4)), *halves, Weight("c", "c.weight", (4, 4))]
     graph = Graph("toy", tuple(Node(w.name, Op.LINEAR, weight=w) for w in weights), ())
     methods = (QuantMethod("uaq", 3), QuantMethod("uaq", 4))
-    table = MethodTable(("a", "b"), methods, np.array([[0.1, 0.05], [0.2, np.nan]]), np.ones((2, 2), dtype=np.int64))
+    table = MethodTable(
+        ("a", "b"), methods, np.array([[0.1, 0.05], [0.2, np.nan]]), np.ones((2, 2), dtype=np.int64)
+    )
     assert graph_page.errors(graph, table) == {
         "error of uaq-3": {"a": 0.1, "b#0": 0.2, "b#1": 0.2},
         "error of uaq-4": {"a": 0.05},
@@ -91,7 +104,13 @@ def browse(page: Path, fragment: str = "", *flags: str) -> str:
     """The page's HTML after its scripts have run in Chromium, which had nothing to say in its console."""
     command = [
         str(CHROMIUM),
-        *("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr"),
+        *(
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            "--enable-logging=stderr",
+        ),
         *("--virtual-time-budget=3000", f"--user-data-dir={page.parent / 'profile'}"),
         *(flags or ("--dump-dom",)),
         f"file://{page}{fragment}",
@@ -105,7 +124,9 @@ def browse(page: Path, fragment: str = "", *flags: str) -> str:
 @pytest.mark.parametrize("fragment", ["", "#open=blocks", "#open=everything"])
 def test_the_page_runs_in_a_browser(tmp_path: Path, fragment: str) -> None:
     graph_page.write(tmp_path / "graph.html", chain(60))
-    assert "linear <span>60</span>" in browse(tmp_path / "graph.html", fragment)  # drawn by the script, after layout
+    assert "linear <span>60</span>" in browse(
+        tmp_path / "graph.html", fragment
+    )  # drawn by the script, after layout
 
 
 @browser
@@ -174,10 +195,18 @@ def test_a_published_denoiser_is_drawn(tmp_path: Path, name: str) -> None:
     page = browse(tmp_path / "graph.html", f"#open=everything&node={node.name}")
     assert f"<h2>{node.name}</h2>" in page
     shot = tmp_path / "page.png"
-    browse(tmp_path / "graph.html", "#open=everything", "--window-size=1440,900", f"--screenshot={shot}")
+    browse(
+        tmp_path / "graph.html",
+        "#open=everything",
+        "--window-size=1440,900",
+        f"--screenshot={shot}",
+    )
     with Image.open(shot) as image:
         assert image.size == (1440, 900)
         colours = image.convert("RGB").getcolors(1 << 24)
     found = {colour: count for count, colour in colours}
-    for colour in ((0x4C, 0x7F, 0xE8), (0xE2, 0x84, 0x3A)):  # the two most frequent ops, in legend and graph
+    for colour in (
+        (0x4C, 0x7F, 0xE8),
+        (0xE2, 0x84, 0x3A),
+    ):  # the two most frequent ops, in legend and graph
         assert found.get(colour, 0) > 200

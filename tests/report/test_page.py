@@ -18,7 +18,9 @@ from qsdm.report import page, results
 from qsdm.run.conf import CONF
 from qsdm.store import Store
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 SECTIONS = (
     "Pictures",
     "Measured",
@@ -53,7 +55,9 @@ class Reader(html.parser.HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self._inside = tag
-        self.loaded += [value for name, value in attrs if name in ("src", "href", "srcset", "data") and value]
+        self.loaded += [
+            value for name, value in attrs if name in ("src", "href", "srcset", "data") and value
+        ]
         if tag == "td":
             self.cells.append("")
 
@@ -149,27 +153,39 @@ def test_rival_is_the_best_uniform_row_that_is_not_larger(whole):
 def test_best_value_is_marked_once_a_metric_and_never_at_full_precision(whole):
     found = page.table(changed(whole, fd_lite0=1.0, clip_score=1.0, psnr=99.0))
     assert found is not None
-    marked = [(row["kind"], i) for row in found["rows"] for i, cell in enumerate(row["cells"]) if cell["best"]]
+    marked = [
+        (row["kind"], i)
+        for row in found["rows"]
+        for i, cell in enumerate(row["cells"])
+        if cell["best"]
+    ]
     assert marked == [("ours", 3), ("ours", 4), ("ours", 5)]
 
 
 def test_text_of_the_store_cannot_become_markup(whole):
     assert whole.summary is not None
     evil = "<script>alert(1)</script>"
-    rows = [*whole.summary["rows"], {"name": evil, "avg_bits": 3.0, "size_bytes": 1, "metrics": {"fd_lite0": 1.0}}]
+    rows = [
+        *whole.summary["rows"],
+        {"name": evil, "avg_bits": 3.0, "size_bytes": 1, "metrics": {"fd_lite0": 1.0}},
+    ]
     text = page.render(dataclasses.replace(whole, denoiser=evil, summary={"rows": rows}))
     assert evil not in text
     assert "&lt;script&gt;alert(1)" in text
 
 
 def test_labels_have_bits_and_quality_of_the_objective(whole):
-    assert len(whole.outcomes) == 60, "a test set is no label, nor is a configuration of another space"
+    assert len(whole.outcomes) == 60, (
+        "a test set is no label, nor is a configuration of another space"
+    )
     for label in whole.outcomes:
         assert 3 < label["avg_bits"] < 4.6
         assert label["quality"] == -label["metrics"]["fd_lite0"]
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: install it to see the page in a browser")
+@pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium here: install it to see the page in a browser"
+)
 @pytest.mark.parametrize("width", [1280, 420])
 def test_page_is_quiet_in_a_browser_and_fits_its_width(whole, tmp_path, width):
     page.write(tmp_path / "page.html", whole)
@@ -186,9 +202,19 @@ def test_page_is_quiet_in_a_browser_and_fits_its_width(whole, tmp_path, width):
     }, 1500));</script>"""
     (tmp_path / "frame.html").write_text(probe.replace("WIDTH", str(width)))
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"]
-    options += ["--enable-logging=stderr", "--virtual-time-budget=20000", f"--user-data-dir={tmp_path / 'profile'}"]
+    options += [
+        "--enable-logging=stderr",
+        "--virtual-time-budget=20000",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ]
     made = subprocess.run(
-        [str(CHROMIUM), *options, "--window-size=1400,900", "--dump-dom", (tmp_path / "frame.html").as_uri()],
+        [
+            str(CHROMIUM),
+            *options,
+            "--window-size=1400,900",
+            "--dump-dom",
+            (tmp_path / "frame.html").as_uri(),
+        ],
         capture_output=True,
         text=True,
         timeout=120,
@@ -203,7 +229,9 @@ def test_page_cannot_be_half_written(whole, tmp_path: Path):
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["page.html"]
 
 
-@pytest.mark.parametrize("path", sorted((CONF / "metrics").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((CONF / "metrics").glob("*.yaml")), ids=lambda path: path.stem
+)
 def test_every_metric_has_a_label_that_points_to_its_better_side(path: Path) -> None:
     config = OmegaConf.load(path)
     for name in config.keys() - {"defaults"}:

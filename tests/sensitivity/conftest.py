@@ -2,17 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from toy_unet import Toy, make_toy
+from toy_unet import Toy
 
 from qsdm.predictor import FitOptions, Predictor
 from qsdm.predictor.encode import encode
 from qsdm.predictor.fit import fit_folds
-
-
-@pytest.fixture(scope="session")
-def toy() -> Toy:
-    """27 weights."""
-    return make_toy(levels=2, repeats=1)
 
 
 @pytest.fixture(scope="session")

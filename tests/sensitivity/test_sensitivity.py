@@ -31,7 +31,9 @@ def predicted(predictor: Predictor, configurations: np.ndarray) -> np.ndarray:
 def drops(predictor: Predictor, genes: np.ndarray) -> np.ndarray:
     """f(full precision) - f(configuration)."""
     encoding = predictor.encoding
-    return predicted(predictor, encoding.full_precision()) - predicted(predictor, encoding.one_hot(genes))
+    return predicted(predictor, encoding.full_precision()) - predicted(
+        predictor, encoding.one_hot(genes)
+    )
 
 
 def test_integrated_gradients_add_up(predictor: Predictor, genes: np.ndarray) -> None:
@@ -63,11 +65,15 @@ def test_an_additive_predictor_is_read_exactly(predictor: Predictor, genes: np.n
     for fold in predictor.folds:
         fold.gnn.share.fill_(0.0)
     try:
-        terms = np.mean([-f.deviation * f.gnn.additive.double().numpy() for f in predictor.folds], axis=0)
+        terms = np.mean(
+            [-f.deviation * f.gnn.additive.double().numpy() for f in predictor.folds], axis=0
+        )
         columns = predictor.encoding.columns_of(genes)
         expected = terms[np.arange(len(terms)), columns]
         tolerance = 1e-3 * np.abs(expected).max()
-        np.testing.assert_allclose(integrated_gradients(predictor, genes, 2)[0], expected, atol=tolerance)
+        np.testing.assert_allclose(
+            integrated_gradients(predictor, genes, 2)[0], expected, atol=tolerance
+        )
         single = ablation(predictor, genes[:3], np.arange(len(terms)))
         np.testing.assert_allclose(single["to_full"], expected[:3], atol=tolerance)
         np.testing.assert_allclose(single["from_full"], expected[:3], atol=tolerance)
@@ -88,14 +94,22 @@ def test_ablation_of_a_group_is_the_difference_of_two_predictions(
         restored[:, groups == g] = full[:, groups == g]
         alone[:, groups == g] = hot[:, groups == g]
         np.testing.assert_allclose(
-            found["to_full"][:, g], predicted(predictor, restored) - predicted(predictor, hot), rtol=1e-3, atol=1e-3
+            found["to_full"][:, g],
+            predicted(predictor, restored) - predicted(predictor, hot),
+            rtol=1e-3,
+            atol=1e-3,
         )
         np.testing.assert_allclose(
-            found["from_full"][:, g], predicted(predictor, full) - predicted(predictor, alone), rtol=1e-3, atol=1e-3
+            found["from_full"][:, g],
+            predicted(predictor, full) - predicted(predictor, alone),
+            rtol=1e-3,
+            atol=1e-3,
         )
     everything = ablation(predictor, genes[:3], np.zeros(len(groups), dtype=np.int64))
     for direction in everything.values():
-        np.testing.assert_allclose(direction[:, 0], drops(predictor, genes[:3]), rtol=1e-4, atol=1e-3)
+        np.testing.assert_allclose(
+            direction[:, 0], drops(predictor, genes[:3]), rtol=1e-4, atol=1e-3
+        )
 
 
 def test_hops_count_by_their_quality(predictor: Predictor, genes: np.ndarray) -> None:
@@ -107,7 +121,9 @@ def test_hops_count_by_their_quality(predictor: Predictor, genes: np.ndarray) ->
     same[1, 3:] = (same[1, 3:] + 1) % 2
     same[1, :3] = same[0, :3]
     alone = hop_harms(predictor, same)[0]
-    np.testing.assert_allclose(alone[0, :3], alone[1, :3], atol=1e-5)  # hop 0 sees its own decision alone
+    np.testing.assert_allclose(
+        alone[0, :3], alone[1, :3], atol=1e-5
+    )  # hop 0 sees its own decision alone
 
 
 def test_balanced_genes_hold_every_option_equally_often(toy: Toy) -> None:
@@ -119,7 +135,9 @@ def test_balanced_genes_hold_every_option_equally_often(toy: Toy) -> None:
     assert len({row.tobytes() for row in genes}) == 12
 
 
-def test_by_decision_averages_over_the_configurations_that_took_it(toy: Toy, genes: np.ndarray) -> None:
+def test_by_decision_averages_over_the_configurations_that_took_it(
+    toy: Toy, genes: np.ndarray
+) -> None:
     known = np.full((len(toy.space.options), len(toy.space.methods)), np.nan)
     for i, offered in enumerate(toy.space.options):
         known[i, [toy.space.methods.index(m) for m in offered]] = np.arange(len(offered)) + 10 * i
@@ -133,8 +151,14 @@ def test_sensitivity_survives_json_and_knows_its_bits(toy: Toy, genes: np.ndarra
     made = Sensitivity(names, toy.space.methods, scores, "integrated_gradients", {"deletion": 0.5})
     again = Sensitivity.from_json(json.loads(json.dumps(made.to_json(), allow_nan=False)))
     np.testing.assert_array_equal(again.scores, made.scores)
-    assert (again.weights, again.methods, again.faithfulness) == (made.weights, made.methods, made.faithfulness)
-    assert (made.at_bits(4) > made.at_bits(3)).all()  # options are sorted by bits, and the score is the option here
+    assert (again.weights, again.methods, again.faithfulness) == (
+        made.weights,
+        made.methods,
+        made.faithfulness,
+    )
+    assert (
+        made.at_bits(4) > made.at_bits(3)
+    ).all()  # options are sorted by bits, and the score is the option here
     assert np.isnan(made.at_bits(8)).all()
     with pytest.raises(ValueError, match="weights by methods"):
         Sensitivity(names, toy.space.methods[:1], scores, "hops")
@@ -142,7 +166,9 @@ def test_sensitivity_survives_json_and_knows_its_bits(toy: Toy, genes: np.ndarra
 
 def test_scores_are_compared_with_weights_measured_alone(toy: Toy) -> None:
     names = tuple(weight.name for weight in toy.space.graph.weights)
-    scores = np.arange(len(names) * len(toy.space.methods), dtype=np.float64).reshape(len(names), -1)
+    scores = np.arange(len(names) * len(toy.space.methods), dtype=np.float64).reshape(
+        len(names), -1
+    )
     scores[0] = np.nan
     made = Sensitivity(names, toy.space.methods, scores, "hops")
     method = toy.space.methods[0]
@@ -153,17 +179,23 @@ def test_scores_are_compared_with_weights_measured_alone(toy: Toy) -> None:
     other = interventions(made, {key: -(harm**2) for key, harm in measured.items()})
     assert -1.0 < other["interventions"] < -0.9
     assert other["interventions_srcc"] == pytest.approx(-1.0)
-    assert interventions(made, measured | {(names[0], method): 0.0}) == same, "its score is not known"
+    assert interventions(made, measured | {(names[0], method): 0.0}) == same, (
+        "its score is not known"
+    )
     assert interventions(made, dict(list(measured.items())[:2])) == {}
 
 
-def test_faithful_scores_tell_themselves_from_others(toy: Toy, predictor: Predictor, genes: np.ndarray) -> None:
+def test_faithful_scores_tell_themselves_from_others(
+    toy: Toy, predictor: Predictor, genes: np.ndarray
+) -> None:
     harms, _ = integrated_gradients(predictor, genes, steps=16)
     rng = np.random.default_rng(0)
     right, wrong = (deletion(predictor, genes[0], sign * harms[0], rng) for sign in (1, -1))
     assert right > 0.05 > -0.05 > wrong
     names = tuple(weight.name for weight in toy.space.graph.weights)
-    made = Sensitivity(names, toy.space.methods, by_decision(toy.space, genes, harms), "integrated_gradients")
+    made = Sensitivity(
+        names, toy.space.methods, by_decision(toy.space, genes, harms), "integrated_gradients"
+    )
     outcomes, _ = toy.outcomes(40, seed=3)
     rows = np.stack([toy.space.encode(outcome.qconfig) for outcome in outcomes])
     columns = predictor.encoding.columns_of(rows)
@@ -177,11 +209,16 @@ def test_tables_share_out_the_whole_harm(toy: Toy, predictor: Predictor, genes: 
         names, groups = groups_of(toy.space, kind)
         zeros = np.zeros((len(genes), len(names)))
         rows = table(toy.space, kind, harms, zeros, zeros, harms)
-        assert sum(row["integrated_gradients"] for row in rows) == pytest.approx(harms.sum(axis=1).mean())
+        assert sum(row["integrated_gradients"] for row in rows) == pytest.approx(
+            harms.sum(axis=1).mean()
+        )
         assert sum(row["num_weights"] for row in rows) == len(groups)
         assert sum(row["share_of_values"] for row in rows) == pytest.approx(1)
         printed = text(kind, rows, limit=3)
-        assert max(rows, key=lambda row: row["integrated_gradients"])["name"] in printed.splitlines()[1]
+        assert (
+            max(rows, key=lambda row: row["integrated_gradients"])["name"]
+            in printed.splitlines()[1]
+        )
 
 
 def test_pictures_are_drawn(toy: Toy, genes: np.ndarray, tmp_path: Path) -> None:

@@ -27,7 +27,9 @@ def chain(num: int) -> Space:
         Node(f"layer{i}", Op.LINEAR, weight=Weight(f"layer{i}", f"layer{i}.weight", shape))
         for i, shape in enumerate(shapes)
     ]
-    return Space.of(Graph("chain", tuple(nodes), tuple((i, i + 1) for i in range(num - 1))), METHODS)
+    return Space.of(
+        Graph("chain", tuple(nodes), tuple((i, i + 1) for i in range(num - 1))), METHODS
+    )
 
 
 def toy(num: int, seed: int = 0) -> Problem:
@@ -36,7 +38,9 @@ def toy(num: int, seed: int = 0) -> Problem:
     error = np.full((num, max(map(len, space.options))), np.inf)
     for i, offered in enumerate(space.options):
         error[i, : len(offered)] = (
-            rng.uniform(0.1, 1) * np.array([4.0**-m.bits for m in offered]) * rng.uniform(0.8, 1.2, len(offered))
+            rng.uniform(0.1, 1)
+            * np.array([4.0**-m.bits for m in offered])
+            * rng.uniform(0.8, 1.2, len(offered))
         )
     return Problem(space, error)
 
@@ -44,7 +48,9 @@ def toy(num: int, seed: int = 0) -> Problem:
 def values_of(problem: Problem, genes: np.ndarray) -> np.ndarray:
     """A separable problem: the sum of errors, and bytes."""
     rows = np.arange(genes.shape[1])
-    return np.stack([problem.error[rows, genes].sum(axis=1), problem.size_of(genes).astype(float)], axis=1)
+    return np.stack(
+        [problem.error[rows, genes].sum(axis=1), problem.size_of(genes).astype(float)], axis=1
+    )
 
 
 def everything(problem: Problem) -> np.ndarray:
@@ -67,10 +73,14 @@ def test_many_samples_follow_the_rule_of_the_space():
     problem = toy(30)
     rng = np.random.default_rng(0)
     many = problem.size_of(problem.sample(rng, 2000))
-    one_by_one = problem.size_of(np.array([problem.space.encode(problem.space.sample(rng)) for _ in range(400)]))
+    one_by_one = problem.size_of(
+        np.array([problem.space.encode(problem.space.sample(rng)) for _ in range(400)])
+    )
     span = np.ptp(many)
     for share in (0.1, 0.3, 0.5, 0.7, 0.9):
-        assert np.quantile(many, share) == pytest.approx(np.quantile(one_by_one, share), abs=0.1 * span)
+        assert np.quantile(many, share) == pytest.approx(
+            np.quantile(one_by_one, share), abs=0.1 * span
+        )
 
 
 def test_front_holds_exactly_what_nothing_dominates():
@@ -143,7 +153,9 @@ def test_evolution_finds_the_optimum_of_a_separable_toy():
     problem = toy(5)
     every = values_of(problem, everything(problem))
     reference = every.max(axis=0) * 1.01
-    search = Evolution(population=40, offspring=40).start(problem, no_seeds(problem), np.random.default_rng(0))
+    search = Evolution(population=40, offspring=40).start(
+        problem, no_seeds(problem), np.random.default_rng(0)
+    )
     found = []
     for _ in range(40):
         genes = search.ask()
@@ -155,7 +167,9 @@ def test_evolution_finds_the_optimum_of_a_separable_toy():
 
 def test_evolution_proposes_no_configuration_twice_among_parents_and_children():
     problem = toy(12)
-    search = Evolution(population=20, offspring=20).start(problem, no_seeds(problem), np.random.default_rng(0))
+    search = Evolution(population=20, offspring=20).start(
+        problem, no_seeds(problem), np.random.default_rng(0)
+    )
     for _ in range(5):
         genes = search.ask()
         assert len(np.unique(genes, axis=0)) == len(genes)
@@ -172,7 +186,9 @@ def test_evolution_begins_with_its_seeds():
 
 def test_evolution_learns_only_of_what_it_asked():
     problem = toy(6)
-    search = Evolution(population=8, offspring=8).start(problem, no_seeds(problem), np.random.default_rng(0))
+    search = Evolution(population=8, offspring=8).start(
+        problem, no_seeds(problem), np.random.default_rng(0)
+    )
     genes = search.ask()
     with pytest.raises(ValueError, match="last ask"):
         search.tell(genes[::-1], values_of(problem, genes))

@@ -15,13 +15,18 @@ CONF = Path(__file__).parents[2] / "conf"
 
 def names() -> list[str]:
     """All models with a published config."""
-    found = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((CONF / "model").glob("*.yaml"))}
+    found = {
+        path.stem: yaml.safe_load(path.read_text())
+        for path in sorted((CONF / "model").glob("*.yaml"))
+    }
     return [name for name, entry in found.items() if "config" in entry]
 
 
 def model(name: str) -> Model:
     entry = yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text())
-    return Model(**{key: value for key, value in entry.items() if key not in ("_target_", "defaults")})
+    return Model(
+        **{key: value for key, value in entry.items() if key not in ("_target_", "defaults")}
+    )
 
 
 @cache

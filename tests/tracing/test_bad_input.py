@@ -28,7 +28,9 @@ def test_a_forward_without_named_inputs_is_no_denoiser(tiny_unet) -> None:
     class Empty(nn.Module): ...
 
     for module in (Empty(), nn.DataParallel(tiny_unet)):
-        with pytest.raises(TraceError, match=r"forward names no input: this is no denoiser, or a wrapper"):
+        with pytest.raises(
+            TraceError, match=r"forward names no input: this is no denoiser, or a wrapper"
+        ):
             tracing.trace_unaided(module, {}, "x")
 
 
@@ -72,7 +74,9 @@ def test_an_operator_without_a_cpu_version_is_told() -> None:
         library.impl("of_the_gpu", lambda x: x, "CUDA")
         message = told(Calls(torch.ops.qsdm_tests.of_the_gpu), sample=torch.zeros(1, 256, 64))
     assert "of_the_gpu in the forward with [1, 256, 64]" in message
-    assert message.endswith("this kernel does not run on a CPU: load it with plain attention and without fused layers")
+    assert message.endswith(
+        "this kernel does not run on a CPU: load it with plain attention and without fused layers"
+    )
 
 
 def test_an_operator_without_a_rule_for_shapes_is_computed() -> None:
@@ -125,7 +129,9 @@ def test_a_real_adapter_and_a_real_offload_are_refused(tiny_unet) -> None:
     adapted = copy.deepcopy(tiny_unet)
     adapted.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q"]))
     assert "call fuse_lora() and unload_lora_weights() first" in told(adapted)
-    offloaded = accelerate.cpu_offload(copy.deepcopy(tiny_unet), execution_device=torch.device("cpu"))
+    offloaded = accelerate.cpu_offload(
+        copy.deepcopy(tiny_unet), execution_device=torch.device("cpu")
+    )
     assert "load it without enable_*_offload()" in told(offloaded)
 
 
@@ -154,7 +160,11 @@ def test_wrong_overrides_are_told(tiny_unet) -> None:
 def test_overrides_replace_built_inputs(tiny_unet) -> None:
     built = inputs.build(
         tiny_unet,
-        {"sample": [1, 4, 16, 24], "timestep": {"shape": [1], "dtype": "int64", "value": 3}, "class_labels": None},
+        {
+            "sample": [1, 4, 16, 24],
+            "timestep": {"shape": [1], "dtype": "int64", "value": 3},
+            "class_labels": None,
+        },
     )
     assert built["sample"].shape == (1, 4, 16, 24)
     assert built["timestep"].tolist() == [3]
@@ -169,7 +179,8 @@ def test_unknown_required_parameters_are_guessed_and_named_when_that_fails() -> 
 
     assert set(inputs.build(Exotic())) == {"sample", "wavelet"}
     with pytest.raises(
-        TraceError, match=r"inputs sample, wavelet \(LookupError: no such wavelet\): give model\.inputs"
+        TraceError,
+        match=r"inputs sample, wavelet \(LookupError: no such wavelet\): give model\.inputs",
     ):
         tracing.trace_unaided(Exotic(), {}, "exotic")
 

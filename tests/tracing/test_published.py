@@ -58,14 +58,18 @@ PIPELINES = {
 
 
 def uniform_bits(graph, method: str, full_bits: int) -> float:
-    qconfig = QuantConfig(graph.denoiser, {weight.name: QuantMethod.parse(method) for weight in graph.weights})
+    qconfig = QuantConfig(
+        graph.denoiser, {weight.name: QuantMethod.parse(method) for weight in graph.weights}
+    )
     return round(cost.avg_bits(graph, qconfig, full_bits), 4)
 
 
 @pytest.mark.parametrize("name", TENSORS_AND_BYTES)
 def test_weight_tensors_and_bytes_are_the_papers(name: str) -> None:
     graph, _ = traced(name)
-    tensors = {parameter for weight in graph.weights for parameter in (weight.parameter, *weight.ties)}
+    tensors = {
+        parameter for weight in graph.weights for parameter in (weight.parameter, *weight.ties)
+    }
     assert (len(tensors), graph.num_values * model(name).full_bits // 8) == TENSORS_AND_BYTES[name]
 
 
@@ -73,12 +77,18 @@ def test_weight_tensors_and_bytes_are_the_papers(name: str) -> None:
 def test_average_bits_of_the_papers_space_are_the_papers(name: str) -> None:
     splits = yaml.safe_load((CONF / "space" / "paper.yaml").read_text())["splits"]
     graph = merge_splits(traced(name)[0], splits)
-    assert tuple(uniform_bits(graph, method, model(name).full_bits) for method in METHODS) == AVG_BITS[name]
+    assert (
+        tuple(uniform_bits(graph, method, model(name).full_bits) for method in METHODS)
+        == AVG_BITS[name]
+    )
 
 
 @pytest.mark.parametrize(("name", "method"), AVG_BITS_TRACED)
 def test_average_bits_with_every_traced_split(name: str, method: str) -> None:
-    assert uniform_bits(traced(name)[0], method, model(name).full_bits) == AVG_BITS_TRACED[name, method]
+    assert (
+        uniform_bits(traced(name)[0], method, model(name).full_bits)
+        == AVG_BITS_TRACED[name, method]
+    )
 
 
 @pytest.mark.parametrize("name", names())
@@ -93,15 +103,22 @@ def test_steps_and_guidance_are_defaults_of_the_pipeline(name: str) -> None:
     import diffusers
 
     takes = inspect.signature(getattr(diffusers, PIPELINES[name]).__call__).parameters
-    assert model(name).guidance == takes["true_cfg_scale" if name == "qwen_image" else "guidance_scale"].default
+    assert (
+        model(name).guidance
+        == takes["true_cfg_scale" if name == "qwen_image" else "guidance_scale"].default
+    )
     if name == "dit":  # its steps are of the paper's scripts, and its source says so
         assert "dit_eval_random.py" in model(name).source["steps_and_guidance"]
         return
-    assert model(name).source["steps_and_guidance"].startswith("defaults of the pipeline in diffusers")
+    assert (
+        model(name).source["steps_and_guidance"].startswith("defaults of the pipeline in diffusers")
+    )
     assert model(name).steps == takes["num_inference_steps"].default
 
 
-@pytest.mark.parametrize(("name", "num_split"), [("sdxl", 18), ("sd15", 24), ("dit", 0), ("pixart_alpha", 0)])
+@pytest.mark.parametrize(
+    ("name", "num_split"), [("sdxl", 18), ("sd15", 24), ("dit", 0), ("pixart_alpha", 0)]
+)
 def test_number_of_split_weights(name: str, num_split: int) -> None:
     split = [weight.name for weight in traced(name)[0].weights if "#" in weight.name]
     assert len({text.partition("#")[0] for text in split}) == num_split
@@ -116,7 +133,9 @@ def test_hunyuans_long_skips_are_split_and_its_pooler_is_named() -> None:
     (reason,) = reasons(graph, missing)
     assert "pooler.c_proj" in reason
     assert reason.endswith(": fused into time_extra_emb.pooler.mha, left out")
-    assert reasons(graph, ["elsewhere.proj"]) == ["elsewhere.proj: an input is missing, or the forward never uses them"]
+    assert reasons(graph, ["elsewhere.proj"]) == [
+        "elsewhere.proj: an input is missing, or the forward never uses them"
+    ]
 
 
 def test_macs_of_dit_are_its_papers() -> None:
@@ -165,5 +184,7 @@ def test_all_weights_are_covered(name: str) -> None:
 def test_every_published_denoiser_is_covered_and_described(name: str) -> None:
     graph, missing = traced(name)
     assert missing == ()
-    assert all(node.role and node.stage and node.macs for node in graph.nodes if node.weight is not None)
+    assert all(
+        node.role and node.stage and node.macs for node in graph.nodes if node.weight is not None
+    )
     assert model(name).num_params is not None

@@ -26,12 +26,22 @@ class Odd(nn.Module):
         self.labels = nn.Embedding(5, 32)
         self.out = nn.Linear(32, 4)
 
-    def forward(self, sample, timestep, encoder_hidden_states, notes, kinds, hint=None, return_dict=True):
+    def forward(
+        self, sample, timestep, encoder_hidden_states, notes, kinds, hint=None, return_dict=True
+    ):
         batch, frames = timestep.shape
         timestep = timestep.view(batch, frames)
         x = self.conv(sample).flatten(2).mT
-        x = x + self.text(encoder_hidden_states).mean(1, keepdim=True) + self.time(timestep[..., None])[:, :1]
-        x = x + self.extra(self.norm(notes)).mean(1, keepdim=True) + self.labels(kinds).sum(1, keepdim=True)
+        x = (
+            x
+            + self.text(encoder_hidden_states).mean(1, keepdim=True)
+            + self.time(timestep[..., None])[:, :1]
+        )
+        x = (
+            x
+            + self.extra(self.norm(notes)).mean(1, keepdim=True)
+            + self.labels(kinds).sum(1, keepdim=True)
+        )
         x = x + hint.mean()
         return (self.out(x),)
 
@@ -46,7 +56,11 @@ def test_shapes_follow_the_layers_that_take_them() -> None:
 
 def test_what_was_given_is_not_changed() -> None:
     with pytest.raises(TraceError, match=r"does not run .*linear in text with \[1, 5, 9\]"):
-        trace_unaided(Odd(), {"encoder_hidden_states": [1, 5, 9], "sample": [1, 7, 8, 8], "timestep": [1, 2]}, "odd")
+        trace_unaided(
+            Odd(),
+            {"encoder_hidden_states": [1, 5, 9], "sample": [1, 7, 8, 8], "timestep": [1, 2]},
+            "odd",
+        )
 
 
 def test_what_cannot_be_mended_is_told_by_its_first_failure() -> None:
@@ -92,17 +106,33 @@ def test_classes_of_all_kinds_are_traced_whole(name: str, config: dict) -> None:
     module = skeleton.build(getattr(transformers, name, None) or getattr(unets, name), config)
     graph, _ = trace_unaided(module, {}, name)
     assert not tracing.uncovered(module, graph)
-    assert all(node.weight is None or not node.dead or name.startswith("LTX2") for node in graph.nodes)
+    assert all(
+        node.weight is None or not node.dead or name.startswith("LTX2") for node in graph.nodes
+    )
 
 
 def test_a_mixture_of_experts_visits_all_of_them() -> None:
     import diffusers
 
-    config = {"num_layers": 1, "num_single_layers": 1, "patch_size": 2, "in_channels": 16, "out_channels": 16}
-    config |= {"caption_channels": [64, 64], "llama_layers": [0, 1], "num_attention_heads": 2, "num_routed_experts": 4}
+    config = {
+        "num_layers": 1,
+        "num_single_layers": 1,
+        "patch_size": 2,
+        "in_channels": 16,
+        "out_channels": 16,
+    }
+    config |= {
+        "caption_channels": [64, 64],
+        "llama_layers": [0, 1],
+        "num_attention_heads": 2,
+        "num_routed_experts": 4,
+    }
     config |= {"axes_dims_rope": [64, 32, 32]}
     module = skeleton.build(diffusers.HiDreamImageTransformer2DModel, config)
-    overrides = {"encoder_hidden_states_t5": [1, 8, 64], "encoder_hidden_states_llama3": [2, 1, 8, 64]}
+    overrides = {
+        "encoder_hidden_states_t5": [1, 8, 64],
+        "encoder_hidden_states_llama3": [2, 1, 8, 64],
+    }
     graph, _ = trace_unaided(module, overrides, "moe")
     experts = set(re.findall(r"experts\.(\d)", " ".join(node.name for node in graph.nodes)))
     assert experts == {"0", "1", "2", "3"}

@@ -21,7 +21,9 @@ from qsdm.quant.kernels import build, cpu, reference
 
 
 @torch.library.custom_op("qsdm::affine", mutates_args=())
-def affine(x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, bits: int, group: int) -> torch.Tensor:
+def affine(
+    x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, bits: int, group: int
+) -> torch.Tensor:
     """Uniform affine fake quantization of ``x`` [rows, n].
 
     Args:
@@ -42,7 +44,12 @@ def affine(x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, bits:
 
 @torch.library.custom_op("qsdm::affine_out", mutates_args=("out",))
 def affine_out(
-    x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, bits: int, group: int, out: torch.Tensor
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor,
+    bits: int,
+    group: int,
+    out: torch.Tensor,
 ) -> None:
     """`affine` into ``out``, contiguous, as ``x``; without a gradient. A new output costs more than its values."""
     x, scale, zero_point = _check(x, scale, zero_point, group)
@@ -52,7 +59,12 @@ def affine_out(
 
 @torch.library.custom_op("qsdm::affine_backward", mutates_args=())
 def affine_backward(
-    gradient: torch.Tensor, x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, bits: int, group: int
+    gradient: torch.Tensor,
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor,
+    bits: int,
+    group: int,
 ) -> torch.Tensor:
     """The straight-through gradient of `affine` for ``x``."""
     x, scale, zero_point = _check(x, scale, zero_point, group)
@@ -70,7 +82,13 @@ def affine_backward(
 
 @torch.library.custom_op("qsdm::lookup", mutates_args=())
 def lookup(
-    codes: torch.Tensor, table: torch.Tensor, bits: int, rows: int, n: int, group: int, dtype: torch.dtype
+    codes: torch.Tensor,
+    table: torch.Tensor,
+    bits: int,
+    rows: int,
+    n: int,
+    group: int,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
     """Values [rows, n] of packed codes.
 
@@ -84,7 +102,9 @@ def lookup(
 
 
 @torch.library.custom_op("qsdm::lookup_out", mutates_args=("out",))
-def lookup_out(codes: torch.Tensor, table: torch.Tensor, bits: int, group: int, out: torch.Tensor) -> None:
+def lookup_out(
+    codes: torch.Tensor, table: torch.Tensor, bits: int, group: int, out: torch.Tensor
+) -> None:
     """`lookup` into ``out`` [rows, n], contiguous."""
     _check_out(out, out.shape, out.dtype)
     _lookup(codes, table, bits, group, out)
@@ -106,7 +126,12 @@ def tokens(x: torch.Tensor, bits: int, from_zero: bool) -> torch.Tensor:
 
 
 def _affine(
-    x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, bits: int, group: int, out: torch.Tensor
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor,
+    bits: int,
+    group: int,
+    out: torch.Tensor,
 ) -> None:
     if _on_gpu(x):
         numbers = (ctypes.c_int64(x.shape[1]), ctypes.c_int64(group), ctypes.c_float(2**bits - 1))
@@ -117,18 +142,29 @@ def _affine(
         out.copy_(reference.affine(x, scale, zero_point, bits, group))
 
 
-def _lookup(codes: torch.Tensor, table: torch.Tensor, bits: int, group: int, out: torch.Tensor) -> None:
+def _lookup(
+    codes: torch.Tensor, table: torch.Tensor, bits: int, group: int, out: torch.Tensor
+) -> None:
     rows, n = out.shape
     wanted, lines = math.ceil(rows * n * bits / 8), rows * math.ceil(n / group)
     if codes.dtype != torch.uint8 or codes.numel() != wanted:
         raise ValueError(f"wanted {wanted} bytes of codes (got {codes.numel()} of {codes.dtype})")
-    if table.dtype != torch.float32 or table.shape[0] not in (1, lines) or table.shape[1] != 2**bits:
+    if (
+        table.dtype != torch.float32
+        or table.shape[0] not in (1, lines)
+        or table.shape[1] != 2**bits
+    ):
         raise ValueError(
             f"wanted a float32 table of shape ({lines} or 1, {2**bits}) (got {table.dtype}, {tuple(table.shape)})"
         )
     codes, table = codes.contiguous(), table.contiguous()
     if _on_gpu(codes):
-        numbers = (ctypes.c_int64(n), ctypes.c_int64(group), ctypes.c_int(bits), ctypes.c_int64(table.shape[0]))
+        numbers = (
+            ctypes.c_int64(n),
+            ctypes.c_int64(group),
+            ctypes.c_int(bits),
+            ctypes.c_int64(table.shape[0]),
+        )
         _launch("lookup", out, (codes, ctypes.c_int64(wanted), table, out), numbers)
     elif codes.device.type == "cpu":
         cpu.lookup(codes, table, bits, group, out)
@@ -168,7 +204,13 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
 
 
 def _backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    return affine_backward(gradient, *ctx.saved_tensors, ctx.bits, ctx.group), None, None, None, None
+    return (
+        affine_backward(gradient, *ctx.saved_tensors, ctx.bits, ctx.group),
+        None,
+        None,
+        None,
+        None,
+    )
 
 
 affine.register_autograd(_backward, setup_context=_save)

@@ -16,7 +16,9 @@ from typing import Any
 SOURCE = Path(__file__).with_name("fake_quant.cu")
 SUFFIX = {"torch.float32": "f32", "torch.float16": "f16", "torch.bfloat16": "bf16"}
 NAMES = tuple(
-    f"{kernel}_{suffix}" for kernel in ("affine", "affine_backward", "lookup", "tokens") for suffix in SUFFIX.values()
+    f"{kernel}_{suffix}"
+    for kernel in ("affine", "affine_backward", "lookup", "tokens")
+    for suffix in SUFFIX.values()
 )
 MAX_THREADS = 256  # as in the source
 
@@ -43,7 +45,9 @@ def compile_cubin(arch: str) -> Any:
     from cuda.core import Program, ProgramOptions
 
     options = ProgramOptions(std="c++17", arch=arch, fma=False, prec_div=True, ftz=False)
-    return Program(SOURCE.read_text(encoding="utf-8"), "c++", options).compile("cubin", name_expressions=NAMES)
+    return Program(SOURCE.read_text(encoding="utf-8"), "c++", options).compile(
+        "cubin", name_expressions=NAMES
+    )
 
 
 @functools.cache
@@ -67,6 +71,17 @@ def compile_twin(folder: Path) -> ctypes.CDLL | None:
     if compiler is None:
         return None
     library = folder / "fake_quant.so"
-    flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-x", "c++"]
+    flags = [
+        "-std=c++17",
+        "-O2",
+        "-ffp-contract=off",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-shared",
+        "-fPIC",
+        "-x",
+        "c++",
+    ]
     subprocess.run([compiler, *flags, str(SOURCE), "-o", str(library)], check=True)
     return ctypes.CDLL(str(library))

@@ -14,11 +14,18 @@ import torch
 from qsdm.quant import packing
 from qsdm.quant.rows import exact, extent, over_rows
 
-_VALUES = 1 << 16  # at least so many for a thread, and of 16-bit inputs at a time: as float32 they stay in the cache
+_VALUES = (
+    1 << 16
+)  # at least so many for a thread, and of 16-bit inputs at a time: as float32 they stay in the cache
 
 
 def affine(
-    x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, bits: int, group: int, out: torch.Tensor
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor,
+    bits: int,
+    group: int,
+    out: torch.Tensor,
 ) -> None:
     """Fills ``out`` with `qsdm.quant.kernels.reference.affine`; it may be ``x``."""
     s, z = scale.detach().numpy(), zero_point.detach().numpy()
@@ -39,11 +46,15 @@ def affine_backward(
     _by_rows(_affine_backward, (gradient, x), out, s, z, np.float32(2**bits - 1), group)
 
 
-def lookup(codes: torch.Tensor, table: torch.Tensor, bits: int, group: int, out: torch.Tensor) -> None:
+def lookup(
+    codes: torch.Tensor, table: torch.Tensor, bits: int, group: int, out: torch.Tensor
+) -> None:
     """Fills ``out`` [rows, n] with `qsdm.quant.kernels.reference.lookup`."""
     rows, n = out.shape
     wide = out if out.dtype == torch.float32 else torch.empty(rows, n)
-    packing.decode(codes.numpy(), bits, table.detach().numpy(), (rows, n), group, wide.detach().numpy())
+    packing.decode(
+        codes.numpy(), bits, table.detach().numpy(), (rows, n), group, wide.detach().numpy()
+    )
     if wide is not out:
         out.copy_(wide)
 
@@ -53,7 +64,9 @@ def tokens(x: torch.Tensor, bits: int, from_zero: bool, out: torch.Tensor) -> No
     _by_rows(_tokens, (x,), out, np.float32(2**bits - 1), from_zero)
 
 
-def _by_rows(kernel: Callable[..., None], inputs: tuple[torch.Tensor, ...], out: torch.Tensor, *args: Any) -> None:
+def _by_rows(
+    kernel: Callable[..., None], inputs: tuple[torch.Tensor, ...], out: torch.Tensor, *args: Any
+) -> None:
     """Calls ``kernel(first, last, offset, *inputs, out, *args)``.
 
     Rows of 16-bit inputs are widened, a block at a time; ``offset`` is the block's first row.
@@ -62,7 +75,9 @@ def _by_rows(kernel: Callable[..., None], inputs: tuple[torch.Tensor, ...], out:
     num_rows, n = out.shape
     block = max(1, _VALUES // max(1, n))
     if out.dtype == torch.float32:
-        over_rows(kernel, num_rows, 0, *(x.numpy() for x in inputs), out.numpy(), *args, min_rows=block)
+        over_rows(
+            kernel, num_rows, 0, *(x.numpy() for x in inputs), out.numpy(), *args, min_rows=block
+        )
         return
 
     def widen(first: int, last: int) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import torch
 
 
-def affine(x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, bits: int, group: int) -> torch.Tensor:
+def affine(
+    x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, bits: int, group: int
+) -> torch.Tensor:
     """``(clamp(round(x / s) + z, 0, 2^bits - 1) - z) s`` with a scale and a zero point per group.
 
     Args:
@@ -23,7 +25,12 @@ def affine(x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, bits:
 
 
 def affine_backward(
-    gradient: torch.Tensor, x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, bits: int, group: int
+    gradient: torch.Tensor,
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor,
+    bits: int,
+    group: int,
 ) -> torch.Tensor:
     """Straight-through gradient of `affine` for ``x``: what arrives, where the value lies in the range; else 0.
 
@@ -36,7 +43,13 @@ def affine_backward(
 
 
 def lookup(
-    codes: torch.Tensor, table: torch.Tensor, bits: int, rows: int, n: int, group: int, dtype: torch.dtype
+    codes: torch.Tensor,
+    table: torch.Tensor,
+    bits: int,
+    rows: int,
+    n: int,
+    group: int,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
     """Packed codes => values [rows, n].
 
@@ -50,7 +63,10 @@ def lookup(
     if table.shape[0] == 1:
         return table[0][index].to(dtype)
     groups = -(-n // group)
-    line = torch.arange(rows, device=codes.device)[:, None] * groups + torch.arange(n, device=codes.device) // group
+    line = (
+        torch.arange(rows, device=codes.device)[:, None] * groups
+        + torch.arange(n, device=codes.device) // group
+    )
     return table[line, index].to(dtype)
 
 

@@ -1,0 +1,175 @@
+"""The model card of a checkpoint: what it is, what it weighs, what it measured, how to load it, what not to expect."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qsdm import cost
+from qsdm.graph import Graph
+from qsdm.outcome import Outcome, Protocol
+
+if TYPE_CHECKING:
+    from qsdm.denoisers import Model
+    from qsdm.measurement.memory import Memory
+
+NAME = "README.md"
+MARK = "<!-- Written by qsdm.realize, which writes it anew: remove this line to keep your own text. -->"
+
+SPEED = """\
+Weight-only quantization makes the file and the memory of the weights smaller. It does not by itself make inference
+faster: the layers of this checkpoint expand each weight before they use it, and the metrics above were measured by
+fake quantization, which computes in the original precision. What makes inference faster are formats for which the
+hardware has matrix kernels: low-bit weights and activations (W8A8 in int8 or fp8), or int4 weights that fused kernels
+dequantize inside the product (Marlin, tinygemm). qsdm runs none of these."""
+
+
+def is_kept(folder: Path) -> bool:
+    """Whether the directory has a card that somebody else wrote or edited."""
+    path = folder / NAME
+    return path.is_file() and MARK not in path.read_text(encoding="utf-8", errors="replace")
+
+
+def card(
+    model: Model,
+    graph: Graph,
+    protocol: Protocol,
+    outcome: Outcome,
+    full: Outcome,
+    before: Memory,
+    after: Mapping[str, int],
+) -> str:
+    """Markdown.
+
+    Args:
+        protocol: of both outcomes.
+        outcome: of the checkpoint's configuration.
+        full: of full precision.
+        before: the pipeline that was quantized.
+        after: bytes of the checkpoint's components by name.
+    """
+    qconfig, bits = outcome.qconfig, model.full_bits
+    published = re.fullmatch(r"[\w.-]+/[\w.-]+", model.path) and model.directory is None
+    head = ["---", "library_name: diffusers", "tags: [qsdm, quantized]"]
+    head += [f"base_model: {model.path}"] * bool(published) + ["---", "", MARK, ""]
+    about = [
+        ("denoiser", f"{model.denoiser} (`{model.component}`)"),
+        ("average bits", f"{cost.avg_bits(graph, qconfig, bits):.4f} of {bits}, overhead included"),
+        (
+            "quantizable weights",
+            f"{cost.size_bytes(graph, qconfig, bits):,} bytes, {graph.num_values * bits // 8:,} in full precision",
+        ),
+        ("methods", methods(outcome)),
+        ("configuration", f"`{qconfig.digest}`"),
+    ]
+    return "\n".join(
+        [
+            *head,
+            f"# {model.name}, its denoiser at {cost.avg_bits(graph, qconfig, bits):.2f} bits per weight",
+            "",
+            f"Made by qsdm from {f'`{model.path}`' if published else f'the pipeline `{model.name}`'}: the denoiser's "
+            f"weights have quantization methods of their own, packed; everything else is in {bits} bit.",
+            "",
+            *table(("", ""), about),
+            "",
+            "## Bytes",
+            "",
+            *table(("component", "before", "here"), sizes(model, before, after)),
+            "",
+            *activations(model, graph, outcome, before),
+            "",
+            "## Measured",
+            "",
+            f"{outcome.num_images} pictures of {protocol.resolution_px} px, {protocol.steps} steps, guidance "
+            f"{protocol.guidance:g}, seed set {protocol.seed_set}, the denoiser computing in {protocol.dtype}. "
+            "Metrics of another number of pictures are not comparable.",
+            "",
+            *table(("metric", "here", "95 % interval", "full precision"), measured(outcome, full)),
+            "",
+            "## Load",
+            "",
+            "```python",
+            "from qsdm.checkpoint import load_quantized",
+            "",
+            'pipeline = load_quantized("DIRECTORY")',
+            "```",
+            "",
+            "or by diffusers, once qsdm's format is known to it:",
+            "",
+            "```python",
+            "import qsdm.checkpoint",
+            "from diffusers import DiffusionPipeline",
+            "",
+            'pipeline = DiffusionPipeline.from_pretrained("DIRECTORY")',
+            "```",
+            "",
+            "## Speed",
+            "",
+            SPEED,
+            "",
+        ]
+    )
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table."""
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+
+
+def methods(outcome: Outcome) -> str:
+    """How many weights have which method, the most frequent first."""
+    counts: dict[str, int] = {}
+    for method in outcome.qconfig.methods.values():
+        counts[str(method)] = counts.get(str(method), 0) + 1
+    return ", ".join(
+        f"{count} {name}"
+        for name, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    )
+
+
+def sizes(model: Model, before: Memory, after: Mapping[str, int]) -> list[tuple[str, str, str]]:
+    """Rows of the components' bytes, the denoiser first."""
+    names = sorted(after, key=lambda name: (name != model.component, name))
+    rows = [
+        (f"`{n}`", f"{before.components[n]:,}" if n in before.components else "-", f"{after[n]:,}")
+        for n in names
+    ]
+    known = sum(before.components.values())
+    return [
+        *rows,
+        ("together", f"{known:,}" if before.components else "-", f"{sum(after.values()):,}"),
+    ]
+
+
+def activations(model: Model, graph: Graph, outcome: Outcome, before: Memory) -> list[str]:
+    """What a forward takes beside the stored weights."""
+    compute = 16 if model.dtype in ("bfloat16", "float16") else 32
+    peak = cost.peak_bytes(graph, outcome.qconfig, model.full_bits, compute)
+    expanded = peak - cost.size_bytes(graph, outcome.qconfig, model.full_bits)
+    lines = [f"One weight is expanded at a time: {expanded:,} bytes at most, in {model.dtype}."]
+    if before.activation_bytes is None:
+        return [*lines, "The activations of a forward are not known."]
+    return [
+        *lines,
+        f"The activations of a forward in {model.dtype}: about {before.activation_bytes:,} bytes per picture, twice "
+        "that where guidance doubles the batch.",
+    ]
+
+
+def measured(outcome: Outcome, full: Outcome) -> list[tuple[str, str, str, str]]:
+    """Rows of the metrics."""
+    rows = []
+    for name, value in outcome.metrics.items():
+        interval, other = outcome.interval(name), full.metrics.get(name)
+        between = "-" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}"
+        rows.append(
+            (
+                name,
+                "-" if value is None else f"{value:.4f}",
+                between,
+                "-" if other is None else f"{other:.4f}",
+            )
+        )
+    return rows

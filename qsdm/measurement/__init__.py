@@ -1,0 +1,1 @@
+"""From a configuration to its outcome: drawing pictures, scoring them, storing what came out."""

@@ -1,0 +1,258 @@
+"""Many configurations under one or two protocols, through an engine, into the store: what `measure` and `realize` have
+in common.
+
+The full-precision pictures of a protocol are made first and stored; other pictures are compared with them. What the
+store already holds is not measured again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from qsdm.denoisers import Model
+from qsdm.engine import Engine, Failure, Pool
+from qsdm.graph import Graph
+from qsdm.log import Log, ignore
+from qsdm.measurement.protocol import drawing_digest, prompts_of, protocol_of
+from qsdm.measurement.scoring import outcome_of
+from qsdm.measurement.shards import Shards
+from qsdm.measurement.worker import DrawTask, ScoreTask, WorkerStart, read_full
+from qsdm.outcome import EvaluationError, Outcome, Protocol
+from qsdm.qconfig import QuantConfig, Space, SpaceSpec
+from qsdm.store import Store, StoreError
+from qsdm.store.files import read_json, replace
+from qsdm.store.outcomes import OutcomeDatabase
+from qsdm.store.tensors import TensorFile
+
+
+@dataclass(slots=True)
+class Measured:
+    """Outcomes by the digest of their configuration, and the reasons why others were set aside."""
+
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+
+    def set_aside(self, qconfig: QuantConfig, reason: str) -> None:
+        self.failures[qconfig.digest] = reason
+        tqdm.write(f"configuration {qconfig.digest[:12]} was set aside: {reason}")
+
+    def of(self, qconfig: QuantConfig) -> Outcome:
+        """Raises EvaluationError if it was set aside."""
+        if qconfig.digest not in self.outcomes:
+            reason = self.failures.get(qconfig.digest, "it was not measured")
+            raise EvaluationError(f"configuration {qconfig.digest[:12]} has no outcome: {reason}")
+        return self.outcomes[qconfig.digest]
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """Running workers for one model and space. See `open_session`."""
+
+    model: Model
+    space: Space
+    store: Store
+    pool: Pool
+    batch_size: int
+    shard: int
+
+    def protocol(self, seed_set: int, num_images: int) -> Protocol:
+        """Raises EvaluationError if the model has no metrics."""
+        if not self.model.metrics:
+            raise EvaluationError(
+                f"model {self.model.name} has no metrics: add metrics=NAME, with a NAME of conf/metrics"
+            )
+        return protocol_of(
+            self.model, self.model.metrics, prompts_of(self.model), seed_set, num_images
+        )
+
+    def full(self, protocol: Protocol) -> Path:
+        """The file of the protocol's full-precision pictures, made if there is none."""
+        path = self.store.path(full_name(protocol))
+        if path.exists():
+            try:
+                read_full(path)
+                return path
+            except StoreError as error:
+                tqdm.write(f"full precision is drawn again: {error}")
+        about = {"qsdm": json.dumps({"protocol": protocol.to_json()})}
+        shape = (protocol.num_images, protocol.resolution_px, protocol.resolution_px, 3)
+        size = math.prod(shape[1:])
+
+        def fill(partial: Path) -> None:
+            with TensorFile(partial, {"images": ("U8", shape)}, about) as file:
+                for start, images in self._batches(
+                    QuantConfig(self.model.name, {}), protocol, shape[0], "full precision"
+                ):
+                    file.write("images", images.data, start * size)
+
+        replace(path, fill)
+        return path
+
+    def draw(
+        self,
+        qconfig: QuantConfig,
+        protocol: Protocol,
+        num_images: int,
+        what: str | None = None,
+        batch: int | None = None,
+    ) -> np.ndarray:
+        """The first pictures of a protocol, uint8 [N, H, W, 3], one batch per task."""
+        parts = dict(self._batches(qconfig, protocol, num_images, what, batch))
+        return np.concatenate([parts[start] for start in sorted(parts)])
+
+    def _batches(
+        self,
+        qconfig: QuantConfig,
+        protocol: Protocol,
+        num_images: int,
+        what: str | None,
+        batch: int | None = None,
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Place of the first picture, and a batch of pictures, as they come."""
+        size = batch or self.batch_size
+        tasks = [
+            DrawTask(qconfig, protocol, i, min(i + size, num_images))
+            for i in range(0, num_images, size)
+        ]
+        for i, result in tqdm(
+            self.pool.map(tasks), what, len(tasks), disable=None if what else True, unit="batch"
+        ):
+            if isinstance(result, Failure):
+                raise EvaluationError(
+                    f"configuration {qconfig.digest[:12]} draws no pictures: {result.reason}"
+                )
+            yield tasks[i].start, result
+
+    def measure(
+        self,
+        qconfigs: Sequence[QuantConfig],
+        protocol: Protocol,
+        what: str = "measure",
+        log: Log = ignore,
+    ) -> Measured:
+        """Outcomes of the configurations, written to the store as they come.
+
+        Args:
+            qconfigs: may name one twice.
+            what: they are measured for, stored with them: measure, candidates or realize.
+        """
+        wanted = {qconfig.digest: qconfig for qconfig in qconfigs}
+        measured = Measured()
+        shards = Shards(self.store, protocol, self.shard)
+        for outcome in self.store.outcomes(protocol):
+            if outcome.qconfig.digest in wanted:
+                measured.outcomes[outcome.qconfig.digest] = outcome
+                shards.remove(
+                    outcome.qconfig
+                )  # of a run that was killed between storing and removing
+        missing = [qconfig for digest, qconfig in wanted.items() if digest not in measured.outcomes]
+        if not missing:
+            return measured
+        database = OutcomeDatabase(self.store.path("outcomes.sqlite"))
+        full = self.full(protocol)
+        spans = {qconfig.digest: shards.missing(qconfig) for qconfig in missing}
+        tasks = [
+            ScoreTask(qconfig, protocol, full, *span)
+            for qconfig in missing
+            for span in spans[qconfig.digest]
+        ]
+        bar = tqdm(desc=what, total=len(missing), disable=None, unit="configuration")
+        whole = [
+            qconfig for qconfig in missing if not spans[qconfig.digest]
+        ]  # all drawn, then killed
+        with bar:
+            for qconfig in whole:
+                self._add(qconfig, protocol, shards, database, measured, what, log)
+                bar.update()
+            for i, result in self.pool.map(tasks):
+                qconfig = tasks[i].qconfig
+                if isinstance(result, Failure):
+                    if qconfig.digest not in measured.failures:
+                        measured.set_aside(qconfig, result.reason)
+                        bar.update()
+                    continue
+                shards.add(qconfig, tasks[i].start, result)
+                if not shards.missing(qconfig):
+                    self._add(qconfig, protocol, shards, database, measured, what, log)
+                    bar.update()
+        return measured
+
+    def _add(
+        self,
+        qconfig: QuantConfig,
+        protocol: Protocol,
+        shards: Shards,
+        database: OutcomeDatabase,
+        measured: Measured,
+        what: str,
+        log: Log,
+    ) -> None:
+        """Store the outcome of what was seen, if it is finite."""
+        try:
+            outcome = outcome_of(qconfig, protocol, self.model.metrics, shards.collect(qconfig))
+        except EvaluationError as error:
+            measured.set_aside(qconfig, str(error))
+            return
+        outcome = dataclasses.replace(outcome, provenance={**outcome.provenance, "stage": what})
+        database.add(outcome, protocol)
+        shards.remove(qconfig)
+        measured.outcomes[qconfig.digest] = outcome
+        values = {
+            f"{what}/{name}": value for name, value in outcome.metrics.items() if value is not None
+        }
+        log(
+            values
+            | {
+                f"{what}/outcomes": len(measured.outcomes),
+                f"{what}/set_aside": len(measured.failures),
+            }
+        )
+
+
+@contextmanager
+def open_session(
+    model: Model,
+    space: SpaceSpec,
+    store: Path,
+    engine: Engine,
+    batch_size: int = 16,
+    quantized: bool = True,
+    shard: int = 1024,
+) -> Iterator[Session]:
+    """WorkerStart workers for a traced and calibrated model.
+
+    Args:
+        quantized: False if only full precision is drawn.
+        shard: pictures per task; a configuration of more is drawn by several workers.
+
+    Raises:
+        StoreError: it is not traced or not calibrated.
+    """
+    if batch_size < 1 or shard < 1:
+        raise EvaluationError(
+            f"batch_size and shard must be positive (got {batch_size} and {shard})"
+        )
+    place = Store(store, model.name)
+    graph = Graph.from_json(read_json(place.find("graph.json", made_by="trace")))
+    spaced = space.of(graph, model.full_bits)
+    packed = None
+    if quantized:
+        packed = place.find(
+            f"calibration/{space.name}/weights.safetensors", made_by="calibrate"
+        ).parent
+    with engine.open(WorkerStart(model, spaced.graph, packed, batch_size)) as pool:
+        yield Session(model, spaced, place, pool, batch_size, shard)
+
+
+def full_name(protocol: Protocol) -> str:
+    """The artifact that holds a protocol's full-precision pictures."""
+    return f"pictures/full-{drawing_digest(protocol)[:16]}.safetensors"

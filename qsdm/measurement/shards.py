@@ -1,0 +1,84 @@
+"""What was seen of configurations whose pictures are not all drawn yet: kept in files, so that a killed run goes on
+within a configuration of many pictures.
+
+    store/<denoiser>/shards/<protocol>/<configuration>-<first picture>.safetensors
+
+A configuration of one shard never touches the disk. Once the outcome is stored, its shards are removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from qsdm.measurement.scoring import ScoredShard
+from qsdm.outcome import Protocol
+from qsdm.qconfig import QuantConfig
+from qsdm.store import Store, StoreError
+from qsdm.store.tensors import read_tensors, write_tensors
+
+
+@dataclass(frozen=True, slots=True)
+class Shards:
+    """Of one protocol.
+
+    Attributes:
+        size: pictures per shard.
+    """
+
+    store: Store
+    protocol: Protocol
+    size: int
+    _seen: dict[tuple[str, int], ScoredShard] = field(default_factory=dict)
+
+    def spans(self) -> Iterator[tuple[int, int]]:
+        """First picture of each shard, and one after its last."""
+        for start in range(0, self.protocol.num_images, self.size):
+            yield start, min(start + self.size, self.protocol.num_images)
+
+    def missing(self, qconfig: QuantConfig) -> list[tuple[int, int]]:
+        """Spans that nobody has seen yet."""
+        return [span for span in self.spans() if self._find(qconfig, *span) is None]
+
+    def add(self, qconfig: QuantConfig, start: int, seen: ScoredShard) -> None:
+        self._seen[qconfig.digest, start] = seen
+        if self.size < self.protocol.num_images:
+            about = {"schema": 1, "about": dict(seen.about)}
+            write_tensors(
+                self._path(qconfig, start), {"digests": seen.digests, **seen.features}, about
+            )
+
+    def collect(self, qconfig: QuantConfig) -> list[ScoredShard]:
+        """All shards of a configuration, of which none is missing; they are forgotten."""
+        found = []
+        for start, stop in self.spans():
+            seen = self._find(qconfig, start, stop)
+            assert seen is not None
+            found.append(seen)
+            del self._seen[qconfig.digest, start]
+        return found
+
+    def remove(self, qconfig: QuantConfig) -> None:
+        """The files of a configuration whose outcome is stored. Their folder stays: another driver may write there."""
+        for start, _ in self.spans():
+            self._path(qconfig, start).unlink(missing_ok=True)
+
+    def _find(self, qconfig: QuantConfig, start: int, stop: int) -> ScoredShard | None:
+        key = qconfig.digest, start
+        if key not in self._seen and (path := self._path(qconfig, start)).exists():
+            try:
+                features, about = read_tensors(path)
+            except StoreError:  # half-written by something else: drawn again
+                return None
+            digests = features.pop("digests", None)
+            if digests is None or len(digests) != stop - start:
+                return None
+            if features.keys() == self.protocol.metrics.keys():
+                self._seen[key] = ScoredShard(features, digests, about["about"])
+        return self._seen.get(key)
+
+    def _path(self, qconfig: QuantConfig, start: int) -> Path:
+        return self.store.path(
+            f"shards/{self.protocol.digest[:16]}/{qconfig.digest[:16]}-{start}.safetensors"
+        )

@@ -1,0 +1,132 @@
+"""What runs in a worker: tasks, and what it loads to do them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qsdm.denoisers import Model
+from qsdm.engine import EngineError
+from qsdm.graph import Graph
+from qsdm.measurement.evaluator import Evaluator
+from qsdm.measurement.protocol import prompts_of
+from qsdm.measurement.scoring import ScoredShard
+from qsdm.outcome import Protocol
+from qsdm.qconfig import QuantConfig
+from qsdm.quant.calibration import PackedWeights, read_table
+from qsdm.store import StoreError
+from qsdm.store.tensors import map_tensor
+
+
+@dataclass(frozen=True, slots=True)
+class DrawTask:
+    """A task: pictures ``start`` to ``stop`` of a protocol => uint8 [N, H, W, 3]."""
+
+    qconfig: QuantConfig
+    protocol: Protocol
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreTask:
+    """A task: pictures ``start`` to ``stop`` of a protocol => what the metrics need of them, `ScoredShard`.
+
+    Attributes:
+        full: file of the full-precision pictures.
+    """
+
+    qconfig: QuantConfig
+    protocol: Protocol
+    full: Path
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStart:
+    """What a worker needs to begin."""
+
+    model: Model
+    graph: Graph
+    packed: Path | None
+    batch_size: int
+
+    def __call__(self) -> Callable[[DrawTask | ScoreTask], np.ndarray | ScoredShard]:
+        packed = PackedWeights(self.packed) if self.packed is not None else None
+        prompts = prompts_of(self.model)
+        evaluators: dict[str, Evaluator] = {}
+
+        def evaluator(protocol: Protocol) -> Evaluator:
+            if protocol.digest not in evaluators:
+                first = next(iter(evaluators.values()), None)
+                if first is None:
+                    made = Evaluator(
+                        self.model,
+                        self.graph,
+                        packed,
+                        self.model.metrics,
+                        protocol,
+                        prompts,
+                        self.batch_size,
+                    )
+                    if packed is not None:
+                        check_packed(self.graph, dict(made.denoiser.named_parameters()), packed)
+                else:
+                    made = first.under(protocol, prompts)
+                evaluators[protocol.digest] = made
+            return evaluators[protocol.digest]
+
+        def work(task: DrawTask | ScoreTask) -> np.ndarray | ScoredShard:
+            ready = evaluator(task.protocol)
+            if isinstance(task, DrawTask):
+                return ready.pictures(task.qconfig, task.start, task.stop)
+            if not ready.has_full:
+                ready.full(read_full(task.full))
+            return ready.seen(task.qconfig, task.start, task.stop)
+
+        return work
+
+
+def check_packed(graph: Graph, parameters: Mapping[str, Any], packed: PackedWeights) -> None:
+    """Refuse packed weights of another training: some errors to the denoiser's own weights must be those of the table.
+
+    Raises:
+        EngineError: they are not; no other task can be done either.
+    """
+    table = read_table(packed.path)
+    names = {name: i for i, name in enumerate(table.weights)}
+    for weight in graph.weights[:: max(1, len(graph.weights) // 4)]:
+        if weight.name not in names:
+            continue
+        row = table.rel_error[names[weight.name]]
+        best = int(np.nanargmin(row))
+        own = (
+            parameters[weight.parameter]
+            .detach()[:, weight.start : weight.start + weight.shape[1]]
+            .float()
+        )
+        difference = packed.dequantize(weight.name, table.methods[best]) - own
+        error = float(difference.square().sum() / own.square().sum().clamp_min(1e-30))
+        if abs(error - row[best]) > 0.2 * row[best] + 1e-4:
+            raise EngineError(
+                f"{packed.path} was made from other weights of {graph.denoiser!r}: "
+                f"run python -m qsdm.calibrate +model={graph.denoiser}"
+            )
+
+
+def read_full(path: Path) -> np.ndarray:
+    """Full-precision pictures uint8 [N, H, W, 3], read from the file when they are looked at."""
+    try:
+        images = map_tensor(path, "images")
+    except (OSError, ValueError, KeyError) as error:
+        raise StoreError(
+            f"{path} holds no pictures ({error}): remove it, it is made again"
+        ) from error
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise StoreError(f"{path} holds no pictures: remove it, it is made again")
+    return images

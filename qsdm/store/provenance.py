@@ -1,0 +1,33 @@
+"""What made an artifact."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+
+def provenance() -> dict[str, Any]:
+    """What made an artifact: versions, commit, time; nothing of the machine's names or paths."""
+    versions = {}
+    for package in ("qsdm", "torch", "diffusers", "transformers", "numpy", "torch-geometric"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    here = Path(__file__).parent
+    git = subprocess.run(
+        ["git", "-C", str(here), "rev-parse", "--short=12", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return {
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "versions": versions,
+        "commit": git.stdout.strip() if git.returncode == 0 else None,
+    }

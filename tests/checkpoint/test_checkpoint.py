@@ -1,0 +1,361 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from qsdm import cost
+from qsdm.checkpoint import CheckpointError, contents, load_quantized, save_denoiser, save_quantized
+from qsdm.denoisers import Model, load_pipeline
+from qsdm.graph import Graph, Node, Op, Weight
+from qsdm.measurement.evaluator import compute_in
+from qsdm.qconfig import QuantConfig, QuantMethod, SpaceSpec
+from qsdm.quant.methods import dequantize, fit
+from qsdm.quant.packed import PackedLayer, pack
+from qsdm.quant.swap import quantized, sliced
+from qsdm.trace import trace
+
+METHODS = [
+    "uaq-3",
+    "uaq-4",
+    "kmeans_a-3",
+    "kmeans_c-4",
+    "uaq_g32-4",
+    "nf4_g64-4",
+    "fp8_e4m3-8",
+    "kmeans_a-5",
+]
+UAQ4 = QuantMethod("uaq", 4)
+
+
+@pytest.fixture(scope="module")
+def saved(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory):
+    """A tiny pipeline in 16 bit, a mixed configuration of it, and both as a checkpoint."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    space = SpaceSpec("mixed", METHODS).of(trace(tiny_model, folder, page=False))
+    qconfig = space.sample(np.random.default_rng(0))
+    left_out = {name: method for i, (name, method) in enumerate(qconfig.methods.items()) if i % 7}
+    qconfig = QuantConfig(qconfig.denoiser, left_out)
+    pipeline = load_pipeline(tiny_model, dtype="float16")
+    found = save_quantized(pipeline, "unet", space.graph, qconfig, folder / "saved")
+    return space.graph, qconfig, folder / "saved", found
+
+
+def latents(pipeline, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    with torch.inference_mode():
+        return pipeline.unet(
+            torch.ones(1, 4, 8, 8, dtype=dtype),
+            500,
+            encoder_hidden_states=torch.ones(1, 3, 16, dtype=dtype),
+        ).sample
+
+
+def test_bytes_on_disk_are_those_of_the_cost_model(saved) -> None:
+    graph, qconfig, path, found = saved
+    weights = {weight.name: weight for weight in graph.weights}
+    split = {w.parameter for w in graph.weights if w.name in qconfig.methods}
+    beside = [w for w in graph.weights if w.parameter in split and w.name not in qconfig.methods]
+    wanted = sum(
+        method.size_bits(weights[name], 16) // 8 for name, method in qconfig.methods.items()
+    )
+    assert found.packed_bytes == wanted + sum(2 * w.numel for w in beside)
+    plain = sum(2 * w.numel for w in graph.weights if w.parameter not in split)
+    assert found.packed_bytes + plain == cost.size_bytes(graph, qconfig, 16)
+    file = path / "unet" / "diffusion_pytorch_model.safetensors"
+    assert found.total_bytes == file.stat().st_size
+    assert sum(found.plain.values()) >= plain
+    assert contents(path) == found
+    assert "unquantized tensors" in str(found)
+
+
+def test_scales_are_stored_in_16_bit_also_of_a_32_bit_denoiser(
+    saved, tiny_model: Model, tmp_path: Path
+) -> None:
+    graph, qconfig, _, in_16 = saved
+    whole = QuantConfig(
+        qconfig.denoiser, {w.name: qconfig.methods.get(w.name, UAQ4) for w in graph.weights}
+    )
+    found = save_denoiser(load_pipeline(tiny_model).unet, graph, whole, tmp_path, full_bits=32)
+    assert found.packed_bytes == cost.size_bytes(graph, whole, 16)
+    assert found.packed_bytes < cost.size_bytes(graph, whole, 32)
+    assert all(found.plain[name] == 2 * in_16.plain[name] for name in found.plain)
+
+
+@pytest.mark.parametrize("loader", ["ours", "diffusers"])
+def test_a_loaded_pipeline_computes_what_fake_quantization_does(
+    saved, tiny_model: Model, loader: str
+) -> None:
+    import diffusers
+
+    graph, qconfig, path, _ = saved
+    full = load_pipeline(tiny_model, dtype="float16").to(torch.float32)
+    originals = {name: p.detach().clone() for name, p in full.unet.named_parameters()}
+    weights = {weight.name: weight for weight in graph.weights}
+
+    def values(name, method, out=None):
+        return dequantize(
+            fit(sliced(originals[weights[name].parameter], weights[name]).half(), method), out
+        )
+
+    with quantized(full.unet, graph, qconfig, values):
+        wanted = latents(full)
+    if loader == "ours":
+        pipeline = load_quantized(path)
+    else:
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(path, dtype=torch.float32)
+    assert torch.equal(latents(pipeline), wanted)
+    assert not torch.equal(latents(full), wanted)
+    layers = [layer for layer in pipeline.unet.modules() if isinstance(layer, PackedLayer)]
+    assert len(layers) > 20
+    picture = pipeline(
+        "a red house", num_inference_steps=2, height=16, width=16, output_type="np"
+    ).images[0]
+    assert np.isfinite(picture).all()
+
+
+def test_it_computes_in_other_types_from_the_same_stored_values(saved) -> None:
+    path = saved[2]
+    wide, narrow = load_quantized(path), load_quantized(path, torch.bfloat16)
+    stored = narrow.unet.state_dict()
+    for name, tensor in wide.unet.state_dict().items():
+        if ".packed." in name:
+            assert torch.equal(stored[name], tensor)
+            assert stored[name].dtype == tensor.dtype
+    got = latents(narrow, torch.bfloat16)
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got.float(), latents(wide), atol=0.1, rtol=0.1)
+
+
+def test_a_loaded_pipeline_saves_again_as_it_is(saved, tmp_path: Path) -> None:
+    pipeline = load_quantized(saved[2])
+    pipeline.save_pretrained(tmp_path)
+    assert torch.equal(latents(load_quantized(tmp_path)), latents(pipeline))
+
+
+def test_a_denoiser_alone(saved, tiny_model: Model, tmp_path: Path) -> None:
+    graph, qconfig, path, _ = saved
+    found = save_denoiser(load_pipeline(tiny_model, dtype="float16").unet, graph, qconfig, tmp_path)
+    assert found.packed_bytes == contents(path).packed_bytes
+    denoiser = load_quantized(tmp_path)
+    other = load_quantized(path).unet.state_dict()
+    assert all(torch.equal(tensor, other[name]) for name, tensor in denoiser.state_dict().items())
+
+
+def test_what_was_packed_in_memory_is_not_saved_without_its_configuration(
+    saved, tiny_model: Model, tmp_path: Path
+) -> None:
+    graph, qconfig, path, _ = saved
+    pipeline = load_pipeline(tiny_model)
+    pack(pipeline.unet, graph, qconfig)
+    with pytest.raises(RuntimeError, match=r"call qsdm\.checkpoint\.save_quantized"):
+        pipeline.save_pretrained(tmp_path)
+    for packed in (pipeline.unet, load_quantized(path).unet):
+        with pytest.raises(ValueError, match="packed already"):
+            save_denoiser(packed, graph, qconfig, tmp_path / "unet")
+    assert not list((tmp_path / "unet").glob("*"))
+
+
+@pytest.mark.filterwarnings("ignore")  # peft's own
+def test_an_adapter_on_a_loaded_pipeline(saved, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    pipeline = load_quantized(saved[2])
+    plain = latents(pipeline)
+    config = peft.LoraConfig(target_modules=["to_q", "to_v", "conv1"], r=2, init_lora_weights=False)
+    pipeline.unet.add_adapter(config)
+    assert not torch.equal(latents(pipeline), plain)
+    with pytest.raises(RuntimeError, match="cannot be merged"):
+        pipeline.fuse_lora()
+    with pytest.raises(CheckpointError, match="carries adapters"):
+        pipeline.save_pretrained(tmp_path)
+    pipeline.unload_lora_weights()
+    assert torch.equal(latents(pipeline), plain)
+    pipeline.save_pretrained(tmp_path)
+    assert torch.equal(latents(load_quantized(tmp_path)), plain)
+
+
+def test_modules_that_diffusers_keeps_in_float32_stay_so(tmp_path: Path) -> None:
+    from diffusers import WanTransformer3DModel
+
+    torch.manual_seed(0)
+    size = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 12,
+        "text_dim": 16,
+        "freq_dim": 32,
+        "ffn_dim": 32,
+    }
+    full = WanTransformer3DModel(
+        num_layers=1, in_channels=4, out_channels=4, rope_max_seq_len=32, **size
+    )
+    layers = {
+        n: m for n, m in full.named_modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv3d)
+    }
+    weights = [
+        Weight(name, f"{name}.weight", tuple(layer.weight.shape)) for name, layer in layers.items()
+    ]
+    graph = Graph(
+        "wan", tuple(Node(weight.name, Op.LINEAR, weight=weight) for weight in weights), ()
+    )
+    save_denoiser(full, graph, QuantConfig("wan", dict.fromkeys(layers, UAQ4)), tmp_path / "packed")
+    full.save_pretrained(tmp_path / "full")
+    plain = WanTransformer3DModel.from_pretrained(tmp_path / "full", dtype=torch.bfloat16)
+    packed = load_quantized(tmp_path / "packed", torch.bfloat16)
+    for name in layers:
+        assert packed.get_submodule(name).weight.dtype == plain.get_submodule(name).weight.dtype
+    assert {p.dtype for p in packed.parameters()} == {torch.bfloat16, torch.float32}
+    out = packed(
+        torch.ones(1, 4, 1, 4, 4).bfloat16(), torch.tensor([5]), torch.ones(1, 3, 16).bfloat16()
+    ).sample
+    assert out.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_shipped_pipeline_draws_the_same_pictures_bit_for_bit(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """Its parameters are stored in 16 bit, so nothing is rounded on the way."""
+    model = Model(
+        "emoji_unet", "zoo", "UNet2DConditionModel", "unet", resolution_px=32, steps=2, guidance=2.0
+    )
+    space = SpaceSpec("some", ["uaq-3", "uaq-4", "kmeans_a-3", "kmeans_a-4"]).of(
+        trace(model, tmp_path, page=False)
+    )
+    qconfig = space.sample(np.random.default_rng(0))
+    pipeline = load_pipeline(model)
+    originals = {name: p.detach().clone() for name, p in pipeline.unet.named_parameters()}
+    weights = {weight.name: weight for weight in space.graph.weights}
+    fits = {
+        name: fit(sliced(originals[weights[name].parameter], weights[name]).half(), method)
+        for name, method in qconfig.methods.items()
+    }
+    found = save_quantized(
+        load_pipeline(model, dtype="float16"),
+        "unet",
+        space.graph,
+        qconfig,
+        tmp_path / "saved",
+        lambda n, _: fits[n],
+    )
+    assert found.packed_bytes == cost.size_bytes(space.graph, qconfig)
+    loaded = load_quantized(tmp_path / "saved")
+
+    def draw(pipe) -> np.ndarray:
+        pipe.set_progress_bar_config(disable=True)
+        return pipe(
+            ["grinning face, twemoji", "rocket, noto"],
+            num_inference_steps=model.steps,
+            guidance_scale=model.guidance,
+            height=32,
+            width=32,
+            generator=torch.Generator().manual_seed(0),
+            output_type="np",
+        ).images
+
+    full = draw(pipeline)
+    for unet in (pipeline.unet, loaded.unet):
+        compute_in(unet, dtype)
+    with quantized(
+        pipeline.unet, space.graph, qconfig, lambda name, _, out=None: dequantize(fits[name], out)
+    ):
+        wanted = draw(pipeline)
+    assert np.array_equal(draw(loaded), wanted)
+    assert not np.array_equal(full, wanted)
+
+
+def damage(path: Path, kind: str) -> None:
+    file, config = (
+        path / "unet" / "diffusion_pytorch_model.safetensors",
+        path / "unet" / "config.json",
+    )
+    whole = file.read_bytes()
+    match kind:
+        case "truncated":
+            file.write_bytes(whole[: len(whole) * 2 // 3])
+        case "a flipped byte":
+            file.write_bytes(whole[:-100] + bytes([whole[-100] ^ 1]) + whole[-99:])
+        case "foreign weights":
+            from safetensors.torch import save_file
+
+            save_file({"x": torch.zeros(2)}, file)
+        case "no weights":
+            file.unlink()
+        case "not quantized":
+            about = json.loads(config.read_text())
+            del about["quantization_config"]
+            config.write_text(json.dumps(about))
+        case "weights of a wrong kind" | "weights with odd fields" | "a name that is no text":
+            about = json.loads(config.read_text())
+            entries = about["quantization_config"]["weights"]
+            odd = {"weights with odd fields": {"zz": 1}, "a name that is no text": {"parameter": 3}}
+            about["quantization_config"]["weights"] = (
+                [{**entries[0], **odd[kind]}] if kind in odd else "x"
+            )
+            config.write_text(json.dumps(about))
+        case "no JSON":
+            config.write_text("{")
+        case "of another schema":
+            config.write_text(config.read_text().replace("qsdm/checkpoint/1", "qsdm/checkpoint/9"))
+        case "nothing":
+            shutil.rmtree(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("truncated", "no whole checkpoint"),
+        ("a flipped byte", "digest"),
+        ("foreign weights", "no whole checkpoint"),
+        ("no weights", "no whole checkpoint"),
+        ("not quantized", "no quantized checkpoint"),
+        ("weights of a wrong kind", "lists no packed weights"),
+        ("weights with odd fields", "lists no packed weights"),
+        ("a name that is no text", "lists no packed weights"),
+        ("no JSON", "cannot be read as JSON"),
+        ("of another schema", "schema"),
+        ("nothing", "no quantized checkpoint"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_with_a_sentence(
+    saved, tmp_path: Path, kind: str, says: str
+) -> None:
+    path = tmp_path / "copy"
+    shutil.copytree(saved[2], path)
+    damage(path, kind)
+    with pytest.raises(CheckpointError, match=says):
+        load_quantized(path)
+
+
+def test_a_denoiser_of_no_known_class_is_refused(saved, tmp_path: Path) -> None:
+    shutil.copytree(saved[2] / "unet", tmp_path / "copy")
+    config = tmp_path / "copy" / "config.json"
+    config.write_text(config.read_text().replace("UNet2DConditionModel", "utils"))
+    with pytest.raises(CheckpointError, match="names no denoiser of diffusers"):
+        load_quantized(tmp_path / "copy")
+
+
+def test_a_checkpoint_of_two_halves_is_refused(saved, tmp_path: Path) -> None:
+    """Not filled with random values, as diffusers would."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(saved[2], tmp_path / "copy")
+    file = tmp_path / "copy" / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as opened:
+        about = opened.metadata()
+    tensors.pop("conv_in.packed.0.codes")
+    save_file(tensors, file, about)
+    with pytest.raises(CheckpointError, match=r"lacks 'conv_in\.packed\.0\.codes'"):
+        load_quantized(tmp_path / "copy", check=False)
+
+
+def test_what_does_not_fit_is_not_written(saved, tiny_model: Model, tmp_path: Path) -> None:
+    graph, qconfig, _, _ = saved
+    with pytest.raises(ValueError, match="no parameter"):
+        save_denoiser(torch.nn.Linear(2, 2), graph, qconfig, tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from qsdm.graph import Graph, Node, Op, Weight
+from qsdm.qconfig import QuantMethod, Space
+from qsdm.quant.calibration import PackedWeights, calibrate, read_table
+from qsdm.quant.methods import dequantize, fit
+from qsdm.store import StoreError
+
+METHODS = [
+    "uaq-3",
+    "uaq-4",
+    "kmeans_c-3",
+    "kmeans_a-3",
+    "uaq_g32-5",
+    "nf4_g64-4",
+    "fp8_e4m3-8",
+    "fp-16",
+]
+WEIGHTS = (
+    Weight("a", "a.weight", (8, 200)),
+    Weight("b#0", "b.weight", (4, 5, 3, 3)),
+    Weight("b#1", "b.weight", (4, 7, 3, 3), start=5),
+    Weight("c", "c.weight", (80, 16), ties=("d.weight",)),
+)
+GRAPH = Graph("toy", tuple(Node(w.name, Op.LINEAR, weight=w) for w in WEIGHTS), ())
+
+
+@pytest.fixture(scope="module")
+def tensors() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"a.weight": (8, 200), "b.weight": (4, 12, 3, 3), "c.weight": (80, 16)}
+    made = {name: torch.randn(shape, generator=generator).half() for name, shape in shapes.items()}
+    return made | {"d.weight": made["c.weight"].clone()}
+
+
+@pytest.fixture(scope="module")
+def space() -> Space:
+    return Space.of(GRAPH, METHODS)
+
+
+@pytest.fixture(scope="module")
+def path(
+    tensors: dict[str, torch.Tensor], space: Space, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    path = tmp_path_factory.mktemp("calibration") / "some"
+    calibrate(tensors.__getitem__, space, path)
+    return path
+
+
+def test_the_table_comes_back(path: Path, tensors: dict[str, torch.Tensor], space: Space) -> None:
+    table = read_table(path)
+    assert table.weights == tuple(weight.name for weight in WEIGHTS)
+    assert table.methods == space.methods
+    for i, (weight, offered) in enumerate(zip(WEIGHTS, space.options, strict=True)):
+        for j, method in enumerate(table.methods):
+            assert np.isnan(table.rel_error[i, j]) == (method not in offered)
+            assert table.size_bytes[i, j] == method.size_bits(weight, 16) // 8
+    a = tensors["a.weight"].double()
+    j = table.methods.index(QuantMethod("uaq", 3))
+    off = dequantize(fit(tensors["a.weight"], QuantMethod("uaq", 3))).double() - a
+    assert table.rel_error[0, j] == pytest.approx(
+        float(off.square().sum() / a.square().sum()), rel=1e-6
+    )
+    assert table.rel_error[0, table.methods.index(QuantMethod("fp", 16))] == 0
+
+
+def test_both_errors_are_of_the_stored_values(
+    path: Path, tensors: dict[str, torch.Tensor], space: Space
+) -> None:
+    table, packed = read_table(path), PackedWeights(path)
+    assert table.norm_error is not None
+    assert (np.isnan(table.norm_error) == np.isnan(table.rel_error)).all()
+    for i, weight in enumerate(space.graph.weights):
+        full = tensors[weight.parameter].double()[:, weight.start : weight.start + weight.shape[1]]
+        for method in space.options[i]:
+            missed = (packed.dequantize(weight.name, method).double() - full).abs()
+            column = table.methods.index(method)
+            for p, stored in ((2, table.rel_error), (2.4, table.norm_error)):
+                expected = (missed.pow(p).sum() / full.abs().pow(p).sum()).item()
+                np.testing.assert_allclose(stored[i, column], expected, rtol=1e-4, atol=1e-12)
+
+
+def test_the_papers_error_is_a_named_option(
+    tensors: dict[str, torch.Tensor], space: Space, tmp_path: Path
+) -> None:
+    table = calibrate(tensors.__getitem__, space, tmp_path, error="paper")
+    full, i = tensors["b.weight"].double()[:, :5], 1
+    for text in ("uaq-3", "kmeans_c-3", "kmeans_a-3"):
+        method = QuantMethod.parse(text)
+        if method in space.options[i]:
+            off = (dequantize(fit(full.half(), method)).double() - full).abs().pow(2.4)
+            expected = off.sum(1).mean() if text == "kmeans_a-3" else off.mean((1, 2, 3)).sum()
+            assert table.rel_error[i, table.methods.index(method)] == pytest.approx(
+                expected.item(), rel=1e-4
+            )
+    with pytest.raises(ValueError, match="wanted the error 'relative' or 'paper'"):
+        calibrate(tensors.__getitem__, space, tmp_path, error="mean")
+
+
+def test_packed_weights_are_the_fits(
+    path: Path, tensors: dict[str, torch.Tensor], space: Space
+) -> None:
+    packed = PackedWeights(path)
+    for weight, offered in zip(WEIGHTS, space.options, strict=True):
+        original = tensors[weight.parameter][:, weight.start : weight.start + weight.shape[1]]
+        for method in offered:
+            assert torch.equal(
+                packed.dequantize(weight.name, method), dequantize(fit(original, method))
+            )
+            copies = 1 + len(weight.ties)
+            assert (
+                copies * packed.quantized(weight.name, method).size_bytes
+                == method.size_bits(weight, 16) // 8
+            )
+            assert (weight.name, method) in packed
+
+
+def test_packed_weights_travel_to_another_process_by_their_path(path: Path) -> None:
+    text = pickle.dumps(PackedWeights(path))
+    assert len(text) < 2000
+    method = QuantMethod("uaq", 3)
+    assert torch.equal(
+        pickle.loads(text).dequantize("a", method), PackedWeights(path).dequantize("a", method)
+    )
+
+
+def test_calibrating_again_gives_the_same_bytes(
+    path: Path, tensors: dict[str, torch.Tensor], space: Space, tmp_path: Path
+) -> None:
+    calibrate(tensors.__getitem__, space, tmp_path)
+    assert (tmp_path / "weights.safetensors").read_bytes() == (
+        path / "weights.safetensors"
+    ).read_bytes()
+
+
+def test_what_is_not_there_is_named(path: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="holds no uaq-8 of 'a': run calibrate"):
+        PackedWeights(path).dequantize("a", QuantMethod("uaq", 8))
+    with pytest.raises(StoreError, match="run calibrate again"):
+        PackedWeights(tmp_path)
+    with pytest.raises(StoreError, match="damaged or not ours"):
+        read_table(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["weights", "table"])
+def test_a_truncated_file_is_refused(path: Path, tmp_path: Path, name: str) -> None:
+    whole = (path / f"{name}.safetensors").read_bytes()
+    (tmp_path / f"{name}.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(StoreError):
+        PackedWeights(tmp_path) if name == "weights" else read_table(tmp_path)
+
+
+def test_tied_parameters_must_be_equal(
+    tensors: dict[str, torch.Tensor], space: Space, tmp_path: Path
+) -> None:
+    other = tensors | {"d.weight": tensors["d.weight"] + 1}
+    with pytest.raises(ValueError, match=r"'d\.weight' is tied to 'c\.weight'"):
+        calibrate(other.__getitem__, space, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_of_another_model_are_refused(
+    tensors: dict[str, torch.Tensor], space: Space, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"wanted 'a' of shape \(8, 200\)"):
+        calibrate((tensors | {"a.weight": torch.zeros(8, 100)}).__getitem__, space, tmp_path)

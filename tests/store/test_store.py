@@ -1,0 +1,182 @@
+"""Atomic artifacts: what was written can be read, what is damaged is named, what was stored survives."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qsdm.outcome import Outcome
+from qsdm.qconfig import QuantConfig, QuantMethod
+from qsdm.store import Store, StoreError
+from qsdm.store.files import read_json, write_json
+from qsdm.store.outcomes import OutcomeDatabase, read_outcomes_parquet, write_outcomes_parquet
+from qsdm.store.provenance import provenance
+from qsdm.store.tensors import read_tensors, write_tensors
+from tests.test_outcome import PROTOCOL
+
+ROOT = Path(__file__).parents[2]
+
+
+def outcome(bits: int, value: float = 1.0) -> Outcome:
+    return Outcome(
+        QuantConfig("toy", {"a": QuantMethod("uaq", bits)}), PROTOCOL.digest, {"fd": value}, 8
+    )
+
+
+def test_round_trips(tmp_path: Path) -> None:
+    write_json(tmp_path / "deep" / "a.json", {"a": [1, None, "é"]})
+    assert read_json(tmp_path / "deep" / "a.json") == {"a": [1, None, "é"]}
+    tensors = {"x": np.arange(6, dtype=np.int64).reshape(2, 3).T, "y": np.float32([0.5])}
+    write_tensors(tmp_path / "a.safetensors", tensors, {"kind": "test"})
+    found, about = read_tensors(tmp_path / "a.safetensors")
+    assert about == {"kind": "test"}
+    assert all(np.array_equal(found[name], tensors[name]) for name in tensors)
+    write_outcomes_parquet(tmp_path / "a.parquet", [outcome(3), outcome(4)], {})
+    assert read_outcomes_parquet(tmp_path / "a.parquet") == [outcome(3), outcome(4)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "a.parquet",
+        "a.safetensors",
+        "deep",
+    ], "no partial files"
+
+
+def test_a_failed_write_keeps_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"good": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"bad": float("nan")})
+    assert read_json(path) == {"good": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"a": '])
+def test_damaged_json_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(
+        StoreError, match=r"a\.json cannot be read as JSON .*: remove it and make it again"
+    ):
+        read_json(tmp_path / "a.json")
+
+
+def test_damaged_tensors_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    write_tensors(path, {"x": np.zeros(100)}, {})
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(StoreError, match="damaged or not ours"):
+        read_tensors(path)
+
+
+def test_foreign_tensors_are_named(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    save_file({"x": np.zeros(3)}, tmp_path / "a.safetensors")
+    with pytest.raises(StoreError, match="damaged or not ours"):
+        read_tensors(tmp_path / "a.safetensors")
+
+
+def test_damaged_parquet_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 and then nothing")
+    with pytest.raises(StoreError, match="damaged or no table of outcomes"):
+        read_outcomes_parquet(tmp_path / "a.parquet")
+
+
+def test_a_missing_artifact_names_its_command(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"run python -m qsdm\.trace \+model=toy"):
+        Store(tmp_path, "toy").find("graph.json", "trace")
+
+
+def test_the_shipped_store_is_read_where_the_users_lacks_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qsdm.store.ZOO", tmp_path / "zoo")
+    shipped, place = tmp_path / "zoo" / "toy" / "store", Store(tmp_path / "mine", "toy")
+    write_json(shipped / "graph.json", "shipped")
+    write_outcomes_parquet(shipped / "outcomes.parquet", [outcome(3, 1.0), outcome(4, 1.0)], {})
+    write_json(shipped / "protocols.json", [PROTOCOL.to_json()])
+    assert read_json(place.find("graph.json", "trace")) == "shipped"
+    assert place.outcomes(PROTOCOL) == [outcome(3, 1.0), outcome(4, 1.0)]
+    OutcomeDatabase(place.path("outcomes.sqlite")).add(outcome(2), PROTOCOL)
+    assert place.outcomes() == [outcome(3, 1.0), outcome(4, 1.0), outcome(2)]
+    assert set(place.protocols()) == {PROTOCOL.digest}
+    write_json(place.path("graph.json"), "mine")
+    assert read_json(place.find("graph.json", "trace")) == "mine"
+
+
+def test_outcomes_are_stored_once(tmp_path: Path) -> None:
+    database = OutcomeDatabase(tmp_path / "o.sqlite")
+    for value in (1.0, 2.0):
+        database.add(outcome(3, value), PROTOCOL)
+    database.add(outcome(4), PROTOCOL)
+    assert database.read() == [outcome(3, 1.0), outcome(4)]
+    assert OutcomeDatabase(tmp_path / "o.sqlite").protocols() == {PROTOCOL.digest: PROTOCOL}
+
+
+def test_a_foreign_database_is_named(tmp_path: Path) -> None:
+    (tmp_path / "o.sqlite").write_bytes(b"this is no database at all" * 100)
+    with pytest.raises(StoreError, match="no database of outcomes"):
+        OutcomeDatabase(tmp_path / "o.sqlite")
+
+
+def test_a_full_disk_keeps_what_was_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    database = OutcomeDatabase(tmp_path / "o.sqlite")
+    database.add(outcome(3), PROTOCOL)
+    connect = database._connect
+
+    def full() -> sqlite3.Connection:
+        db = connect()
+        pages = db.execute("PRAGMA page_count").fetchone()[0]
+        db.execute(f"PRAGMA max_page_count={pages}")  # SQLite's own "database or disk is full"
+        return db
+
+    monkeypatch.setattr(database, "_connect", full)
+    big = Outcome(
+        outcome(4).qconfig, PROTOCOL.digest, {"fd": 1.0}, 8, provenance={"note": "x" * 100_000}
+    )
+    with pytest.raises(StoreError, match=r"full.*free some space.*what was stored before is kept"):
+        database.add(big, PROTOCOL)
+    assert database.read() == [outcome(3)]
+
+
+def test_what_was_added_survives_a_kill(tmp_path: Path) -> None:
+    code = f"""
+import os, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from qsdm.store.outcomes import OutcomeDatabase
+from tests.test_store import PROTOCOL, outcome
+database = OutcomeDatabase(Path({str(tmp_path / "o.sqlite")!r}))
+for bits in (2, 3, 4):
+    database.add(outcome(bits), PROTOCOL)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert OutcomeDatabase(tmp_path / "o.sqlite").read() == [outcome(bits) for bits in (2, 3, 4)]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_place_is_named(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(StoreError, match="was not written"):
+        write_json(tmp_path / "a.json", 1)
+
+
+def test_a_path_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    """A file lies where the store's folder should be."""
+    (tmp_path / "store").write_text("")
+    with pytest.raises(StoreError, match="was not written"):
+        write_json(tmp_path / "store" / "toy" / "a.json", 1)
+
+
+def test_provenance_holds_versions_and_nothing_of_the_machine() -> None:
+    about = provenance()
+    assert "numpy" in about["versions"]
+    assert str(Path.home()) not in json.dumps(about)
