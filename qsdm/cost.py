@@ -78,7 +78,7 @@ def peak_bytes(
     """
     expanded: dict[str, int] = defaultdict(int)
     for weight in graph.weights:  # the slices of a split parameter are expanded together
-        if qconfig.methods.get(weight.name, QuantMethod("fp", full_bits)).name != "fp":
+        if not qconfig.methods.get(weight.name, QuantMethod("fp", full_bits)).is_full:
             expanded[weight.parameter] += compute_bits * weight.numel // (1 + len(weight.ties))
     return size_bytes(graph, qconfig, full_bits) + max(expanded.values(), default=0) // 8
 

@@ -20,11 +20,10 @@ from typing import Any
 import numpy as np
 
 from qsdm.graph import Graph, Weight, canonical, merge_splits
+from qsdm.quant.methods import METHODS
 
 SCHEMA = "qsdm/qconfig/1"
-_NAME = re.compile(
-    r"(fp|uaq|uaq_refined|uaq_asym|uaq_g(?:32|64|128)|nf4_g64|kmeans_c|kmeans_a|fp8_e4m3)-(\d+)"
-)
+_TEXT = re.compile(r"([a-z0-9_]+)-(\d+)")
 
 
 class OutsideSpace(ValueError):
@@ -35,21 +34,24 @@ class OutsideSpace(ValueError):
 class QuantMethod:
     """A quantization method at a bit width.
 
+    Attributes:
+        name: of an entry of `qsdm.quant.methods.METHODS`.
+        bits: of a code.
+
     Raises:
-        ValueError: the bit width is not one that the method has.
+        ValueError: there is no such method, or it has no such bit width.
     """
 
     name: str
     bits: int
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(f"{self.name}-{self.bits}"):
+        if self.name not in METHODS:
             raise ValueError(
-                "wanted a method such as uaq-4, kmeans_c-3, uaq_g64-4, nf4_g64-4 or fp-16 "
-                f"(got '{self.name}-{self.bits}')"
+                f"no quantization method {self.name!r} (got {self}): wanted {', '.join(METHODS)}, "
+                "each with its bits, as uaq-4"
             )
-        allowed = {"fp": (16, 32), "nf4_g64": (4,), "fp8_e4m3": (8,)}.get(self.name, range(2, 9))
-        if self.bits not in allowed:
+        if self.bits not in (allowed := METHODS[self.name].bits):
             raise ValueError(
                 f"{self.name} has {', '.join(map(str, allowed))} bits (got {self.bits})"
             )
@@ -57,44 +59,32 @@ class QuantMethod:
     @staticmethod
     def parse(text: str) -> QuantMethod:
         """The inverse of ``str``."""
-        match = _NAME.fullmatch(text)
-        if match is None:
-            raise ValueError(
-                f"wanted a method such as uaq-4, kmeans_c-3, uaq_g64-4, nf4_g64-4 or fp-16 (got {text!r})"
-            )
+        if (match := _TEXT.fullmatch(text)) is None:
+            raise ValueError(f"wanted a method and its bits, as uaq-4 or kmeans_c-3 (got {text!r})")
         return QuantMethod(match[1], int(match[2]))
 
     def __str__(self) -> str:
         return f"{self.name}-{self.bits}"
 
     @property
+    def is_full(self) -> bool:
+        """Full precision: nothing is quantized."""
+        return METHODS[self.name].table is None
+
+    @property
     def group_size(self) -> int | None:
         """Input values that share a scale, for block-wise methods."""
-        group = re.search(r"_g(\d+)", self.name)
-        return int(group[1]) if group else None
+        return METHODS[self.name].group_size
 
     def overhead_bits(self, weight: Weight, full_bits: int) -> int:
         """Bits of scales, zero points and codebooks beside the codes of one stored tensor.
 
         Args:
+            weight: that is quantized.
             full_bits: P, the precision in which scales and codebooks are stored.
         """
-        rows = weight.shape[0]
-        if self.name == "fp":
-            return 0
-        if self.name == "fp8_e4m3":
-            return full_bits * rows
-        if self.name == "kmeans_a":
-            return 2**self.bits * full_bits
-        if self.name == "kmeans_c":
-            return 2**self.bits * full_bits * rows
-        if self.group_size is None:
-            return 2 * full_bits * rows
-        groups = rows * math.ceil(weight.fan_in / self.group_size)
-        if self.name == "nf4_g64":
-            # QLoRA (Dettmers et al., 2023), section 3: 8-bit scales, one 32-bit scale per 256 of them, one 32-bit mean
-            return 8 * groups + 32 * math.ceil(groups / 256) + 32
-        return 2 * full_bits * groups
+        method = METHODS[self.name]
+        return method.overhead_bits(self.bits, weight.shape[0], weight.fan_in, full_bits)
 
     def size_bits(self, weight: Weight, full_bits: int) -> int:
         """Bits of all stored copies of ``weight``: the codes, filled up to whole bytes, and the overhead."""
@@ -295,7 +285,7 @@ class SpaceSpec:
 def _affordable(
     method: QuantMethod, weight: Weight, full_bits: int, max_overhead: float
 ) -> QuantMethod:
-    if method.name == "fp" or method.overhead_bits(weight, full_bits) <= max_overhead * math.prod(
+    if method.is_full or method.overhead_bits(weight, full_bits) <= max_overhead * math.prod(
         weight.shape
     ):
         return method

@@ -186,7 +186,7 @@ def compared(
     """Rows of the final table by name."""
     from qsdm.strategies.random import near
 
-    methods = sorted((m for m in space.methods if m.name != "fp"), key=lambda m: (-m.bits, m.name))
+    methods = sorted((m for m in space.methods if not m.is_full), key=lambda m: (-m.bits, m.name))
     size = cost.size_bytes(space.graph, ours, space.full_bits)
     return {
         "fp": QuantConfig(ours.denoiser, {}),
@@ -282,7 +282,7 @@ def best_uniform(ready: Session, table: Sequence[Mapping[str, Any]]) -> list[str
     name_of, metric = next(iter(ready.model.metrics.items()))
     sign = 1 if metric.larger_is_better else -1
     widths: dict[int, list[Mapping[str, Any]]] = {}
-    names = {str(method): method.bits for method in ready.space.methods if method.name != "fp"}
+    names = {str(method): method.bits for method in ready.space.methods if not method.is_full}
     for entry in table:
         if entry["name"] in names:
             widths.setdefault(names[entry["name"]], []).append(entry)

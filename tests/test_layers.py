@@ -18,6 +18,8 @@ COMMANDS = {"trace", "calibrate", "measure", "train", "attribute", "search", "re
 ALLOWED: dict[str, set[str]] = (
     dict.fromkeys(GROUND | MACHINERY, GROUND)
     | dict.fromkeys(JOINS - {"predictor"}, GROUND | MACHINERY | JOINS)
+    # METHODS needs neither torch nor numba; a configuration is read by its names.
+    | {"qconfig": GROUND | {"quant"}}
     | {"predictor": GROUND, "sensitivity": GROUND | {"predictor"}, "report": GROUND}
     | {"run": {"store", "log"}}
     | {name: GROUND | MACHINERY | JOINS | {"sensitivity", "report", "run"} for name in COMMANDS}

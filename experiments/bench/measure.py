@@ -38,7 +38,7 @@ from qsdm.measurement.evaluator import Evaluator, compute_in
 from qsdm.measurement.protocol import prompts_of, protocol_of, seed_of
 from qsdm.qconfig import QuantConfig, QuantMethod, SpaceSpec
 from qsdm.quant.calibration import PackedWeights
-from qsdm.quant.methods import dequantize, fit
+from qsdm.quant.fitting import dequantize, fit
 from qsdm.run.conf import CONF
 from qsdm.store.files import read_json
 from qsdm.trace import trace

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from qsdm.qconfig import QuantMethod
-from qsdm.quant.methods import dequantize, fit
+from qsdm.quant.fitting import dequantize, fit
 
 ROWS = N = 1280
 REPEATS = 3

@@ -26,7 +26,7 @@ import torch
 from qsdm.graph import Graph
 from qsdm.qconfig import QuantMethod, Space
 from qsdm.quant import kernels, packing
-from qsdm.quant.methods import dequantize, fit, fit_all, table
+from qsdm.quant.fitting import dequantize, fit, fit_all, table
 
 NAMES = ("uaq", "kmeans_c", "kmeans_a")
 METHODS = [QuantMethod(name, bits) for name in NAMES for bits in (3, 4)]
@@ -188,7 +188,7 @@ def dequantization() -> None:
             lambda q=quantized: dequantize(q, out),
             "target: 1.0" if text == "kmeans_c-4" else "",
         )
-    codes, lines = quantized.codes, torch.from_numpy(table(quantized))
+    codes, lines = quantized.codes, table(quantized)
     row("lookup_out, fp8_e4m3-8", lambda: kernels.lookup_out(codes, lines, 8, n, out))
     for group in (n, 64):
         scale, zero = torch.full((rows, n // group), 0.01), torch.full((rows, n // group), 7.0)

@@ -27,7 +27,7 @@ def seconds(function: Callable[[], Any], repeats: int = 3) -> float:
 
 def quantizers() -> None:
     from qsdm.qconfig import QuantMethod
-    from qsdm.quant.methods import dequantize, fit
+    from qsdm.quant.fitting import dequantize, fit
 
     generator = torch.Generator().manual_seed(0)
     weight = (

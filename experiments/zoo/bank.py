@@ -25,7 +25,7 @@ from qsdm.measurement.labels import labels_of, noise
 from qsdm.outcome import Objective, Outcome, Protocol
 from qsdm.predictor.scores import srcc
 from qsdm.qconfig import Space, SpaceSpec
-from qsdm.quant.methods import VERSION
+from qsdm.quant.fitting import VERSION
 from qsdm.store import Store
 from qsdm.store.files import read_json, write_json, write_text
 from qsdm.store.outcomes import write_outcomes_parquet

@@ -27,10 +27,10 @@ from torch import nn
 
 from qsdm.graph import Graph, Weight
 from qsdm.qconfig import QuantConfig, QuantMethod
-from qsdm.quant import Quantized
 from qsdm.quant.calibration import SAFETENSORS, bytes_of
-from qsdm.quant.methods import fit, layout
+from qsdm.quant.fitting import fit, layout
 from qsdm.quant.packed import PackedLayer, PackedWeight, Slice, replace_layers, slices, state_names
+from qsdm.quant.quantized import Quantized
 from qsdm.quant.swap import sliced
 from qsdm.store import StoreError
 from qsdm.store.files import read_json, replace, write_json
@@ -148,7 +148,7 @@ def save_denoiser(
                 if name not in inside:
                     file.write(name, bytes_of(tensor))
             for prefix, one in names.items():
-                if quantized is None or one.method.name == "fp":
+                if quantized is None or one.method.is_full:
                     made = fit(sliced(state[one.weight.parameter], one.weight), one.method)
                 else:
                     made = quantized(one.weight.name, one.method)
@@ -289,7 +289,7 @@ def register() -> None:
             methods = {
                 one.weight.name: one.method
                 for one in plan_of(self.weights)
-                if one.method.name != "fp"
+                if not one.method.is_full
             }
             return file_metadata(QuantConfig(self.denoiser, methods))
 

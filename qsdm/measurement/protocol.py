@@ -60,7 +60,7 @@ def protocol_of(
     Args:
         prompts: as many as there are (see `of_pictures`).
     """
-    from qsdm.quant.methods import VERSION
+    from qsdm.quant.fitting import VERSION
 
     return Protocol(
         denoiser=model.name,

@@ -132,7 +132,7 @@ def errors(space: Space, table: MethodTable) -> np.ndarray:
     for i, (weight, offered) in enumerate(zip(space.graph.weights, space.options, strict=True)):
         for method in offered:
             value = 0.0
-            if method.name != "fp":
+            if not method.is_full:
                 known = weight.name in rows and method in table.methods
                 value = (
                     table.rel_error[rows[weight.name], table.methods.index(method)]
@@ -148,14 +148,14 @@ def errors(space: Space, table: MethodTable) -> np.ndarray:
 
 
 def _decisions(space: Space, methods: tuple[QuantMethod, ...], error: np.ndarray) -> np.ndarray:
-    families = sorted({method.name for method in methods if method.name != "fp"})
+    families = sorted({method.name for method in methods if not method.is_full})
     scale = np.nanquantile(error[error > 0], 0.05) if (error > 0).any() else 1.0
     typical = np.nanmedian(error[error > 0]) if (error > 0).any() else 1.0
     share = np.sqrt([weight.numel / space.graph.num_values for weight in space.graph.weights])
     features = np.zeros((len(space.options), len(methods) + 1, len(families) + 4), dtype=np.float32)
     for i, weight in enumerate(space.graph.weights):
         for method in space.options[i]:
-            if method.name == "fp":
+            if method.is_full:
                 continue
             j = methods.index(method)
             overhead = method.size_bits(weight, space.full_bits) / weight.numel - method.bits

@@ -21,8 +21,8 @@ from qsdm.cost import MethodTable
 from qsdm.graph import Weight
 from qsdm.log import Log, ignore
 from qsdm.qconfig import QuantMethod, Space
-from qsdm.quant import Quantized
-from qsdm.quant.methods import VERSION, Fitted, dequantize, fit_all, layout
+from qsdm.quant.fitting import VERSION, Fitted, dequantize, fit_all, layout
+from qsdm.quant.quantized import Quantized
 from qsdm.quant.rows import sharing
 from qsdm.quant.swap import sliced
 from qsdm.store import StoreError
@@ -60,7 +60,7 @@ def calibrate(
         tensors: the denoiser's parameters by name.
         path: a directory; made if need be.
         error: what the table's first column of errors holds, which all later stages read: ``relative``, one definition
-            for every method, or ``paper``, the paper's release's (see `qsdm.quant.methods.Fitted`).
+            for every method, or ``paper``, the paper's release's (see `qsdm.quant.fitting.Fitted`).
 
     Raises:
         ValueError: there is no such error; a parameter is not what the graph says or holds NaN; tied parameters differ.

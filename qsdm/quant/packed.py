@@ -19,8 +19,10 @@ from torch import nn
 
 from qsdm.graph import Graph, Weight
 from qsdm.qconfig import OutsideSpace, QuantConfig, QuantMethod
-from qsdm.quant import Quantized, blockwise, kernels
-from qsdm.quant.methods import dequantize, fit, layout
+from qsdm.quant import kernels
+from qsdm.quant.fitting import dequantize, fit, layout, table
+from qsdm.quant.full import dtype_of
+from qsdm.quant.quantized import Quantized
 from qsdm.quant.swap import sliced
 
 
@@ -48,7 +50,7 @@ def slices(graph: Graph, qconfig: QuantConfig, full_bits: int = 16) -> list[Slic
         raise OutsideSpace(f"the graph of {graph.denoiser!r} has no weight {min(odd)!r}")
     full = QuantMethod("fp", full_bits)
     methods = {weight.name: qconfig.methods.get(weight.name, full) for weight in graph.weights}
-    changed = {weight.parameter for weight in graph.weights if methods[weight.name].name != "fp"}
+    changed = {weight.parameter for weight in graph.weights if not methods[weight.name].is_full}
     found = [
         Slice(weight, methods[weight.name])
         for weight in graph.weights
@@ -124,12 +126,8 @@ def decode(
     quantized = Quantized(parsed, tuple(shape), codes, dict(zip(names, others, strict=True)))
     if codes.device.type == "cpu":
         return dequantize(quantized).to(dtype)
-    if parsed.name == "fp":
-        return (
-            codes.view(torch.float16 if parsed.bits == 16 else torch.float32)
-            .view(shape)
-            .to(dtype, copy=True)
-        )
+    if parsed.is_full:
+        return codes.view(dtype_of(parsed.bits)).view(shape).to(dtype, copy=True)
     rows, fan_in = shape[0], math.prod(shape[1:])
     values = kernels.lookup(
         codes, table(quantized), parsed.bits, rows, fan_in, parsed.group_size or fan_in, dtype
@@ -140,33 +138,6 @@ def decode(
 @decode.register_fake
 def _(codes, others, method, shape, dtype):
     return codes.new_empty(shape, dtype=dtype)
-
-
-def table(quantized: Quantized) -> torch.Tensor:
-    """The value of every code on the device of the codes, float32 [groups, 2**bits]: `methods.table`, bit for bit."""
-    t = quantized.tensors
-    match quantized.method.name:
-        case "kmeans_a":
-            return t["codebook"].float()[None]
-        case "kmeans_c":
-            return t["codebook"].float()
-        case "nf4_g64":
-            units = t["scale_scale"].repeat_interleave(256)[: t["scale"].numel()]
-            scale = (t["scale"].float() * units + t["scale_mean"]).clamp(min=0)
-            return scale[:, None] * torch.from_numpy(blockwise.NF4).to(scale.device)
-        case "fp8_e4m3":
-            codes = torch.arange(256, device=quantized.codes.device, dtype=torch.uint8)
-            return (
-                codes.view(torch.float8_e4m3fn).float().nan_to_num(0.0)[None]
-                * t["scale"].float()[:, None]
-            )
-        case _:
-            levels = torch.arange(
-                2**quantized.method.bits, device=quantized.codes.device, dtype=torch.float32
-            )
-            return (levels - t["zero_point"].float().reshape(-1, 1)) * t["scale"].float().reshape(
-                -1, 1
-            )
 
 
 class Decoded(torch.Tensor):
@@ -300,7 +271,7 @@ def pack(
     fitted: dict[str, Quantized] = {}
     for one in plan:
         name, method = one.weight.name, one.method
-        if quantized is None or method.name == "fp":
+        if quantized is None or method.is_full:
             fitted[name] = fit(
                 sliced(module.get_parameter(one.weight.parameter), one.weight), method
             )

@@ -49,14 +49,6 @@ def fit(
     return codes, {"scale": scale.astype(np.float16), "zero_point": zero.astype(np.float16)}
 
 
-def table(scale: np.ndarray, zero_point: np.ndarray, bits: int) -> np.ndarray:
-    """The value of every code: float32 [groups, 2**bits]."""
-    codes = np.arange(2**bits, dtype=np.float32)
-    return (codes - zero_point.reshape(-1, 1).astype(np.float32)) * scale.reshape(-1, 1).astype(
-        np.float32
-    )
-
-
 @exact
 def affine(low, high, levels):
     """float32 scale and zero point of the range, as fp16 holds them.

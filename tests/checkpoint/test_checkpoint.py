@@ -14,7 +14,7 @@ from qsdm.denoisers import Model, load_pipeline
 from qsdm.graph import Graph, Node, Op, Weight
 from qsdm.measurement.evaluator import compute_in
 from qsdm.qconfig import QuantConfig, QuantMethod, SpaceSpec
-from qsdm.quant.methods import dequantize, fit
+from qsdm.quant.fitting import dequantize, fit
 from qsdm.quant.packed import PackedLayer, pack
 from qsdm.quant.swap import quantized, sliced
 from qsdm.trace import trace

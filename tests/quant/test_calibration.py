@@ -10,7 +10,7 @@ import torch
 from qsdm.graph import Graph, Node, Op, Weight
 from qsdm.qconfig import QuantMethod, Space
 from qsdm.quant.calibration import PackedWeights, calibrate, read_table
-from qsdm.quant.methods import dequantize, fit
+from qsdm.quant.fitting import dequantize, fit
 from qsdm.store import StoreError
 
 METHODS = [

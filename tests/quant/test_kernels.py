@@ -11,8 +11,8 @@ import torch
 
 from qsdm.qconfig import QuantMethod
 from qsdm.quant import kernels, packing
+from qsdm.quant.fitting import dequantize, fit, table
 from qsdm.quant.kernels import build, reference
-from qsdm.quant.methods import dequantize, fit, table
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -168,7 +168,7 @@ def test_fake_quantization_of_a_weight_is_what_is_stored(method: str) -> None:
     assert torch.equal(
         kernels.affine(weight.float(), scale, zero, bits, group), dequantize(quantized)
     )
-    lines = torch.from_numpy(table(quantized))
+    lines = table(quantized)
     assert torch.equal(
         kernels.lookup(quantized.codes, lines, bits, 16, 160, group, torch.float32),
         dequantize(quantized),

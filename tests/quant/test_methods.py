@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,16 +13,12 @@ import torch
 
 from qsdm.graph import Weight
 from qsdm.qconfig import QuantMethod
-from qsdm.quant.methods import dequantize, fit, fit_all, layout, table
+from qsdm.quant import methods
+from qsdm.quant.fitting import dequantize, fit, fit_all, layout, table
 
+METHODS = [QuantMethod(kind.name, bits) for kind in methods.METHODS.values() for bits in kind.bits]
 WIDTHS = range(2, 9)
-NAMES = ("uaq", "uaq_refined", "uaq_asym", "uaq_g32", "uaq_g64", "uaq_g128", "kmeans_c", "kmeans_a")
-METHODS = [
-    *(QuantMethod(name, bits) for name, bits in itertools.product(NAMES, WIDTHS)),
-    QuantMethod("nf4_g64", 4),
-    QuantMethod("fp8_e4m3", 8),
-    QuantMethod("fp", 16),
-]
+NAMES = [kind.name for kind in methods.METHODS.values() if set(kind.bits) >= set(WIDTHS)]
 by_method = pytest.mark.parametrize("method", METHODS, ids=str)
 
 
@@ -115,16 +113,16 @@ def test_all_fits_at_once_are_the_fits_one_by_one(name: str) -> None:
 
 def test_threads_change_nothing() -> None:
     weight = heavy((96, 700))
-    methods = [method for method in METHODS if method.bits in (3, 4)]
+    narrow = [method for method in METHODS if method.bits in (3, 4)]
     before = torch.get_num_threads()
     found = []
     try:
         for num_threads in (1, 3):
             torch.set_num_threads(num_threads)
-            found.append(fit_all(weight, methods))
+            found.append(fit_all(weight, narrow))
     finally:
         torch.set_num_threads(before)
-    for method in methods:
+    for method in narrow:
         one, three = (each[method] for each in found)
         assert torch.equal(one.quantized.codes, three.quantized.codes)
         assert (one.rel_error, one.norm_error) == (three.rel_error, three.norm_error)
@@ -191,7 +189,7 @@ def test_not_a_number_is_refused_in_a_sentence() -> None:
 def test_codes_were_chosen_for_the_stored_numbers(name: str, bits: int) -> None:
     weight = heavy((16, 320), seed=3)
     quantized = fit(weight, QuantMethod(name, bits))
-    values = torch.from_numpy(table(quantized))
+    values = table(quantized)
     if name == "uaq_g32":
         lines = values.view(16, 10, -1).repeat_interleave(32, 1)
     else:
@@ -201,3 +199,25 @@ def test_codes_were_chosen_for_the_stored_numbers(name: str, bits: int) -> None:
     assert (
         torch.equal(off, nearest) or (off - nearest).max() < 1e-6 * weight.abs().max()
     )  # ties may go either way
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if not m.is_full], ids=str)
+def test_a_part_of_the_table_is_a_part_of_the_whole(method: QuantMethod) -> None:
+    quantized = fit(heavy((24, 333)), method)
+    lines = table(quantized)
+    kind = methods.METHODS[method.name]
+    groups = kind.num_groups(333)
+    assert lines.shape == (1 if kind.per_tensor else 24 * groups, 2**method.bits)
+    if not kind.per_tensor:
+        assert torch.equal(
+            table(quantized, slice(8 * groups, 16 * groups)), lines[8 * groups : 16 * groups]
+        )
+
+
+def test_reading_names_imports_neither_torch_nor_numba() -> None:
+    code = (
+        "import sys; from qsdm.qconfig import QuantMethod; QuantMethod.parse('uaq-4');"
+        "print(sorted({'torch', 'numba'} & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"

@@ -10,9 +10,8 @@ from torch import nn
 
 from qsdm.graph import Graph, Node, Op, Weight
 from qsdm.qconfig import OutsideSpace, QuantConfig, QuantMethod
-from qsdm.quant import methods
 from qsdm.quant.activations import quantized_activations
-from qsdm.quant.methods import dequantize, fit
+from qsdm.quant.fitting import dequantize, fit
 from qsdm.quant.packed import (
     PackedConv2d,
     PackedLayer,
@@ -20,7 +19,6 @@ from qsdm.quant.packed import (
     PackedWeight,
     decode,
     pack,
-    table,
 )
 from qsdm.quant.swap import quantized, sliced
 
@@ -91,14 +89,6 @@ def test_decoding_gives_the_methods_values_in_any_type(text: str) -> None:
     part = PackedWeight.of(made)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         assert torch.equal(part(dtype), dequantize(made).to(dtype))
-
-
-@pytest.mark.parametrize("text", [text for text in METHODS if text != "fp-16"])
-def test_the_table_for_other_devices_is_the_methods_table(text: str) -> None:
-    made = fit(
-        torch.randn(300, 70, generator=torch.Generator().manual_seed(3)), QuantMethod.parse(text)
-    )
-    assert torch.equal(table(made), torch.from_numpy(methods.table(made)))
 
 
 def test_packed_layers_compute_what_fake_quantization_does(toy: Toy, x: torch.Tensor) -> None:

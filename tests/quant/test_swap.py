@@ -6,7 +6,7 @@ from torch import nn
 
 from qsdm.graph import Graph, Node, Op, Weight
 from qsdm.qconfig import OutsideSpace, QuantConfig, QuantMethod
-from qsdm.quant.methods import dequantize, fit
+from qsdm.quant.fitting import dequantize, fit
 from qsdm.quant.swap import Switch, quantized
 
 UAQ3, UAQ4 = QuantMethod("uaq", 3), QuantMethod("uaq", 4)

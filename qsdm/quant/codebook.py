@@ -1,0 +1,57 @@
+"""Codebooks of 2^bits values by k-means: one per output channel (K-Means-C) or one per weight (K-Means-A).
+
+The algorithms and their sources: `qsdm.quant.kmeans`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from qsdm.quant.method import Method, Stored
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from qsdm.quant.method import Fit
+
+BITS = range(2, 9)
+
+
+def per_channel(bits: int, rows: int, fan_in: int) -> dict[str, Stored]:
+    """A codebook for every row."""
+    return {"codebook": ("float16", (rows, 2**bits))}
+
+
+def per_tensor(bits: int, rows: int, fan_in: int) -> dict[str, Stored]:
+    """One codebook."""
+    return {"codebook": ("float16", (2**bits,))}
+
+
+def fit_channels(x: np.ndarray, widths: Sequence[int], weight: torch.Tensor) -> Iterable[Fit]:
+    """See `qsdm.quant.kmeans.fit_channels`."""
+    from qsdm.quant import kmeans
+
+    return kmeans.fit_channels(x, widths)
+
+
+def fit_tensor(x: np.ndarray, widths: Sequence[int], weight: torch.Tensor) -> Iterable[Fit]:
+    """See `qsdm.quant.kmeans.fit_tensor`."""
+    from qsdm.quant import kmeans
+
+    return kmeans.fit_tensor(x, widths, weight)
+
+
+def table(tensors: Mapping[str, torch.Tensor], bits: int, groups: slice) -> torch.Tensor:
+    """The codebooks, float32 [groups, 2**bits]."""
+    return tensors["codebook"][groups].float()
+
+
+def table_of_tensor(tensors: Mapping[str, torch.Tensor], bits: int, groups: slice) -> torch.Tensor:
+    """The codebook, float32 [1, 2**bits], whatever the groups."""
+    return tensors["codebook"].float()[None]
+
+
+KMEANS_C = Method("kmeans_c", BITS, per_channel, fit_channels, table)
+KMEANS_A = Method("kmeans_a", BITS, per_tensor, fit_tensor, table_of_tensor, per_tensor=True)
