@@ -38,7 +38,9 @@ def test_parse_and_print_are_inverse(text: str) -> None:
     ["", "uaq", "uaq-", "uaq-1", "uaq-9", "nf4_g64-3", "fp-4", "uaq_g60-4", "kmeans-4", "uaq-4 "],
 )
 def test_an_unknown_method_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"wanted a method and its bits|no quantization method|has .* bits"):
+    with pytest.raises(
+        ValueError, match=r"wanted a method and its bits|no quantization method|has .* bits"
+    ):
         QuantMethod.parse(text)
 
 

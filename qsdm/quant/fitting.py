@@ -23,7 +23,9 @@ Part = tuple[torch.dtype, tuple[int, ...]]  # type and shape of something stored
 
 VERSION = "3"  # of the fits: another one means other codes for the same weight
 
-_TABLE = 1 << 22  # numbers of a decoding table that are held at once
+_TABLE = (
+    1 << 15
+)  # numbers of a decoding table at once: torch spreads no more over threads, which would spin
 _PIECE = 1 << 14
 
 
