@@ -10,4 +10,20 @@ search      an evolutionary algorithm over it selects configurations            
 realize     the chosen one is realized by fake quantization and measured again       qsdm.report
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from qsdm.workspace import Workspace
+
 __version__ = "0.1.0"
+
+
+def open(model: str, space: str = "traced", store: Path | str = "store") -> Workspace:
+    """A model by name, path or hub id, with what the store holds of it: see `qsdm.workspace.named`."""
+    from qsdm.workspace import named
+
+    return named(model, space, store)

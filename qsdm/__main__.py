@@ -25,15 +25,15 @@ from typing import Any
 import qsdm
 from qsdm import run
 from qsdm.denoisers import Model, weights_digest
-from qsdm.graph import Graph, canonical
+from qsdm.graph import canonical
 from qsdm.log import Log, ignore
-from qsdm.qconfig import OutsideSpace, SpaceSpec
+from qsdm.qconfig import OutsideSpace
 from qsdm.store import Store
 from qsdm.store.files import read_json, write_json
+from qsdm.workspace import Workspace, takes_workspace
 
 SKIPPED_ARGUMENTS = {
-    "model",
-    "store",
+    "workspace",
     "log",
     "engine",
     "batch_size",
@@ -82,15 +82,14 @@ def stages(space: str) -> list[Stage]:
     ]
 
 
+@takes_workspace("model", "space", "objective", "predictor", "attribution", "strategy", "engine")
 def main(
-    model: Model,
-    space: SpaceSpec,
+    workspace: Workspace,
     objective: Any,
     predictor: Any,
     attribution: Any,
     strategy: Any,
     engine: Any,
-    store: Path = Path("store"),
     num_labels: int = 80,
     num_images: int = 256,
     seed_set: int = 0,
@@ -106,14 +105,12 @@ def main(
     """Run every stage whose artifacts are missing or stale.
 
     Args:
-        model: whose denoiser is quantized.
-        space: methods on offer, and which weights are split.
+        workspace: model, space and store.
         objective: what is learnt and searched for: a linear form of metrics and costs.
         predictor: how the graph network is fitted.
         attribution: how sensitivities are computed.
         strategy: of the search.
         engine: where measurements run.
-        store: folder of the artifacts.
         num_labels: measured configurations that the predictor needs; what is missing is measured.
         num_images: pictures per measured configuration.
         seed_set: of the labels; the final table uses the next one.
@@ -134,8 +131,9 @@ def main(
         "realize": {"label_seed_set": seed_set, "seed_set": seed_set + 1},
         "measure": {"num_configs": num_labels},
     }
+    model, place = workspace.model, workspace.store
     weights, seconds = weights_digest(model), {}
-    place, ordered, began = Store(store, model.name), stages(space.name), time.perf_counter()
+    ordered, began = stages(workspace.space_name), time.perf_counter()
     for number, stage in enumerate(ordered, 1):
         accepted = inspect.signature(stage.function).parameters
         arguments = {
@@ -143,7 +141,7 @@ def main(
         }
         heading = f"[{number}/{len(ordered)}] {stage.name}"
         if stage.name == "measure":
-            labels = num_measured(model, space, place, seed_set, num_images)
+            labels = num_measured(workspace, seed_set, num_images)
             why = f"{labels} of {num_labels} labels are measured" if labels >= num_labels else None
         else:
             inputs = inputs_of(place, stage, model, weights, arguments)
@@ -163,16 +161,14 @@ def main(
     return seconds
 
 
-def num_measured(
-    model: Model, space: SpaceSpec, place: Store, seed_set: int, num_images: int
-) -> int:
+def num_measured(workspace: Workspace, seed_set: int, num_images: int) -> int:
     """Configurations of the space that were measured under the protocol of the labels."""
     from qsdm.measurement.protocol import prompts_of, protocol_of
 
+    model, made = workspace.model, workspace.space
     protocol = protocol_of(model, model.metrics, prompts_of(model), seed_set, num_images)
-    made = space.of(Graph.from_json(read_json(place.find("graph.json", "trace"))), model.full_bits)
     count = 0
-    for outcome in filter(lambda outcome: outcome.is_label, place.outcomes(protocol)):
+    for outcome in filter(lambda outcome: outcome.is_label, workspace.store.outcomes(protocol)):
         try:
             made.encode(outcome.qconfig)
         except OutsideSpace:  # full precision, and configurations of other spaces
@@ -196,6 +192,7 @@ def inputs_of(
         "version": qsdm.__version__,
         "model": plain(model),
         "weights": weights,
+        "space": plain(arguments["workspace"].spec) if stage.name != "trace" else None,
         "settings": settings,
     }
     parts["reads"] = {name: content(place.path(name)) for name in stage.reads}

@@ -27,28 +27,31 @@ from typing import Any
 import numpy as np
 
 from qsdm.cost import avg_bits
-from qsdm.denoisers import Model
-from qsdm.graph import Graph
 from qsdm.log import Log, ignore
 from qsdm.outcome import Objective, Outcome
-from qsdm.qconfig import QuantMethod, Space, SpaceSpec
+from qsdm.qconfig import QuantMethod, Space
 from qsdm.sensitivity import AttributionOptions
-from qsdm.store import Store
-from qsdm.store.files import read_json, write_json
+from qsdm.store.files import write_json
 from qsdm.store.provenance import provenance
+from qsdm.workspace import Workspace, takes_workspace
 
 SCHEMA = "qsdm/sensitivities/1"
 
 
+@takes_workspace("model", "space", "objective", "store", "attribution")
 def attribute(
-    model: Model,
-    space: SpaceSpec,
+    workspace: Workspace,
     objective: Objective,
-    store: Path = Path("store"),
     attribution: AttributionOptions = AttributionOptions(),  # noqa: B008 (frozen)
     log: Log = ignore,
 ) -> dict[str, Any]:
     """Compute and store sensitivities.
+
+    Args:
+        workspace: model, space and store.
+        objective: for which the predictor was trained.
+        attribution: how many configurations are explained, and how finely.
+        log: takes what is logged.
 
     Returns:
         What was written.
@@ -56,17 +59,12 @@ def attribute(
     Raises:
         StoreError: an earlier stage has not run, or for another objective.
     """
-    from qsdm.predictor import Predictor, one_thread
-    from qsdm.quant.calibration import read_table
+    from qsdm.predictor import one_thread
 
-    files = Store(store, model.name)
-    made = space.of(Graph.from_json(read_json(files.find("graph.json", "trace"))), model.full_bits)
-    table = read_table(files.find(f"calibration/{space.name}", "calibrate"))
-    directory = files.find(f"predictor/{space.name}/report.json", "train").parent
-    predictor = Predictor.load(directory, made, table)
-    predictor.require(dict(objective.weights))
-    measured = read_json(directory / "report.json")["held_out"]
-    known = {o.qconfig.digest: o.qconfig for o in files.outcomes()}
+    made, predictor = workspace.space, workspace.predictor(objective)
+    measured, protocol = workspace.report["held_out"], workspace.report["protocol"]
+    outcomes = workspace.store.outcomes()
+    known = {o.qconfig.digest: o.qconfig for o in outcomes}
     pairs = [
         (known[d], y)
         for d, y in zip(measured["qconfig"], measured["measured"], strict=True)
@@ -77,15 +75,18 @@ def attribute(
         len(pairs), len(made.options)
     )
 
-    protocol = read_json(directory / "report.json")["protocol"]
-    full = full_precision(files.outcomes(), protocol, objective, model.full_bits)
-    single = {} if full is None else alone(files.outcomes(), protocol, objective, full, made)
+    full = full_precision(outcomes, protocol, objective, made.full_bits)
+    single = {} if full is None else alone(outcomes, protocol, objective, full, made)
     with one_thread():
         result = attributions(predictor, attribution, genes, labels, single)
     result["full_precision"]["measured"] = full
-    about = {"denoiser": model.name, "space": space.name, "objective": dict(objective.weights)}
+    about = {
+        "denoiser": workspace.name,
+        "space": workspace.space_name,
+        "objective": dict(objective.weights),
+    }
     result = {"schema": SCHEMA, **about, **result, "provenance": provenance()}
-    target = files.path(f"sensitivity/{space.name}.json")
+    target = workspace.path(f"sensitivity/{workspace.space_name}.json")
     write_json(target, result)
     draw(result, target, objective)
     log(

@@ -7,17 +7,14 @@ python -m qsdm.calibrate +model=sdxl path=DIRECTORY space=wide
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsdm import run
 from qsdm.cost import MethodTable
-from qsdm.graph import Graph
 from qsdm.log import Log, ignore
-from qsdm.qconfig import Space, SpaceSpec
+from qsdm.qconfig import Space
 from qsdm.report import graph_page
-from qsdm.store import Store
-from qsdm.store.files import read_json
+from qsdm.workspace import Workspace, takes_workspace
 
 if TYPE_CHECKING:
     import torch
@@ -25,20 +22,20 @@ if TYPE_CHECKING:
     from qsdm.denoisers import Model
 
 
+@takes_workspace("model", "space", "store")
 def calibrate(
-    model: Model,
-    space: SpaceSpec,
-    store: Path = Path("store"),
+    workspace: Workspace,
     error: str = "relative",
     log: Log = ignore,
 ) -> MethodTable:
     """Errors and bytes of every weight under every method.
 
     Args:
+        workspace: model, space and store.
         error: ``relative``, or ``paper`` for the errors as the paper's release computes them.
 
     Returns:
-        The table, which lies with the packed weights in ``store``/<model>/calibration/<space>/; graph.html shows it.
+        The table, which lies with the packed weights in the store, calibration/<space>/; graph.html shows it.
 
     Raises:
         StoreError: the denoiser was not traced yet.
@@ -46,14 +43,11 @@ def calibrate(
     """
     from qsdm.quant import calibration
 
-    place = Store(store, model.name)
-    graph = Graph.from_json(read_json(place.find("graph.json", made_by="trace")))
-    spaced = space.of(graph, model.full_bits)
-    table = calibration.calibrate(
-        parameters(model), spaced, place.path(f"calibration/{space.name}"), log, error
-    )
-    graph_page.write(place.path("graph.html"), graph, graph_page.errors(graph, table))
-    print(summary(spaced, table))
+    graph, space = workspace.graph, workspace.space
+    target = workspace.path(f"calibration/{workspace.space_name}")
+    table = calibration.calibrate(parameters(workspace.model), space, target, log, error)
+    graph_page.write(workspace.path("graph.html"), graph, graph_page.errors(graph, table))
+    print(summary(space, table))
     return table
 
 

@@ -25,23 +25,22 @@ from qsdm.engine.local import Local
 from qsdm.engine.serial import Serial
 from qsdm.log import Log, ignore
 from qsdm.outcome import EvaluationError, Outcome
-from qsdm.qconfig import QuantConfig, Space, SpaceSpec
+from qsdm.qconfig import QuantConfig, Space
 from qsdm.store import StoreError
 from qsdm.store.files import read_json
+from qsdm.workspace import Workspace, takes_workspace
 
 _GOLDEN = (5**0.5 - 1) / 2
 
 if TYPE_CHECKING:
-    from qsdm.denoisers import Model
     from qsdm.engine import Engine
     from qsdm.measurement.session import Session
     from qsdm.outcome import Protocol
 
 
+@takes_workspace("model", "space", "store", "num_configs")
 def measure(
-    model: Model,
-    space: SpaceSpec,
-    store: Path = Path("store"),
+    workspace: Workspace,
     num_configs: int = 80,
     configs: Path | None = None,
     alone: str | None = None,
@@ -59,6 +58,7 @@ def measure(
     """Outcomes of random configurations, or of those in a file, and of full precision.
 
     Args:
+        workspace: model, space and store.
         num_configs: random configurations that the protocol shall have outcomes of.
         configs: JSON with a configuration, a list of them, or what `search` wrote.
         alone: a method, such as uaq-3: measure each weight with it while all others keep full precision, instead of
@@ -91,9 +91,7 @@ def measure(
             f"num_configs must be positive and num_images at least 2 (got {num_configs}, {num_images})"
         )
     # A plan starts no workers.
-    with open_session(
-        model, space, store, Serial() if plan else engine, batch_size, shard=shard
-    ) as ready:
+    with open_session(workspace, Serial() if plan else engine, batch_size, shard=shard) as ready:
         if configs is not None:
             chosen = read_configs(configs)
         elif alone is not None:
@@ -101,7 +99,7 @@ def measure(
         else:
             chosen = sample(ready.space, num_configs, seed)
         protocol = ready.protocol(seed_set, num_images)
-        full = QuantConfig(model.name, {})
+        full = QuantConfig(workspace.name, {})
         tell_plan(ready, [full, *chosen], protocol, engine, price_per_hour, plan)
         if plan:
             known = {outcome.qconfig.digest: outcome for outcome in ready.store.outcomes(protocol)}

@@ -23,13 +23,13 @@ from qsdm import cost, run
 from qsdm.engine.local import Local
 from qsdm.log import Log, ignore
 from qsdm.outcome import EvaluationError, Objective, Outcome
-from qsdm.qconfig import QuantConfig, Space, SpaceSpec
-from qsdm.store import Store, StoreError
+from qsdm.qconfig import QuantConfig, Space
+from qsdm.store import StoreError
 from qsdm.store.files import read_json, write_json, write_text
 from qsdm.store.provenance import provenance
+from qsdm.workspace import Workspace, takes_workspace
 
 if TYPE_CHECKING:
-    from qsdm.denoisers import Model
     from qsdm.engine import Engine
     from qsdm.measurement.session import Measured, Session
     from qsdm.outcome import Protocol
@@ -38,11 +38,10 @@ SCHEMA = "qsdm/summary/1"
 NUM_SHOWN = 16  # pictures in a grid
 
 
+@takes_workspace("model", "space", "objective", "store", "avg_bits")
 def realize(
-    model: Model,
-    space: SpaceSpec,
+    workspace: Workspace,
     objective: Objective,
-    store: Path = Path("store"),
     avg_bits: float = 3.5,
     candidates: int = 6,
     num_images: int = 256,
@@ -57,6 +56,8 @@ def realize(
     """Choose among the front's points by measuring them, and measure the chosen one beside what it must beat.
 
     Args:
+        workspace: model, space and store.
+        objective: by which the best candidate is chosen.
         avg_bits: of the chosen configuration, at most.
         candidates: points of the front that are measured.
         num_images: per configuration, in both rounds.
@@ -84,14 +85,15 @@ def realize(
         raise ValueError(
             f"wanted fresh noise, a seed_set other than label_seed_set (got {seed_set} for both)"
         )
-    learned = Store(store, model.name).path(f"predictor/{space.name}/report.json")
+    space_name = workspace.space_name
+    learned = workspace.path(f"predictor/{space_name}/report.json")
     if learned.exists() and read_json(learned).get("seed_set") == seed_set:
         raise ValueError(
             f"wanted fresh noise, but the predictor's labels have seed_set={seed_set}: give another one"
         )
-    with open_session(model, space, store, engine, batch_size) as ready:
+    with open_session(workspace, engine, batch_size) as ready:
         points = best_points(
-            read_json(ready.store.find(f"search/{space.name}.json", "search")), avg_bits, candidates
+            read_json(ready.store.find(f"search/{space_name}.json", "search")), avg_bits, candidates
         )
         proposed = [QuantConfig.from_json(point["qconfig"]) for point in points]
         labels = ready.protocol(label_seed_set, num_images)
@@ -104,8 +106,8 @@ def realize(
         found = ready.measure(list(rows.values()), fresh, "realize", log)
         summary: dict[str, Any] = {
             "schema": SCHEMA,
-            "denoiser": model.name,
-            "space": space.name,
+            "denoiser": workspace.name,
+            "space": space_name,
             "objective": dict(objective.weights),
             "max_avg_bits": avg_bits,
             "num_images": num_images,
@@ -121,11 +123,11 @@ def realize(
             ],
             "provenance": provenance(),
         }
-        summary["checkpoint"] = write_checkpoint(ready, space, ours)
+        summary["checkpoint"] = write_checkpoint(ready, workspace.packed, ours)
         write_card(ready, fresh, found.of(ours), found.of(rows["fp"]))
         write_json(ready.store.path("summary.json"), summary)
         draw(ready, rows, summary["rows"], fresh)
-    finish(ready, space, summary, log)
+    finish(ready, space_name, summary, log)
     return summary
 
 
@@ -208,13 +210,13 @@ def row(space: Space, name: str, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def write_checkpoint(ready: Session, space: SpaceSpec, ours: QuantConfig) -> dict[str, int]:
+def write_checkpoint(ready: Session, directory: Path, ours: QuantConfig) -> dict[str, int]:
     """The pipeline with ``ours`` packed, as files; their bytes by kind."""
     from qsdm.checkpoint import save_quantized
     from qsdm.denoisers import load_pipeline
     from qsdm.quant.calibration import PackedWeights
 
-    packed = PackedWeights(ready.store.find(f"calibration/{space.name}", "calibrate"))
+    packed = PackedWeights(directory)
     bits = ready.space.full_bits
     found = save_quantized(
         load_pipeline(ready.model, dtype=f"float{bits}"),
@@ -293,7 +295,7 @@ def best_uniform(ready: Session, table: Sequence[Mapping[str, Any]]) -> list[str
     return [best[bits]["name"] for bits in sorted(best, reverse=True)]
 
 
-def finish(ready: Session, space: SpaceSpec, summary: Mapping[str, Any], log: Log) -> None:
+def finish(ready: Session, space_name: str, summary: Mapping[str, Any], log: Log) -> None:
     """Print the table, write the page, log both."""
     from qsdm.measurement import memory
     from qsdm.report import page, results
@@ -328,7 +330,7 @@ def finish(ready: Session, space: SpaceSpec, summary: Mapping[str, Any], log: Lo
     print(memory.memory_of(ready.model, ready.space.graph, [ours]).line(ready.batch_size))
     target = ready.store.path("report.html")
     try:
-        page.write(target, results.read(ready.store, space.name, ready.space.full_bits))
+        page.write(target, results.read(ready.store, space_name, ready.space.full_bits))
     except (
         StoreError
     ) as error:  # the measured table is written; a page that cannot be drawn does not undo it

@@ -23,13 +23,14 @@ from typing import TYPE_CHECKING
 
 from qsdm import cost, run
 from qsdm.graph import Graph
-from qsdm.qconfig import QuantConfig, QuantMethod, Space, SpaceSpec
+from qsdm.qconfig import QuantConfig, QuantMethod, Space
 from qsdm.recipes import Read, RecipeError, Written, gguf, native, sdnq, skip_list, torchao
-from qsdm.store import Store, StoreError
-from qsdm.store.files import read_json, write_text
+from qsdm.store import StoreError
+from qsdm.store.files import write_text
+from qsdm.workspace import Workspace, takes_workspace
 
 if TYPE_CHECKING:
-    from qsdm.denoisers import Model
+    pass
 
 
 class Format(StrEnum):
@@ -49,10 +50,9 @@ WRITERS = {
 }
 
 
+@takes_workspace("model", "space", "store", "file")
 def recipe(
-    model: Model,
-    space: SpaceSpec,
-    store: Path = Path("store"),
+    workspace: Workspace,
     file: Path | None = None,
     to: Format = Format.qsdm,
     default: str = "uaq-4",
@@ -60,7 +60,7 @@ def recipe(
     """Read one recipe and write it in another form.
 
     Args:
-        space: its graph is used, with its splits.
+        workspace: model, space and store; the graph is used with the space's splits.
         file: the recipe; what realize chose, if none is given.
         to: the form that is written: qsdm, torchao, gguf or sdnq.
         default: method of the weights that a recipe says nothing about.
@@ -69,9 +69,8 @@ def recipe(
         StoreError: the model is not traced, or the file cannot be read.
         RecipeError: the file holds no recipe that is known here, or one of another denoiser.
     """
-    place, fallback = Store(store, model.name), QuantMethod.parse(default)
-    own = space.of(Graph.from_json(read_json(place.find("graph.json", "trace"))), model.full_bits)
-    source = place.find("chosen.json", "realize") if file is None else file
+    fallback, own = QuantMethod.parse(default), workspace.space
+    source = workspace.find("chosen.json", "realize") if file is None else file
     try:
         text = source.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -80,9 +79,9 @@ def recipe(
         ) from error
     found = read(own.graph, text, fallback)
     written = WRITERS[to](own.graph, found.qconfig)
-    target = place.path(f"recipes/{source.name.partition('.')[0]}{written.suffix}")
+    target = workspace.path(f"recipes/{source.name.partition('.')[0]}{written.suffix}")
     write_text(target, written.text)
-    usage = measuring(model.name, space, own, found.qconfig) if to is Format.qsdm else written.usage
+    usage = measuring(workspace, found.qconfig) if to is Format.qsdm else written.usage
     print(f"{source}: {summary(own, found.qconfig)}")
     for note in (*found.notes, *written.notes):
         print(f"  {note}")
@@ -132,9 +131,10 @@ def summary(space: Space, qconfig: QuantConfig) -> str:
     return f"{methods}; {cost.avg_bits(space.graph, qconfig, space.full_bits):.4f} bits per weight"
 
 
-def measuring(model: str, spec: SpaceSpec, space: Space, qconfig: QuantConfig) -> str:
+def measuring(workspace: Workspace, qconfig: QuantConfig) -> str:
     """The command that measures a configuration, after one that calibrates its methods where the space lacks them."""
-    command = f"+model={model} space={spec.name}"
+    spec, space = workspace.chosen_spec, workspace.space
+    command = f"+model={workspace.name} space={spec.name}"
     offered = {
         weight.name: options
         for weight, options in zip(space.graph.weights, space.options, strict=True)

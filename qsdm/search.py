@@ -23,34 +23,30 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qsdm.denoisers import Model
-from qsdm.graph import Graph
 from qsdm.log import Log, ignore
 from qsdm.outcome import Objective
-from qsdm.qconfig import Space, SpaceSpec
-from qsdm.store import Store
-from qsdm.store.files import read_json, write_json
+from qsdm.qconfig import Space
+from qsdm.store.files import write_json
 from qsdm.store.provenance import provenance
 from qsdm.strategies import Problem, StrategyOptions
 from qsdm.strategies.front import front, hypervolume
 from qsdm.strategies.greedy import path, spread
+from qsdm.workspace import Workspace, takes_workspace
 
 SCHEMA = "qsdm/front/1"
 Predict = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Genes, int64 [B, W] => mean and standard deviation of the quality over the folds, float64 [B] each."""
 
 
+@takes_workspace("model", "space", "objective", "strategy", "store")
 def search(
-    model: Model,
-    space: SpaceSpec,
+    workspace: Workspace,
     objective: Objective,
     strategy: StrategyOptions,
-    store: Path = Path("store"),
     max_bits: float | None = None,
     budget: int = 10_000,
     kappa: float = 0.0,
@@ -61,6 +57,9 @@ def search(
     """Minimise (-predicted quality, bytes) and store the front.
 
     Args:
+        workspace: model, space and store.
+        objective: for which the predictor was trained.
+        strategy: how configurations are proposed.
         max_bits: average bits above which configurations are of no interest; None for no limit.
         budget: configurations that the strategy may have predicted.
         kappa: standard deviations over the folds that are taken off the predicted mean, >= 0.
@@ -73,18 +72,10 @@ def search(
         StoreError: an earlier stage has not run, or for another objective.
         ValueError: a value is out of range, or nothing in the space has at most ``max_bits``.
     """
-    from qsdm.predictor import Predictor
-    from qsdm.quant.calibration import read_table
-
-    files = Store(store, model.name)
-    made = space.of(Graph.from_json(read_json(files.find("graph.json", "trace"))), model.full_bits)
-    table = read_table(files.find(f"calibration/{space.name}", "calibrate"))
-    directory = files.find(f"predictor/{space.name}/report.json", "train").parent
-    predictor = Predictor.load(directory, made, table)
-    predictor.require(dict(objective.weights))
+    predictor = workspace.predictor(objective)
     result = search_front(
         predictor.predict,
-        Problem.of(made, table),
+        Problem.of(workspace.space, workspace.table),
         strategy,
         max_bits,
         budget,
@@ -93,9 +84,13 @@ def search(
         seed,
         log,
     )
-    about = {"denoiser": model.name, "space": space.name, "objective": dict(objective.weights)}
+    about = {
+        "denoiser": workspace.name,
+        "space": workspace.space_name,
+        "objective": dict(objective.weights),
+    }
     result = {"schema": SCHEMA, **about, **result, "provenance": provenance()}
-    write_json(files.path(f"search/{space.name}.json"), result)
+    write_json(workspace.path(f"search/{workspace.space_name}.json"), result)
     print_front(result)
     return result
 

@@ -24,6 +24,7 @@ from qsdm.qconfig import QuantConfig, QuantMethod
 from qsdm.report import graph_page
 from qsdm.store import Store
 from qsdm.store.files import write_json, write_text
+from qsdm.workspace import Workspace, takes_workspace
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,9 +40,9 @@ EXPORTS = ("graphml", "pyg")
 UNAIDED = "signature and config"  # where inputs come from without a pipeline
 
 
+@takes_workspace("model", "store")
 def trace(
-    model: Model,
-    store: Path = Path("store"),
+    workspace: Workspace,
     page: bool = True,
     export: Sequence[str] = (),
     log: Log = ignore,
@@ -49,6 +50,7 @@ def trace(
     """The graph of a model's denoiser; also written to the store.
 
     Args:
+        workspace: the model and the store; a space is of no use yet.
         page: also write graph.html.
         export: further forms, graphml or pyg or [graphml,pyg]: graph.graphml for Gephi, yEd, Cytoscape;
             graph.pyg.safetensors for `qsdm.predictor.pyg.read_pyg`.
@@ -59,6 +61,7 @@ def trace(
     """
     from qsdm import tracing
 
+    model = workspace.model
     denoisers.denoiser_class(
         model
     )  # imported here, because that takes longer than the trace that is timed
@@ -82,7 +85,7 @@ def trace(
         graph = tracing.trace(module, inputs, model.name, model.exclude, model.tied)
     seconds = process_time() - began
     missing = tracing.uncovered(module, graph)
-    target = Store(store, model.name)
+    target = workspace.store
     write_json(target.path("graph.json"), graph.to_json())
     if page:
         graph_page.write(target.path("graph.html"), graph, calibrated(target, graph))

@@ -23,7 +23,6 @@ Writes ``predictor/<space>/fold-K.safetensors`` and ``predictor/<space>/report.j
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -31,26 +30,25 @@ import numpy as np
 
 from qsdm.cost import MethodTable
 from qsdm.denoisers import Model
-from qsdm.graph import Graph
 from qsdm.log import Log, ignore
 from qsdm.measurement.labels import labels_of, noise, test_report, under_protocol, usable
 from qsdm.outcome import Objective, Outcome
 from qsdm.predictor import FitOptions
 from qsdm.predictor.cheap_labels import CheapLabels, cheap_labels
-from qsdm.qconfig import Space, SpaceSpec
+from qsdm.qconfig import Space
 from qsdm.store import Store, StoreError
-from qsdm.store.files import read_json, write_json
+from qsdm.store.files import write_json
 from qsdm.store.provenance import provenance
+from qsdm.workspace import Workspace, takes_workspace
 
 SCHEMA = "qsdm/predictor-report/1"
 
 
+@takes_workspace("model", "space", "objective", "predictor", "store")
 def train(
-    model: Model,
-    space: SpaceSpec,
+    workspace: Workspace,
     objective: Objective,
     predictor: FitOptions,
-    store: Path = Path("store"),
     seed_set: int = 0,
     num_images: int = 256,
     cheap_images: int = 0,
@@ -60,6 +58,7 @@ def train(
     """Train one network per fold and store them with their report.
 
     Args:
+        workspace: model, space and store.
         objective: the label that is learned; larger is better.
         seed_set: of the noise that the labels were measured with.
         num_images: pictures that each label was measured from.
@@ -77,12 +76,10 @@ def train(
     from qsdm.predictor import Predictor
     from qsdm.predictor.encode import encode
     from qsdm.predictor.fit import fit_folds
-    from qsdm.quant.calibration import read_table
 
     began = perf_counter()
-    files = Store(store, model.name)
-    made = space.of(Graph.from_json(read_json(files.find("graph.json", "trace"))), model.full_bits)
-    table = read_table(files.find(f"calibration/{space.name}", "calibrate"))
+    model, files, made = workspace.model, workspace.store, workspace.space
+    table = workspace.table
     labelled = under_protocol(files, model, seed_set, num_images)
     outcomes = usable(labelled, made, objective, model.name)
     genes = np.stack([made.encode(outcome.qconfig) for outcome in outcomes])
@@ -98,12 +95,12 @@ def train(
     encoding = encode(made, table)
     folds = fit_folds(encoding, genes, labels, predictor, seed, log)
     trained = Predictor(encoding, folds, dict(objective.weights))
-    trained.save(files.path(f"predictor/{space.name}"))
+    trained.save(files.path(f"predictor/{workspace.space_name}"))
     predictions = held_out(trained, made, table, genes, labels)
     report: dict[str, Any] = {
         "schema": SCHEMA,
         "denoiser": model.name,
-        "space": space.name,
+        "space": workspace.space_name,
         "objective": dict(objective.weights),
         "predictor": {name: getattr(predictor, name) for name in FitOptions.__slots__},
         "seed": seed,
@@ -131,7 +128,7 @@ def train(
         },
         "provenance": provenance(),
     }
-    write_json(files.path(f"predictor/{space.name}/report.json"), report)
+    write_json(files.path(f"predictor/{workspace.space_name}/report.json"), report)
     log(
         {
             f"train/{q}_{name}": s[q]["mean"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import inspect
 import re
 import shlex
 from collections.abc import Iterator
@@ -51,7 +50,7 @@ def compose(command: str, overrides: list[str]) -> Any:
 
 def taker(group: str) -> str:
     """The first command that takes a group."""
-    return next(c for c in COMMANDS if group in inspect.signature(function_of(c)).parameters)
+    return next(c for c in COMMANDS if group in keys.parameters(function_of(c)))
 
 
 def options() -> Iterator[Any]:
@@ -70,7 +69,7 @@ def test_an_option_composes_and_builds(group: str, name: str) -> None:
         function, cfg = compose(taker(group), ["model=emoji_unet", f"{group}={name}"])
     keys.check(cfg[group], group)
     if name != "any":  # reads a pipeline
-        made = keys.keywords(function, cfg)[group]
+        made = keys.values_of(function, cfg)[group]
         assert dataclasses.is_dataclass(made)
         assert getattr(made, "name", name) == name
 
@@ -78,10 +77,9 @@ def test_an_option_composes_and_builds(group: str, name: str) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_has_defaults_for_all_but_the_model(command: str) -> None:
     function, cfg = compose(command, ["model=emoji_unet"])
-    values = keys.keywords(function, cfg)
-    for name, parameter in inspect.signature(function).parameters.items():
-        if name != "log":
-            assert name in values or parameter.default is not parameter.empty
+    values = keys.values_of(function, cfg)
+    for name, parameter in keys.parameters(function).items():
+        assert name in values or parameter.default is not parameter.empty
     assert set(conf.defaults(command)) <= set(conf.choices())
     assert set(conf.defaults(command)) <= set(values)
 
@@ -92,7 +90,7 @@ def test_a_command_has_defaults_for_all_but_the_model(command: str) -> None:
 @pytest.mark.parametrize("name", conf.choices().get("metrics", []))
 def test_metrics_can_be_chosen_for_a_model(name: str, model: str) -> None:
     function, cfg = compose("trace", [f"metrics={name}", f"model={model}"])
-    assert keys.keywords(function, cfg)["model"].metrics
+    assert keys.values_of(function, cfg)["model"].metrics
     for spelling in ("metrics@model.metrics", "+metrics@model.metrics"):
         assert compose("trace", [f"model={model}", f"{spelling}={name}"])[1] == cfg
 
@@ -101,11 +99,11 @@ def test_metrics_can_be_chosen_for_a_model(name: str, model: str) -> None:
 @pytest.mark.parametrize("name", conf.choices().get("prompts", []))
 def test_prompts_can_be_chosen_for_a_model(name: str, model: str) -> None:
     function, cfg = compose("measure", ["prompts.path=data", f"prompts={name}", f"model={model}"])
-    made = keys.keywords(function, cfg)["model"].prompts
+    made = keys.values_of(function, cfg)["model"].prompts
     assert dataclasses.is_dataclass(made)
     assert made.path == "data"
     with pytest.raises(conf.BadInput, match=r"needs a path: add model\.prompts\.path=VALUE"):
-        keys.keywords(*compose("measure", [f"model={model}", f"prompts={name}"]))
+        keys.values_of(*compose("measure", [f"model={model}", f"prompts={name}"]))
 
 
 def test_what_belongs_to_the_model_is_explained_and_guessed() -> None:
@@ -177,7 +175,7 @@ def test_the_commands_of_the_protocols_compose() -> None:
     commands = list(commands_of(conf.CHECKOUT / "docs" / "protocols.md"))
     assert len(commands) == 5
     for command, arguments in commands:
-        model = keys.keywords(*compose(command, arguments))["model"]
+        model = keys.values_of(*compose(command, arguments))["model"]
         assert model.prompts is not None
         assert set(model.metrics) == {"fid", "clip_score", "psnr"}
 
@@ -185,6 +183,6 @@ def test_the_commands_of_the_protocols_compose() -> None:
 def test_the_commands_that_scale_compose() -> None:
     commands = list(commands_of(conf.CHECKOUT / "docs" / "scaling.md"))
     engines = [
-        keys.keywords(*compose(command, arguments))["engine"] for command, arguments in commands
+        keys.values_of(*compose(command, arguments))["engine"] for command, arguments in commands
     ]
     assert [type(engine).__name__ for engine in engines] == ["Local", "Ray", "Ray", "Slurm"]

@@ -22,8 +22,15 @@ ALLOWED: dict[str, set[str]] = (
     | {"qconfig": GROUND | {"quant"}}
     | {"predictor": GROUND, "sensitivity": GROUND | {"predictor"}, "report": GROUND}
     | {"run": {"store", "log"}}
-    | {name: GROUND | MACHINERY | JOINS | {"sensitivity", "report", "run"} for name in COMMANDS}
-    | {"__main__": GROUND | MACHINERY | JOINS | COMMANDS | {"run"}, "__init__": set()}
+    | {"workspace": GROUND | MACHINERY | JOINS | {"run"}}
+    | {
+        name: GROUND | MACHINERY | JOINS | {"sensitivity", "report", "run", "workspace"}
+        for name in COMMANDS
+    }
+    | {
+        "__main__": GROUND | MACHINERY | JOINS | COMMANDS | {"run", "workspace"},
+        "__init__": {"workspace"},
+    }
 )
 """What each module or folder may import of qsdm, anywhere in its files, itself apart."""
 

@@ -14,7 +14,7 @@ from qsdm.engine.serial import Serial
 from qsdm.measure import measure
 from qsdm.qconfig import QuantConfig, SpaceSpec
 from qsdm.recipe import Format, recipe
-from qsdm.run.keys import keywords
+from qsdm.run.keys import values_of
 from qsdm.store import Store, StoreError
 from qsdm.store.files import read_json
 from qsdm.trace import trace
@@ -33,7 +33,7 @@ def store(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def spec_of(command: str) -> SpaceSpec:
     """The space of a printed command."""
     words = shlex.split(command)
-    return keywords(*compose(words[2].removeprefix("qsdm."), ["model=emoji_unet", *words[4:]]))[
+    return values_of(*compose(words[2].removeprefix("qsdm."), ["model=emoji_unet", *words[4:]]))[
         "space"
     ]
 
@@ -85,5 +85,5 @@ def test_bad_input_names_the_remedy(tiny_model: Model, store: Path, tmp_path: Pa
         recipe(tiny_model, SPEC, tmp_path)
     with pytest.raises(StoreError, match=r"missing.json cannot be read .*give file=PATH"):
         recipe(tiny_model, SPEC, store, tmp_path / "missing.json")
-    with pytest.raises(ValueError, match=r"wanted a method such as uaq-4"):
+    with pytest.raises(ValueError, match=r"wanted a method and its bits, as uaq-4"):
         recipe(tiny_model, SPEC, store, tmp_path / "missing.json", default="q4_0")

@@ -16,7 +16,7 @@ from qsdm.graph import Graph
 from qsdm.measurement.labels import in_space
 from qsdm.measurement.protocol import prompts_of, protocol_of
 from qsdm.outcome import SCHEMA, Objective
-from qsdm.run.keys import keywords
+from qsdm.run.keys import values_of
 from qsdm.store import Store
 from qsdm.store.files import read_json
 from qsdm.trace import trace
@@ -34,7 +34,7 @@ WIDE = 100  # configurations of the wide space
 @pytest.fixture(scope="module", params=ALL)
 def made(request):
     function, cfg = compose("calibrate", [f"model={request.param}"])
-    return keywords(function, cfg)
+    return values_of(function, cfg)
 
 
 def test_three_architectures_ship() -> None:

@@ -14,22 +14,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol as Interface
 
 import numpy as np
 from tqdm import tqdm
 
 from qsdm.denoisers import Model
 from qsdm.engine import Engine, Failure, Pool
-from qsdm.graph import Graph
 from qsdm.log import Log, ignore
 from qsdm.measurement.protocol import drawing_digest, prompts_of, protocol_of
 from qsdm.measurement.scoring import outcome_of
 from qsdm.measurement.shards import Shards
 from qsdm.measurement.worker import DrawTask, ScoreTask, WorkerStart, read_full
 from qsdm.outcome import EvaluationError, Outcome, Protocol
-from qsdm.qconfig import QuantConfig, Space, SpaceSpec
+from qsdm.qconfig import QuantConfig, Space
 from qsdm.store import Store, StoreError
-from qsdm.store.files import read_json, replace
+from qsdm.store.files import replace
 from qsdm.store.outcomes import OutcomeDatabase
 from qsdm.store.tensors import TensorFile
 
@@ -51,6 +51,23 @@ class Measured:
             reason = self.failures.get(qconfig.digest, "it was not measured")
             raise EvaluationError(f"configuration {qconfig.digest[:12]} has no outcome: {reason}")
         return self.outcomes[qconfig.digest]
+
+
+class Subject(Interface):
+    """What is measured; a `qsdm.workspace.Workspace`."""
+
+    @property
+    def model(self) -> Model: ...
+
+    @property
+    def space(self) -> Space: ...
+
+    @property
+    def store(self) -> Store: ...
+
+    @property
+    def packed(self) -> Path:
+        """The directory of the quantized weights. Raises StoreError if the model was not calibrated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,17 +237,18 @@ class Session:
 
 @contextmanager
 def open_session(
-    model: Model,
-    space: SpaceSpec,
-    store: Path,
+    subject: Subject,
     engine: Engine,
     batch_size: int = 16,
     quantized: bool = True,
     shard: int = 1024,
 ) -> Iterator[Session]:
-    """WorkerStart workers for a traced and calibrated model.
+    """Start workers for a traced and calibrated model.
 
     Args:
+        subject: what is measured.
+        engine: where workers run.
+        batch_size: pictures that a worker draws at a time, at most.
         quantized: False if only full precision is drawn.
         shard: pictures per task; a configuration of more is drawn by several workers.
 
@@ -241,16 +259,10 @@ def open_session(
         raise EvaluationError(
             f"batch_size and shard must be positive (got {batch_size} and {shard})"
         )
-    place = Store(store, model.name)
-    graph = Graph.from_json(read_json(place.find("graph.json", made_by="trace")))
-    spaced = space.of(graph, model.full_bits)
-    packed = None
-    if quantized:
-        packed = place.find(
-            f"calibration/{space.name}/weights.safetensors", made_by="calibrate"
-        ).parent
-    with engine.open(WorkerStart(model, spaced.graph, packed, batch_size)) as pool:
-        yield Session(model, spaced, place, pool, batch_size, shard)
+    model, space = subject.model, subject.space
+    packed = subject.packed if quantized else None
+    with engine.open(WorkerStart(model, space.graph, packed, batch_size)) as pool:
+        yield Session(model, space, subject.store, pool, batch_size, shard)
 
 
 def full_name(protocol: Protocol) -> str:

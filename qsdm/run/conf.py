@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,6 @@ PACKAGE = Path(__file__).parents[1]
 CHECKOUT = PACKAGE.parent
 # A checkout's conf/ comes before the copy that a wheel carries.
 CONF = CHECKOUT / "conf" if (CHECKOUT / "pyproject.toml").exists() else PACKAGE / "conf"
-SHORT = {"path": "model.path"}
-"""Keys that stand for one inside a group, for every command that takes the group."""
 OF_MODEL = ("prompts", "metrics")
 """Groups that fill the model's key of their name: ``prompts.path`` stands for ``model.prompts.path``."""
 
@@ -46,18 +43,28 @@ def defaults(command: str) -> dict[str, str]:
     }
 
 
-def shorthands(function: Callable[..., Any]) -> dict[str, str]:
-    """The `SHORT` keys that mean something to ``function``."""
-    taken = inspect.signature(function).parameters
-    return {
-        key: full
-        for key, full in SHORT.items()
-        if full.partition(".")[0] in taken and key not in taken
-    }
-
-
 def unknown_key(taker: str, key: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(key, known, 1)
     return f"{taker} takes no {key!r}; " + (
         f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(known)}"
     )
+
+
+def load(group: str, name: str) -> Any:
+    """What an entry of conf/ describes, with its defaults, as a command would get it.
+
+    Args:
+        group: a folder of conf/, as model or space.
+        name: of a YAML in it.
+
+    Raises:
+        BadInput: there is no such entry.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.utils import instantiate
+
+    if name not in (offered := choices().get(group, [])):
+        raise BadInput(f"no {group} {name!r}: give one of {', '.join(offered)}")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose(overrides=[f"+{group}={name}"])
+    return instantiate(config[group], _convert_="all")

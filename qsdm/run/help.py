@@ -9,7 +9,8 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
-from qsdm.run.conf import OF_MODEL, choices, defaults, shorthands
+from qsdm.run.conf import OF_MODEL, choices, defaults
+from qsdm.run.keys import parameters, shorthands
 
 COMMON = {
     "model": "whose denoiser it is.",
@@ -34,9 +35,7 @@ def help_text(function: Callable[..., Any]) -> str:
     meaning = COMMON | arguments_of(inspect.getdoc(function) or "")
     chosen, offered = defaults(name), choices()
     rows = []
-    for key, parameter in inspect.signature(function).parameters.items():
-        if key == "log":
-            continue
+    for key, parameter in parameters(function).items():
         text = meaning.get(key, "")
         if key in offered:
             rows.append(

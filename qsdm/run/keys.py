@@ -13,9 +13,44 @@ from pathlib import Path
 from types import UnionType
 from typing import Any
 
-from qsdm.run.conf import OF_MODEL, BadInput, choices, defaults, shorthands, unknown_key
+from qsdm.run.conf import OF_MODEL, BadInput, choices, defaults, unknown_key
 from qsdm.run.dashboard import Wandb
 from qsdm.run.errors import first_line
+
+SHORT = {"path": "model.path"}
+"""Keys that stand for one inside a group, for every command that takes the group."""
+
+
+def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """What ``target`` takes, by name, ``log`` apart.
+
+    A parameter whose type has a method ``of_keys`` stands for the parameters of that: a workspace is given by the keys
+    model, space and store. A command that chooses no space by default has no use for one.
+    """
+    result = {}
+    for name, parameter in inspect.signature(target).parameters.items():
+        if name == "log":
+            continue
+        parts = getattr(_hint(target, parameter), "of_keys", None)
+        if parts is None:
+            result[name] = parameter
+            continue
+        for key, part in inspect.signature(parts).parameters.items():
+            if key != "space" or "space" in defaults(target.__name__):
+                kind = _hint(parts, part)
+                default = inspect.Parameter.empty if key == "space" else part.default
+                result[key] = part.replace(annotation=kind, default=default)
+    return result
+
+
+def shorthands(function: Callable[..., Any]) -> dict[str, str]:
+    """The `SHORT` keys that mean something to ``function``."""
+    taken = parameters(function)
+    return {
+        key: full
+        for key, full in SHORT.items()
+        if full.partition(".")[0] in taken and key not in taken
+    }
 
 
 def schema(target: Callable[..., Any], wandb: bool = False) -> list[Any]:
@@ -25,8 +60,8 @@ def schema(target: Callable[..., Any], wandb: bool = False) -> list[Any]:
     when it is made.
     """
     fields = []
-    for name, parameter in inspect.signature(target).parameters.items():
-        if name == "log" or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+    for name, parameter in parameters(target).items():
+        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             continue
         kind = _simple(_hint(target, parameter))
         default = (
@@ -71,7 +106,7 @@ def spelled(arguments: Sequence[str], function: Callable[..., Any]) -> list[str]
     """
     groups, chosen = choices(), set(defaults(function.__name__))
     short = shorthands(function)
-    owned = OF_MODEL if "model" in inspect.signature(function).parameters else ()
+    owned = OF_MODEL if "model" in parameters(function) else ()
     known = [*(name for name, *_ in schema(function)), *short, *owned, "wandb"]
     models = [
         argument.partition("=")[2]
@@ -124,18 +159,31 @@ def keywords(function: Callable[..., Any], cfg: Any) -> dict[str, Any]:
     Raises:
         BadInput: a key is unknown or missing, or a value is of the wrong type.
     """
+    result = values_of(function, cfg)
+    for name, parameter in inspect.signature(function).parameters.items():
+        parts = getattr(_hint(function, parameter), "of_keys", None)
+        if parts is not None:
+            keys = inspect.signature(parts).parameters
+            result[name] = parts(**{key: result.pop(key) for key in keys if key in result})
+    return result
+
+
+def values_of(function: Callable[..., Any], cfg: Any) -> dict[str, Any]:
+    """The config as values of a command's keys; see `parameters`.
+
+    Raises:
+        BadInput: a key is unknown or missing, or a value is of the wrong type.
+    """
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    parameters = {
-        name: p for name, p in inspect.signature(function).parameters.items() if name != "log"
-    }
+    taken = parameters(function)
     for key in cfg:
-        if key not in parameters and key != "wandb":
-            raise BadInput(unknown_key(function.__name__, key, list(parameters)))
-    values = {}
-    for name, parameter in parameters.items():
+        if key not in taken and key != "wandb":
+            raise BadInput(unknown_key(function.__name__, key, list(taken)))
+    values: dict[str, Any] = {}
+    for name, parameter in taken.items():
         offered = choices().get(name)
         unchosen = (
             offered and OmegaConf.is_config(cfg.get(name)) and "_target_" not in cfg[name]

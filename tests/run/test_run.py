@@ -132,7 +132,7 @@ def test_every_spelling_of_a_group_works(garden: Path, argument: str) -> None:
 def test_a_short_key_stands_for_a_nested_one(
     garden: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], argument: str
 ) -> None:
-    monkeypatch.setattr(conf, "SHORT", {"height": "plant.height_cm", "path": "model.path"})
+    monkeypatch.setattr("qsdm.run.keys.SHORT", {"height": "plant.height_cm", "path": "model.path"})
     assert run.execute(grow, [argument, "+plant=rose"]) == 0
     assert calls[0]["plant"].height_cm == 7
     assert run.execute(grow, ["+plant=rose", "path=x"]) == 1  # this command takes no model

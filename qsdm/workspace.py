@@ -1,0 +1,251 @@
+"""One model, one space and one store: each artifact of them is opened once, or the command that makes it is named.
+
+emoji = qsdm.open("emoji_unet")
+emoji.graph, emoji.space, emoji.table
+emoji.predictor(Objective({"fd_lite0": -1}))
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from qsdm.denoisers import Model, ModelError, found_model
+from qsdm.graph import Graph
+from qsdm.qconfig import Space, SpaceSpec
+from qsdm.store import Store
+from qsdm.store.files import read_json
+
+if TYPE_CHECKING:
+    from qsdm.cost import MethodTable
+    from qsdm.outcome import Objective
+    from qsdm.predictor import Predictor
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """Where a model's artifacts are.
+
+    Attributes:
+        model: whose denoiser is quantized.
+        spec: methods on offer, and which weights are split; None before there is a graph to apply it to.
+        root: folder of the artifacts, one folder per model in it.
+    """
+
+    model: Model
+    spec: SpaceSpec | None = None
+    root: Path = Path("store")
+    _read: dict[str, tuple[Any, Any]] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def of_keys(
+        cls, model: Model, space: SpaceSpec | None = None, store: Path = Path("store")
+    ) -> Workspace:
+        """From the keys of a command line, which this function's signature declares.
+
+        Args:
+            model: whose denoiser is quantized.
+            space: methods on offer, and which weights are split by their inputs.
+            store: folder of the artifacts.
+        """
+        return cls(model, space, Path(store))
+
+    @property
+    def name(self) -> str:
+        """Of the model; its artifacts lie under it."""
+        return self.model.name
+
+    @property
+    def store(self) -> Store:
+        """The artifacts, those that ship with the model among them."""
+        return Store(self.root, self.model.name)
+
+    def path(self, name: str) -> Path:
+        """Where the artifact ``name`` is written."""
+        return self.store.path(name)
+
+    def find(self, name: str, made_by: str) -> Path:
+        """Where the artifact ``name`` is.
+
+        Args:
+            name: of a file, relative to the model's folder in the store.
+            made_by: the command that makes it.
+
+        Raises:
+            StoreError: it was not made yet.
+        """
+        return self.store.find(name, made_by)
+
+    @property
+    def chosen_spec(self) -> SpaceSpec:
+        """The space, as ``conf/space`` describes it.
+
+        Raises:
+            ValueError: none was chosen.
+        """
+        if self.spec is None:
+            raise ValueError(
+                f"no space was chosen for {self.name!r}: give space=NAME of conf/space"
+            )
+        return self.spec
+
+    @property
+    def space_name(self) -> str:
+        """Artifacts of different spaces lie beside each other under this name.
+
+        Raises:
+            ValueError: no space was chosen.
+        """
+        return self.chosen_spec.name
+
+    @property
+    def graph(self) -> Graph:
+        """The denoiser as it was traced, with every concatenated input a weight of its own.
+
+        Raises:
+            StoreError: it was not traced.
+        """
+        return self._opened("graph.json", "trace", lambda path: Graph.from_json(read_json(path)))
+
+    @property
+    def space(self) -> Space:
+        """The options of each weight; its graph has the space's splits alone.
+
+        Raises:
+            StoreError: the model was not traced.
+            ValueError: no space was chosen.
+        """
+        spec, full_bits = self.chosen_spec, self.model.full_bits
+
+        def read(path: Path) -> Space:
+            return spec.of(self.graph, full_bits)
+
+        return self._opened("graph.json", "trace", read, "space")
+
+    @property
+    def table(self) -> MethodTable:
+        """Error and bytes of each weight under each method.
+
+        Raises:
+            StoreError: the model was not calibrated in this space.
+        """
+        from qsdm.quant.calibration import read_table
+
+        name = f"calibration/{self.space_name}/table.safetensors"
+        return self._opened(name, "calibrate", lambda path: read_table(path.parent))
+
+    @property
+    def packed(self) -> Path:
+        """The directory of the quantized weights.
+
+        Raises:
+            StoreError: the model was not calibrated in this space.
+        """
+        name = f"calibration/{self.space_name}/weights.safetensors"
+        return self.find(name, "calibrate").parent
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """What train wrote of the predictor.
+
+        Raises:
+            StoreError: no predictor was trained in this space.
+        """
+        return self._opened(f"predictor/{self.space_name}/report.json", "train", read_json)
+
+    def predictor(self, objective: Objective) -> Predictor:
+        """The trained predictor.
+
+        Args:
+            objective: that it must have been trained for.
+
+        Raises:
+            StoreError: there is none, or it was trained for another objective.
+        """
+        from qsdm.predictor import Predictor
+
+        space, table = self.space, self.table  # first: the first stage that is missing is named
+
+        def read(path: Path) -> Predictor:
+            return Predictor.load(path.parent, space, table)
+
+        name = f"predictor/{self.space_name}/report.json"
+        predictor = self._opened(name, "train", read, "predictor")
+        predictor.require(dict(objective.weights))
+        return predictor
+
+    def _opened(self, name: str, made_by: str, read: Callable[[Path], T], kind: str = "") -> T:
+        """What ``read`` makes of an artifact, once for as long as its file stays as it is.
+
+        Args:
+            kind: tells several things that are read from one file apart.
+        """
+        path = self.find(name, made_by)
+        status = path.stat()
+        stamp = (path, status.st_mtime_ns, status.st_size)
+        before = self._read.get(name + kind)
+        if before is None or before[0] != stamp:
+            before = self._read[name + kind] = (stamp, read(path))
+        value: T = before[1]
+        return value
+
+
+def named(model: str, space: str = "traced", store: Path | str = "store") -> Workspace:
+    """A workspace by names.
+
+    Args:
+        model: of ``conf/model``; or the path of a diffusers pipeline, or its hub id.
+        space: of ``conf/space``.
+        store: folder of the artifacts.
+
+    Raises:
+        ModelError: there is no such model.
+        ValueError: there is no such space.
+    """
+    from qsdm.run.conf import choices, load
+
+    if model in choices()["model"] and model != "any":
+        chosen = load("model", model)
+    elif Path(model).expanduser().exists() or "/" in model:
+        chosen = found_model(model)
+    else:
+        raise ModelError(
+            f"no model {model!r}: give a NAME of conf/model ({', '.join(choices()['model'])}), "
+            "the path of a diffusers pipeline, or a hub id"
+        )
+    return Workspace(chosen, load("space", space), Path(store))
+
+
+def takes_workspace(*before: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Of a command's function: it may still be called as in 0.1, with a model, a space and a store.
+
+    Args:
+        before: names of the function's positional parameters as they were, ``model`` first.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if "model" not in kwargs and not (args and isinstance(args[0], Model)):
+                return function(*args, **kwargs)
+            arguments = dict(zip(before, args, strict=False)) | kwargs
+            keys = inspect.signature(Workspace.of_keys).parameters
+            parts = {key: arguments.pop(key) for key in keys if key in arguments}
+            warnings.warn(
+                f"{function.__name__}(model, ...) becomes {function.__name__}(Workspace(model, space, store), ...)",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+            return function(Workspace.of_keys(**parts), **arguments)
+
+        return call
+
+    return decorate
