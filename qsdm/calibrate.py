@@ -55,9 +55,12 @@ def parameters(model: Model) -> Callable[[str], torch.Tensor]:
     """The denoiser's parameters by name, one by one from a local pipeline's files, else from the loaded pipeline."""
     from safetensors import safe_open
 
-    from qsdm.denoisers import denoiser_of, load_pipeline
+    from qsdm.denoisers import ModelError, denoiser_of, load_pipeline
+    from qsdm.pipeline_files import component_fault
 
     if (directory := model.directory) is not None:
+        if fault := component_fault(directory / model.component, model.load.get("variant")):
+            raise ModelError(fault)
         files = sorted((directory / model.component).glob("*.safetensors"))
         variant = model.load.get("variant")
         plain = [

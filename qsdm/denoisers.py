@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import inspect
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsdm.graph import canonical
+from qsdm.pipeline_files import pipeline_fault, read_config
 from qsdm.prompts import Label, Prompts
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def load_pipeline(
     import torch
 
     quiet()
-    source = model.directory or model.path
+    source = existing(model)
     try:
         pipeline = diffusers.DiffusionPipeline.from_pretrained(
             source,
@@ -125,15 +125,50 @@ def load_pipeline(
             dtype=getattr(torch, dtype),
             **{"use_safetensors": True, **model.load, **components},
         )
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"no weights of {model.name!r} at {str(source)!r}: give path=DIRECTORY of a diffusers pipeline, "
-            f"or download it once with `hf download {model.path}`"
-        ) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever the libraries make of files that are not what they seem
+        raise ModelError(_not_loaded(model, components, error)) from error
     if model.sampler is not None:
         pipeline.scheduler = _class(model.sampler, model).from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _not_loaded(model: Model, components: Mapping[str, Any], error: Exception) -> str:
+    """Why a pipeline was not loaded, and what to do."""
+    told = (str(error) or repr(error)).splitlines()[0]
+    if model.directory is None:
+        return (
+            f"no weights of {model.name!r} at {model.path!r} ({type(error).__name__}): give path=DIRECTORY of a "
+            f"diffusers pipeline, or download it once with `hf download {model.path}`"
+        )
+    fault = pipeline_fault(model.directory, {**model.load, **components})
+    if fault is not None:
+        return f"no weights of {model.name!r}: {fault}"
+    return f"the pipeline {model.directory} cannot be loaded ({type(error).__name__}: {told})"
+
+
+def existing(model: Model) -> Path | str:
+    """The pipeline's directory, or its hub id.
+
+    Raises:
+        ModelError: the path is neither.
+    """
+    if model.directory is not None:
+        return model.directory
+    if not is_hub_id(model.path):
+        raise ModelError(
+            f"no file or directory {model.path!r}, and no hub id either (OWNER/NAME): "
+            "give path=DIRECTORY of a diffusers pipeline"
+        )
+    return model.path
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether a path that does not exist may be meant for the hub: OWNER/NAME, and no file's name."""
+    named = re.fullmatch(r"[A-Za-z0-9][\w-]*(\.[\w-]+)*/[A-Za-z0-9][\w.-]*", path) is not None
+    return named and not path.endswith((".safetensors", ".ckpt", ".bin", ".pt", ".pth", ".gguf"))
 
 
 def quiet() -> None:
@@ -271,7 +306,7 @@ def found_model(
             the digest is of what decides the graph (class and config) instead of the graph, which is known only once
             it is traced; and of the whole path, because a fine-tuned copy has the same graph and other weights.
         component: unet, else transformer, if it is not given.
-        resolution_px: 8 times the denoiser's sample size, if it is not given.
+        resolution_px: the denoiser's sample size times what the VAE enlarges it by, if it is not given.
 
     Raises:
         ModelError: there is no diffusers pipeline, or none with a denoiser.
@@ -288,7 +323,7 @@ def found_model(
         )
     published = _pipeline_file(path, f"{component}/config.json", revision)
     config = {key: value for key, value in published.items() if not key.startswith("_")}
-    size, denoiser = config.get("sample_size"), index[component][1]
+    denoiser = index[component][1]
     if name is None:
         whole = str(directory.resolve()) if directory.is_dir() else f"{path}@{revision}"
         digest = hashlib.sha256(canonical([whole, denoiser, config])).hexdigest()
@@ -300,25 +335,64 @@ def found_model(
         denoiser=denoiser,
         component=component,
         config=config,
-        resolution_px=resolution_px or (8 * size if isinstance(size, int) else 512),
+        resolution_px=resolution_px or default_resolution(path, index, config, revision),
         steps=steps,
         guidance=guidance,
         **fields,
     )
 
 
+def default_resolution(
+    path: str, index: Mapping[str, Any], config: Mapping[str, Any], revision: str | None = None
+) -> int:
+    """Pixels of the edge of the pictures that a pipeline draws by default; 512 if its files do not tell.
+
+    Args:
+        index: of the pipeline.
+        config: of its denoiser.
+    """
+    name = next(
+        (name for name in ("vae", "vqvae", "movq") if all(index.get(name) or (None,))), None
+    )
+    size = config.get("sample_size")
+    if isinstance(size, list | tuple):
+        size = size[-1] if size and len({*size[-2:]}) == 1 else None
+    if not isinstance(size, int):
+        return 512
+    return size * (
+        1 if name is None else vae_factor(_pipeline_file(path, f"{name}/config.json", revision))
+    )
+
+
+def vae_factor(config: Mapping[str, Any]) -> int:
+    """Pixels of a picture's edge per value of a latent's, as diffusers' pipelines compute it from a VAE's config."""
+    for ratio in ("spatial_compression_ratio", "scale_factor_spatial"):
+        if isinstance(factor := config.get(ratio), int):
+            return factor
+    if isinstance(scaling := config.get("spatio_temporal_scaling"), list):
+        patch = config.get("patch_size", 1)
+        return int(patch * 2 ** sum(scaling))
+    if isinstance(levels := config.get("temperal_downsample"), list):  # as diffusers spells it
+        return int(2 ** len(levels))
+    for channels in ("encoder_block_out_channels", "block_out_channels"):
+        if isinstance(levels := config.get(channels), list):
+            return int(2 ** (len(levels) - 1))
+    return 8
+
+
 def _pipeline_file(path: str, name: str, revision: str | None) -> dict[str, Any]:
     """A JSON file of a pipeline, from its directory or from the hub."""
     directory = Path(path).expanduser()
     if directory.is_dir():
+        if not (directory / "model_index.json").is_file():
+            raise ModelError(pipeline_fault(directory, {}))
         if not (directory / name).is_file():
-            raise ModelError(
-                f"{path!r} is no diffusers pipeline: it has no {name} (give path=DIRECTORY that has one)"
-            )
+            raise ModelError(f"the pipeline {path!r} lacks {name}: download it whole")
         return _read(directory / name)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
+    if not is_hub_id(path):
         raise ModelError(
-            f"no directory {path!r}, and no hub id either (OWNER/NAME): give path=DIRECTORY of a diffusers pipeline"
+            f"no file or directory {path!r}, and no hub id either (OWNER/NAME): "
+            "give path=DIRECTORY of a diffusers pipeline"
         )
     import huggingface_hub
 
@@ -331,16 +405,16 @@ def _pipeline_file(path: str, name: str, revision: str | None) -> dict[str, Any]
         huggingface_hub.errors.HfHubHTTPError,
     ) as error:  # offline errors are OSErrors
         raise ModelError(
-            f"{name} of {path!r} cannot be had from the hub ({type(error).__name__}): check the name and the network, "
-            "or give path=DIRECTORY of a diffusers pipeline"
+            f"there is no directory {path!r} here, and {name} of it cannot be had from the hub "
+            f"({type(error).__name__}): check the name and the network, or give path=DIRECTORY of a diffusers pipeline"
         ) from error
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read as JSON ({error}): restore it") from error
+        data = read_config(path)
+    except ValueError as error:
+        raise ModelError(str(error)) from error
     if not isinstance(data, dict):
         raise ModelError(f"{path} is no config: wanted a mapping (got a {type(data).__name__})")
     return data

@@ -177,7 +177,7 @@ def _reading(path: str, kind: str, name: str = "") -> Iterator[str]:
         f", or the folder that has {name}" if name else ""
     )
     try:
-        yield file.read_text(encoding="utf-8")
+        yield file.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise PromptsError(f"no prompts in {file} ({error.strerror}): {remedy}") from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:

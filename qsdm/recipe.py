@@ -72,7 +72,7 @@ def recipe(
     fallback, own = QuantMethod.parse(default), workspace.space
     source = workspace.find("chosen.json", "realize") if file is None else file
     try:
-        text = source.read_text(encoding="utf-8")
+        text = source.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise StoreError(
             f"{source} cannot be read ({type(error).__name__}): give file=PATH of a recipe"

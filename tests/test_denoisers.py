@@ -49,7 +49,7 @@ def test_a_class_that_diffusers_lacks_is_named(name: str) -> None:
 
 
 def test_missing_weights_say_how_to_get_them(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"no weights of 'toy' .* give path=DIRECTORY"):
+    with pytest.raises(ModelError, match=r"no weights of 'toy': .* give path=DIRECTORY"):
         denoisers.load_pipeline(dataclasses.replace(TOY, path=str(tmp_path)))
 
 

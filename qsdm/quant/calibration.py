@@ -131,8 +131,13 @@ def _fits(
     workers = min(2, torch.get_num_threads())
 
     def made(i: int) -> tuple[int, dict[QuantMethod, Fitted]]:
+        weight = space.graph.weights[i]
         with sharing(workers):
-            return i, fit_all(_read(tensors, space.graph.weights[i]), space.options[i])
+            tensor = _read(tensors, weight)
+            try:
+                return i, fit_all(tensor, space.options[i])
+            except ValueError as error:
+                raise ValueError(f"{weight.parameter}: {error}") from error
 
     waiting: set[Future[tuple[int, dict[QuantMethod, Fitted]]]] = set()
     with ThreadPoolExecutor(workers) as pool:

@@ -4,36 +4,57 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from qsdm.run.conf import PACKAGE, choices
+from qsdm.run.conf import OF_MODEL, PACKAGE, SHORT, choices, defaults
 
 
 def tell(error: BaseException, loud: bool, arguments: Sequence[str] = ()) -> None:
     """Print the one sentence about ``error``, or its traceback if it is a bug of ours.
 
     Args:
-        arguments: of the command line; what ``+model=any`` found has a name that nobody can type as a model.
+        arguments: of the command line; commands that the sentence advises take over what they say of model and store.
     """
     told = sentence(error)
-    paths = [
-        value
-        for key, _, value in (argument.partition("=") for argument in arguments)
-        if key.endswith("path")
-    ]
-    if (
-        told is not None
-        and paths
-        and any(re.fullmatch(r"\+*model=any", argument) for argument in arguments)
-    ):
-        told = re.sub(r"\+model=[\w.-]*\w", lambda _: f"+model=any path={paths[-1]}", told)
+    if told is not None:
+        told = _ADVICE.sub(lambda match: advice(match, arguments), told)
     if loud or told is None:
         traceback.print_exception(error)
     if told is not None:
         print(f"error: {told}", file=sys.stderr, flush=True)
+
+
+_ADVICE = re.compile(r"(?P<command>python -m qsdm(?:\.(?P<name>\w+))? )?\+model=[\w.-]*\w")
+
+
+def advice(match: re.Match[str], arguments: Sequence[str]) -> str:
+    """A command that an error advises, for the model, store and space of this command line.
+
+    Errors name the model by the name of its artifacts, which for ``+model=any`` nobody can type, and know no paths.
+    """
+    groups = ["model"]
+    if match["command"]:
+        groups += OF_MODEL if match["name"] not in ("trace", "calibrate") else ()
+        groups += ["space"] * ("space" in defaults(match["name"] or "main")) + ["store"]
+    carried: dict[str, list[str]] = {key: [] for key in groups}
+    for argument in arguments:
+        key, equals, value = argument.lstrip("+").partition("=")
+        key = key.partition("@")[0]
+        for part in OF_MODEL:  # as `spelled` places them
+            key = re.sub(rf"^model\.{part}\b", part, key)
+        group = "model" if key in SHORT else re.split(r"[.\[]", key)[0]
+        if equals and group in carried:
+            short = next((short for short, full in SHORT.items() if full == key), key)
+            sign = "+" if key == "model" else ""
+            carried[group].append(shlex.quote(f"{sign}{short}={value}"))
+    if not carried["model"]:
+        return match[0]
+    carried["model"].sort(key=lambda argument: not argument.startswith("+model="))
+    return (match["command"] or "") + " ".join(text for group in groups for text in carried[group])
 
 
 def sentence(error: BaseException) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import re
 import sys
 import typing
@@ -206,11 +207,30 @@ def values_of(function: Callable[..., Any], cfg: Any) -> dict[str, Any]:
             except InstantiationException as error:
                 cause = error.__cause__ or error
                 raise BadInput(f"{name}: {cause}".splitlines()[0]) from error
+        check_number(value, name)
         hint = _hint(function, parameter)
         if isinstance(value, str) and (hint is Path or Path in typing.get_args(hint)):
             value = Path(value).expanduser()
         values[name] = value
     return values
+
+
+def check_number(value: Any, path: str) -> None:
+    """Refuse numbers that no argument takes: NaN, infinity, beyond 64 bits, and negative seeds.
+
+    Raises:
+        BadInput: it is one.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    if isinstance(value, float) and not math.isfinite(value):
+        raise BadInput(
+            f"{path}: wanted a finite number (got {value}); null where there shall be no limit"
+        )
+    if abs(value) >= 2**63:
+        raise BadInput(f"{path}: wanted a number below 2^63 (got {value:.3g})")
+    if re.search(r"(^|[._])seed(_set)?$", path) and value < 0:
+        raise BadInput(f"{path}: wanted a seed of 0 or more (got {value})")
 
 
 def check(node: Any, path: str) -> None:
@@ -225,6 +245,7 @@ def check(node: Any, path: str) -> None:
     if OmegaConf.is_list(node):
         for i, child in enumerate(node):
             check(child, f"{path}[{i}]")
+    check_number(node, path)
     if not OmegaConf.is_dict(node):
         return
     own = {str(key) for key in node if not str(key).startswith("_")}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -171,3 +172,14 @@ def test_weights_of_another_model_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=r"wanted 'a' of shape \(8, 200\)"):
         calibrate((tensors | {"a.weight": torch.zeros(8, 100)}).__getitem__, space, tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_parameter_that_is_not_finite_is_named(
+    tensors: dict[str, torch.Tensor], space: Space, tmp_path: Path, value: float
+) -> None:
+    name = space.graph.weights[-1].parameter
+    damaged = tensors[name].clone()
+    damaged.view(-1)[3] = value
+    with pytest.raises(ValueError, match=f"^{re.escape(name)}: the weight holds NaN or infinities"):
+        calibrate((tensors | {name: damaged}).__getitem__, space, tmp_path)

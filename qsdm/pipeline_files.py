@@ -1,0 +1,272 @@
+"""What is wrong with the files of a diffusers pipeline, in one sentence that names the file and the remedy.
+
+Libraries say of a file that is no file of theirs where their parser stopped. Only headers are read here, so looking
+costs milliseconds.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+PACKAGES = {
+    "aqlm": "aqlm",
+    "auto-round": "auto-round",
+    "awq": "gptqmodel",
+    "bitsandbytes": "bitsandbytes",
+    "bitsandbytes_4bit": "bitsandbytes",
+    "bitsandbytes_8bit": "bitsandbytes",
+    "compressed-tensors": "compressed-tensors",
+    "eetq": "eetq",
+    "gguf": "gguf",
+    "gptq": "gptqmodel",
+    "higgs": "flute-kernel",
+    "hqq": "hqq",
+    "modelopt": "nvidia-modelopt",
+    "quanto": "optimum-quanto",
+    "quark": "amd-quark",
+    "sdnq": "sdnq",
+    "torchao": "torchao",
+    "vptq": "vptq",
+}
+"""Packages on PyPI that read weights of a ``quant_method``."""
+
+IMPORTED_AS = {
+    "optimum-quanto": "optimum.quanto",
+    "nvidia-modelopt": "modelopt",
+    "amd-quark": "quark",
+}
+WEIGHTLESS = re.compile(r"(Scheduler|Tokenizer(Fast)?|Processor\w*|FeatureExtractor)$")
+"""Classes of components that have no weights."""
+
+CONVERT = (
+    'python -c "from diffusers import DiffusionPipeline as P; '
+    "P.from_pretrained('{folder}', use_safetensors=False).save_pretrained('NEW_FOLDER')\""
+)
+_WEIGHTS = re.compile(
+    r"(?:diffusion_pytorch_model|model)(?:\.(?P<first>\w+))?(?:-\d+-of-\d+)?(?:\.(?P<second>\w+))?\.safetensors"
+)
+
+
+def read_config(path: Path) -> Any:
+    """A JSON file of the user's, with or without a byte order mark.
+
+    Raises:
+        ValueError: it is damaged or something else; the message is a whole sentence.
+    """
+    if (wrong := file_fault(path)) is not None:
+        raise ValueError(wrong)
+    return json.loads(path.read_text(encoding="utf-8-sig"))
+
+
+def file_fault(path: Path) -> str | None:
+    """Why a file is not what its name says: a git-LFS pointer, a web page, empty, truncated; None if it is."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(512)
+    except OSError as error:
+        return f"{path} cannot be read ({error.strerror}): restore it"
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if not start:
+        return f"{path} is empty: download it again"
+    if text.startswith(b"version https://git-lfs"):
+        return (
+            f"{path} is a git-LFS pointer, which stands for the file: run `git lfs pull` in {path.parent}, "
+            "or download the file itself"
+        )
+    if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
+        return (
+            f"{path} is a web page that was saved under this name: download the file itself "
+            "(a gated repository needs `hf auth login` first)"
+        )
+    if path.suffix == ".json":
+        return _json_fault(path)
+    return _safetensors_fault(path, start, size) if path.suffix == ".safetensors" else None
+
+
+def _json_fault(path: Path) -> str | None:
+    try:
+        json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        return f"{path} cannot be read as JSON ({error}): restore it"
+    return None
+
+
+def _safetensors_fault(path: Path, start: bytes, size: int) -> str | None:
+    if start.startswith((b"PK\x03\x04", b"\x80\x02")):
+        return f"{path} is a pickle under the name of a safetensors file: convert it, or download the safetensors file"
+    if start.startswith(b"GGUF"):
+        return f"{path} is a GGUF file, whose weights are quantized already: give the full-precision safetensors file"
+    length = int.from_bytes(start[:8], "little")
+    if start[8:9] != b"{":
+        return f"{path} is no safetensors file: download it again"
+    if size < 8 + length:
+        return f"{path} is truncated (wanted {8 + length:,} bytes or more, got {size:,}): download it again"
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(8 + length)[8:])
+        header.pop("__metadata__", None)
+        wanted = (
+            8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        return f"{path} has a damaged header ({error}): download it again"
+    if size < wanted:
+        return f"{path} is truncated (wanted {wanted:,} bytes, got {size:,}): download it again"
+    return (
+        f"{path} has {size - wanted:,} bytes too many: download it again" if size > wanted else None
+    )
+
+
+def pipeline_fault(folder: Path, load: Mapping[str, Any]) -> str | None:
+    """Why the pipeline in ``folder`` cannot be loaded; None if its files tell no reason.
+
+    Args:
+        load: arguments of from_pretrained: ``variant``, and components that are null or given and not read.
+    """
+    index_file = folder / "model_index.json"
+    if not index_file.is_file():
+        return _no_pipeline(folder)
+    if (wrong := file_fault(index_file)) is not None:
+        return wrong
+    index = read_config(index_file)
+    if not isinstance(index, dict):
+        return f"{index_file} holds no mapping: restore it"
+    for name, entry in index.items():
+        if name.startswith("_") or name in load or not isinstance(entry, list) or not all(entry):
+            continue
+        weightless = WEIGHTLESS.search(str(entry[-1])) is not None
+        if (wrong := component_fault(folder / name, load.get("variant"), weightless)) is not None:
+            return wrong
+    return None
+
+
+def _no_pipeline(folder: Path) -> str:
+    remedy = "give path=DIRECTORY of a diffusers pipeline"
+    if (folder / "config.json").is_file():
+        return (
+            f"{folder} is one component, no diffusers pipeline (no model_index.json): "
+            "give path=DIRECTORY of the whole pipeline, perhaps the folder above"
+        )
+    files = sorted(file for file in folder.iterdir() if file.is_file()) if folder.is_dir() else []
+    if single := [file for file in files if file.suffix == ".safetensors"]:
+        return (
+            f"{folder} is no diffusers pipeline (no model_index.json) but holds {single[0].name}: "
+            f"give path={single[0]} for a single file"
+        )
+    if pickles := [file for file in files if file.suffix in PICKLES]:
+        return (
+            f"{folder} is no diffusers pipeline (no model_index.json) but holds the pickle {pickles[0].name}: "
+            "convert it to safetensors, then give path=FILE.safetensors"
+        )
+    return f"{folder} is no diffusers pipeline, it has no model_index.json: {remedy}"
+
+
+def component_fault(
+    folder: Path, variant: str | None = None, weightless: bool = False
+) -> str | None:
+    """As `pipeline_fault`, for one component."""
+    if not folder.is_dir():
+        return f"the pipeline lacks the folder {folder}: download it whole"
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".json", ".txt", ".model"):
+            if (wrong := file_fault(path)) is not None:
+                return wrong
+            if path.name == "config.json" and path.read_bytes().startswith(b"\xef\xbb\xbf"):
+                return (
+                    f"{path} begins with a byte order mark, which diffusers cannot read: "
+                    "save it as UTF-8 without one"
+                )
+    if weightless:
+        return None
+    return quantization_fault(folder) or weights_fault(folder, variant)
+
+
+def quantization_fault(folder: Path) -> str | None:
+    """Why a component that is quantized already cannot be loaded; None if it is not, or its package is here."""
+    path = folder / "config.json"
+    config = read_config(path) if path.is_file() else None
+    about = config.get("quantization_config") if isinstance(config, dict) else None
+    if not isinstance(about, dict):
+        return None
+    bits = about.get("load_in_4bit") or about.get("load_in_8bit")
+    method = str(about.get("quant_method") or ("bitsandbytes" if bits else "unnamed"))
+    package = PACKAGES.get(method)
+    if package is not None and _is_installed(IMPORTED_AS.get(package, package.replace("-", "_"))):
+        return None
+    remedy = "give path=DIRECTORY of the pipeline as it was published, without quantized weights"
+    if package is None:
+        return f"{folder} is quantized already ({path.name}: quant_method {method}): {remedy}"
+    return f"{folder} is quantized by {method}, which is not installed: `pip install {package}`, or {remedy}"
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:  # its parent is missing
+        return False
+
+
+def weights_fault(folder: Path, variant: str | None = None) -> str | None:
+    """Why a component's weights cannot be read: there are none, or only others; a shard is missing; a file is no
+    safetensors."""
+    by_variant: dict[str, list[Path]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        if match := _WEIGHTS.fullmatch(path.name):
+            by_variant.setdefault(match["first"] or match["second"] or "", []).append(path)
+    chosen = by_variant.get(variant or "") or by_variant.get("")
+    if not chosen:
+        return _no_weights(folder, sorted(by_variant), variant)
+    for path in chosen:
+        if (wrong := file_fault(path)) is not None:
+            return wrong
+    for index in _indices(folder, variant):
+        if (wrong := file_fault(index)) is not None:
+            return wrong
+        places = read_config(index)
+        named = places.get("weight_map", {}) if isinstance(places, dict) else {}
+        for shard in sorted({str(name) for name in named.values()}):
+            if not (folder / shard).is_file():
+                return f"{folder / shard} is missing, which {index.name} names: download it"
+    return None
+
+
+def _indices(folder: Path, variant: str | None) -> Iterator[Path]:
+    """The files that say which shard holds which tensor."""
+    for path in sorted(folder.glob("*.safetensors.index*.json")):
+        if path.name.endswith(
+            f".safetensors.index.{variant}.json" if variant else ".safetensors.index.json"
+        ):
+            yield path
+
+
+def _no_weights(folder: Path, variants: list[str], variant: str | None) -> str:
+    if variants:
+        asked = f"no weights of the variant {variant!r}" if variant else "no plain weights"
+        names = ", ".join(variants)
+        return (
+            f"{folder} has {asked}, only the variant {names}: add model.load.variant={variants[0]}"
+        )
+    others = sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix in (*PICKLES, ".safetensors", ".msgpack", ".h5", ".onnx", ".gguf", ".pb")
+    )
+    if any(path.suffix in PICKLES for path in others):
+        first = next(path for path in others if path.suffix in PICKLES)
+        return (
+            f"{folder} has its weights as a pickle only ({first.name}), which qsdm does not open: "
+            f"convert the pipeline to safetensors, as with {CONVERT.format(folder=folder.parent)}"
+        )
+    if others:
+        return (
+            f"{folder} has no weights that diffusers finds, only {', '.join(path.name for path in others)}: "
+            "it wants diffusion_pytorch_model.safetensors (of text encoders: model.safetensors)"
+        )
+    return f"{folder} has no weights: download the pipeline whole"
