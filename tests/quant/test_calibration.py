@@ -178,8 +178,10 @@ def test_weights_of_another_model_are_refused(
 def test_a_parameter_that_is_not_finite_is_named(
     tensors: dict[str, torch.Tensor], space: Space, tmp_path: Path, value: float
 ) -> None:
-    name = space.graph.weights[-1].parameter
+    weight = next(weight for weight in space.graph.weights if weight.ties)
+    name = weight.parameter
     damaged = tensors[name].clone()
     damaged.view(-1)[3] = value
+    changed = tensors | dict.fromkeys((name, *weight.ties), damaged)
     with pytest.raises(ValueError, match=f"^{re.escape(name)}: the weight holds NaN or infinities"):
-        calibrate((tensors | {name: damaged}).__getitem__, space, tmp_path)
+        calibrate(changed.__getitem__, space, tmp_path)
