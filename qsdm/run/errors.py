@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from qsdm.run.conf import OF_MODEL, PACKAGE, SHORT, choices, defaults
+from qsdm.run.conf import OF_MODEL, PACKAGE, choices, defaults
 
 
 def tell(error: BaseException, loud: bool, arguments: Sequence[str] = ()) -> None:
@@ -36,6 +36,8 @@ def advice(match: re.Match[str], arguments: Sequence[str]) -> str:
 
     Errors name the model by the name of its artifacts, which for ``+model=any`` nobody can type, and know no paths.
     """
+    from qsdm.run.keys import SHORT
+
     groups = ["model"]
     if match["command"]:
         groups += OF_MODEL if match["name"] not in ("trace", "calibrate") else ()
