@@ -147,12 +147,12 @@ def tell_plan(
         whole: also if nothing is missing.
     """
     from qsdm.measurement import memory
-    from qsdm.measurement.plan import plan_of, workers_of
+    from qsdm.measurement.plan import plan_of
     from qsdm.measurement.session import full_name
 
     has_full = ready.store.path(full_name(protocol)).exists()
     outcomes, protocols = ready.store.outcomes(), ready.store.protocols()
-    plan = plan_of(wanted, protocol, outcomes, protocols, has_full, workers_of(engine), price)
+    plan = plan_of(wanted, protocol, outcomes, protocols, has_full, engine.num_workers, price)
     print(plan, flush=True)
     if whole or plan.num_pictures:
         weighed = [qconfig for qconfig in wanted if qconfig.methods]

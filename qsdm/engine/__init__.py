@@ -47,6 +47,13 @@ class Pool(Protocol):
 
 
 class Engine(Protocol):
+    """Where tasks are done, and the options of it."""
+
+    @property
+    def num_workers(self) -> int | None:
+        """How many tasks are going to be done at a time; None if the engine cannot tell before it has begun."""
+        ...
+
     def open(self, start: Start) -> AbstractContextManager[Pool]:
         """Start workers. When the block ends, however it ends, they end too.
 

@@ -1,4 +1,16 @@
-"""A pool of processes on this machine (Pebble): unlike the standard library's, it survives the death of a worker.
+"""A pool of processes on this machine that survives the death of any of them at any moment.
+
+Each worker has one pipe of its own, and the driver, which has one thread, knows which task each worker has. Nothing is
+shared, no queue and no lock, so a worker that dies leaves nothing behind that another one would wait for: the driver
+learns of it by its pipe, its sentinel or its exit code, gives the task to another worker and starts a new one.
+
+Why not a library's: a killed worker breaks all futures of the standard library's pool. Pebble 5.2.3, used before,
+replaces the worker, but its driver waited forever in 16 of 60 runs in which the only worker was killed before its first
+task, in 28 of 60 with two workers and 6,000 small tasks, and in 6 of 6 with 400 tasks of 5 kB: its workers share one
+pipe under a lock, its scheduler blocks on that pipe when it is full and nobody reads, and futures that a broken pool
+had accepted never complete. ``experiments/bench/pool.py`` kills workers of this one at random moments.
+
+What is not detected is a worker that lives but does nothing: one that was stopped (SIGSTOP), or a task without end.
 
 Processes are spawned: a fork after OpenMP has started threads hangs. Each worker has one thread; on a CPU many
 single-threaded workers draw more pictures than one with many threads. Ctrl-C reaches the driver only, which then ends
@@ -10,25 +22,31 @@ its GPU too. Not tried: several GPUs.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import pickle
+import selectors
 import signal
-import tempfile
+import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from pathlib import Path
-from queue import SimpleQueue
-from typing import IO, Any
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
+from multiprocessing.process import BaseProcess
+from typing import Any
 
 from qsdm.engine import EngineError, Failure, Start
+from qsdm.engine.pipe import DriverEnd, WorkerEnd
 from qsdm.engine.worker import Worker
 
-_worker: Worker
-_place: IO[str]
+POLL_S = 1.0
+"""How often exit codes are looked at: neither pipe nor sentinel tells of a death while a process that the worker had
+forked holds them open."""
+EXIT_S = 5.0
+"""How long a worker may take to end by itself before it is killed, and then for the system to remove it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +56,8 @@ class Local:
     Attributes:
         num_workers: processes; None for one per GPU, or without GPUs for as many as there are cores for us.
         num_threads: of each worker.
-        retries: how often a task is done again after its worker died, and how often workers that died before they
-            began any task are started again.
+        retries: how often a task is done again after its worker died, and how many workers in a row may die before
+            they can begin.
         gpus: over how many GPUs the workers are spread, the first of those that CUDA_VISIBLE_DEVICES names; 0 to let
             each worker see what this process sees.
     """
@@ -58,37 +76,16 @@ class Local:
             raise ValueError(
                 f"retries and gpus must not be negative (got {self.retries}, {self.gpus})"
             )
+        object.__setattr__(self, "num_workers", self.num_workers or self.gpus or num_cores())
 
     @contextmanager
     def open(self, start: Start) -> Iterator[_LocalPool]:
-        import multiprocessing
-
-        from pebble import ProcessPool
-
-        workers = self.num_workers or self.gpus or num_cores()
-        gpus = visible_gpus(self.gpus)
-        with tempfile.TemporaryDirectory(prefix="qsdm-gpus-") if gpus else nullcontext() as folder:
-            places = (
-                [(Path(folder) / str(i), gpus[i % len(gpus)]) for i in range(workers)]
-                if folder
-                else []
-            )
-
-            def begin() -> ProcessPool:
-                return ProcessPool(
-                    max_workers=workers,
-                    initializer=_begin,
-                    initargs=(places, start, self.num_threads),
-                    context=multiprocessing.get_context("spawn"),
-                )
-
-            pool = _LocalPool(begin, self.retries)
-            try:
-                yield pool
-                pool.close()
-            except BaseException:
-                pool.stop()
-                raise
+        pool = _LocalPool(self, start)
+        try:
+            yield pool
+            pool.close()
+        finally:
+            pool.stop()
 
 
 def num_cores() -> int:
@@ -105,131 +102,330 @@ def visible_gpus(num: int) -> list[str]:
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is None:
         return [str(i) for i in range(num)]
-    found = [name.strip() for name in named.split(",") if name.strip()]
-    if len(found) < num:
+    gpus = [name.strip() for name in named.split(",") if name.strip()]
+    if len(gpus) < num:
         raise EngineError(
-            f"wanted {num} GPUs (CUDA_VISIBLE_DEVICES names {len(found)}): give engine.gpus={len(found)}"
+            f"wanted {num} GPUs (CUDA_VISIBLE_DEVICES names {len(gpus)}): give engine.gpus={len(gpus)}"
         )
-    return found[:num]
+    return gpus[:num]
+
+
+@dataclass(eq=False, slots=True)
+class _Batch:
+    """The tasks of one call of `map`.
+
+    Attributes:
+        todo: indices of tasks that no worker has.
+        deaths: of workers, by task.
+        results: not yet yielded.
+        is_open: somebody still wants the results.
+    """
+
+    tasks: Sequence[Any]
+    todo: deque[int] = field(init=False)
+    deaths: list[int] = field(init=False)
+    results: deque[tuple[int, Any]] = field(default_factory=deque)
+    is_open: bool = True
+
+    def __post_init__(self) -> None:
+        self.todo = deque(range(len(self.tasks)))
+        self.deaths = [0] * len(self.tasks)
+
+
+@dataclass(eq=False, slots=True)
+class _Process:
+    """A worker as the driver sees it.
+
+    Attributes:
+        slot: of the pool, which decides the GPU.
+        is_ready: it has started and takes tasks.
+        has_begun: it was given a task.
+        job: the batch and the index of the task that it has.
+    """
+
+    slot: int
+    process: BaseProcess
+    pipe: DriverEnd
+    is_ready: bool = False
+    has_begun: bool = False
+    job: tuple[_Batch, int] | None = None
 
 
 class _LocalPool:
-    """A pool of Pebble's, and a fresh one in its place when it breaks: it does if a worker dies while none has a task,
-    as when the only one is killed before it could take its first."""
+    """Workers are started when there are tasks for them, and get one task at a time."""
 
-    def __init__(self, begin: Callable[[], Any], retries: int) -> None:
-        self._begin, self._retries = begin, retries
-        self._pool, self._broken = begin(), 0
+    def __init__(self, options: Local, start: Start) -> None:
+        self._options = options
+        self._gpus = visible_gpus(options.gpus)
+        try:
+            self._start = pickle.dumps(start)
+        except Exception as error:  # pickle raises whatever the object raises
+            raise EngineError(f"workers cannot be told how to start: {error}") from error
+        self._selector = selectors.DefaultSelector()
+        self._workers: dict[int, _Process] = {}  # by slot
+        self._unusable: set[int] = set()  # slots whose workers die before they can begin
+        self._start_deaths = 0  # in a row
+        self._looked_at = time.monotonic()  # exit codes
 
     def map(self, tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-        from pebble import ProcessExpired
-
-        # Not concurrent.futures.wait: it takes the locks of all futures each time, and a Ctrl-C in between leaves some
-        # of them locked, for which the pool then waits forever.
-        done: SimpleQueue[tuple[int, Any, Future]] = SimpleQueue()
-
-        def submit(i: int) -> None:
-            pool = self._pool
-            try:
-                future = pool.submit(_do, None, tasks[i])
-            except RuntimeError:  # it broke since
-                self._replace(pool)
-                return submit(i)
-            return future.add_done_callback(lambda future: done.put((i, pool, future)))
-
-        for i in range(len(tasks)):
-            submit(i)
-        deaths = [0] * len(tasks)
+        batch = _Batch(tasks)
+        self._unusable.clear()
+        self._start_deaths = 0
         left = len(tasks)
-        while left:
-            i, pool, future = done.get()
-            try:
-                result = future.result()
-            except ProcessExpired as death:
-                deaths[i] += 1
-                if deaths[i] <= self._retries:
-                    submit(i)
-                    continue
-                result = Failure(f"its worker died {deaths[i]} times (exit code {death.exitcode})")
-            except BrokenProcessPool:
-                self._replace(pool)
-                submit(i)
-                continue
-            except Exception as error:  # a result that cannot be pickled
-                result = Failure.of(error)
-            if isinstance(result, EngineError):
-                raise result
-            self._broken = 0
-            left -= 1
-            yield i, result
-
-    def _replace(self, pool: Any) -> None:
-        """Begin again with what ``pool`` has not done, unless another task's future already told that it broke."""
-        if pool is not self._pool:
-            return
-        self._broken += 1
-        if self._broken > self._retries:
-            raise EngineError(
-                f"workers died {self._broken} times before they could begin (killed, or out of memory): "
-                "give fewer with engine.num_workers=N"
-            )
-        self.stop()
-        self._pool = self._begin()
+        try:
+            self._hand_out(batch)
+            while left:
+                self._handle_events(0 if batch.results else POLL_S)
+                self._hand_out(
+                    batch
+                )  # before the results: the workers shall not wait for whoever takes them
+                if batch.results:
+                    i, result = batch.results.popleft()
+                    if isinstance(result, EngineError):
+                        raise result
+                    left -= 1
+                    yield i, result
+        except (EngineError, GeneratorExit):
+            raise
+        except (
+            BaseException
+        ):  # Ctrl-C, or what a signal's handler raises: perhaps in the midst of a message
+            self.stop()
+            raise
+        finally:
+            batch.is_open = False
 
     def close(self) -> None:
-        self._pool.close()
-        self._pool.join()
+        """End the workers, and kill those that still do something."""
+        for worker in self._workers.values():
+            if worker.job is None and worker.is_ready:
+                self._selector.unregister(worker.pipe)
+                worker.pipe.close()
+            else:
+                worker.process.kill()
+        _wait_for_exit([worker.process for worker in self._workers.values()])
 
     def stop(self) -> None:
-        self._pool.stop()
-        self._pool.join()
+        """Kill the workers. `map` starts new ones."""
+        workers = list(self._workers.values())
+        for worker in workers:
+            worker.process.kill()
+        _wait_for_exit([worker.process for worker in workers])
+        for worker in workers:
+            self._remove(worker)
+
+    def _hand_out(self, batch: _Batch) -> None:
+        """Give the idle workers a task each, and start workers for those that are left."""
+        idle = [
+            worker for worker in self._workers.values() if worker.is_ready and worker.job is None
+        ]
+        while batch.todo and idle:
+            i = batch.todo.popleft()
+            try:
+                message = pickle.dumps(batch.tasks[i])
+            except Exception as error:  # pickle raises whatever the object raises
+                batch.results.append((i, Failure.of(error)))
+                continue
+            worker = idle.pop()
+            worker.job, worker.has_begun = (batch, i), True
+            self._start_deaths = 0
+            worker.pipe.send(message)
+            self._watch(worker)
+        num_starting = sum(not worker.is_ready for worker in self._workers.values())
+        free = [
+            i
+            for i in range(self._num_workers)
+            if i not in self._workers and i not in self._unusable
+        ]
+        for slot in free[: max(0, len(batch.todo) - num_starting)]:
+            self._launch(slot)
+
+    @property
+    def _num_workers(self) -> int:
+        assert self._options.num_workers is not None
+        return self._options.num_workers
+
+    def _launch(self, slot: int) -> None:
+        """Start a worker. What it needs goes by its pipe: multiprocessing's own one would block if it died."""
+        gpu = self._gpus[slot % len(self._gpus)] if self._gpus else None
+        try:
+            worker = self._workers[slot] = _spawn(slot, gpu, self._options.num_threads)
+        except OSError as error:  # no memory, or too many processes or open files
+            raise EngineError(f"a worker could not start: {error}") from error
+        self._selector.register(worker.pipe, selectors.EVENT_READ, worker)
+        self._selector.register(worker.process.sentinel, selectors.EVENT_READ, worker)
+        worker.pipe.send(self._start)
+        self._watch(worker)
+
+    def _watch(self, worker: _Process) -> None:
+        """Wait for room in its pipe as well, while there is something to write."""
+        writing = selectors.EVENT_WRITE if worker.pipe.has_unsent else 0
+        self._selector.modify(worker.pipe, selectors.EVENT_READ | writing, worker)
+
+    def _handle_events(self, timeout_s: float) -> None:
+        for key, events in self._selector.select(timeout_s):
+            worker: _Process = key.data
+            if self._workers.get(worker.slot) is not worker:
+                continue  # buried by an event before this one
+            if key.fileobj is not worker.pipe:
+                self._bury(worker)
+                continue
+            if events & selectors.EVENT_WRITE:
+                worker.pipe.flush()
+                self._watch(worker)
+            if events & selectors.EVENT_READ:
+                for message in worker.pipe.receive():
+                    self._take(worker, message)
+                if worker.pipe.ended:
+                    self._bury(worker)
+        if time.monotonic() - self._looked_at >= POLL_S:
+            for worker in list(self._workers.values()):
+                if worker.process.exitcode is not None:
+                    self._bury(worker)
+            self._looked_at = time.monotonic()
+
+    def _take(self, worker: _Process, message: bytearray) -> None:
+        """A worker's first message says whether it has started, each later one is the result of its task."""
+        try:
+            value = pickle.loads(message)
+        except Exception as error:  # the result's own code
+            value = Failure.of(error)
+        if not worker.is_ready:
+            if isinstance(value, EngineError):
+                raise value
+            worker.is_ready = True
+            return
+        assert worker.job is not None
+        (batch, i), worker.job = worker.job, None
+        if batch.is_open:
+            batch.results.append((i, value))
+
+    def _bury(self, worker: _Process) -> None:
+        """Remove a worker that died or closed its pipe; its task is done again, or set aside."""
+        if not _wait_for_exit([worker.process]):
+            worker.process.kill()
+            _wait_for_exit([worker.process])
+        exit_code = worker.process.exitcode
+        for message in worker.pipe.receive_rest():
+            self._take(worker, message)
+        self._remove(worker)
+        if not worker.has_begun:
+            self._count_start_death(worker.slot, exit_code)
+        if worker.job is not None:
+            batch, i = worker.job
+            batch.deaths[i] += 1
+            if batch.deaths[i] <= self._options.retries:
+                batch.todo.append(i)
+            else:
+                died = f"its worker died {batch.deaths[i]} times (exit code {exit_code})"
+                batch.results.append((i, Failure(died)))
+
+    def _count_start_death(self, slot: int, exit_code: int | None) -> None:
+        self._start_deaths += 1
+        if self._start_deaths <= self._options.retries:
+            return
+        died = (
+            f"workers died {self._start_deaths} times before they could begin "
+            f"(exit code {exit_code}: killed, out of memory, or see above)"
+        )
+        if not any(worker.is_ready for worker in self._workers.values()):
+            raise EngineError(f"{died}: give fewer with engine.num_workers=N")
+        from tqdm import tqdm
+
+        self._unusable.add(slot)
+        tqdm.write(f"{died}: going on with {self._num_workers - len(self._unusable)} workers")
+
+    def _remove(self, worker: _Process) -> None:
+        del self._workers[worker.slot]
+        if worker.pipe.fileno() >= 0:  # not closed
+            self._selector.unregister(worker.pipe)
+            worker.pipe.close()
+        self._selector.unregister(worker.process.sentinel)
+        if worker.process.exitcode is not None:
+            worker.process.close()
 
 
-def _begin(places: Sequence[tuple[Path, str]], start: Start, num_threads: int) -> None:
-    """Set a fresh worker up; what `start` loads waits for the first task, whose future can report that it failed."""
-    global _worker
-    if places:
-        _take(places)
+def _spawn(slot: int, gpu: str | None, num_threads: int) -> _Process:
+    """Raises OSError if the system does not allow another process."""
+    ours, its = socket.socketpair()
+    process = multiprocessing.get_context("spawn").Process(
+        target=_work, args=(its, gpu, num_threads), daemon=True
+    )
+    try:
+        with its, _interrupts_deferred():
+            process.start()
+    except BaseException:
+        ours.close()
+        raise
+    return _Process(slot, process, DriverEnd(ours))
+
+
+def _wait_for_exit(processes: Sequence[BaseProcess]) -> bool:
+    """Whether all have ended within `EXIT_S`. Not by ``join``, which waits for the sentinel, see `POLL_S`."""
+    until = time.monotonic() + EXIT_S
+    while any(process.exitcode is None for process in processes):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.005)
+    return True
+
+
+@contextmanager
+def _interrupts_deferred() -> Iterator[None]:
+    """Ctrl-C comes after the block. A process that is started within begins with it blocked."""
+    resource_tracker.ensure_running()  # it unblocks the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _work(sock: socket.socket, gpu: str | None, num_threads: int) -> None:
+    """What a worker's process does: start, then one task after the other until the driver closes the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # torch asks for it when it first uses a GPU
     threading.Thread(target=_end_with_driver, daemon=True).start()
     from tqdm import tqdm
 
     tqdm.set_lock(
         threading.RLock()
-    )  # its default is a semaphore of the system, which a worker that is ended would leak
-    _worker = Worker(start, num_threads)
-
-
-def _take(places: Sequence[tuple[Path, str]]) -> None:
-    """See the GPU of the first place that no living worker holds.
-
-    The system releases the lock of a worker that dies, however it dies. Torch asks for the variable when it first uses
-    a GPU, which importing qsdm does not.
-    """
-    global _place
-    import fcntl
-
-    while True:
-        for path, gpu in places:
-            _place = path.open("w")
-            try:
-                fcntl.flock(_place, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                _place.close()
-                continue
-            os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    )  # its default is a semaphore of the system, which a killed worker would leak
+    pipe = WorkerEnd(sock)
+    try:
+        start = pipe.receive()
+        if start is None:
             return
-        time.sleep(0.1)  # the one whose place this shall be is still ending
+        worker = _start_worker(start, num_threads)
+        if isinstance(worker, EngineError):
+            pipe.send(pickle.dumps(worker))
+            return
+        pipe.send(pickle.dumps(None))
+        while (task := pipe.receive()) is not None:
+            pipe.send(_do(worker, task))
+    except OSError:  # the driver has closed the pipe
+        return
+
+
+def _start_worker(start: bytes, num_threads: int) -> Worker | EngineError:
+    try:
+        worker = Worker(pickle.loads(start), num_threads)
+    except Exception as error:  # an import that fails
+        return EngineError(f"a worker could not start: {str(error) or type(error).__name__}")
+    return worker.begin() or worker
+
+
+def _do(worker: Worker, task: bytes) -> bytes:
+    try:
+        return pickle.dumps(worker.do(pickle.loads(task)))
+    except Exception as error:  # of the task's or the result's own code, while it is pickled
+        return pickle.dumps(Failure.of(error))
 
 
 def _end_with_driver() -> None:
-    import multiprocessing
-
     driver = multiprocessing.parent_process()
     assert driver is not None
     driver.join()
     os._exit(1)
-
-
-def _do(task: Any) -> Any:
-    return _worker.do(task)

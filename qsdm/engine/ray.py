@@ -2,7 +2,8 @@
 
 Each actor is a process with the CPUs and GPUs that Ray gave it; Ray itself lets it see only its GPUs. An actor gets a
 task when it runs, so nodes that join later take part. On a cluster the nodes need qsdm, and the store and the model
-under the same paths. Not tried: several machines, GPUs.
+under the same paths. Ray tells of actors and nodes that died; of an actor that never starts, for the cluster has no
+room for it, it does not: see ``start_s``. Not tried: several machines, GPUs.
 
 References:
     Ray: A Distributed Framework for Emerging AI Applications (Moritz et al., 2018).
@@ -13,6 +14,7 @@ from __future__ import annotations
 import logging
 import re
 import socket
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,6 +37,7 @@ class Ray:
         num_gpus: of each actor; a fraction lets several share one.
         num_threads: of each actor.
         retries: how often a task is done again after its actor died.
+        start_s: how long to wait, in seconds, while no actor runs. Others may come later than that.
         init: further arguments of ``ray.init``, as object_store_memory or runtime_env.
     """
 
@@ -44,6 +47,7 @@ class Ray:
     num_gpus: float = 0.0
     num_threads: int = 1
     retries: int = 1
+    start_s: float = 600.0
     init: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -60,6 +64,8 @@ class Ray:
             raise ValueError(
                 f"retries and num_gpus must not be negative (got {self.retries}, {self.num_gpus})"
             )
+        if not self.start_s > 0:
+            raise ValueError(f"start_s must be positive (got {self.start_s})")
 
     @contextmanager
     def open(self, start: Start) -> Iterator[_RayPool]:
@@ -119,7 +125,7 @@ class Ray:
 
 class _RayPool:
     def __init__(self, ray: Any, options: Ray, start: Start) -> None:
-        self._ray, self._retries = ray, options.retries
+        self._ray, self._options = ray, options
         actor = ray.remote(num_cpus=options.num_cpus, num_gpus=options.num_gpus)(Worker)
         self._new = lambda: actor.remote(start, options.num_threads)
         self._idle: list[Any] = []
@@ -139,12 +145,27 @@ class _RayPool:
         todo = deque(range(len(tasks)))
         deaths = [0] * len(tasks)
         doing: dict[Any, tuple[Any, int]] = {}
+        running_at = time.monotonic()  # when there was an actor
         try:
             while todo or doing:
                 while todo and self._idle:
-                    actor, i = self._idle.pop(), todo.popleft()
-                    doing[actor.do.remote(tasks[i])] = actor, i
-                (ready,), _ = self._ray.wait([*doing, *self._coming], num_returns=1)
+                    i = todo.popleft()
+                    try:
+                        result = self._idle[-1].do.remote(tasks[i])
+                    except Exception as error:  # a task that cannot be pickled
+                        yield i, Failure.of(error)
+                    else:
+                        doing[result] = self._idle.pop(), i
+                if not todo and not doing:
+                    break
+                if doing:
+                    running_at = time.monotonic()
+                references, _ = self._ray.wait([*doing, *self._coming], num_returns=1, timeout=1)
+                if not references:
+                    if time.monotonic() - running_at > self._options.start_s:
+                        raise EngineError(self._none_started())
+                    continue
+                (ready,) = references
                 if ready in self._coming:
                     actor = self._coming.pop(ready)
                     try:
@@ -164,7 +185,7 @@ class _RayPool:
                     self._ray.kill(actor)
                     self.hire()
                     deaths[i] += 1
-                    if deaths[i] <= self._retries:
+                    if deaths[i] <= self._options.retries:
                         todo.append(i)
                         continue
                     yield i, Failure(f"its worker died {deaths[i]} times ({type(death).__name__})")
@@ -177,6 +198,14 @@ class _RayPool:
             self._idle += [
                 actor for actor, _ in doing.values()
             ]  # they do what they are given one after the other
+
+    def _none_started(self) -> str:
+        options = self._options
+        return (
+            f"no worker has started within {options.start_s:g} s: the cluster may have no room for one with "
+            f"{options.num_cpus:g} CPUs and {options.num_gpus:g} GPUs, or is still setting up its environment "
+            "(ray status tells): free some, give smaller engine.num_cpus and engine.num_gpus, or a longer engine.start_s"
+        )
 
 
 def _first_line(error: BaseException) -> str:

@@ -14,6 +14,11 @@ from qsdm.engine import EngineError, Failure, Start
 class Serial:
     """No options."""
 
+    @property
+    def num_workers(self) -> int:
+        """This process."""
+        return 1
+
     @contextmanager
     def open(self, start: Start) -> Iterator[_SerialPool]:
         yield _SerialPool(start)

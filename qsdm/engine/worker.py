@@ -10,7 +10,7 @@ from qsdm.engine import EngineError, Failure, Start
 
 
 class Worker:
-    """Calls ``start`` at its first task, by whose result the driver learns why it failed.
+    """Calls ``start`` in `begin`, or else at its first task, by whose result the driver learns why it failed.
 
     Args:
         num_threads: that torch computes with.
@@ -19,6 +19,14 @@ class Worker:
     def __init__(self, start: Start, num_threads: int) -> None:
         self._start, self._num_threads = start, num_threads
         self._work: Callable[[Any], Any] | None = None
+
+    def begin(self) -> EngineError | None:
+        """Call ``start`` now; returns why it failed."""
+        try:
+            self._work = self._started()
+        except EngineError as error:
+            return EngineError(str(error))
+        return None
 
     def do(self, task: Any) -> Any:
         """The task's result, or why there is none: a `Failure` for this one, an `EngineError` for all of them.
@@ -40,7 +48,9 @@ class Worker:
             work = self._start()
             self._limit_threads()
         except Exception as error:
-            raise EngineError(f"a worker could not start: {error}") from error
+            raise EngineError(
+                f"a worker could not start: {str(error) or type(error).__name__}"
+            ) from error
         return work
 
     def _limit_threads(self) -> None:

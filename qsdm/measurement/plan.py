@@ -7,9 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from qsdm.engine import Engine
-from qsdm.engine.local import Local, num_cores
-from qsdm.engine.serial import Serial
 from qsdm.outcome import Outcome, Protocol
 from qsdm.qconfig import QuantConfig
 
@@ -147,16 +144,6 @@ def way_of(protocol: Protocol) -> tuple[object, ...]:
         protocol.dtype,
         protocol.guidance > 1,
     )
-
-
-def workers_of(engine: Engine) -> int | None:
-    """How many workers an engine is going to have, if it tells."""
-    if isinstance(engine, Serial):
-        return 1
-    told = getattr(engine, "num_workers", None)
-    if told is None and isinstance(engine, Local):
-        return num_cores()
-    return told if isinstance(told, int) and told > 0 else None
 
 
 def duration(seconds: float) -> str:

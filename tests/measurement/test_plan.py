@@ -9,10 +9,10 @@ import pytest
 
 from qsdm.calibrate import calibrate
 from qsdm.denoisers import Model
-from qsdm.engine.local import Local, num_cores
+from qsdm.engine.local import Local
 from qsdm.engine.serial import Serial
 from qsdm.measure import measure
-from qsdm.measurement.plan import NUM_RECENT, Plan, duration, plan_of, workers_of
+from qsdm.measurement.plan import NUM_RECENT, Plan, duration, plan_of
 from qsdm.outcome import Outcome, Protocol
 from qsdm.qconfig import QuantConfig, QuantMethod, SpaceSpec
 from qsdm.store import Store
@@ -116,13 +116,6 @@ def test_says_it_in_a_line() -> None:
 def test_a_price_is_positive(price: float) -> None:
     with pytest.raises(ValueError, match=rf"price_per_hour must be positive.*\(got {price}\)"):
         plan(price_per_hour=price)
-
-
-def test_engines_tell_their_workers_or_not() -> None:
-    assert workers_of(Serial()) == 1
-    assert workers_of(Local(3)) == 3
-    assert workers_of(Local()) == num_cores()
-    assert workers_of(object()) is None  # type: ignore[arg-type]
 
 
 SPACE = SpaceSpec("small", ("uaq-3", "uaq-4"))

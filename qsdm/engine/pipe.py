@@ -1,0 +1,122 @@
+"""Whole messages over a pair of sockets: the driver's end never blocks, the worker's end waits.
+
+The driver may not block on a worker that died: another process that the worker had forked can keep its end of the pipe
+open, so that a write neither ends nor fails.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections import deque
+
+LENGTH = struct.Struct("!Q")  # of a message in bytes, sent before it
+CHUNK_BYTES = 1 << 18
+
+
+class DriverEnd:
+    """Messages to and from one worker.
+
+    Args:
+        sock: one of a connected pair; it becomes non-blocking.
+
+    Attributes:
+        ended: the worker has closed its end, and everything that it wrote has been read.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._socket = sock
+        self._unsent: deque[memoryview] = deque()
+        self._received = bytearray()
+        self.ended = False
+
+    def fileno(self) -> int:
+        """For selectors."""
+        return self._socket.fileno()
+
+    @property
+    def has_unsent(self) -> bool:
+        """Call `flush` once the socket is writable."""
+        return bool(self._unsent)
+
+    def send(self, message: bytes) -> None:
+        """Write what the socket takes now, and keep the rest for `flush`."""
+        self._unsent += memoryview(LENGTH.pack(len(message))), memoryview(message)
+        self.flush()
+
+    def flush(self) -> None:
+        """Go on writing. If the worker died, what is unsent is dropped: its end of the pipe will tell."""
+        try:
+            while self._unsent:
+                part = self._unsent[0]
+                sent = self._socket.send(part)
+                if sent == len(part):
+                    self._unsent.popleft()
+                else:
+                    self._unsent[0] = part[sent:]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._unsent.clear()
+
+    def receive(self) -> list[bytearray]:
+        """The messages that one read completes, if any; sets ``ended``."""
+        try:
+            chunk = self._socket.recv(CHUNK_BYTES)
+        except BlockingIOError:
+            return []
+        except OSError:
+            chunk = b""
+        self.ended = not chunk
+        self._received += chunk
+        messages = []
+        while len(self._received) >= LENGTH.size:
+            end = LENGTH.size + LENGTH.unpack_from(self._received)[0]
+            if len(self._received) < end:
+                break
+            messages.append(self._received[LENGTH.size : end])
+            del self._received[:end]
+        return messages
+
+    def receive_rest(self) -> list[bytearray]:
+        """All messages that a dead worker had written completely."""
+        messages: list[bytearray] = []
+        while not self.ended:
+            before = len(self._received)
+            arrived = self.receive()
+            messages += arrived
+            if not arrived and len(self._received) == before:
+                break
+        return messages
+
+    def close(self) -> None:
+        """An idle worker ends by it."""
+        self._socket.close()
+
+
+class WorkerEnd:
+    """Messages to and from the driver.
+
+    Args:
+        sock: the other one of the pair, blocking.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.set_inheritable(False)
+        self._file = sock.makefile("rwb")
+
+    def receive(self) -> bytes | None:
+        """The next message; None if the driver has closed its end."""
+        header = self._file.read(LENGTH.size)
+        if len(header) < LENGTH.size:
+            return None
+        (length,) = LENGTH.unpack(header)
+        message = self._file.read(length)
+        return message if len(message) == length else None
+
+    def send(self, message: bytes) -> None:
+        """Raises OSError if the driver has closed its end."""
+        self._file.write(LENGTH.pack(len(message)))
+        self._file.write(message)
+        self._file.flush()
