@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_engine import children
+from processes import workers as running_workers
 
 from qsdm.calibrate import calibrate
 from qsdm.denoisers import Model
@@ -195,9 +195,9 @@ def test_kill_9_of_workers_at_random_moments_twenty_times(
     def kill() -> None:
         nonlocal killed
         while killed < 20 and not over.wait(rng.uniform(0.0, 4.0)):
-            workers = children("spawn_main")
+            workers = running_workers()
             if workers:
-                rng.choice(workers)[1].kill()
+                rng.choice(workers).kill()
                 killed += 1
 
     killer = threading.Thread(target=kill)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from processes import workers as running_workers
 
 from qsdm.calibrate import calibrate
 from qsdm.denoisers import Model
@@ -221,7 +222,7 @@ def test_what_was_measured_survives(
     try:
         until(lambda: len(stored()) >= 4 or driver.poll() is not None)
         assert driver.poll() is None
-        workers = children(driver.pid)
+        workers = [worker.pid for worker in running_workers(psutil.Process(driver.pid))]
         assert len(workers) >= 2
         before = stored()
         driver.send_signal(how)
@@ -246,15 +247,6 @@ def until(condition, seconds: float = 300) -> None:
     while not condition():
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.2)
-
-
-def children(pid: int) -> list[int]:
-    """Workers that ``pid`` spawned."""
-    return [
-        child.pid
-        for child in psutil.Process(pid).children()
-        if "spawn_main" in " ".join(child.cmdline())
-    ]
 
 
 def alive(pid: int) -> bool:

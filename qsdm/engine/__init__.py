@@ -1,7 +1,8 @@
 """Who does many tasks: the contract. ``conf/engine`` names the members.
 
-Workers load what they need once and return results; the driver alone writes, so that a store needs no locks. A task
-that kills its worker is done again by another one, then set aside and named; the others go on.
+Workers load what they need once and return results; the driver alone writes, so that a store needs
+no locks. A task that kills its worker is done again by another one, then set aside and named; the
+others go on.
 """
 
 from __future__ import annotations
@@ -51,14 +52,15 @@ class Engine(Protocol):
 
     @property
     def num_workers(self) -> int | None:
-        """How many tasks are going to be done at a time; None if the engine cannot tell before it has begun."""
+        """How many tasks are going to be done at a time; None if the engine cannot tell before it
+        has begun."""
         ...
 
     def open(self, start: Start) -> AbstractContextManager[Pool]:
         """Start workers. When the block ends, however it ends, they end too.
 
         Args:
-            start: called once in each worker before its first task; returns the function from a task to its result. All
-                three must be importable from the worker's process.
+            start: called once in each worker before its first task; returns the function from a
+                task to its result. All three must be importable from the worker's process.
         """
         ...

@@ -1,23 +1,26 @@
 """A pool of processes on this machine that survives the death of any of them at any moment.
 
-Each worker has one pipe of its own, and the driver, which has one thread, knows which task each worker has. Nothing is
-shared, no queue and no lock, so a worker that dies leaves nothing behind that another one would wait for: the driver
-learns of it by its pipe, its sentinel or its exit code, gives the task to another worker and starts a new one.
+Each worker has one pipe of its own, and the driver, which has one thread, knows which task each
+worker has. Nothing is shared, no queue and no lock, so a worker that dies leaves nothing behind
+that another one would wait for: the driver learns of it by its pipe, its sentinel or its exit code,
+gives the task to another worker and starts a new one.
 
-Why not a library's: a killed worker breaks all futures of the standard library's pool. Pebble 5.2.3, used before,
-replaces the worker, but its driver waited forever in 16 of 60 runs in which the only worker was killed before its first
-task, in 28 of 60 with two workers and 6,000 small tasks, and in 6 of 6 with 400 tasks of 5 kB: its workers share one
-pipe under a lock, its scheduler blocks on that pipe when it is full and nobody reads, and futures that a broken pool
-had accepted never complete. ``experiments/bench/pool.py`` kills workers of this one at random moments.
+Why not a library's: a killed worker breaks all futures of the standard library's pool. Pebble
+5.2.3, used before, replaces the worker, but its driver waited forever in 16 of 60 runs in which the
+only worker was killed before its first task, in 28 of 60 with two workers and 6,000 small tasks,
+and in 6 of 6 with 400 tasks of 5 kB: its workers share one pipe under a lock, its scheduler blocks
+on that pipe when it is full and nobody reads, and futures that a broken pool had accepted never
+complete. ``experiments/bench/pool.py`` kills workers of this one at random moments.
 
-What is not detected is a worker that lives but does nothing: one that was stopped (SIGSTOP), or a task without end.
+What is not detected is a worker that lives but does nothing: one that was stopped (SIGSTOP), or a
+task without end.
 
-Processes are spawned: a fork after OpenMP has started threads hangs. Each worker has one thread; on a CPU many
-single-threaded workers draw more pictures than one with many threads. Ctrl-C reaches the driver only, which then ends
-the workers; if the driver is killed, they end themselves.
+Processes are spawned: a fork after OpenMP has started threads hangs. Each worker has one thread; on
+a CPU many single-threaded workers draw more pictures than one with many threads. Ctrl-C reaches the
+driver only, which then ends the workers; if the driver is killed, they end themselves.
 
-With ``gpus=N`` each worker sees one GPU alone, the first by its own count. A worker that takes a dead one's place takes
-its GPU too. Not tried: several GPUs.
+With ``gpus=N`` each worker sees one GPU alone, the first by its own count. A worker that takes a
+dead one's place takes its GPU too. Not tried: several GPUs.
 """
 
 from __future__ import annotations
@@ -43,10 +46,11 @@ from qsdm.engine.pipe import DriverEnd, WorkerEnd
 from qsdm.engine.worker import Worker
 
 POLL_S = 1.0
-"""How often exit codes are looked at: neither pipe nor sentinel tells of a death while a process that the worker had
-forked holds them open."""
+"""How often exit codes are looked at: neither pipe nor sentinel tells of a death while a process
+that the worker had forked holds them open."""
 EXIT_S = 5.0
-"""How long a worker may take to end by itself before it is killed, and then for the system to remove it."""
+"""How long a worker may take to end by itself before it is killed, and then for the system to
+remove it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +58,13 @@ class Local:
     """Options of the pool.
 
     Attributes:
-        num_workers: processes; None for one per GPU, or without GPUs for as many as there are cores for us.
+        num_workers: processes; None for one per GPU, or without GPUs for as many as there are cores
+            for us.
         num_threads: of each worker.
-        retries: how often a task is done again after its worker died, and how many workers in a row may die before
-            they can begin.
-        gpus: over how many GPUs the workers are spread, the first of those that CUDA_VISIBLE_DEVICES names; 0 to let
-            each worker see what this process sees.
+        retries: how often a task is done again after its worker died, and how many workers in a row
+            may die before they can begin.
+        gpus: over how many GPUs the workers are spread, the first of those that
+            CUDA_VISIBLE_DEVICES names; 0 to let each worker see what this process sees.
     """
 
     num_workers: int | None = None
@@ -139,8 +144,9 @@ class _Process:
     Attributes:
         slot: of the pool, which decides the GPU.
         is_ready: it has started and takes tasks.
-        has_begun: it was given a task.
+        has_begun: a task, ever.
         job: the batch and the index of the task that it has.
+        is_at_work: it has begun that one.
     """
 
     slot: int
@@ -149,6 +155,7 @@ class _Process:
     is_ready: bool = False
     has_begun: bool = False
     job: tuple[_Batch, int] | None = None
+    is_at_work: bool = False
 
 
 class _LocalPool:
@@ -227,8 +234,7 @@ class _LocalPool:
                 batch.results.append((i, Failure.of(error)))
                 continue
             worker = idle.pop()
-            worker.job, worker.has_begun = (batch, i), True
-            self._start_deaths = 0
+            worker.job, worker.is_at_work = (batch, i), False
             worker.pipe.send(message)
             self._watch(worker)
         num_starting = sum(not worker.is_ready for worker in self._workers.values())
@@ -246,7 +252,8 @@ class _LocalPool:
         return self._options.num_workers
 
     def _launch(self, slot: int) -> None:
-        """Start a worker. What it needs goes by its pipe: multiprocessing's own one would block if it died."""
+        """Start a worker. What it needs goes by its pipe: multiprocessing's own one would block if
+        it died."""
         gpu = self._gpus[slot % len(self._gpus)] if self._gpus else None
         try:
             worker = self._workers[slot] = _spawn(slot, gpu, self._options.num_threads)
@@ -285,7 +292,12 @@ class _LocalPool:
             self._looked_at = time.monotonic()
 
     def _take(self, worker: _Process, message: bytearray) -> None:
-        """A worker's first message says whether it has started, each later one is the result of its task."""
+        """A worker's first message says whether it has started, then an empty one that it begins a
+        task, and the next one is the result."""
+        if not message:
+            worker.has_begun = worker.is_at_work = True
+            self._start_deaths = 0
+            return
         try:
             value = pickle.loads(message)
         except Exception as error:  # the result's own code
@@ -301,7 +313,10 @@ class _LocalPool:
             batch.results.append((i, value))
 
     def _bury(self, worker: _Process) -> None:
-        """Remove a worker that died or closed its pipe; its task is done again, or set aside."""
+        """Remove a worker that died or closed its pipe; its task is done again, or set aside.
+
+        A task that it had not begun is not to blame.
+        """
         if not _wait_for_exit([worker.process]):
             worker.process.kill()
             _wait_for_exit([worker.process])
@@ -313,7 +328,7 @@ class _LocalPool:
             self._count_start_death(worker.slot, exit_code)
         if worker.job is not None:
             batch, i = worker.job
-            batch.deaths[i] += 1
+            batch.deaths[i] += worker.is_at_work
             if batch.deaths[i] <= self._options.retries:
                 batch.todo.append(i)
             else:
@@ -361,7 +376,8 @@ def _spawn(slot: int, gpu: str | None, num_threads: int) -> _Process:
 
 
 def _wait_for_exit(processes: Sequence[BaseProcess]) -> bool:
-    """Whether all have ended within `EXIT_S`. Not by ``join``, which waits for the sentinel, see `POLL_S`."""
+    """Whether all have ended within `EXIT_S`. Not by ``join``, which waits for the sentinel, see
+    `POLL_S`."""
     until = time.monotonic() + EXIT_S
     while any(process.exitcode is None for process in processes):
         if time.monotonic() > until:
@@ -382,7 +398,8 @@ def _interrupts_deferred() -> Iterator[None]:
 
 
 def _work(sock: socket.socket, gpu: str | None, num_threads: int) -> None:
-    """What a worker's process does: start, then one task after the other until the driver closes the pipe."""
+    """What a worker's process does: start, then one task after the other until the driver closes
+    the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     if gpu is not None:
@@ -404,6 +421,7 @@ def _work(sock: socket.socket, gpu: str | None, num_threads: int) -> None:
             return
         pipe.send(pickle.dumps(None))
         while (task := pipe.receive()) is not None:
+            pipe.send(b"")
             pipe.send(_do(worker, task))
     except OSError:  # the driver has closed the pipe
         return

@@ -1,7 +1,7 @@
 """Whole messages over a pair of sockets: the driver's end never blocks, the worker's end waits.
 
-The driver may not block on a worker that died: another process that the worker had forked can keep its end of the pipe
-open, so that a write neither ends nor fails.
+The driver may not block on a worker that died: another process that the worker had forked can keep
+its end of the pipe open, so that a write neither ends nor fails.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class DriverEnd:
         self.flush()
 
     def flush(self) -> None:
-        """Go on writing. If the worker died, what is unsent is dropped: its end of the pipe will tell."""
+        """Go on writing. If the worker died, what is unsent is dropped: its end of the pipe will
+        tell."""
         try:
             while self._unsent:
                 part = self._unsent[0]

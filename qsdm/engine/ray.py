@@ -1,9 +1,11 @@
-"""Actors on a Ray cluster, or on one that is started on this machine for as long as the block lasts.
+"""Actors on a Ray cluster, or on one that is started on this machine for as long as the block
+lasts.
 
-Each actor is a process with the CPUs and GPUs that Ray gave it; Ray itself lets it see only its GPUs. An actor gets a
-task when it runs, so nodes that join later take part. On a cluster the nodes need qsdm, and the store and the model
-under the same paths. Ray tells of actors and nodes that died; of an actor that never starts, for the cluster has no
-room for it, it does not: see ``start_s``. Not tried: several machines, GPUs.
+Each actor is a process with the CPUs and GPUs that Ray gave it; Ray itself lets it see only its
+GPUs. An actor gets a task when it runs, so nodes that join later take part. On a cluster the nodes
+need qsdm, and the store and the model under the same paths. Ray tells of actors and nodes that
+died; of an actor that never starts, for the cluster has no room for it, it does not: see
+``start_s``. Not tried: several machines, GPUs.
 
 References:
     Ray: A Distributed Framework for Emerging AI Applications (Moritz et al., 2018).
@@ -30,8 +32,8 @@ class Ray:
     """Options of the actors.
 
     Attributes:
-        address: of a cluster, as ``ray start`` prints it, or auto for the one that this machine belongs to; None to
-            start one on this machine.
+        address: of a cluster, as ``ray start`` prints it, or auto for the one that this machine
+            belongs to; None to start one on this machine.
         num_workers: actors; None for as many as the cluster has CPUs and GPUs for.
         num_cpus: of each actor.
         num_gpus: of each actor; a fraction lets several share one.
@@ -202,9 +204,10 @@ class _RayPool:
     def _none_started(self) -> str:
         options = self._options
         return (
-            f"no worker has started within {options.start_s:g} s: the cluster may have no room for one with "
-            f"{options.num_cpus:g} CPUs and {options.num_gpus:g} GPUs, or is still setting up its environment "
-            "(ray status tells): free some, give smaller engine.num_cpus and engine.num_gpus, or a longer engine.start_s"
+            f"no worker has started within {options.start_s:g} s: the cluster may have no room for "
+            f"one with {options.num_cpus:g} CPUs and {options.num_gpus:g} GPUs, or is still "
+            "setting up its environment (ray status tells): free some, give smaller "
+            "engine.num_cpus and engine.num_gpus, or a longer engine.start_s"
         )
 
 

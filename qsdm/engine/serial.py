@@ -1,4 +1,5 @@
-"""One task after the other in this process: for debuggers, notebooks and devices that cannot be shared."""
+"""One task after the other in this process: for debuggers, notebooks and devices that cannot be
+shared."""
 
 from __future__ import annotations
 

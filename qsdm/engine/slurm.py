@@ -1,17 +1,20 @@
 """Jobs of a Slurm cluster (submitit), of several tasks each: a job loads once what `start` loads.
 
-A job that is told to stop, for its time is up or it is preempted, returns what it has done. What is left of a job, and
-all of one that died, is done again by jobs of one task, so a task that kills its job is set aside alone. Submissions,
-results and logs lie in a folder of the run's own, which the nodes must see too, as they must see qsdm, the store and
-the model under the same paths; what is read is removed, logs stay. If the driver is killed, the jobs it has submitted
-run to their end, and nobody reads their results.
+A job that is told to stop, for its time is up or it is preempted, returns what it has done. What is
+left of a job, and all of one that died, is done again by jobs of one task, so a task that kills its
+job is set aside alone. Submissions, results and logs lie in a folder of the run's own, which the
+nodes must see too, as they must see qsdm, the store and the model under the same paths; what is
+read is removed, logs stay. If the driver is killed, the jobs it has submitted run to their end, and
+nobody reads their results.
 
-Slurm tells late of a job that died (submitit asks sacct every ten minutes at most), and without accounting, or of a job
-that was preempted for good, not at all: submitit takes UNKNOWN and PREEMPTED for states that pass. So squeue is asked
-as well, and a job that it does not list for ``lost_s`` is taken for dead. A job that it lists may wait in the queue as
-long as the cluster likes.
+Slurm tells late of a job that died (submitit asks sacct every ten minutes at most), and without
+accounting, or of a job that was preempted for good, not at all: submitit takes UNKNOWN and
+PREEMPTED for states that pass. So squeue is asked as well, and a job that it does not list for
+``lost_s`` is taken for dead. A job that it lists may wait in the queue as long as the cluster
+likes.
 
-Not tried: Slurm itself. What is tested is ``cluster=local``, which runs the same jobs as processes on this machine.
+Not tried: Slurm itself. What is tested is ``cluster=local``, which runs the same jobs as processes
+on this machine.
 """
 
 from __future__ import annotations
@@ -115,7 +118,8 @@ class Slurm:
             executor = submitit.AutoExecutor(folder, self.cluster)
         except RuntimeError as error:
             raise EngineError(
-                "there is no Slurm here (no srun): run this where sbatch works, or give engine.cluster=local"
+                "there is no Slurm here (no srun): run this where sbatch works, "
+                "or give engine.cluster=local"
             ) from error
         setup = list(self.setup) or None
         executor.update_parameters(
@@ -225,6 +229,8 @@ class _SlurmPool:
         try:
             if self._options.cluster != "debug" and not paths.result_pickle.exists():
                 state = f"{job.state}, " if self._options.cluster == "slurm" else ""
+                if self._queue is not None and self._queue.has_lost(job.job_id):
+                    state += f"not in squeue for {self._options.lost_s:g} s, "
                 return [], f"{state}see {paths.stderr}"
             return [_unpickled(result) for result in job.result()], None
         except FailedJobError as error:
@@ -273,8 +279,8 @@ class Queue:
             if now - self._answered_at >= self._lost_s:
                 stderr = (getattr(error, "stderr", None) or "").strip()
                 raise EngineError(
-                    f"Slurm has not answered for {self._lost_s:g} s ({stderr or error}): run the same command again "
-                    "when squeue works, or give a longer engine.lost_s"
+                    f"Slurm has not answered for {self._lost_s:g} s ({stderr or error}): "
+                    "run the same command again when squeue works, or give a longer engine.lost_s"
                 ) from error
             return
         self._answered_at = now
@@ -328,5 +334,6 @@ class Job:
         return results
 
     def checkpoint(self) -> None:
-        """submitit calls it, in the midst of a task, when Slurm's signal says that the job will be ended."""
+        """submitit calls it, in the midst of a task, when Slurm's signal says that the job will be
+        ended."""
         raise _Stopped

@@ -10,7 +10,8 @@ from qsdm.engine import EngineError, Failure, Start
 
 
 class Worker:
-    """Calls ``start`` in `begin`, or else at its first task, by whose result the driver learns why it failed.
+    """Calls ``start`` in `begin`, or else at its first task, by whose result the driver learns why
+    it failed.
 
     Args:
         num_threads: that torch computes with.
@@ -29,9 +30,11 @@ class Worker:
         return None
 
     def do(self, task: Any) -> Any:
-        """The task's result, or why there is none: a `Failure` for this one, an `EngineError` for all of them.
+        """The task's result, or why there is none: a `Failure` for this one, an `EngineError` for
+        all of them.
 
-        Both are returned, not raised: an exception does not always survive its way to another process.
+        Both are returned, not raised: an exception does not always survive its way to another
+        process.
         """
         try:
             if self._work is None:
@@ -54,6 +57,7 @@ class Worker:
         return work
 
     def _limit_threads(self) -> None:
-        """Once before and once after ``start``, which may be the first to import torch, or do without."""
+        """Once before and once after ``start``, which may be the first to import torch, or do
+        without."""
         if torch := sys.modules.get("torch"):
             torch.set_num_threads(self._num_threads)
