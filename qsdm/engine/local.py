@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import pickle
 import selectors
 import signal
 import socket
@@ -42,7 +41,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from qsdm.engine import EngineError, Failure, Start
-from qsdm.engine.pipe import DriverEnd, WorkerEnd
+from qsdm.engine.pipe import DriverEnd, WorkerEnd, decode, encode
 from qsdm.engine.worker import Worker
 
 POLL_S = 1.0
@@ -165,8 +164,8 @@ class _LocalPool:
         self._options = options
         self._gpus = visible_gpus(options.gpus)
         try:
-            self._start = pickle.dumps(start)
-        except Exception as error:  # pickle raises whatever the object raises
+            self._start = encode(start)
+        except Exception as error:  # of the object's own code
             raise EngineError(f"workers cannot be told how to start: {error}") from error
         self._selector = selectors.DefaultSelector()
         self._workers: dict[int, _Process] = {}  # by slot
@@ -229,8 +228,8 @@ class _LocalPool:
         while batch.todo and idle:
             i = batch.todo.popleft()
             try:
-                message = pickle.dumps(batch.tasks[i])
-            except Exception as error:  # pickle raises whatever the object raises
+                message = encode(batch.tasks[i])
+            except Exception as error:  # of the object's own code
                 batch.results.append((i, Failure.of(error)))
                 continue
             worker = idle.pop()
@@ -299,7 +298,7 @@ class _LocalPool:
             self._start_deaths = 0
             return
         try:
-            value = pickle.loads(message)
+            value = decode(message)
         except Exception as error:  # the result's own code
             value = Failure.of(error)
         if not worker.is_ready:
@@ -417,9 +416,9 @@ def _work(sock: socket.socket, gpu: str | None, num_threads: int) -> None:
             return
         worker = _start_worker(start, num_threads)
         if isinstance(worker, EngineError):
-            pipe.send(pickle.dumps(worker))
+            pipe.send(encode(worker))
             return
-        pipe.send(pickle.dumps(None))
+        pipe.send(encode(None))
         while (task := pipe.receive()) is not None:
             pipe.send(b"")
             pipe.send(_do(worker, task))
@@ -429,7 +428,7 @@ def _work(sock: socket.socket, gpu: str | None, num_threads: int) -> None:
 
 def _start_worker(start: bytes, num_threads: int) -> Worker | EngineError:
     try:
-        worker = Worker(pickle.loads(start), num_threads)
+        worker = Worker(decode(start), num_threads)
     except Exception as error:  # an import that fails
         return EngineError(f"a worker could not start: {str(error) or type(error).__name__}")
     return worker.begin() or worker
@@ -437,9 +436,9 @@ def _start_worker(start: bytes, num_threads: int) -> Worker | EngineError:
 
 def _do(worker: Worker, task: bytes) -> bytes:
     try:
-        return pickle.dumps(worker.do(pickle.loads(task)))
+        return encode(worker.do(decode(task)))
     except Exception as error:  # of the task's or the result's own code, while it is pickled
-        return pickle.dumps(Failure.of(error))
+        return encode(Failure.of(error))
 
 
 def _end_with_driver() -> None:

@@ -6,12 +6,39 @@ its end of the pipe open, so that a write neither ends nor fails.
 
 from __future__ import annotations
 
+import copyreg
+import io
 import socket
 import struct
 from collections import deque
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
 
 LENGTH = struct.Struct("!Q")  # of a message in bytes, sent before it
 CHUNK_BYTES = 1 << 18
+
+
+def encode(value: object) -> bytes:
+    """A value for another process of ours, as multiprocessing writes it, but with tensors by value:
+    in shared memory they would end with the worker.
+
+    Raises:
+        Exception: whatever the value's own code raises.
+    """
+    buffer = io.BytesIO()
+    pickler = ForkingPickler(buffer, 5)
+    pickler.dispatch_table = copyreg.dispatch_table  # type: ignore[assignment]
+    pickler.dump(value)
+    return buffer.getvalue()
+
+
+def decode(message: bytes | bytearray) -> Any:
+    """The value that another process of ours has encoded.
+
+    Raises:
+        Exception: whatever the value's own code raises.
+    """
+    return ForkingPickler.loads(message)
 
 
 class DriverEnd:

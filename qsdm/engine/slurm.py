@@ -20,7 +20,6 @@ on this machine.
 from __future__ import annotations
 
 import os
-import pickle
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from qsdm.engine import EngineError, Failure, Start
+from qsdm.engine.pipe import decode, encode
 from qsdm.engine.worker import Worker
 
 CLUSTERS = ("slurm", "local", "debug")
@@ -152,13 +152,13 @@ class _SlurmPool:
                 time.sleep(0.1)
 
     def map(self, tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-        pickled: dict[int, bytes] = {}
+        encoded: dict[int, bytes] = {}
         for i, task in enumerate(tasks):
             try:
-                pickled[i] = pickle.dumps(task)
-            except Exception as error:  # pickle raises whatever the object raises
+                encoded[i] = encode(task)
+            except Exception as error:  # of the object's own code
                 yield i, Failure.of(error)
-        able, size = list(pickled), self._options.tasks_per_job
+        able, size = list(encoded), self._options.tasks_per_job
         todo = [able[i : i + size] for i in range(0, len(able), size)]
         deaths = [0] * len(tasks)
         doing: list[tuple[Any, list[int]]] = []
@@ -166,7 +166,7 @@ class _SlurmPool:
             free = max(0, self._options.max_jobs - len(doing))
             now, todo = todo[:free], todo[free:]
             doing += zip(
-                self._submit([[pickled[i] for i in group] for group in now]), now, strict=True
+                self._submit([[encoded[i] for i in group] for group in now]), now, strict=True
             )
             if self._queue is not None:
                 self._queue.look([job.job_id for job, _ in doing])
@@ -232,7 +232,7 @@ class _SlurmPool:
                 if self._queue is not None and self._queue.has_lost(job.job_id):
                     state += f"not in squeue for {self._options.lost_s:g} s, "
                 return [], f"{state}see {paths.stderr}"
-            return [_unpickled(result) for result in job.result()], None
+            return [_decoded(result) for result in job.result()], None
         except FailedJobError as error:
             trace = str(error).partition("\n---")[2].partition("\n---")[0].strip()
             raise EngineError(
@@ -292,18 +292,18 @@ class Queue:
         return self._answered_at - self._listed_at[job_id] >= self._lost_s
 
 
-def _unpickled(result: bytes) -> Any:
+def _decoded(result: bytes) -> Any:
     try:
-        return pickle.loads(result)
+        return decode(result)
     except Exception as error:  # the result's own code
         return Failure.of(error)
 
 
-def _pickled(result: Any) -> bytes:
+def _encoded(result: Any) -> bytes:
     try:
-        return pickle.dumps(result)
+        return encode(result)
     except Exception as error:  # the result's own code
-        return pickle.dumps(Failure.of(error))
+        return encode(Failure.of(error))
 
 
 class _Stopped(BaseException):
@@ -313,7 +313,7 @@ class _Stopped(BaseException):
 class Job:
     """What runs on a node: tasks => their results, fewer if the job is told to stop.
 
-    Both are pickled one by one, so that one that cannot be read does not take the others with it.
+    Both are encoded one by one, so that one that cannot be read does not take the others with it.
     """
 
     def __init__(self, start: Start, tasks: Sequence[bytes], num_threads: int) -> None:
@@ -323,10 +323,10 @@ class Job:
         results: list[bytes] = []
         try:
             worker = Worker(self.start, self.num_threads)
-            for pickled in self.tasks:
-                task = _unpickled(pickled)
+            for encoded in self.tasks:
+                task = _decoded(encoded)
                 result = task if isinstance(task, Failure) else worker.do(task)
-                results.append(_pickled(result))
+                results.append(_encoded(result))
                 if isinstance(result, EngineError):
                     break
         except _Stopped:
