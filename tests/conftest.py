@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
 import pytest
 from tiny import build_tiny_model
 from toy_unet import Toy, make_toy
 
 from qsdm.denoisers import Model
 
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # tensors of tests are tiny: threads would only wait for each other
+# Tensors of tests are tiny: threads would only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """pytest-randomly shuffles the tests; it shall not seed the global generators before each one
+    too, which would hide that a test draws from them without a seed."""
+    if hasattr(config.option, "randomly_reset_seed"):
+        config.option.randomly_reset_seed = False
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """The same numbers for each test, whatever ran before."""
+    return np.random.default_rng(0)
 
 
 @pytest.fixture(scope="session")

@@ -8,25 +8,12 @@ import math
 
 import numpy as np
 import pytest
+from outcomes import PROTOCOL
 
 from qsdm.measurement.scoring import splits
 from qsdm.outcome import Objective, Outcome, Protocol
 from qsdm.qconfig import QuantConfig, QuantMethod
 
-PROTOCOL = Protocol(
-    denoiser="toy",
-    weights="w",
-    fit="1",
-    sampler="DDIM",
-    steps=10,
-    guidance=2.0,
-    resolution_px=32,
-    dtype="float32",
-    prompts="p",
-    seed_set=0,
-    num_images=8,
-    metrics={"fd": "1"},
-)
 QCONFIG = QuantConfig("toy", {"a": QuantMethod("uaq", 4)})
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from pipelines import BUILDERS, RESOLUTION_PX, build_model
-from test_prompts import write_imagenet
+from prompt_files import write_imagenet
 from tiny import CAPTIONS
 
 from qsdm import run, tracing

@@ -61,21 +61,28 @@ def searched(tiny_model: Model, traced: Path, space: Space) -> Path:
     return traced
 
 
-def test_measures_ours_beside_what_it_must_beat(
-    tiny_model: Model, searched: Path, space: Space
-) -> None:
-    place = Store(searched, tiny_model.name)
-    objective = Objective({"fd_lite0": -1})
-    arguments = {
-        "avg_bits": LIMIT,
-        "candidates": 2,
-        "num_images": 4,
-        "num_random": 2,
-        "batch_size": 4,
-        "engine": Serial(),
-    }
-    summary = realize(tiny_model, SPEC, objective, searched, **arguments)
-    assert summary == read_json(place.path("summary.json"))
+@pytest.fixture(scope="module")
+def realized(tiny_model: Model, searched: Path) -> Store:
+    """With a chosen configuration, its pictures and its checkpoint."""
+    summary = realize(
+        tiny_model,
+        SPEC,
+        Objective({"fd_lite0": -1}),
+        searched,
+        avg_bits=LIMIT,
+        candidates=2,
+        num_images=4,
+        num_random=2,
+        batch_size=4,
+        engine=Serial(),
+    )
+    store = Store(searched, tiny_model.name)
+    assert summary == read_json(store.path("summary.json"))
+    return store
+
+
+def test_measures_ours_beside_what_it_must_beat(realized: Store) -> None:
+    summary = read_json(realized.path("summary.json"))
     rows = {row["name"]: row for row in summary["rows"]}
     assert list(rows) == [
         "fp",
@@ -96,22 +103,22 @@ def test_measures_ours_beside_what_it_must_beat(
 
     # Chosen by the labels' noise, measured on other noise.
     best = min(summary["candidates"], key=lambda row: row["metrics"]["fd_lite0"])
-    chosen = QuantConfig.from_json(read_json(place.path("chosen.json")))
+    chosen = QuantConfig.from_json(read_json(realized.path("chosen.json")))
     assert chosen.digest == best["qconfig"] == ours["qconfig"]
     assert len(summary["candidates"]) == 2
     assert ours["metrics"]["fd_lite0"] != best["metrics"]["fd_lite0"]
-    assert {protocol.seed_set for protocol in place.protocols().values()} == {0, 1}
+    assert {protocol.seed_set for protocol in realized.protocols().values()} == {0, 1}
 
-    names = {path.stem for path in place.path("pictures").glob("*.png")}
+    names = {path.stem for path in realized.path("pictures").glob("*.png")}
     assert names >= {"fp", "ours", "comparison"}
     assert len(names) == 5  # and the best uniform ones of 4 and of 3 bits
-    with Image.open(place.path("pictures/ours.png")) as image:
+    with Image.open(realized.path("pictures/ours.png")) as image:
         assert np.asarray(image).std() > 1
-    assert "<html" in place.path("report.html").read_text(encoding="utf-8")
+    assert "<html" in realized.path("report.html").read_text(encoding="utf-8")
 
 
 def test_ours_is_written_as_a_small_pipeline_that_draws_the_same_pictures(
-    tiny_model: Model, searched: Path, space: Space
+    tiny_model: Model, realized: Store, space: Space
 ) -> None:
     import torch
 
@@ -120,22 +127,23 @@ def test_ours_is_written_as_a_small_pipeline_that_draws_the_same_pictures(
     from qsdm.measurement.protocol import prompts_of, protocol_of, seed_of
     from qsdm.quant.calibration import PackedWeights
 
-    place = Store(searched, tiny_model.name)
-    chosen = QuantConfig.from_json(read_json(place.path("chosen.json")))
-    found = contents(place.path("checkpoint"))
+    chosen = QuantConfig.from_json(read_json(realized.path("chosen.json")))
+    found = contents(realized.path("checkpoint"))
     assert found.packed_bytes == cost.size_bytes(space.graph, chosen, 16)
-    assert read_json(place.path("summary.json"))["checkpoint"]["packed_bytes"] == found.packed_bytes
+    assert (
+        read_json(realized.path("summary.json"))["checkpoint"]["packed_bytes"] == found.packed_bytes
+    )
     prompts = prompts_of(tiny_model)
     evaluator = Evaluator(
         tiny_model,
         space.graph,
-        PackedWeights(place.path("calibration/small")),
+        PackedWeights(realized.path("calibration/small")),
         {},
         protocol_of(tiny_model, {}, prompts, 0, 2),
         prompts,
     )
     wanted = evaluator.pictures(chosen)
-    loaded = load_quantized(place.path("checkpoint"))
+    loaded = load_quantized(realized.path("checkpoint"))
     loaded.set_progress_bar_config(disable=True)
     drawn = loaded(
         prompts[:2],
@@ -150,16 +158,15 @@ def test_ours_is_written_as_a_small_pipeline_that_draws_the_same_pictures(
     assert np.abs(255 * drawn - wanted).max() < 3
 
 
-def test_the_checkpoint_has_a_model_card(tiny_model: Model, searched: Path, space: Space) -> None:
+def test_the_checkpoint_has_a_model_card(realized: Store, tmp_path: Path) -> None:
     from qsdm.checkpoint import card, contents
     from qsdm.measurement.memory import tensors_in, total
 
-    place = Store(searched, tiny_model.name)
-    folder = place.path("checkpoint")
+    folder = realized.path("checkpoint")
     text = (folder / "README.md").read_text(encoding="utf-8")
-    chosen = QuantConfig.from_json(read_json(place.path("chosen.json")))
+    chosen = QuantConfig.from_json(read_json(realized.path("chosen.json")))
     ours = next(
-        row for row in read_json(place.path("summary.json"))["rows"] if row["name"] == "ours"
+        row for row in read_json(realized.path("summary.json"))["rows"] if row["name"] == "ours"
     )
     found = contents(folder)
     here = {name: total(tensors) for name, tensors in tensors_in(folder).items()}
@@ -182,12 +189,11 @@ def test_the_checkpoint_has_a_model_card(tiny_model: Model, searched: Path, spac
     ):
         assert said in text, said
     assert "base_model" not in text  # a directory has no name that others know
-    assert str(searched) not in text
+    assert str(realized.path("")) not in text
 
     assert not card.is_kept(folder)
-    (folder / "README.md").write_text(text.replace(card.MARK, ""), encoding="utf-8")
-    assert card.is_kept(folder)
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    (tmp_path / "README.md").write_text(text.replace(card.MARK, ""), encoding="utf-8")
+    assert card.is_kept(tmp_path)
 
 
 def test_takes_the_best_predicted_points_below_the_limit() -> None:

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from composed import compose
 
 from qsdm.calibrate import calibrate
 from qsdm.denoisers import Model
@@ -18,7 +19,6 @@ from qsdm.run.keys import values_of
 from qsdm.store import Store, StoreError
 from qsdm.store.files import read_json
 from qsdm.trace import trace
-from tests.test_conf import compose
 
 SPEC = SpaceSpec("traced", ("uaq-3", "uaq-4"), splits=".*", max_overhead=4.0)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_conf import compose
+from composed import compose
 
 from qsdm.denoisers import ZOO, load_pipeline, weights_digest
 from qsdm.graph import Graph

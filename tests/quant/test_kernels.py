@@ -189,7 +189,7 @@ def test_gradients_pass_straight_through_inside_the_range() -> None:
     kernels.affine(x, scale, zero, 3, 5).sum().backward()
     assert x.grad is not None
     assert x.grad.tolist() == [[0.0, 1.0, 1.0, 1.0, 0.0]]  # the range is [-1, 0.75]
-    y = torch.randn(3, 5, requires_grad=True)
+    y = torch.randn(3, 5, generator=torch.Generator().manual_seed(0), requires_grad=True)
     kernels.tokens(y, 8, False).sum().backward()
     assert y.grad is not None
     assert torch.equal(y.grad, torch.ones_like(y))
@@ -197,8 +197,8 @@ def test_gradients_pass_straight_through_inside_the_range() -> None:
 
 def test_operators_are_registered_as_torch_wants_them() -> None:
     scale, zero = torch.full((4, 2), 0.1), torch.full((4, 2), 7.0)
-    x = torch.randn(4, 6, requires_grad=True)
-    codes, lines = torch.randint(0, 256, (9,), dtype=torch.uint8), torch.randn(1, 8)
+    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    codes, lines = torch.arange(100, 109, dtype=torch.uint8), torch.linspace(-1, 1, 8)[None]
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(kernels.affine, (x, scale, zero, 4, 3), test_utils=tests)
     torch.library.opcheck(kernels.tokens, (x, 8, False), test_utils=tests)
@@ -256,7 +256,8 @@ def test_wrong_shapes_are_refused_in_a_sentence() -> None:
 
 def test_threads_change_nothing() -> None:
     x = values((300, 700), torch.bfloat16)
-    scale, zero = torch.rand(300, 1) + 0.01, torch.full((300, 1), 3.0)
+    scale = torch.rand(300, 1, generator=torch.Generator().manual_seed(0)) + 0.01
+    zero = torch.full((300, 1), 3.0)
     one = kernels.affine(x, scale, zero, 4, 700), kernels.tokens(x, 6, False)
     before = torch.get_num_threads()
     try:
@@ -272,11 +273,12 @@ def test_threads_change_nothing() -> None:
 @by_dtype
 def test_gpu_is_the_reference(dtype: torch.dtype) -> None:
     x = values((64, 300), dtype)
-    scale, zero = torch.rand(64, 5) + 0.01, torch.full((64, 5), 3.0)
+    generator = torch.Generator().manual_seed(0)
+    scale, zero = torch.rand(64, 5, generator=generator) + 0.01, torch.full((64, 5), 3.0)
     on_gpu = kernels.affine(x.cuda(), scale.cuda(), zero.cuda(), 4, 64)
     assert same(on_gpu.cpu(), reference.affine(x, scale, zero, 4, 64))
     assert same(kernels.tokens(x.cuda(), 8, False).cpu(), reference.tokens(x, 8, False))
-    codes = torch.randint(0, 256, (64 * 300 * 3 // 8,), dtype=torch.uint8)
-    lines = torch.randn(64, 8)
+    codes = torch.randint(0, 256, (64 * 300 * 3 // 8,), dtype=torch.uint8, generator=generator)
+    lines = torch.randn(64, 8, generator=generator)
     on_gpu = kernels.lookup(codes.cuda(), lines.cuda(), 3, 64, 300, 300, dtype)
     assert same(on_gpu.cpu(), reference.lookup(codes, lines, 3, 64, 300, 300, dtype))

@@ -88,7 +88,7 @@ def test_kmeans_a_is_optimal(name: str, bits: int) -> None:
 
 def test_rows_of_up_to_256_values_are_optimal() -> None:
     for n in (3, 16, 17, 100, 256):
-        x, _ = halves(RNG.standard_t(3, (4, n)))
+        x, _ = halves(np.random.default_rng(n).standard_t(3, (4, n)))
         _, tensors = next(kmeans.fit_channels(x, (3,)))
         for row, value in zip(x, loss(x, tensors["codebook"]), strict=True):
             assert value <= (1 + 1e-3) * optimum(row, 8) + 1e-5 * n * 2.0**-10

@@ -7,7 +7,6 @@ import logging
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -310,7 +309,6 @@ def test_help_of_each_command_is_fast(command: str, tmp_path: Path) -> None:
         "except SystemExit as stop: assert stop.code == 0\n"
         "print({'torch', 'diffusers', 'transformers', 'wandb', 'captum', 'torch_geometric'} & set(sys.modules))"
     )
-    began = time.process_time()
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
@@ -323,7 +321,6 @@ def test_help_of_each_command_is_fast(command: str, tmp_path: Path) -> None:
     assert "+model=NAME" in done.stdout
     assert "emoji_unet" in done.stdout
     assert done.stdout.rstrip().endswith("set()"), "heavy imports"
-    assert time.process_time() - began < 2
 
 
 def environment() -> dict[str, str]:

@@ -12,23 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from outcomes import PROTOCOL, outcome
 
 from qsdm.outcome import Outcome
-from qsdm.qconfig import QuantConfig, QuantMethod
 from qsdm.store import Store, StoreError
 from qsdm.store.files import read_json, write_json
 from qsdm.store.outcomes import OutcomeDatabase, read_outcomes_parquet, write_outcomes_parquet
 from qsdm.store.provenance import provenance
 from qsdm.store.tensors import read_tensors, write_tensors
-from tests.test_outcome import PROTOCOL
 
 ROOT = Path(__file__).parents[2]
-
-
-def outcome(bits: int, value: float = 1.0) -> Outcome:
-    return Outcome(
-        QuantConfig("toy", {"a": QuantMethod("uaq", bits)}), PROTOCOL.digest, {"fd": value}, 8
-    )
 
 
 def test_round_trips(tmp_path: Path) -> None:
@@ -148,10 +141,10 @@ def test_a_full_disk_keeps_what_was_stored(tmp_path: Path, monkeypatch: pytest.M
 def test_what_was_added_survives_a_kill(tmp_path: Path) -> None:
     code = f"""
 import os, signal, sys
-sys.path.insert(0, {str(ROOT)!r})
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 from pathlib import Path
 from qsdm.store.outcomes import OutcomeDatabase
-from tests.test_store import PROTOCOL, outcome
+from outcomes import PROTOCOL, outcome
 database = OutcomeDatabase(Path({str(tmp_path / "o.sqlite")!r}))
 for bits in (2, 3, 4):
     database.add(outcome(bits), PROTOCOL)
