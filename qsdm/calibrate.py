@@ -52,12 +52,14 @@ def calibrate(
 
 
 def parameters(model: Model) -> Callable[[str], torch.Tensor]:
-    """The denoiser's parameters by name, one by one from a local pipeline's files, else from the loaded pipeline."""
+    """The denoiser's parameters by name, one by one from a local pipeline's files, else as they are loaded."""
     from safetensors import safe_open
 
-    from qsdm.denoisers import ModelError, denoiser_of, load_pipeline
+    from qsdm.denoisers import ModelError, denoiser_of, denoiser_of_file, load_pipeline
     from qsdm.pipeline_files import component_fault
 
+    if model.file is not None:
+        return denoiser_of_file(model).get_parameter
     if (directory := model.directory) is not None:
         if fault := component_fault(directory / model.component, model.load.get("variant")):
             raise ModelError(fault)

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qsdm import single_file
 from qsdm.graph import canonical
-from qsdm.pipeline_files import pipeline_fault, read_config
+from qsdm.pipeline_files import ModelError, pipeline_fault, read_config
 from qsdm.prompts import Label, Prompts
 
 if TYPE_CHECKING:
@@ -23,17 +24,14 @@ if TYPE_CHECKING:
 ZOO = Path(__file__).parent / "zoo"
 
 
-class ModelError(Exception):
-    """A model cannot be loaded; the message says how to get it."""
-
-
 @dataclass(frozen=True, slots=True)
 class Model:
     """One entry of ``conf/model``.
 
     Attributes:
         name: of the model; its artifacts lie under it in the store.
-        path: Hugging Face hub id, a directory, or ``zoo`` for a pipeline that qsdm ships.
+        path: Hugging Face hub id, a directory, a single file (see `qsdm.single_file`), or ``zoo`` for a pipeline that
+            qsdm ships.
         denoiser: class in diffusers, as UNet2DConditionModel.
         config: the denoiser's published config, by which it is traced without weights.
         component: the pipeline's attribute that holds the denoiser: unet or transformer.
@@ -43,7 +41,7 @@ class Model:
         resolution_px: edge of the square pictures.
         steps: of the sampler.
         guidance: scale of classifier-free guidance.
-        load: further arguments of from_pretrained.
+        load: further arguments of from_pretrained; of a single file ``config``, the pipeline that describes it.
         call: further arguments of the pipeline's call.
         inputs: shapes by name that override the inputs built for tracing.
         exclude: regular expression of module paths that are not quantized.
@@ -94,8 +92,16 @@ class Model:
             )
 
     @property
+    def file(self) -> Path | None:
+        """The checkpoint, if the path names a single file."""
+        path = Path(self.path).expanduser()
+        return path if path.is_file() else None
+
+    @property
     def directory(self) -> Path | None:
-        """The pipeline's directory, if it is local."""
+        """The pipeline's directory, if it is local; of a single file, the one that describes it."""
+        if (file := self.file) is not None:
+            return single_file.config_folder(file, self.load.get("config"), download=False)
         if self.path == "zoo":
             return ZOO / self.name / "pipeline"
         path = Path(self.path).expanduser()
@@ -118,6 +124,9 @@ def load_pipeline(
 
     quiet()
     source = existing(model)
+    if model.file is not None:
+        pipeline = _of_file(model, getattr(torch, dtype), components)
+        return _finished(pipeline, model)
     try:
         pipeline = diffusers.DiffusionPipeline.from_pretrained(
             source,
@@ -129,6 +138,47 @@ def load_pipeline(
         raise
     except Exception as error:  # whatever the libraries make of files that are not what they seem
         raise ModelError(_not_loaded(model, components, error)) from error
+    return _finished(pipeline, model)
+
+
+def _of_file(model: Model, dtype: torch.dtype, components: Mapping[str, Any]) -> Any:
+    """The pipeline of a single file."""
+    assert model.file is not None
+    folder = describing_folder(model)
+    nulls = {name: None for name, part in model.load.items() if part is None}
+    given = {**nulls, **components}
+    if (fault := single_file.rest_fault(model.file, folder, given, model.component)) is not None:
+        raise ModelError(fault)
+    return single_file.load(model.file, folder, model.component, dtype, given)
+
+
+def describing_folder(model: Model) -> Path:
+    """The directory of a local pipeline; of a single file, the one that describes it, downloaded if need be.
+
+    Raises:
+        ModelError: it is not here, and not to be had.
+    """
+    folder = model.directory
+    if folder is None and model.file is not None:
+        folder = single_file.config_folder(model.file, model.load.get("config"))
+    if folder is None:
+        raise ModelError(f"{model.path!r} is not here: give path=DIRECTORY of a diffusers pipeline")
+    return folder
+
+
+def denoiser_of_file(model: Model) -> nn.Module:
+    """The denoiser of a single file, in the file's precision.
+
+    Raises:
+        ModelError: the file holds no such denoiser.
+    """
+    assert model.file is not None
+    quiet()
+    return single_file.load_denoiser(model.file, denoiser_class(model), denoiser_config(model))
+
+
+def _finished(pipeline: Any, model: Model) -> Any:
+    """With the model's sampler, without a progress bar."""
     if model.sampler is not None:
         pipeline.scheduler = _class(model.sampler, model).from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
@@ -155,6 +205,8 @@ def existing(model: Model) -> Path | str:
     Raises:
         ModelError: the path is neither.
     """
+    if model.file is not None:
+        return model.file
     if model.directory is not None:
         return model.directory
     if not is_hub_id(model.path):
@@ -246,6 +298,10 @@ def denoiser_config(model: Model) -> Mapping[str, Any]:
 def has_text_encoder(model: Model) -> bool:
     """Whether the model's directory holds a pipeline that can be called with a prompt."""
     path = model.directory / "model_index.json" if model.directory else None
+    if model.file is not None and path is not None:
+        given = {model.component: None}
+        if single_file.rest_fault(model.file, path.parent, given, model.component) is not None:
+            return False
     return path is not None and path.is_file() and any(_read(path).get("text_encoder", (None,)))
 
 
@@ -301,7 +357,7 @@ def found_model(
     """A `Model` that no YAML describes: denoiser and config from the pipeline's files.
 
     Args:
-        path: a directory, or a hub id whose configs are downloaded (a few kB).
+        path: a directory, a single file, or a hub id whose configs are downloaded (a few kB).
         name: the last part of the path and a digest, if it is not given. All commands find the store by the name, so
             the digest is of what decides the graph (class and config) instead of the graph, which is known only once
             it is traced; and of the whole path, because a fine-tuned copy has the same graph and other weights.
@@ -311,9 +367,11 @@ def found_model(
     Raises:
         ModelError: there is no diffusers pipeline, or none with a denoiser.
     """
-    directory = Path(path).expanduser()
+    local, described = Path(path).expanduser(), path
     revision = fields.get("revision")
-    index = _pipeline_file(path, "model_index.json", revision)
+    if local.is_file():
+        described = str(single_file.config_folder(local, fields.get("load", {}).get("config")))
+    index = _pipeline_file(described, "model_index.json", revision)
     wanted = (component,) if component else ("unet", "transformer")
     component = next((c for c in wanted if (index.get(c) or (None,))[0] is not None), None)
     if component is None:
@@ -321,13 +379,14 @@ def found_model(
         raise ModelError(
             f"no denoiser in the pipeline {path!r}: wanted a {' or a '.join(wanted)} (got {found})"
         )
-    published = _pipeline_file(path, f"{component}/config.json", revision)
+    published = _pipeline_file(described, f"{component}/config.json", revision)
     config = {key: value for key, value in published.items() if not key.startswith("_")}
     denoiser = index[component][1]
     if name is None:
-        whole = str(directory.resolve()) if directory.is_dir() else f"{path}@{revision}"
+        whole = str(local.resolve()) if local.exists() else f"{path}@{revision}"
         digest = hashlib.sha256(canonical([whole, denoiser, config])).hexdigest()
-        last = directory.resolve().name if directory.is_dir() else path.replace("/", "--")
+        last = local.resolve().name if local.exists() else path.replace("/", "--")
+        last = last.removesuffix(".safetensors")
         name = re.sub(r"[^\w.-]+", "_", last) + f"-{digest[:8]}"
     return Model(
         name=name,
@@ -335,7 +394,7 @@ def found_model(
         denoiser=denoiser,
         component=component,
         config=config,
-        resolution_px=resolution_px or default_resolution(path, index, config, revision),
+        resolution_px=resolution_px or default_resolution(described, index, config, revision),
         steps=steps,
         guidance=guidance,
         **fields,
@@ -422,6 +481,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def weights_digest(model: Model) -> str:
     """sha256 over names and contents of the pipeline's safetensors; the hub id and revision where it is not local."""
+    if model.file is not None:
+        return single_file.digest(model.file, describing_folder(model), model.component)
     digest = hashlib.sha256()
     directory = model.directory
     if directory is None:

@@ -13,6 +13,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+
+class ModelError(Exception):
+    """A model cannot be loaded; the message says how to get it."""
+
+
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 PACKAGES = {
     "aqlm": "aqlm",

@@ -10,7 +10,17 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "qsdm"
 
-GROUND = {"graph", "qconfig", "cost", "outcome", "prompts", "pipeline_files", "store", "log"}
+GROUND = {
+    "graph",
+    "qconfig",
+    "cost",
+    "outcome",
+    "prompts",
+    "pipeline_files",
+    "single_file",
+    "store",
+    "log",
+}
 MACHINERY = {"tracing", "quant", "denoisers", "metrics", "strategies", "recipes"}
 JOINS = {"measurement", "engine", "checkpoint", "predictor"}
 COMMANDS = {"trace", "calibrate", "measure", "train", "attribute", "search", "realize", "recipe"}
@@ -38,7 +48,7 @@ DOORS = {
     "hydra": {"run"},
     "omegaconf": {"run"},
     "wandb": {"run"},
-    "diffusers": {"denoisers", "tracing", "checkpoint", "measurement"},
+    "diffusers": {"denoisers", "single_file", "tracing", "checkpoint", "measurement"},
     "torch_geometric": {"predictor"},
     "captum": {"sensitivity"},
     "networkx": {"graph"},

@@ -146,6 +146,10 @@ def folder_of(model: Model) -> Path:
     Raises:
         ModelError: it is not here.
     """
+    if model.file is not None:
+        raise ModelError(
+            f"bytes of the components are not known, {model.path!r} holds them in one file"
+        )
     if model.directory is not None:
         return model.directory
     import huggingface_hub

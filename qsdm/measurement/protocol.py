@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qsdm.denoisers import ZOO, Model, ModelError, weights_digest
+from qsdm.denoisers import ZOO, Model, ModelError, describing_folder, weights_digest
 from qsdm.graph import canonical
 from qsdm.metrics import Metric
 from qsdm.outcome import Protocol
@@ -80,7 +80,8 @@ def protocol_of(
 
 def sampler_of(model: Model) -> str:
     """The scheduler's class, with a digest of its options and of what else the pipeline is called with."""
-    if model.directory is None:
+    directory = describing_folder(model) if model.file is not None else model.directory
+    if directory is None:
         from diffusers import DiffusionPipeline
 
         try:
@@ -94,15 +95,13 @@ def sampler_of(model: Model) -> str:
         options: Any = model.revision
     else:
         try:
-            index = json.loads((model.directory / "model_index.json").read_text(encoding="utf-8"))
+            index = json.loads((directory / "model_index.json").read_text(encoding="utf-8"))
             options = json.loads(
-                (model.directory / "scheduler" / "scheduler_config.json").read_text(
-                    encoding="utf-8"
-                )
+                (directory / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8")
             )
         except (OSError, ValueError) as error:
             raise ModelError(
-                f"{model.directory} is no diffusers pipeline ({error}): give path=DIRECTORY of one"
+                f"{directory} is no diffusers pipeline ({error}): give path=DIRECTORY of one"
             ) from error
         options.pop("_diffusers_version", None)
     # Not `canonical`: a scheduler's options may hold infinity.

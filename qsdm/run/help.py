@@ -14,7 +14,9 @@ from qsdm.run.keys import parameters, shorthands
 
 COMMON = {
     "model": "whose denoiser it is.",
-    "path": "directory or hub id of a diffusers pipeline, to take instead of the model's own, or for +model=any.",
+    "path": "directory or hub id of a diffusers pipeline, or FILE.safetensors: instead of the model's own, and for "
+    "+model=any.",
+    "config": "directory or hub id of the pipeline that describes a single file.",
     "prompts": "what the model draws; prompts.path=PATH of its file.",
     "metrics": "what the model's pictures are scored by.",
     "space": "methods on offer, and which weights are split by their inputs.",

@@ -1,0 +1,278 @@
+"""Checkpoints of one file, in their authors' layout: diffusers' own conversion reads them.
+
+Such a file holds the denoiser alone (FLUX, SD3), or the VAE and text encoders as well (Stable Diffusion, SDXL). What
+it never holds are configs, tokenizer and sampler: these come from a folder of a diffusers pipeline (``config=DIR``;
+its weights are not needed), or from the hub repository that diffusers recognizes the file by.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qsdm.pipeline_files import PICKLES, ModelError, file_fault, pipeline_fault, read_config
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+OTHERS = ("first_stage_model.", "vae.", "cond_stage_model.", "conditioner.", "text_encoders.")
+"""Prefixes of what is not the denoiser."""
+
+DENOISER = "model.diffusion_model."
+CONFIGS = ("*.json", "*/*.json", "*.txt", "*/*.txt", "*/*.model")
+
+
+def header(file: Path) -> dict[str, Any]:
+    """Type and shape of every tensor by name, as safetensors writes them.
+
+    Raises:
+        ModelError: it is no whole safetensors file, or its weights are quantized already.
+    """
+    if file.suffix == ".gguf":
+        raise ModelError(
+            f"{file} is quantized already (GGUF): give path=FILE.safetensors of the full-precision weights"
+        )
+    if file.suffix in PICKLES:
+        raise ModelError(
+            f"{file} is a pickle, which qsdm does not open: convert it to safetensors, then give path=FILE.safetensors"
+        )
+    if file.suffix != ".safetensors":
+        raise ModelError(
+            f"{file} is no checkpoint: give path=FILE.safetensors, or path=DIRECTORY of a diffusers pipeline"
+        )
+    if (wrong := file_fault(file)) is not None:
+        raise ModelError(wrong)
+    with file.open("rb") as opened:
+        tensors: dict[str, Any] = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+    tensors.pop("__metadata__", None)
+    if small := [name for name, entry in tensors.items() if str(entry["dtype"]).startswith("F8")]:
+        raise ModelError(
+            f"{file} is quantized already ({small[0]} is in 8 bits): give the file of 16 or 32 bits"
+        )
+    return tensors
+
+
+def is_whole(file: Path) -> bool:
+    """Whether a file holds more than the denoiser."""
+    return any(name.startswith(OTHERS) for name in header(file))
+
+
+def repository(file: Path) -> str:
+    """The hub repository whose configs belong to a file, as diffusers recognizes it by its tensors.
+
+    Raises:
+        ModelError: it is of no kind that diffusers knows.
+    """
+    import torch
+    from diffusers.loaders import single_file_utils
+
+    whole = file.parent.parent
+    if (file.parent / "config.json").is_file() and (whole / "model_index.json").is_file():
+        raise ModelError(f"{file} belongs to the diffusers pipeline {whole}: give path={whole}")
+    tensors = {
+        name: torch.empty(entry["shape"], device="meta") for name, entry in header(file).items()
+    }
+    unknown = ModelError(
+        f"{file} is of no kind that diffusers recognizes: give config=DIRECTORY of the diffusers pipeline "
+        "that it belongs to (configs suffice)"
+    )
+    try:
+        kind = single_file_utils.infer_diffusers_model_type(tensors)
+    except (KeyError, IndexError, UnboundLocalError) as error:
+        raise unknown from error
+    if kind == "v1" and not any(name.startswith(DENOISER) for name in tensors):
+        raise unknown  # what diffusers says of anything
+    return str(
+        single_file_utils.DIFFUSERS_DEFAULT_PIPELINE_PATHS[kind]["pretrained_model_name_or_path"]
+    )
+
+
+def config_folder(file: Path, config: str | None, download: bool = True) -> Path | None:
+    """The folder of a diffusers pipeline that describes a file.
+
+    Args:
+        config: a folder or a hub id; None for the repository that diffusers recognizes the file by.
+        download: False: None if it is not here yet.
+
+    Raises:
+        ModelError: there is none, and it cannot be downloaded.
+    """
+    if config is not None:
+        folder = Path(config).expanduser()
+        if (folder / "model_index.json").is_file():
+            return folder
+        if folder.exists():
+            raise ModelError(
+                f"config={config} is no diffusers pipeline (no model_index.json): give config=DIRECTORY of one"
+            )
+        if config.count("/") != 1 or config.startswith((".", "/", "~")):
+            raise ModelError(
+                f"no directory config={config}: give the folder of a diffusers pipeline"
+            )
+    import huggingface_hub
+
+    name = config or repository(file)
+    huggingface_hub.logging.set_verbosity_error()
+    for local in (True, False) if download else (True,):
+        try:
+            found = Path(
+                huggingface_hub.snapshot_download(
+                    name, allow_patterns=list(CONFIGS), local_files_only=local
+                )
+            )
+        except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
+            if local:
+                continue
+            raise ModelError(
+                f"the configs of {file} ({name}) cannot be had from the hub ({type(error).__name__}): "
+                "give config=DIRECTORY of that pipeline (configs and tokenizers suffice), or check the network"
+            ) from error
+        if (found / "model_index.json").is_file():
+            return found
+    return None
+
+
+def load_denoiser(
+    file: Path, cls: Any, config: Path | Mapping[str, Any], dtype: torch.dtype | None = None
+) -> nn.Module:
+    """The denoiser of a file, by diffusers' conversion.
+
+    Args:
+        cls: of diffusers.
+        config: folder of the component's config.json, or its content.
+        dtype: None for that of the file, so that its tensors are mapped and not copied.
+
+    Raises:
+        ModelError: the file holds no such denoiser.
+    """
+    if not hasattr(cls, "from_single_file"):
+        raise ModelError(
+            f"diffusers reads no single files of {cls.__name__}: give path=DIRECTORY of the diffusers pipeline"
+        )
+    with tempfile.TemporaryDirectory(prefix="qsdm-config-") as scratch:
+        folder = config if isinstance(config, Path) else Path(scratch)
+        if not isinstance(config, Path):
+            about = {"_class_name": cls.__name__, **config}
+            (folder / "config.json").write_text(json.dumps(about), encoding="utf-8")
+        try:
+            module: nn.Module = cls.from_single_file(
+                str(file), config=str(folder), dtype=dtype or _widest(file), local_files_only=True
+            )
+        except MemoryError:
+            raise
+        except Exception as error:  # conversions of files of other models fail anywhere
+            raise ModelError(
+                f"{file} holds no {cls.__name__} of this config ({_first_line(error)}): "
+                "give config=DIRECTORY of the diffusers pipeline that it belongs to"
+            ) from error
+    require_weights(module, file)
+    return module
+
+
+def _widest(file: Path) -> torch.dtype:
+    """The type that holds all values of a file's denoiser."""
+    import torch
+
+    tensors = header(file)
+    kinds = {entry["dtype"] for name, entry in tensors.items() if not name.startswith(OTHERS)} & {
+        "F64",
+        "F32",
+        "F16",
+        "BF16",
+    }
+    if kinds == {"F16"}:
+        return torch.float16
+    return torch.bfloat16 if kinds == {"BF16"} else torch.float32
+
+
+def require_weights(module: nn.Module, file: Path) -> None:
+    """Raises ModelError if the file left a parameter without values."""
+    for name, parameter in module.named_parameters():
+        if parameter.is_meta:
+            raise ModelError(
+                f"{file} lacks {name!r} of the {type(module).__name__}: give config=DIRECTORY of the diffusers "
+                "pipeline that it belongs to"
+            )
+
+
+def load(
+    file: Path,
+    folder: Path,
+    component: str,
+    dtype: torch.dtype,
+    given: Mapping[str, Any],
+) -> Any:
+    """The pipeline of a file.
+
+    Args:
+        folder: that describes it, and has the weights that the file lacks.
+        component: the denoiser's attribute.
+        given: components that are taken as they are, or None.
+
+    Raises:
+        ModelError: something is missing.
+    """
+    import diffusers
+
+    index = read_config(folder / "model_index.json")
+    cls = getattr(diffusers, str(index.get("_class_name")), None)
+    if is_whole(file):
+        if cls is None or not hasattr(cls, "from_single_file"):
+            raise ModelError(
+                f"diffusers reads no single files of {index.get('_class_name')}: give path=DIRECTORY"
+            )
+        try:
+            pipeline = cls.from_single_file(str(file), config=str(folder), dtype=dtype, **given)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise ModelError(
+                f"{file} cannot be loaded as {cls.__name__} ({_first_line(error)}): give config=DIRECTORY of the "
+                "diffusers pipeline that it belongs to, with the weights that the file lacks"
+            ) from error
+    else:
+        if component not in given:
+            denoiser = getattr(diffusers, index[component][1])
+            given = {
+                **given,
+                component: load_denoiser(file, denoiser, folder / component, dtype),
+            }
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, **given
+        )
+    for name, part in pipeline.components.items():
+        if name not in given and hasattr(part, "named_parameters"):
+            require_weights(part, file)
+    return pipeline
+
+
+def rest_fault(file: Path, folder: Path, given: Mapping[str, Any], component: str) -> str | None:
+    """Why a file that holds the denoiser alone and its folder make no whole pipeline; None if they do.
+
+    Args:
+        given: components that need no weights.
+        component: the denoiser's attribute.
+    """
+    if is_whole(file):
+        return None
+    fault = pipeline_fault(folder, {**given, component: None})
+    return None if fault is None else f"{file} holds the denoiser alone, and {fault}"
+
+
+def digest(file: Path, folder: Path, component: str) -> str:
+    """sha256 over a file, and over the weights in the folder that complete its pipeline."""
+    total = hashlib.sha256()
+    others = sorted(folder.rglob("*.safetensors"))
+    for path in [file, *(p for p in others if p.parent != folder / component)]:
+        with path.open("rb") as opened:
+            total.update(hashlib.file_digest(opened, "sha256").digest())
+    return total.hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or repr(error)).strip().splitlines()[0]
