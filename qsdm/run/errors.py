@@ -28,7 +28,7 @@ def tell(error: BaseException, loud: bool, arguments: Sequence[str] = ()) -> Non
         print(f"error: {told}", file=sys.stderr, flush=True)
 
 
-_ADVICE = re.compile(r"(?P<command>python -m qsdm(?:\.(?P<name>\w+))? )?\+model=[\w.-]*\w")
+_ADVICE = re.compile(r"(?P<command>python -m qsdm(?:\.(?P<name>\w+))? )?\+model=(?!NAME\b)[\w.-]*\w")
 
 
 def advice(match: re.Match[str], arguments: Sequence[str]) -> str:
@@ -53,9 +53,9 @@ def advice(match: re.Match[str], arguments: Sequence[str]) -> str:
             short = next((short for short, full in SHORT.items() if full == key), key)
             sign = "+" if key == "model" else ""
             carried[group].append(shlex.quote(f"{sign}{short}={value}"))
-    if not carried["model"]:
-        return match[0]
     carried["model"].sort(key=lambda argument: not argument.startswith("+model="))
+    if not carried["model"] or not carried["model"][0].startswith("+model="):
+        return match[0]
     return (match["command"] or "") + " ".join(text for group in groups for text in carried[group])
 
 
