@@ -152,7 +152,7 @@ def test_what_is_no_pipeline_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
     with pytest.raises(ModelError, match=r"wanted a unet or a transformer \(got vae\)"):
         found_model(str(tmp_path))
-    with pytest.raises(ModelError, match="no directory 'nowhere'"):
+    with pytest.raises(ModelError, match="no file or directory 'nowhere'"):
         found_model("nowhere")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     import huggingface_hub
