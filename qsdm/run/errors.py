@@ -28,7 +28,9 @@ def tell(error: BaseException, loud: bool, arguments: Sequence[str] = ()) -> Non
         print(f"error: {told}", file=sys.stderr, flush=True)
 
 
-_ADVICE = re.compile(r"(?P<command>python -m qsdm(?:\.(?P<name>\w+))? )?\+model=(?!NAME\b)[\w.-]*\w")
+_ADVICE = re.compile(
+    r"(?P<command>python -m qsdm(?:\.(?P<name>\w+))? )?\+model=(?!NAME\b)[\w.-]*\w"
+)
 
 
 def advice(match: re.Match[str], arguments: Sequence[str]) -> str:
