@@ -5,9 +5,9 @@
     python -m qsdm.recipe +model=emoji_unet to=torchao              # what realize chose, as torchao reads it
 
 Reads a configuration of ours, a JSON list of modules to skip, a quantization config of diffusers or transformers
-(bitsandbytes, quanto, SDNQ), or tensor rules of stable-diffusion.cpp (``to_q=q4_0,ff\\.net=q8_0``). Writes qsdm,
-torchao, gguf (such rules) or sdnq. What is not carried over exactly is told, with the number of weights that it is
-about.
+(bitsandbytes, quanto, torchao, SDNQ), or tensor rules of stable-diffusion.cpp (``to_q=q4_0,ff\\.net=q8_0``). Writes
+qsdm, torchao, gguf (such rules) or sdnq. Anything that cannot be converted exactly is reported, with the number of
+affected weights.
 
 Writes ``recipes/NAME.*`` into the model's store.
 """
@@ -21,16 +21,27 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qsdm import cost, run
+from qsdm import cost, denoisers, run
 from qsdm.graph import Graph
 from qsdm.qconfig import QuantConfig, QuantMethod, Space
-from qsdm.recipes import Read, RecipeError, Written, gguf, native, sdnq, skip_list, torchao
+from qsdm.recipes import (
+    Loader,
+    Read,
+    RecipeError,
+    Written,
+    gguf,
+    native,
+    sdnq,
+    skip_list,
+    torchao,
+)
+from qsdm.recipes.skip_list import Engine
 from qsdm.store import StoreError
 from qsdm.store.files import write_text
 from qsdm.workspace import Workspace, takes_workspace
 
 if TYPE_CHECKING:
-    pass
+    from qsdm.denoisers import Model
 
 
 class Format(StrEnum):
@@ -56,6 +67,7 @@ def recipe(
     file: Path | None = None,
     to: Format = Format.qsdm,
     default: str = "uaq-4",
+    rules: Engine | None = None,
 ) -> Written:
     """Read one recipe and write it in another form.
 
@@ -64,8 +76,11 @@ def recipe(
         file: the recipe; what realize chose, if none is given.
         to: the form that is written: qsdm, torchao, gguf or sdnq.
         default: method of the weights that a recipe says nothing about.
+        rules: whose rule a list of modules to skip follows if its file does not say: torchao, quanto, bitsandbytes or
+            gguf. None compares names as torchao does, and quantizes Conv layers too.
 
     Raises:
+        ModelError: this version of diffusers lacks the denoiser's class.
         StoreError: the model is not traced, or the file cannot be read.
         RecipeError: the file holds no recipe that is known here, or one of another denoiser.
     """
@@ -77,8 +92,9 @@ def recipe(
         raise StoreError(
             f"{source} cannot be read ({type(error).__name__}): give file=PATH of a recipe"
         ) from error
-    found = read(own.graph, text, fallback)
-    written = WRITERS[to](own.graph, found.qconfig)
+    loader = loader_of(workspace.model)
+    found = read(own.graph, text, fallback, rules, loader)
+    written = WRITERS[to](own.graph, found.qconfig, loader)
     target = workspace.path(f"recipes/{source.name.partition('.')[0]}{written.suffix}")
     write_text(target, written.text)
     usage = measuring(workspace, found.qconfig) if to is Format.qsdm else written.usage
@@ -89,38 +105,101 @@ def recipe(
     return written
 
 
-def read(graph: Graph, text: str, default: QuantMethod) -> Read:
-    """A recipe in any form; what it holds says which.
+def loader_of(model: Model) -> Loader:
+    """What diffusers does with the model's class.
 
     Raises:
-        RecipeError: it is none that is known here.
+        ModelError: this version of diffusers lacks the class.
     """
+    cls = denoisers.denoiser_class(model)
+    keep = getattr(cls, "_keep_in_fp32_modules", None) or ()
+    names = (keep,) if isinstance(keep, str) else tuple(keep)
+    return Loader(cls.__name__, names, hasattr(cls, "from_single_file"))
+
+
+def read(
+    graph: Graph,
+    text: str,
+    default: QuantMethod,
+    rules: Engine | None = None,
+    loader: Loader | None = None,
+) -> Read:
+    """A recipe in any form; what it holds says which.
+
+    Args:
+        graph: of the denoiser.
+        text: of the file; a byte order mark does not count.
+        default: for weights that the recipe says nothing about.
+        rules: whose rule a skip list follows if the text does not say.
+        loader: what diffusers does with the denoiser's class, if that is known.
+
+    Raises:
+        RecipeError: it is none that is known here, or one of another denoiser.
+    """
+    text = text.removeprefix("\ufeff")
     if text.lstrip()[:1] not in ("{", "["):
-        return gguf.read(graph, text, default)
+        return gguf.read(graph, text, default, loader)
     try:
         data = json.loads(text)
-    except ValueError as error:
-        raise RecipeError(f"the recipe begins like JSON and is none: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(
+            f"the recipe looks like JSON and cannot be read ({error}): restore the file"
+        ) from error
     if isinstance(data, dict):
         data = data.get("quantization_config", data)
+    if not isinstance(data, dict | list):
+        raise RecipeError(f"wanted a mapping under 'quantization_config' (got {data!r})")
     if isinstance(data, list) and not all(isinstance(entry, str) for entry in data):
         raise RecipeError(
             "wanted one recipe or a list of modules to skip (got a list of something else)"
         )
     if isinstance(data, list):
-        return skip_list.read(graph, data, default)
+        return skip_list.read(graph, data, default, loader, rules)
     if "schema" in data:
         return native.read(graph, data)
-    if data.get("quant_method") == "sdnq" or {"modules_dtype_dict", "modules_quant_config"} & set(
-        data
-    ):
-        return sdnq.read(graph, data, default)
-    if {"quant_method", *skip_list.KEYS} & set(data):
-        return skip_list.read(graph, data, default)
-    raise RecipeError(
-        f"wanted a configuration, or a quantization config with quant_method or modules_to_not_convert "
-        f"(got the keys {', '.join(map(repr, data)) or 'of an empty object'})"
-    )
+    engine = engine_of(data)
+    if engine == "sdnq":
+        return sdnq.read(graph, data, default, loader)
+    if engine == "torchao":
+        return torchao.read(graph, data, default, loader)
+    if engine in Engine.__members__:
+        return skip_list.read(graph, data, default, loader, Engine(engine))
+    if engine is None and not set(skip_list.KEYS) & set(data):
+        raise RecipeError(
+            f"wanted a configuration, or a quantization config with quant_method or modules_to_not_convert "
+            f"(got the keys {', '.join(map(repr, data)) or 'of an empty object'})"
+        )
+    found = skip_list.read(graph, data, default, loader, rules)
+    if engine is None:
+        return found
+    note = f"the type of {engine!r} is not read: weights get {default}"
+    return Read(found.qconfig, (*found.notes, note))
+
+
+def engine_of(data: dict[str, object]) -> str | None:
+    """The engine of a quantization config: its ``quant_method``, or where that is missing, what its keys belong to.
+
+    ``BitsAndBytesConfig.to_json_string`` writes none, and a config of torchao alone has none. None if no key tells.
+
+    Raises:
+        RecipeError: ``quant_method`` is no name.
+    """
+    if (given := data.get("quant_method")) is not None:
+        if not isinstance(given, str):
+            raise RecipeError(f"wanted the name of an engine as quant_method (got {given!r})")
+        return "quanto" if given == "quanto_quantize" else given
+    bitsandbytes = {"load_in_4bit", "load_in_8bit", "_load_in_4bit", "_load_in_8bit"}
+    if bitsandbytes & set(data) or any(key.startswith(("bnb_4bit_", "llm_int8_")) for key in data):
+        return "bitsandbytes"
+    if {"_type", "quant_type"} & set(data):
+        return "torchao"
+    if sdnq.KEYS & set(data):
+        return "sdnq"
+    for key in skip_list.QUANTO_KEYS:
+        if key in data:
+            known = isinstance(data[key], str) and data[key] in skip_list.QUANTO_TYPES
+            return "quanto" if known and "group_size" not in data else "sdnq"
+    return None
 
 
 def summary(space: Space, qconfig: QuantConfig) -> str:

@@ -1,8 +1,9 @@
 """Recipes of other engines: which tensor gets which type, read as a configuration of ours and written from one.
 
 One file per foreign format, on plain text and JSON values: no engine is imported. A reader is
-``read(graph, data, default) -> Read``, a writer ``write(graph, qconfig) -> Written``. Formats differ in what they can
-say, so both return sentences with counts about all that is not carried over exactly.
+``read(graph, data, default, loader) -> Read``, a writer ``write(graph, qconfig, loader) -> Written``, and
+``holds(method) -> Holding`` says what the engine has for a method of ours. Formats differ in what they can say, so
+readers and writers return a sentence, with the number of weights, about everything that is not carried over exactly.
 
 A configuration decides per weight, an engine per tensor: the parts of a layer that is split by its inputs are one
 tensor there, and a weight with ties is several.
@@ -10,6 +11,7 @@ tensor there, and a weight with ties is several.
 
 from __future__ import annotations
 
+import difflib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,6 +52,54 @@ class Written:
     suffix: str
     notes: tuple[str, ...]
     usage: str
+
+
+@dataclass(frozen=True, slots=True)
+class Loader:
+    """What diffusers does with a class of denoisers when it loads one, whatever a recipe says.
+
+    Attributes:
+        denoiser: name of the class.
+        keep: names of modules that stay at float32 (``_keep_in_fp32_modules`` of the class); each backend compares
+            them with a layer's name by the rule of its skip list.
+        single_file: the class has ``from_single_file``, without which it reads no GGUF file.
+    """
+
+    denoiser: str
+    keep: tuple[str, ...] = ()
+    single_file: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What an engine has for a method of ours.
+
+    Attributes:
+        kind: the engine's type, as the format's writer names it.
+        limit: what is lost; empty if nothing is.
+    """
+
+    kind: str
+    limit: str = ""
+
+
+def holding(engine: str, table: Mapping[str, Holding], method: QuantMethod) -> Holding:
+    """The entry of a format's table for a method.
+
+    Args:
+        engine: its name, for the message.
+        table: `Holding` by name of the method.
+        method: that is written.
+
+    Raises:
+        RecipeError: the table has no such method.
+    """
+    if method.name not in table:
+        raise RecipeError(
+            f"{method} cannot be written for {engine}, which has no type for it here: choose one of "
+            f"{', '.join(table)}, or add it to HOLDS of the format"
+        )
+    return table[method.name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,10 +202,12 @@ def check(graph: Graph, qconfig: QuantConfig) -> None:
         raise RecipeError(
             f"wanted a configuration of {graph.denoiser!r} (got one of {qconfig.denoiser!r})"
         )
-    if odd := set(qconfig.methods) - {weight.name for weight in graph.weights}:
+    names = [weight.name for weight in graph.weights]
+    if odd := set(qconfig.methods) - set(names):
         raise RecipeError(
             f"the graph of {graph.denoiser!r} has no weight {min(odd)!r}: "
-            "choose the space that the configuration was made in, with space=NAME"
+            "choose the space that the configuration was made in, with space=NAME "
+            f"({len(odd)} of the {len(qconfig.methods)} names are unknown; {closest(min(odd), names)})"
         )
 
 
@@ -187,6 +239,41 @@ def strings(data: Mapping[str, object], key: str) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
         raise RecipeError(f"wanted a list of names under {key!r} (got {value!r})")
     return value
+
+
+def closest(name: str, names: Iterable[str]) -> str:
+    """A hint at the name that looks most like ``name``."""
+    near = difflib.get_close_matches(name, list(names), 1, 0)
+    return f"closest to {name!r} is {near[0]!r}" if near else "the graph has no weights"
+
+
+def require_overlap(graph: Graph, entries: Iterable[str], matched: set[str]) -> None:
+    """Refuse a recipe none of whose names or patterns is about this graph.
+
+    Args:
+        graph: that the recipe is read for.
+        entries: all names and patterns of the recipe.
+        matched: those that are about something.
+
+    Raises:
+        RecipeError: there are entries, and none of them is in ``matched``.
+    """
+    entries = list(dict.fromkeys(entries))
+    if not entries or matched:
+        return
+    paths = [weight.parameter.removesuffix(".weight") for weight in graph.weights]
+    raise RecipeError(
+        f"none of the {len(entries)} names or patterns of the recipe is about any of the "
+        f"{len(paths)} weights of {graph.denoiser!r} ({closest(entries[0], paths)}): "
+        "give a recipe of this denoiser"
+    )
+
+
+def contains(graph: Graph, entry: str) -> bool:
+    """Whether a module, a part of one's path or a piece of a path's name is called ``entry``."""
+    names = [node.name for node in graph.nodes]
+    names += [name for layer in layers(graph) for name in layer.parameters]
+    return any(f"{entry}." in f"{name}." for name in names)
 
 
 def idle(entries: Iterable[str], matched: set[str]) -> tuple[str, ...]:

@@ -11,6 +11,8 @@ References:
     leejet/stable-diffusion.cpp (commit 97d2990): src/model_loader.cpp, ``parse_tensor_type_rules``,
         ``tensor_should_be_converted``, ``init_from_diffusers_file``; src/convert.cpp; examples/common/common.cpp.
     ggml-org/ggml: src/ggml-common.h, the blocks of each type.
+    huggingface/diffusers 0.42.1: src/diffusers/quantizers/gguf/utils.py, ``SUPPORTED_GGUF_QUANT_TYPES``;
+        loaders/single_file_model.py, ``from_single_file``.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ from qsdm.graph import Graph
 from qsdm.qconfig import QuantConfig, QuantMethod
 from qsdm.recipes import (
     Decision,
+    Holding,
     Layer,
+    Loader,
     Read,
     RecipeError,
     Said,
@@ -32,9 +36,12 @@ from qsdm.recipes import (
     affine,
     assemble,
     decisions,
+    holding,
     idle,
+    require_overlap,
     sentences,
 )
+from qsdm.recipes.skip_list import gguf_skips
 
 PREFIXES = ("", "unet.", "model.diffusion_model.")
 _PREFIX = r"^(?:unet\.|model\.diffusion_model\.)?"
@@ -70,13 +77,28 @@ TYPES: dict[str, tuple[QuantMethod, int, str]] = {
 }
 """Nearest method, values of a block, and in what the type differs."""
 
+DIFFUSERS_READS = {
+    "f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0",
+    "q2_K", "q3_K", "q4_K", "q5_K", "q6_K", "iq4_nl", "iq4_xs",
+}  # fmt: skip
+"""Types that diffusers 0.42.1 loads from a GGUF file."""
+
+_UNIFORM = Holding(
+    "uniform", "uniform: GGUF has scales for groups of 16 or 32 values, by its own search"
+)
+_CODEBOOK = Holding("uniform", "codebooks: GGUF has none, a uniform type is taken")
+HOLDS: dict[str, Holding] = {
+    "fp": Holding("f16"),
+    **dict.fromkeys(("uaq", "uaq_refined", "uaq_asym", "uaq_g32", "uaq_g64", "uaq_g128"), _UNIFORM),
+    "kmeans_c": _CODEBOOK,
+    "kmeans_a": _CODEBOOK,
+    "nf4_g64": Holding("iq4_nl", "nf4 becomes iq4_nl: other fixed levels, in groups of 32"),
+    "fp8_e4m3": Holding("q8_0", "8-bit floats: GGUF has none, q8_0 is taken"),
+}
+"""What GGUF has for each method: a type, or the uniform type of the same bits."""
+
 _EXACT = {"uaq_g32-4": "q4_1", "uaq_g32-5": "q5_1"}  # 16-bit scale and minimum of 32 values
 _LEAST = {2: "q2_K", 3: "q3_K", 4: "q4_K", 5: "q5_K", 6: "q6_K"}  # blocks of 256
-_LIMITS = {
-    "kmeans_a": "codebooks: GGUF has none, a uniform type is taken",
-    "kmeans_c": "codebooks: GGUF has none, a uniform type is taken",
-    "fp8_e4m3": "8-bit floats: GGUF has none, q8_0 is taken",
-}
 _PLAIN = {
     2: "q4_0",
     3: "q4_0",
@@ -88,11 +110,23 @@ _PLAIN = {
 }  # blocks of 32
 
 
-def read(graph: Graph, text: str, default: QuantMethod) -> Read:
+def holds(method: QuantMethod) -> Holding:
+    """Raises RecipeError for a method that the table does not have."""
+    return holding("GGUF", HOLDS, method)
+
+
+def read(graph: Graph, text: str, default: QuantMethod, loader: Loader | None = None) -> Read:
     """Rules, between commas or on lines of their own; ``default`` is for weights that none of them matches.
 
+    Args:
+        graph: of the denoiser.
+        text: the rules.
+        default: the base, for what no rule matches; where GGUF cannot hold it, weights keep full precision.
+        loader: of the denoiser's class: whether and what diffusers loads of such a file is reported.
+
     Raises:
-        RecipeError: a rule is not ``pattern=type``, its pattern is no regular expression, or its type unknown.
+        RecipeError: a rule is not ``pattern=type``, its pattern is no regular expression, or its type unknown; or no
+            rule matches anything.
     """
     rules = list(parse(text))
     matched = set[str]()
@@ -100,19 +134,63 @@ def read(graph: Graph, text: str, default: QuantMethod) -> Read:
     def decide(name: str, layer: Layer) -> Decision:
         pattern, kind = next((rule for rule in rules if found_in(rule[0], name)), ("", ""))
         if not kind:
-            return default, [f"matched by no rule: they get {default}"]
+            return base(name, layer, default)
         matched.add(pattern)
         if kind in FULL:
             return None, []
         if (why := kept(name, layer, kind)) is not None:
             return None, [f"stable-diffusion.cpp leaves them at full precision: {why}"]
         method, _, difference = TYPES[kind]
-        return method, [
-            f"{kind} is taken as {method}, {difference or 'with another search of the scales there'}"
-        ]
+        text = f"{kind} is taken as {method}, {difference or 'with another search of the scales there'}"
+        unread = [] if kind in DIFFUSERS_READS else [f"{kind}: diffusers loads no such tensors"]
+        return method, [text, *unread]
 
     found = assemble(graph, decide)
-    return Read(found.qconfig, found.notes + idle([pattern for pattern, _ in rules], matched))
+    require_overlap(graph, [pattern for pattern, _ in rules], matched)
+    notes = found.notes + idle([pattern for pattern, _ in rules], matched)
+    kinds = {kind for pattern, kind in rules if pattern in matched}
+    return Read(found.qconfig, notes + loading(loader, bool(kinds - set(FULL))))
+
+
+def base(name: str, layer: Layer, default: QuantMethod) -> Decision:
+    """The method of a weight that no rule matches."""
+    if default.is_full:
+        return None, []
+    kind, _ = type_of(name, layer, default)
+    if kind in FULL:
+        why = kept(name, layer, nearest(layer, default))
+        return None, [
+            f"matched by no rule: GGUF cannot hold {default} in them, they keep full precision ({why})"
+        ]
+    if str(TYPES[kind][0]) == str(default):
+        return default, [f"matched by no rule: they get {default}"]
+    return default, [
+        f"matched by no rule: they get {default}, which GGUF does not have (nearest: {kind})"
+    ]
+
+
+def loading(loader: Loader | None, quantized: bool = True) -> tuple[str, ...]:
+    """Sentences about what diffusers cannot load.
+
+    Args:
+        loader: of the denoiser's class, None if that is unknown.
+        quantized: the file has tensors of a quantized type.
+    """
+    if loader is None or not quantized:
+        return ()
+    if not loader.single_file:
+        return (f"diffusers cannot load the GGUF file: {loader.denoiser} has no from_single_file",)
+    notes = [
+        f"diffusers' {loader.denoiser}.from_single_file loads no tensors named model.diffusion_model.*, as "
+        "sd-cli -M convert --diffusion-model names them (Flux and SD3 end in IndexError): "
+        "write the names without the prefix, as in the denoiser's state dict"
+    ]
+    if loader.keep:
+        notes.append(
+            f"diffusers turns quantized tensors of {', '.join(loader.keep)} back to float32 "
+            f"(_keep_in_fp32_modules of {loader.denoiser})"
+        )
+    return tuple(notes)
 
 
 def parse(text: str) -> Iterator[tuple[str, str]]:
@@ -169,41 +247,61 @@ def kept(name: str, layer: Layer, kind: str) -> str | None:
     return None
 
 
-def write(graph: Graph, qconfig: QuantConfig) -> Written:
-    """Rules of all weights on one line."""
+def write(graph: Graph, qconfig: QuantConfig, loader: Loader | None = None) -> Written:
+    """Rules of all weights on one line.
+
+    Args:
+        graph: of the denoiser.
+        qconfig: one of this graph.
+        loader: of the denoiser's class: whether and what diffusers loads of the file is reported.
+
+    Raises:
+        RecipeError: a configuration of another graph, or a method that GGUF's table does not have.
+    """
     said, types = Said(), dict[str, str]()
     for name, layer, method in decisions(graph, qconfig, said):
         types[name], limits = type_of(name, layer, method)
         said.update(limits)
+        kept_there = [entry for entry in (loader.keep if loader else ()) if gguf_skips(entry, name)]
+        if loader is not None and kept_there and types[name] not in FULL:
+            said[
+                f"{kept_there[0]!r} is in _keep_in_fp32_modules of {loader.denoiser}: "
+                "diffusers turns them back to float32 when it loads the file"
+            ] += len(layer.weights)
     text = ",".join(f"{pattern}={kind}" for pattern, kind in rules_of(types))
     usage = (
         "sd-cli -M convert --diffusion-model DENOISER.safetensors -o DENOISER.gguf "
         '--tensor-type-rules "$(cat FILE)", without --convert-name'
     )
-    return Written(text + "\n", ".gguf-rules.txt", sentences(said), usage)
+    notes = sentences(said) + loading(loader, not set(types.values()) <= set(FULL))[:1]
+    return Written(text + "\n", ".gguf-rules.txt", notes, usage)
+
+
+def nearest(layer: Layer, method: QuantMethod) -> str:
+    """The type nearest to a method, whether or not the layer is one that can have it."""
+    held = holds(method)
+    if held.kind != "uniform":
+        return held.kind
+    if (exact := _EXACT.get(str(method))) is not None:
+        return exact
+    blocks = layer.shape[1] % 256 == 0
+    return _LEAST[method.bits] if blocks and method.bits in _LEAST else _PLAIN[method.bits]
 
 
 def type_of(name: str, layer: Layer, method: QuantMethod | None) -> tuple[str, list[str]]:
     """The nearest type, and what it cannot express."""
     if method is None:
         return "f16", ["full precision is f16 there"]
-    blocks = layer.shape[1] % 256 == 0
-    if method == _NF4:
-        kind, limit = "iq4_nl", "nf4 becomes iq4_nl: other fixed levels, in groups of 32"
-    elif (exact := _EXACT.get(str(method))) is not None:
-        kind, limit = exact, "uniform in groups of 32: without our search of the range"
-    else:
-        kind = _LEAST[method.bits] if blocks and method.bits in _LEAST else _PLAIN[method.bits]
-        limit = _LIMITS.get(
-            method.name, "uniform: GGUF has scales for groups of 16 or 32 values, by its own search"
-        )
+    kind, limit = nearest(layer, method), holds(method).limit
+    if str(method) in _EXACT:
+        limit = "uniform in groups of 32: without our search of the range"
     if (why := kept(name, layer, kind)) is not None:
         return "f16", [f"stays f16, because stable-diffusion.cpp never quantizes it: {why}"]
     limits = [limit]
     if TYPES[kind][0].bits > method.bits:
         limits.append(
             f"{method.bits} bits become {kind}, there is no nearer type"
-            + " for this row length" * (not blocks)
+            + " for this row length" * (layer.shape[1] % 256 != 0)
         )
     return kind, limits
 

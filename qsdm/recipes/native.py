@@ -9,7 +9,7 @@ from typing import Any
 
 from qsdm.graph import Graph
 from qsdm.qconfig import QuantConfig
-from qsdm.recipes import Read, RecipeError, Written, check
+from qsdm.recipes import Loader, Read, RecipeError, Written, check
 
 SCHEMA_FILE = Path(__file__).parent / "qconfig.schema.json"
 
@@ -18,13 +18,14 @@ def read(graph: Graph, data: Mapping[str, Any]) -> Read:
     """Raises RecipeError if ``data`` is no configuration of this graph."""
     try:
         qconfig = QuantConfig.from_json(data)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise RecipeError(f"this is no configuration: {error}") from error
     check(graph, qconfig)
     return Read(qconfig, ())
 
 
-def write(graph: Graph, qconfig: QuantConfig) -> Written:
+def write(graph: Graph, qconfig: QuantConfig, loader: Loader | None = None) -> Written:
+    """The configuration as it is; no ``loader`` changes that."""
     check(graph, qconfig)
     usage = f"python -m qsdm.measure +model={graph.denoiser} configs=FILE"
     return Written(json.dumps(qconfig.to_json(), indent=1) + "\n", ".json", (), usage)

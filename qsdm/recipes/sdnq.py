@@ -1,9 +1,13 @@
 """SDNQ: one dtype for a model, and other settings for modules by name.
 
-What holds for a parameter, in this order: ``modules_to_not_convert``; layer kinds and sizes that are left alone;
-``modules_quant_config``, the first entry that matches; ``modules_dtype_dict``, the first list that matches, with a
-dtype or a least width (``minimum_6bit``). An entry matches a parameter that it names, that it is a component of, that
-begins with it (``.proj_out``), or by ``*``.
+What holds for a parameter, in this order: ``modules_to_not_convert``; layer kinds and sizes that are left alone; then
+the dtype of ``modules_dtype_dict``, else of ``modules_quant_config`` (the first entry that matches), else of the
+config. A list of ``modules_dtype_dict`` has a dtype or a least width (``minimum_6bit``) for its key: the first that
+matches decides, but a least width that is met already decides nothing, and the search goes on. An entry matches a
+parameter that it names, that it is a component of, or that begins with it (``.proj_out``); an entry with ``*`` is a
+regular expression in which ``.*`` is a dot and anything, any other ``*`` anything, found at the name's beginning.
+
+Without a ``u``, N bits have 2^N - 1 levels (int2: three), symmetric about zero.
 
 Written are the arguments of ``SDNQConfig`` as JSON. Codebooks can be said: SDNQ fits them by Lloyd's algorithm.
 
@@ -25,7 +29,9 @@ from qsdm.graph import Graph
 from qsdm.qconfig import QuantConfig, QuantMethod
 from qsdm.recipes import (
     Decision,
+    Holding,
     Layer,
+    Loader,
     Read,
     RecipeError,
     Said,
@@ -33,7 +39,9 @@ from qsdm.recipes import (
     affine,
     assemble,
     decisions,
+    holding,
     idle,
+    require_overlap,
     sentences,
     strings,
 )
@@ -44,12 +52,48 @@ _FLOAT = re.compile(r"(?:u?fp(\d+)|float(\d+)_e\d+m\d+\w*)")
 _LEAST = re.compile(r"(?:minimum)?[-_]?(u?)(?:int)?(\d+)[-_]?(?:bits?)?")
 _AUTO, _ROW, _TENSOR = 0, -1, -2  # group_size
 
+KEYS = {
+    "modules_dtype_dict", "modules_quant_config", "modules_to_not_use_matmul", "sdnq_version", "add_skip_keys",
+    "quantized_matmul_dtype", "use_quantized_matmul", "use_svd", "svd_rank", "use_codebook", "quant_conv",
+}  # fmt: skip
+"""Each of them alone tells a config of SDNQ, where ``quant_method`` is missing."""
 
-def read(graph: Graph, data: Mapping[str, Any], default: QuantMethod) -> Read:
+_UNIFORM = Holding(
+    "uint", "uniform: minimum and maximum are taken there, without our search of the range"
+)
+_LLOYD = "codebooks: fitted by 24 steps of Lloyd's algorithm there, to a local optimum"
+HOLDS: dict[str, Holding] = {
+    "fp": Holding("plain"),
+    **dict.fromkeys(("uaq", "uaq_refined", "uaq_asym", "uaq_g32", "uaq_g64", "uaq_g128"), _UNIFORM),
+    "kmeans_c": Holding("codebook per row", _LLOYD),
+    "kmeans_a": Holding("codebook per tensor", _LLOYD),
+    "nf4_g64": Holding(
+        "uint", "nf4: SDNQ has no table of fixed levels, uint4 in groups of 64 is taken"
+    ),
+    "fp8_e4m3": Holding("float8_e4m3fn"),
+}
+"""What SDNQ has for each method."""
+
+
+def holds(method: QuantMethod) -> Holding:
+    """Raises RecipeError for a method that the table does not have."""
+    return holding("SDNQ", HOLDS, method)
+
+
+def read(
+    graph: Graph, data: Mapping[str, Any], default: QuantMethod, loader: Loader | None = None
+) -> Read:
     """An SDNQ config, of code or of a checkpoint; ``default`` is for one without ``weights_dtype``.
 
+    Args:
+        graph: of the denoiser.
+        data: of the JSON file.
+        default: for weights that no dtype is given for.
+        loader: of the denoiser's class, whose ``keep`` joins the skip list unless ``add_skip_keys`` is false.
+
     Raises:
-        RecipeError: a key does not hold what SDNQ wants there, or a dtype is unknown.
+        RecipeError: a key does not hold what SDNQ wants there, a dtype is unknown, or the names are all of another
+            denoiser.
     """
     skipped = strings(data, "modules_to_not_convert")
     dtypes, settings = _mapping(data, "modules_dtype_dict"), _mapping(data, "modules_quant_config")
@@ -57,6 +101,8 @@ def read(graph: Graph, data: Mapping[str, Any], default: QuantMethod) -> Read:
     entries = [*skipped, *settings, *(entry for names in by_dtype.values() for entry in names)]
     least_values = _number(data, "minimum_allowed_numel", 16384)
     least_channels = _number(data, "minimum_allowed_channel_size", 32)
+    added = data.get("add_skip_keys", True)
+    keep = loader.keep if loader is not None and added else ()
     matched = set[str]()
 
     def first(name: str, patterns: Iterable[str]) -> str | None:
@@ -66,11 +112,11 @@ def read(graph: Graph, data: Mapping[str, Any], default: QuantMethod) -> Read:
 
     def decide(name: str, layer: Layer) -> Decision:
         skip, own = first(name, skipped), first(name, settings)
-        wanted = next(
-            (dtype for dtype, names in by_dtype.items() if first(name, names) is not None), None
-        )
+        listed = [key for key, names in by_dtype.items() if first(name, names) is not None]
         if skip is not None:
             return None, []
+        if loader is not None and any(matches(entry, name) for entry in keep):
+            return None, [f"in _keep_in_fp32_modules of {loader.denoiser}, which SDNQ skips"]
         if not layer.is_linear and not data.get("quant_conv"):
             return None, ["a Conv, which SDNQ leaves at full precision without quant_conv"]
         if math.prod(layer.shape) < least_values or layer.shape[1] < least_channels:
@@ -79,14 +125,16 @@ def read(graph: Graph, data: Mapping[str, Any], default: QuantMethod) -> Read:
             ]
         options = dict(data) | (_mapping(settings, own) if own is not None else {})
         base = str(options.get("weights_dtype", f"uint{default.bits}"))
-        dtype = base if wanted is None else at_least(base, wanted)
+        given = (dtype_for(base, key) for key in listed)
+        dtype = next((dtype for dtype in given if dtype is not None), base)
         if dtype == base and "weights_dtype" not in options:
             return default, []
         return method_of(dtype, options, layer)
 
     found = assemble(graph, decide)
+    require_overlap(graph, entries, matched)
     notes = found.notes + idle(entries, matched)
-    if data.get("add_skip_keys", True):
+    if added:
         notes += (
             "SDNQ adds names of its own for some models unless add_skip_keys is false: give the saved config",
         )
@@ -94,28 +142,45 @@ def read(graph: Graph, data: Mapping[str, Any], default: QuantMethod) -> Read:
 
 
 def matches(entry: str, name: str) -> bool:
-    """Whether an entry of a list holds for the parameter ``name``."""
+    """Whether an entry of a list holds for the parameter ``name``.
+
+    Raises:
+        RecipeError: an entry with ``*`` is no regular expression.
+    """
     if entry.startswith("."):
         return name.startswith(entry[1:])
-    if "*" in entry and re.match(re.escape(entry).replace(r"\*", ".*"), name):
+    if entry == name or entry in name.split("."):
         return True
-    return entry == name or entry in name.split(".")
+    if "*" not in entry:
+        return False
+    *pieces, last = entry.split("*")
+    literal = [piece[:-1] + r"\." if piece.endswith(".") else piece for piece in pieces]
+    try:
+        return re.match(".*".join([*literal, last]), name) is not None
+    except re.error as error:
+        raise RecipeError(
+            f"the pattern {entry!r} is no regular expression, which SDNQ takes it for: {error}"
+        ) from error
 
 
-def at_least(dtype: str, wanted: str) -> str:
-    """The dtype of a key of ``modules_dtype_dict``, which is one or a least width."""
-    low = wanted.lower()
+def dtype_for(dtype: str, key: str) -> str | None:
+    """What a key of ``modules_dtype_dict`` makes of a dtype, None if that is as wide as it demands already.
+
+    Raises:
+        RecipeError: the key is neither a dtype nor a least width.
+    """
+    low = key.lower()
     if not (low.startswith("minimum") or low.endswith(("bit", "bits"))):
         return low
     match = _LEAST.fullmatch(low)
     if match is None:
         raise RecipeError(
-            f"modules_dtype_dict wants a dtype or a least width such as minimum_6bit (got {wanted!r})"
+            f"modules_dtype_dict wants a dtype or a least width such as minimum_6bit (got {key!r})"
         )
     bits = int(match[2])
-    return (
-        dtype if _width(dtype) >= bits else f"uint{bits}" if match[1] or bits <= 4 else f"int{bits}"
-    )
+    if _width(dtype) >= bits:
+        return None
+    return f"uint{bits}" if match[1] or bits <= 4 else f"int{bits}"
 
 
 def _width(dtype: str) -> int:
@@ -162,9 +227,9 @@ def method_of(dtype: str, options: Mapping[str, Any], layer: Layer) -> Decision:
             size != _ROW
         )
     method = affine(bits, size if size > 0 else None)
-    kind = (
-        ", floating point there" if integer is None else "" if integer[1] else ", symmetric there"
-    )
+    kind = ", floating point there" if integer is None else ""
+    if integer is not None and not integer[1]:
+        kind = f", symmetric there with {2**bits - 1} levels"
     differences += [
         f"{dtype} is taken as {method}{kind}",
         "minimum and maximum are taken there, the best range here",
@@ -178,6 +243,8 @@ def method_of(dtype: str, options: Mapping[str, Any], layer: Layer) -> Decision:
 
 def group_of(layer: Layer, size: int, bits: int, options: Mapping[str, Any]) -> int:
     """Inputs that share a scale, which SDNQ chooses by itself for 0 and makes a divisor of the row; or -1, -2."""
+    if size < _TENSOR:
+        raise RecipeError(f"wanted a group_size of -2, -1, 0 or more (got {size})")
     if size < 0:
         return size
     if size == _AUTO:
@@ -193,8 +260,17 @@ def group_of(layer: Layer, size: int, bits: int, options: Mapping[str, Any]) -> 
     return channels // groups if groups > 1 else _ROW
 
 
-def write(graph: Graph, qconfig: QuantConfig) -> Written:
-    """Arguments of ``SDNQConfig``."""
+def write(graph: Graph, qconfig: QuantConfig, loader: Loader | None = None) -> Written:
+    """Arguments of ``SDNQConfig``.
+
+    Args:
+        graph: of the denoiser.
+        qconfig: one of this graph.
+        loader: not needed: without ``add_skip_keys``, SDNQ keeps no more than it is told.
+
+    Raises:
+        RecipeError: a configuration of another graph, or a method that SDNQ's table does not have.
+    """
     said, full, settings = Said(), list[str](), dict[str, dict[str, Any]]()
     for name, layer, method in decisions(graph, qconfig, said):
         if method is None:
@@ -220,34 +296,23 @@ def write(graph: Graph, qconfig: QuantConfig) -> Written:
 
 def setting_of(method: QuantMethod, layer: Layer) -> tuple[dict[str, Any], list[str]]:
     """Settings of a module, and what they cannot express."""
-    limits = []
+    held = holds(method)
+    limits = [held.limit] if held.limit else []
     setting: dict[str, Any] = {
         "weights_dtype": f"uint{method.bits}",
         "group_size": method.group_size or _ROW,
     }
-    match method.name:
-        case "kmeans_a" | "kmeans_c":
-            setting |= {
-                "use_codebook": True,
-                "group_size": _TENSOR if method.name == "kmeans_a" else _ROW,
-            }
-            limits.append(
-                "codebooks: fitted by 24 steps of Lloyd's algorithm there, to a local optimum"
-            )
-        case "fp8_e4m3":
-            setting["weights_dtype"] = "float8_e4m3fn"
-        case "nf4_g64":
-            limits.append("nf4: SDNQ has no table of fixed levels, uint4 in groups of 64 is taken")
-        case _:
-            limits.append(
-                "uniform: minimum and maximum are taken there, without our search of the range"
-            )
+    if held.kind == "float8_e4m3fn":
+        setting["weights_dtype"] = held.kind
+    elif held.kind.startswith("codebook"):
+        per_tensor = held.kind == "codebook per tensor"
+        setting |= {"use_codebook": True, "group_size": _TENSOR if per_tensor else _ROW}
     size = group_of(layer, method.group_size, method.bits, {}) if method.group_size else _ROW
     if method.group_size and size != method.group_size:
         limits.append(
             f"groups of {method.group_size} become groups that divide the row of {layer.shape[1]}"
         )
-    if not layer.is_linear and method.name != "kmeans_a":
+    if not layer.is_linear and held.kind != "codebook per tensor":
         limits.append(
             "a Conv: there every kernel position of a channel has scales or a codebook of its own"
         )
@@ -263,6 +328,6 @@ def _mapping(data: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 def _number(data: Mapping[str, Any], key: str, default: int) -> int:
     value = data.get(key, default)
-    if not isinstance(value, int):
+    if not isinstance(value, int) or isinstance(value, bool):
         raise RecipeError(f"wanted a whole number under {key!r} (got {value!r})")
     return value
