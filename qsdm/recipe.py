@@ -162,7 +162,7 @@ def read(
         return sdnq.read(graph, data, default, loader)
     if engine == "torchao":
         return torchao.read(graph, data, default, loader)
-    if engine in Engine.__members__:
+    if engine is not None and engine in Engine.__members__:
         return skip_list.read(graph, data, default, loader, Engine(engine))
     if engine is None and not set(skip_list.KEYS) & set(data):
         raise RecipeError(
