@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import qsdm
 from qsdm import run
@@ -29,7 +29,8 @@ from qsdm.graph import canonical
 from qsdm.log import Log, ignore
 from qsdm.qconfig import OutsideSpace
 from qsdm.store import Store
-from qsdm.store.files import read_json, write_json
+from qsdm.store.artifacts import Artifact
+from qsdm.store.files import decode
 from qsdm.workspace import Workspace, takes_workspace
 
 SKIPPED_ARGUMENTS = {
@@ -39,6 +40,20 @@ SKIPPED_ARGUMENTS = {
     "batch_size",
     "page",
 }  # change no result, or are digested apart
+
+
+class StageEntry(TypedDict):
+    """What stages.json says of a stage: digests of all that it was made from, and of the files that it wrote."""
+
+    inputs: str
+    makes: dict[str, str | None]
+
+
+class _StagesFile(TypedDict):
+    stages: dict[str, StageEntry]
+
+
+STAGES = Artifact("qsdm/stages/1", "qsdm", lambda data: decode(data, _StagesFile)["stages"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,23 +218,24 @@ def inputs_of(
 
 def is_current(place: Store, stage: Stage, inputs: str) -> bool:
     """Whether the store holds what the stage would make of these inputs."""
-    entry = remembered(place).get(stage.name, {})
-    return entry.get("inputs") == inputs and entry.get("makes") == {
-        name: content(place.path(name)) for name in stage.makes
-    }
+    makes = {name: content(place.path(name)) for name in stage.makes}
+    return remembered(place).get(stage.name) == {"inputs": inputs, "makes": makes}
 
 
 def remember(place: Store, stage: Stage, inputs: str) -> None:
     makes = {name: content(place.path(name)) for name in stage.makes}
-    write_json(
-        place.path("stages.json"),
-        {**remembered(place), stage.name: {"inputs": inputs, "makes": makes}},
-    )
+    entries = {**remembered(place), stage.name: {"inputs": inputs, "makes": makes}}
+    STAGES.write(place.path("stages.json"), {"stages": entries})
 
 
-def remembered(place: Store) -> dict[str, Any]:
+def remembered(place: Store) -> dict[str, StageEntry]:
+    """What stages.json says of each stage.
+
+    Raises:
+        StoreError: it is damaged.
+    """
     path = place.path("stages.json")
-    return read_json(path) if path.exists() else {}
+    return STAGES.read(path, place.denoiser) if path.exists() else {}
 
 
 def content(path: Path) -> str | None:

@@ -31,11 +31,9 @@ from qsdm.log import Log, ignore
 from qsdm.outcome import Objective, Outcome
 from qsdm.qconfig import QuantMethod, Space
 from qsdm.sensitivity import AttributionOptions
-from qsdm.store.files import write_json
 from qsdm.store.provenance import provenance
+from qsdm.store.schemas import SENSITIVITIES
 from qsdm.workspace import Workspace, takes_workspace
-
-SCHEMA = "qsdm/sensitivities/1"
 
 
 @takes_workspace("model", "space", "objective", "store", "attribution")
@@ -85,9 +83,9 @@ def attribute(
         "space": workspace.space_name,
         "objective": dict(objective.weights),
     }
-    result = {"schema": SCHEMA, **about, **result, "provenance": provenance()}
+    result = {"schema": SENSITIVITIES.schema, **about, **result, "provenance": provenance()}
     target = workspace.path(f"sensitivity/{workspace.space_name}.json")
-    write_json(target, result)
+    SENSITIVITIES.write(target, result)
     draw(result, target, objective)
     log(
         {

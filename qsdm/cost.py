@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
@@ -81,6 +82,21 @@ def peak_bytes(
         if not qconfig.methods.get(weight.name, QuantMethod("fp", full_bits)).is_full:
             expanded[weight.parameter] += compute_bits * weight.numel // (1 + len(weight.ties))
     return size_bytes(graph, qconfig, full_bits) + max(expanded.values(), default=0) // 8
+
+
+class TableFile(TypedDict):
+    """What a table's file says beside its arrays.
+
+    Attributes:
+        version: of the algorithms that fitted; graph: its digest; error: what the column of errors holds.
+    """
+
+    schema: str
+    weights: list[str]
+    methods: list[str]
+    version: NotRequired[str]
+    graph: NotRequired[str]
+    error: NotRequired[str]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

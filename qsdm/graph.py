@@ -94,9 +94,10 @@ class Weight:
     ties: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if len(self.shape) < 2 or min(self.shape) < 1:
+        if len(self.shape) < 2 or min(self.shape) < 1 or self.start < 0:
             raise ValueError(
-                f"a weight needs a shape [out, in, ...] of positive sizes (got {self.shape} for {self.name!r})"
+                f"a weight needs a shape [out, in, ...] of positive sizes, and a start that is not "
+                f"negative (got {self.shape} and {self.start} for {self.name!r})"
             )
 
     @property
@@ -134,6 +135,13 @@ class Node:
     depth: float = 0.0
     dead: bool = False
 
+    def __post_init__(self) -> None:
+        if self.macs < 0 or min(self.activation, default=0) < 0 or not 0 <= self.depth <= 1:
+            raise ValueError(
+                f"a node needs sizes that are not negative, and a depth from 0 to 1 (got macs "
+                f"{self.macs}, activation {self.activation}, depth {self.depth} for {self.name!r})"
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class Graph:
@@ -161,7 +169,11 @@ class Graph:
                 raise ValueError(
                     f"nodes must be topologically sorted (got the edge {source} -> {target} of {len(names)} nodes)"
                 )
-        weights = {node.weight.name: node.weight for node in self.nodes if node.weight is not None}
+        weights: dict[str, Weight] = {}
+        for node in self.nodes:
+            weight = node.weight
+            if weight is not None and weights.setdefault(weight.name, weight) != weight:
+                raise ValueError(f"two weights are called {weight.name!r}")
         object.__setattr__(self, "weights", tuple(weights.values()))
         object.__setattr__(self, "digest", hashlib.sha256(canonical(self.to_json())).hexdigest())
 
@@ -188,18 +200,13 @@ class Graph:
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Graph:
         """Raises ValueError if ``data`` is no graph of this schema."""
+        from qsdm.store.files import decode
+
         if not isinstance(data, Mapping) or data.get("schema") != SCHEMA:
             found = data.get("schema") if isinstance(data, Mapping) else type(data).__name__
-            raise ValueError(
-                f"wanted a graph of schema {SCHEMA!r}, got {found!r}: trace the denoiser again"
-            )
-        try:
-            nodes = tuple(_node(dict(entry)) for entry in data["nodes"])
-            return Graph(data["denoiser"], nodes, tuple((int(a), int(b)) for a, b in data["edges"]))
-        except (KeyError, TypeError) as error:
-            raise ValueError(
-                f"the graph is damaged ({error!r}): trace the denoiser again"
-            ) from error
+            raise ValueError(f"wanted a graph of schema {SCHEMA!r}, got {found!r}")
+        stored = decode(data, _GraphFile)
+        return Graph(stored.denoiser, stored.nodes, stored.edges)
 
     def to_networkx(self) -> networkx.DiGraph:
         """Nodes by name, with the fields of `Node` as attributes (``weight`` as its name)."""
@@ -232,24 +239,17 @@ class Graph:
         return "\n".join(networkx.generate_graphml(graph)) + "\n"
 
 
+@dataclass(frozen=True, slots=True)
+class _GraphFile:
+    """graph.json, without the name of its schema."""
+
+    denoiser: str
+    nodes: tuple[Node, ...]
+    edges: tuple[tuple[int, int], ...]
+
+
 def _times(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
-
-
-def _node(entry: dict[str, Any]) -> Node:
-    if entry["weight"] is not None:
-        weight = dict(entry["weight"])
-        entry["weight"] = Weight(
-            **weight | {"shape": tuple(weight["shape"]), "ties": tuple(weight["ties"])}
-        )
-    return Node(
-        **entry
-        | {
-            "op": Op(entry["op"]),
-            "role": Role(entry["role"]),
-            "activation": tuple(entry["activation"]),
-        }
-    )
 
 
 def canonical(data: Any) -> bytes:

@@ -123,17 +123,24 @@ class QuantConfig:
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> QuantConfig:
         """Raises ValueError if ``data`` is no configuration of this schema."""
-        if (
-            not isinstance(data, Mapping)
-            or data.get("schema") != SCHEMA
-            or not isinstance(data.get("methods"), Mapping)
-        ):
+        from qsdm.store.files import decode
+
+        if not isinstance(data, Mapping) or data.get("schema") != SCHEMA:
             found = data.get("schema") if isinstance(data, Mapping) else type(data).__name__
             raise ValueError(f"wanted a configuration of schema {SCHEMA!r} (got {found!r})")
+        stored = decode(data, _ConfigurationFile)
         return QuantConfig(
-            data["denoiser"],
-            {name: QuantMethod.parse(text) for name, text in data["methods"].items()},
+            stored.denoiser,
+            {name: QuantMethod.parse(text) for name, text in stored.methods.items()},
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _ConfigurationFile:
+    """A configuration in JSON, without the name of its schema."""
+
+    denoiser: str
+    methods: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)

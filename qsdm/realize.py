@@ -25,8 +25,9 @@ from qsdm.log import Log, ignore
 from qsdm.outcome import EvaluationError, Objective, Outcome
 from qsdm.qconfig import QuantConfig, Space
 from qsdm.store import StoreError
-from qsdm.store.files import read_json, write_json, write_text
+from qsdm.store.files import write_text
 from qsdm.store.provenance import provenance
+from qsdm.store.schemas import CHOSEN, FRONT, REPORT, SUMMARY
 from qsdm.workspace import Workspace, takes_workspace
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from qsdm.measurement.session import Measured, Session
     from qsdm.outcome import Protocol
 
-SCHEMA = "qsdm/summary/1"
 NUM_SHOWN = 16  # pictures in a grid
 
 
@@ -87,25 +87,24 @@ def realize(
         )
     space_name = workspace.space_name
     learned = workspace.path(f"predictor/{space_name}/report.json")
-    if learned.exists() and read_json(learned).get("seed_set") == seed_set:
+    if learned.exists() and REPORT.read(learned, workspace.name)["seed_set"] == seed_set:
         raise ValueError(
             f"wanted fresh noise, but the predictor's labels have seed_set={seed_set}: give another one"
         )
     with open_session(workspace, engine, batch_size) as ready:
-        points = best_points(
-            read_json(ready.store.find(f"search/{space_name}.json", "search")), avg_bits, candidates
-        )
+        front = ready.store.read(FRONT, f"search/{space_name}.json")
+        points = best_points(front, avg_bits, candidates)
         proposed = [QuantConfig.from_json(point["qconfig"]) for point in points]
         labels = ready.protocol(label_seed_set, num_images)
         measured = ready.measure(proposed, labels, "candidates", log)
         ours = choose(ready.space, objective, measured, proposed)
-        write_json(ready.store.path("chosen.json"), ours.to_json())
+        CHOSEN.write(ready.store.path("chosen.json"), ours.to_json())
 
         rows = compared(ready.space, ours, num_random, np.random.default_rng(seed))
         fresh = ready.protocol(seed_set, num_images)
         found = ready.measure(list(rows.values()), fresh, "realize", log)
         summary: dict[str, Any] = {
-            "schema": SCHEMA,
+            "schema": SUMMARY.schema,
             "denoiser": workspace.name,
             "space": space_name,
             "objective": dict(objective.weights),
@@ -125,7 +124,7 @@ def realize(
         }
         summary["checkpoint"] = write_checkpoint(ready, workspace.packed, ours)
         write_card(ready, fresh, found.of(ours), found.of(rows["fp"]))
-        write_json(ready.store.path("summary.json"), summary)
+        SUMMARY.write(ready.store.path("summary.json"), summary)
         draw(ready, rows, summary["rows"], fresh)
     finish(ready, space_name, summary, log)
     return summary
@@ -326,7 +325,7 @@ def finish(ready: Session, space_name: str, summary: Mapping[str, Any], log: Log
         f"checkpoint: {ready.store.path('checkpoint')}, denoiser {sum(size.values()):,} bytes "
         f"(packed {size['packed_bytes']:,}, unquantized {size['unquantized_bytes']:,}, header {size['header_bytes']:,})"
     )
-    ours = QuantConfig.from_json(read_json(ready.store.path("chosen.json")))
+    ours = CHOSEN.read(ready.store.path("chosen.json"), ready.model.name)
     print(memory.memory_of(ready.model, ready.space.graph, [ours]).line(ready.batch_size))
     target = ready.store.path("report.html")
     try:

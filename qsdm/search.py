@@ -30,14 +30,13 @@ import numpy as np
 from qsdm.log import Log, ignore
 from qsdm.outcome import Objective
 from qsdm.qconfig import Space
-from qsdm.store.files import write_json
 from qsdm.store.provenance import provenance
+from qsdm.store.schemas import FRONT
 from qsdm.strategies import Problem, StrategyOptions
 from qsdm.strategies.front import front, hypervolume
 from qsdm.strategies.greedy import path, spread
 from qsdm.workspace import Workspace, takes_workspace
 
-SCHEMA = "qsdm/front/1"
 Predict = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Genes, int64 [B, W] => mean and standard deviation of the quality over the folds, float64 [B] each."""
 
@@ -89,8 +88,8 @@ def search(
         "space": workspace.space_name,
         "objective": dict(objective.weights),
     }
-    result = {"schema": SCHEMA, **about, **result, "provenance": provenance()}
-    write_json(workspace.path(f"search/{workspace.space_name}.json"), result)
+    result = {"schema": FRONT.schema, **about, **result, "provenance": provenance()}
+    FRONT.write(workspace.path(f"search/{workspace.space_name}.json"), result)
     print_front(result)
     return result
 

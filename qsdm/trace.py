@@ -23,7 +23,8 @@ from qsdm.log import Log, ignore
 from qsdm.qconfig import QuantConfig, QuantMethod
 from qsdm.report import graph_page
 from qsdm.store import Store
-from qsdm.store.files import write_json, write_text
+from qsdm.store.files import write_text
+from qsdm.store.schemas import GRAPH
 from qsdm.workspace import Workspace, takes_workspace
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def trace(
     seconds = process_time() - began
     missing = tracing.uncovered(module, graph)
     target = workspace.store
-    write_json(target.path("graph.json"), graph.to_json())
+    GRAPH.write(target.path("graph.json"), graph.to_json())
     if page:
         graph_page.write(target.path("graph.html"), graph, calibrated(target, graph))
     if "graphml" in forms:

@@ -37,11 +37,9 @@ from qsdm.predictor import FitOptions
 from qsdm.predictor.cheap_labels import CheapLabels, cheap_labels
 from qsdm.qconfig import Space
 from qsdm.store import Store, StoreError
-from qsdm.store.files import write_json
 from qsdm.store.provenance import provenance
+from qsdm.store.schemas import REPORT
 from qsdm.workspace import Workspace, takes_workspace
-
-SCHEMA = "qsdm/predictor-report/1"
 
 
 @takes_workspace("model", "space", "objective", "predictor", "store")
@@ -98,7 +96,7 @@ def train(
     trained.save(files.path(f"predictor/{workspace.space_name}"))
     predictions = held_out(trained, made, table, genes, labels)
     report: dict[str, Any] = {
-        "schema": SCHEMA,
+        "schema": REPORT.schema,
         "denoiser": model.name,
         "space": workspace.space_name,
         "objective": dict(objective.weights),
@@ -128,7 +126,7 @@ def train(
         },
         "provenance": provenance(),
     }
-    write_json(files.path(f"predictor/{workspace.space_name}/report.json"), report)
+    REPORT.write(files.path(f"predictor/{workspace.space_name}/report.json"), report)
     log(
         {
             f"train/{q}_{name}": s[q]["mean"]

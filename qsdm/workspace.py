@@ -19,7 +19,7 @@ from qsdm.denoisers import Model, ModelError, found_model
 from qsdm.graph import Graph
 from qsdm.qconfig import Space, SpaceSpec
 from qsdm.store import Store
-from qsdm.store.files import read_json
+from qsdm.store.schemas import GRAPH, REPORT, PredictorReport
 
 if TYPE_CHECKING:
     from qsdm.cost import MethodTable
@@ -113,7 +113,7 @@ class Workspace:
         Raises:
             StoreError: it was not traced.
         """
-        return self._opened("graph.json", "trace", lambda path: Graph.from_json(read_json(path)))
+        return self._opened("graph.json", "trace", lambda path: GRAPH.read(path, self.name))
 
     @property
     def space(self) -> Space:
@@ -153,13 +153,14 @@ class Workspace:
         return self.find(name, "calibrate").parent
 
     @property
-    def report(self) -> dict[str, Any]:
+    def report(self) -> PredictorReport:
         """What train wrote of the predictor.
 
         Raises:
             StoreError: no predictor was trained in this space.
         """
-        return self._opened(f"predictor/{self.space_name}/report.json", "train", read_json)
+        name = f"predictor/{self.space_name}/report.json"
+        return self._opened(name, "train", lambda path: REPORT.read(path, self.name))
 
     def predictor(self, objective: Objective) -> Predictor:
         """The trained predictor.

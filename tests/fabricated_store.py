@@ -12,11 +12,11 @@ from qsdm.cost import size_bytes
 from qsdm.graph import Graph, Node, Op, Role, Weight
 from qsdm.outcome import Outcome, Protocol
 from qsdm.qconfig import QuantConfig, QuantMethod, Space, SpaceSpec
-from qsdm.search import SCHEMA, search_front
+from qsdm.search import search_front
 from qsdm.store import Store
-from qsdm.store.files import write_json
 from qsdm.store.outcomes import OutcomeDatabase
 from qsdm.store.provenance import provenance
+from qsdm.store.schemas import CHOSEN, FRONT, GRAPH, REPORT, SENSITIVITIES, SUMMARY
 from qsdm.store.tensors import write_tensors
 from qsdm.strategies import Problem
 from qsdm.strategies.evolution import Evolution
@@ -91,7 +91,7 @@ def fabricate(root: Path, num_outcomes: int = 60) -> Store:
     store = Store(root, NAME)
     graph = graph_of()
     problem = problem_of(graph)
-    write_json(store.path("graph.json"), graph.to_json())
+    GRAPH.write(store.path("graph.json"), graph.to_json())
     rng = np.random.default_rng(2)
 
     protocol = Protocol(
@@ -120,6 +120,7 @@ def fabricate(root: Path, num_outcomes: int = 60) -> Store:
         )
     space = problem.space
     table = {
+        "schema": "qsdm/calibration/1",
         "weights": [weight.name for weight in graph.weights],
         "methods": list(map(str, space.methods)),
     }
@@ -140,17 +141,24 @@ def fabricate(root: Path, num_outcomes: int = 60) -> Store:
         database.add(tested, protocol)
 
     front = search_front(lambda g: quality(problem, g), problem, Evolution(20, 20), budget=400)
-    about = {"schema": SCHEMA, "denoiser": NAME, "space": "traced", "objective": {"fd_lite0": -1.0}}
-    write_json(store.path("search/traced.json"), about | front | {"provenance": provenance()})
+    about = {"denoiser": NAME, "space": "traced", "objective": {"fd_lite0": -1.0}}
+    about["provenance"] = provenance()
+    FRONT.write(store.path("search/traced.json"), about | front)
     chosen = QuantConfig.from_json(
         max((p for p in front["points"] if p["avg_bits"] <= 3.5), key=lambda p: p["predicted"])[
             "qconfig"
         ]
     )
-    write_json(store.path("chosen.json"), chosen.to_json())
-    write_json(store.path("summary.json"), summary(problem, graph, chosen, rng))
-    write_json(store.path("predictor/traced/report.json"), predictor_report(num_outcomes))
-    write_json(store.path("sensitivity/traced.json"), sensitivity(problem, graph))
+    CHOSEN.write(store.path("chosen.json"), chosen.to_json())
+    SUMMARY.write(
+        store.path("summary.json"),
+        about | summary(problem, graph, chosen, rng) | {"protocol": protocol.to_json()},
+    )
+    REPORT.write(
+        store.path("predictor/traced/report.json"),
+        about | predictor_report(num_outcomes) | {"protocol": protocol.digest},
+    )
+    SENSITIVITIES.write(store.path("sensitivity/traced.json"), about | sensitivity(problem, graph))
     for name in ("fp", "uaq-4", "uaq-3", "kmeans_a-4", "kmeans_a-3", "ours"):
         path = store.path(f"pictures/{name}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -176,6 +184,8 @@ def summary(problem: Problem, graph: Graph, chosen: QuantConfig, rng: np.random.
             "avg_bits": 16.0,
             "size_bytes": 2 * graph.num_values,
             "metrics": metrics(245, full=True),
+            "num_images": 256,
+            "qconfig": QuantConfig(NAME, {}).digest,
         }
     ]
     for name, qconfig in configs.items():
@@ -187,6 +197,8 @@ def summary(problem: Problem, graph: Graph, chosen: QuantConfig, rng: np.random.
                 "avg_bits": 8 * size / graph.num_values,
                 "size_bytes": size,
                 "metrics": metrics(value),
+                "num_images": 256,
+                "qconfig": qconfig.digest,
             }
         )
     candidates = [
@@ -197,9 +209,10 @@ def summary(problem: Problem, graph: Graph, chosen: QuantConfig, rng: np.random.
     return {
         "rows": rows,
         "candidates": candidates,
+        "max_avg_bits": 3.5,
         "num_images": 256,
         "seed_set": 1,
-        "provenance": provenance(),
+        "label_seed_set": 0,
     }
 
 
@@ -214,10 +227,17 @@ def predictor_report(num_outcomes: int) -> dict:
     }
     noise = {"halves": 0.9, "reliability": 0.947, "ceiling": 0.973}
     return {
+        "predictor": {"folds": 5, "ranking": "hybrid"},
+        "seed": 0,
+        "seed_set": 0,
         "num_outcomes": num_outcomes,
+        "cheap": None,
+        "seconds": 1.0,
+        "epochs": [10] * 5,
         "scores": scores,
         "noise": noise,
-        "provenance": provenance(),
+        "test": None,
+        "held_out": {"qconfig": [], "measured": []},
     }
 
 
@@ -236,7 +256,7 @@ def sensitivity(problem: Problem, graph: Graph) -> dict:
             group = str(getattr(graph.node_of(name), kind))
             sums[group] = sums.get(group, 0.0) + float(np.mean([v for v in row if v is not None]))
         share = {"num_weights": 1, "share_of_values": 1 / len(sums)}
-        share = {"num_weights": 1, "share_of_values": 1 / len(sums)}
+        share |= dict.fromkeys(("per_weight", "to_full", "from_full", "hops"), 0.0)
         tables[kind] = [
             {"name": group, "integrated_gradients": value} | share for group, value in sums.items()
         ]
@@ -252,12 +272,15 @@ def sensitivity(problem: Problem, graph: Graph) -> dict:
     ]
     faith = {"interventions": 1.0, "interventions_srcc": 1.0}
     made = {"weights": names, "methods": methods, "scores": scores, "faithfulness": faith}
+    made["attribution"] = "integrated_gradients"
     return {
         "attribution": {"num_configs": 48},
         "sensitivities": {"integrated_gradients": made},
+        "hops": {},
         "interventions": alone,
         "tables": tables,
         "completeness": {"harm": 100.0, "gap": 0.002},
+        "full_precision": {"predicted": -250.0, "measured": None},
     }
 
 

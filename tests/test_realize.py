@@ -6,20 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fabricated_store import predictor_report
 from PIL import Image
 
 from qsdm import cost
 from qsdm.calibrate import calibrate
 from qsdm.denoisers import Model
 from qsdm.engine.serial import Serial
-from qsdm.graph import Graph
 from qsdm.outcome import Objective
 from qsdm.qconfig import QuantConfig, Space, SpaceSpec
 from qsdm.quant.calibration import read_table
 from qsdm.realize import best_points, realize
 from qsdm.search import search_front
 from qsdm.store import Store, StoreError
-from qsdm.store.files import read_json, write_json
+from qsdm.store.files import read_json
+from qsdm.store.schemas import FRONT, REPORT
 from qsdm.strategies import Problem
 from qsdm.strategies.random import Random
 from qsdm.trace import trace
@@ -38,7 +39,7 @@ def traced(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def space(tiny_model: Model, traced: Path) -> Space:
-    return SPEC.of(Graph.from_json(read_json(Store(traced, tiny_model.name).path("graph.json"))))
+    return SPEC.of(Store(traced, tiny_model.name).graph())
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def searched(tiny_model: Model, traced: Path, space: Space) -> Path:
         "space": "small",
         "objective": {"fd_lite0": -1},
     }
-    write_json(place.path("search/small.json"), about | front)
+    FRONT.write(place.path("search/small.json"), about | front)
     return traced
 
 
@@ -229,7 +230,8 @@ def test_bad_input_names_the_remedy(tiny_model: Model, traced: Path, tmp_path: P
     with pytest.raises(ValueError, match="seed_set other than label_seed_set"):
         realize(tiny_model, SPEC, objective, traced, seed_set=0, engine=Serial())
     learned = Store(tmp_path, "tiny").path("predictor/small/report.json")
-    write_json(learned, {"seed_set": 1})
+    about = {"denoiser": "tiny", "space": "small", "objective": {"fd_lite0": -1}, "protocol": "0"}
+    REPORT.write(learned, about | predictor_report(4) | {"seed_set": 1})
     with pytest.raises(ValueError, match="predictor's labels have seed_set=1"):
         realize(tiny_model, SPEC, objective, tmp_path, engine=Serial())
     other = SpaceSpec("other", SPEC.methods)

@@ -14,8 +14,8 @@ from qsdm.graph import Graph, Node, Op, Role, Weight, sorted_graph
 from qsdm.outcome import Outcome, Protocol
 from qsdm.qconfig import QuantConfig, Space, SpaceSpec
 from qsdm.store import Store
-from qsdm.store.files import write_json
 from qsdm.store.outcomes import OutcomeDatabase
+from qsdm.store.schemas import GRAPH
 from qsdm.store.tensors import write_tensors
 
 METHODS = ("uaq-3", "uaq-4", "kmeans_a-3", "kmeans_a-4", "kmeans_c-3", "kmeans_c-4")
@@ -239,7 +239,7 @@ def fill_store(root: Path, toy: Toy, num: int, seed: int = 0) -> Store:
     from qsdm.quant.calibration import SCHEMA
 
     store = Store(root, "toy_unet")
-    write_json(store.path("graph.json"), toy.space.graph.to_json())
+    GRAPH.write(store.path("graph.json"), toy.space.graph.to_json())
     about = {
         "schema": SCHEMA,
         "weights": list(toy.table.weights),

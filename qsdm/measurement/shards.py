@@ -11,12 +11,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal, TypedDict
 
 from qsdm.measurement.scoring import ScoredShard
 from qsdm.outcome import Protocol
 from qsdm.qconfig import QuantConfig
 from qsdm.store import Store, StoreError
+from qsdm.store.files import tell
 from qsdm.store.tensors import read_tensors, write_tensors
+
+
+class _ShardFile(TypedDict):
+    schema: Literal[1]
+    about: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +75,13 @@ class Shards:
         key = qconfig.digest, start
         if key not in self._seen and (path := self._path(qconfig, start)).exists():
             try:
-                features, about = read_tensors(path)
-            except StoreError:  # half-written by something else: drawn again
+                features, about = read_tensors(path, _ShardFile, "its pictures are drawn again")
+            except StoreError as error:
+                tell(str(error))
                 return None
             digests = features.pop("digests", None)
-            if digests is None or len(digests) != stop - start:
+            lengths = {len(array) for array in features.values()}
+            if digests is None or lengths | {len(digests)} != {stop - start}:
                 return None
             if features.keys() == self.protocol.metrics.keys():
                 self._seen[key] = ScoredShard(features, digests, about["about"])

@@ -125,7 +125,7 @@ def read_full(path: Path) -> np.ndarray:
         images = map_tensor(path, "images")
     except (OSError, ValueError, KeyError) as error:
         raise StoreError(
-            f"{path} holds no pictures ({error}): remove it, it is made again"
+            f"{path} holds no whole pictures ({error}): remove it, it is made again"
         ) from error
     if images.dtype != np.uint8 or images.ndim != 4:
         raise StoreError(f"{path} holds no pictures: remove it, it is made again")

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
@@ -102,6 +102,19 @@ class FitOptions:
                 f"weight_decay and ranking_weight must not be negative "
                 f"(got {self.weight_decay} and {self.ranking_weight})"
             )
+
+
+class FoldFile(TypedDict):
+    """What a fold's file says beside its arrays."""
+
+    schema: str
+    encoding: str
+    objective: dict[str, float]
+    width: int
+    hops: int
+    mean: float
+    deviation: float
+    epochs: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -199,8 +212,8 @@ class Predictor:
             )
         folds, objective = [], {}
         for path in paths:
-            arrays, about = read_tensors(path)
-            if not isinstance(about, dict) or about.get("schema") != SCHEMA:
+            arrays, about = read_tensors(path, FoldFile, "run python -m qsdm.train again")
+            if about["schema"] != SCHEMA:
                 raise StoreError(
                     f"{path} is no predictor of schema {SCHEMA!r}: run python -m qsdm.train again"
                 )
@@ -208,18 +221,22 @@ class Predictor:
                 raise StoreError(
                     f"{path} was trained for another graph, space or table of errors: run python -m qsdm.train again"
                 )
-            gnn = Gnn(encoding, about["width"], about["hops"])
-            gnn.load_state_dict(
-                {
-                    n.removeprefix("gnn."): torch.from_numpy(a)
-                    for n, a in arrays.items()
-                    if n.startswith("gnn.")
-                }
-            )
+            state = {
+                name.removeprefix("gnn."): torch.from_numpy(array)
+                for name, array in arrays.items()
+                if name.startswith("gnn.")
+            }
             rest = {name: array for name, array in arrays.items() if not name.startswith("gnn.")}
-            folds.append(
-                Fold(gnn.eval(), about["mean"], about["deviation"], epochs=about["epochs"], **rest)
-            )
+            try:
+                gnn = Gnn(encoding, about["width"], about["hops"])
+                gnn.load_state_dict(state)
+                numbers = {name: about[name] for name in ("mean", "deviation", "epochs")}
+                folds.append(Fold(gnn.eval(), **numbers, **rest))  # type: ignore[arg-type]
+            except (RuntimeError, TypeError, ValueError) as error:
+                told = str(error).splitlines()[0]
+                raise StoreError(
+                    f"{path} holds another network ({told}): run python -m qsdm.train again"
+                ) from error
             objective = about["objective"]
         return Predictor(encoding, tuple(folds), objective)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 import torch
@@ -62,6 +62,13 @@ def to_pyg(graph: Graph) -> Data:
     )
 
 
+class _GraphFile(TypedDict):
+    denoiser: str
+    name: list[str]
+    weight: list[str]
+    feature: list[str]
+
+
 def write_pyg(path: Path, data: Data) -> None:
     """Raises StoreError if it cannot be written."""
     about = {
@@ -81,8 +88,8 @@ def read_pyg(path: Path) -> Data:
     """
     from torch_geometric.data import Data
 
-    tensors, about = read_tensors(path)
-    if set(tensors) != set(_TENSORS) or not isinstance(about, dict):
+    tensors, about = read_tensors(path, _GraphFile, "trace with export=pyg again")
+    if set(tensors) != set(_TENSORS):
         raise StoreError(
             f"{path} holds no graph (it has {', '.join(sorted(tensors))}): trace with export=pyg again"
         )

@@ -11,13 +11,13 @@ import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from qsdm.cost import MethodTable
+from qsdm.cost import MethodTable, TableFile
 from qsdm.graph import Weight
 from qsdm.log import Log, ignore
 from qsdm.qconfig import QuantMethod, Space
@@ -26,9 +26,9 @@ from qsdm.quant.quantized import Quantized
 from qsdm.quant.rows import sharing
 from qsdm.quant.swap import sliced
 from qsdm.store import StoreError
-from qsdm.store.files import replace
+from qsdm.store.files import decode, replace
 from qsdm.store.provenance import provenance
-from qsdm.store.tensors import TensorFile, read_tensors, write_tensors
+from qsdm.store.tensors import TensorFile, read_header, read_tensors, write_tensors
 
 SCHEMA = "qsdm/calibration/1"
 _AHEAD = 6  # weights that are quantized or wait, packed, to be written
@@ -158,7 +158,9 @@ def read_table(path: Path) -> MethodTable:
     Raises:
         StoreError: it is damaged or not ours.
     """
-    arrays, about = read_tensors(path / "table.safetensors")
+    arrays, about = read_tensors(
+        path / "table.safetensors", TableFile, "run python -m qsdm.calibrate again"
+    )
     try:
         if about["schema"] != SCHEMA:
             raise ValueError(f"schema {about['schema']!r}, wanted {SCHEMA!r}")
@@ -172,8 +174,21 @@ def read_table(path: Path) -> MethodTable:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError(
-            f"{path / 'table.safetensors'} is no table of methods ({error}): run calibrate again"
+            f"{path / 'table.safetensors'} is no table of methods ({error}): "
+            "run python -m qsdm.calibrate again"
         ) from error
+
+
+class PackedFile(TypedDict):
+    """What the file of packed weights says beside its arrays.
+
+    Attributes:
+        version: of the algorithms that fitted; shapes: by the weight's name.
+    """
+
+    schema: str
+    version: str
+    shapes: dict[str, tuple[int, ...]]
 
 
 class PackedWeights:
@@ -190,23 +205,21 @@ class PackedWeights:
         from safetensors import SafetensorError, safe_open
 
         self.path = Path(path)
+        self._parts: dict[tuple[str, str], list[str]] = {}
+        self._checked: set[str] = set()
         try:
-            self._file = safe_open(self.path / "weights.safetensors", "pt")
-            about = json.loads((self._file.metadata() or {})["qsdm"])
+            self._header = read_header(self.path / "weights.safetensors")
+            about = decode(self._header.metadata["qsdm"].encode(), PackedFile)
             if about["schema"] != SCHEMA:
                 raise ValueError(f"schema {about['schema']!r}, wanted {SCHEMA!r}")
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise StoreError(
-                f"{self.path / 'weights.safetensors'} is no store of packed weights ({error}): run calibrate again"
-            ) from error
+            for key in self._header.parts:
+                name, method, part = key.rsplit("|", 2)
+                self._parts.setdefault((name, method), []).append(part)
+            self._file = safe_open(self.path / "weights.safetensors", "pt")
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise self._damaged(error) from error
         self.version: str = about["version"]
-        self._shapes: dict[str, tuple[int, ...]] = {
-            name: tuple(shape) for name, shape in about["shapes"].items()
-        }
-        self._parts: dict[tuple[str, str], list[str]] = {}
-        for key in self._file.keys():  # noqa: SIM118 (no mapping)
-            name, method, part = key.rsplit("|", 2)
-            self._parts.setdefault((name, method), []).append(part)
+        self._shapes = about["shapes"]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PackedWeights, (self.path,)  # another process maps the file anew
@@ -220,8 +233,25 @@ class PackedWeights:
             raise StoreError(
                 f"{self.path} holds no {method} of {name!r}: run calibrate with a space that offers it"
             )
-        found = {part: self._file.get_tensor(f"{name}|{method}|{part}") for part in parts}
+        found = {part: self._tensor(f"{name}|{method}|{part}") for part in parts}
         return Quantized(method, self._shapes[name], found.pop("codes"), found)
+
+    def _tensor(self, key: str) -> torch.Tensor:
+        """A part, compared with its checksum when this process first reads it."""
+        tensor = self._file.get_tensor(key)
+        if key not in self._checked:
+            try:
+                self._header.check(key, bytes_of(tensor))
+            except ValueError as error:
+                raise self._damaged(error) from error
+            self._checked.add(key)
+        return tensor
+
+    def _damaged(self, error: Exception) -> StoreError:
+        return StoreError(
+            f"{self.path / 'weights.safetensors'} is no whole store of packed weights ({error}): "
+            "run python -m qsdm.calibrate again"
+        )
 
     def dequantize(
         self, name: str, method: QuantMethod, out: torch.Tensor | None = None

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -15,12 +15,14 @@ from qsdm.graph import Graph
 from qsdm.outcome import Objective, Outcome, Protocol
 from qsdm.qconfig import QuantConfig
 from qsdm.store import Store, StoreError
-from qsdm.store.files import read_json
+from qsdm.store.artifacts import Artifact
+from qsdm.store.schemas import CHOSEN, FRONT, GRAPH, REPORT, SENSITIVITIES, SUMMARY
 from qsdm.store.tensors import read_tensors
 
 if TYPE_CHECKING:
     import pandas
 
+T = TypeVar("T")
 OURS, FULL = "ours", "fp"
 
 
@@ -62,11 +64,10 @@ def read(store: Store, space: str = "traced", full_bits: int = 16) -> Results:
     Raises:
         StoreError: an artifact is damaged.
     """
-    graph_json = _optional(store, "graph.json")
-    graph = None if graph_json is None else Graph.from_json(graph_json)
-    front = _optional(store, f"search/{space}.json")
-    summary = _optional(store, "summary.json")
-    chosen = _optional(store, "chosen.json")
+    graph = _optional(store, GRAPH, "graph.json")
+    front = _optional(store, FRONT, f"search/{space}.json")
+    summary = _optional(store, SUMMARY, "summary.json")
+    chosen = _optional(store, CHOSEN, "chosen.json")
     protocol, outcomes = most_measured(store, offered(store, space))
     objective = None if front is None else Objective(front["objective"])
     folder = _found(store, "pictures")
@@ -74,13 +75,11 @@ def read(store: Store, space: str = "traced", full_bits: int = 16) -> Results:
         denoiser=store.denoiser,
         graph=graph,
         outcomes=[] if graph is None else labels(outcomes, graph, full_bits, objective),
-        predictor=_optional(store, f"predictor/{space}/report.json"),
-        sensitivity=_optional(store, f"sensitivity/{space}.json"),
+        predictor=_optional(store, REPORT, f"predictor/{space}/report.json"),
+        sensitivity=_optional(store, SENSITIVITIES, f"sensitivity/{space}.json"),
         front=front,
         summary=summary,
-        chosen=None
-        if chosen is None
-        else {k: str(m) for k, m in QuantConfig.from_json(chosen).methods.items()},
+        chosen=None if chosen is None else {k: str(m) for k, m in chosen.methods.items()},
         pictures={}
         if folder is None
         else {path.stem: path.read_bytes() for path in sorted(folder.glob("*.png"))},
@@ -93,11 +92,13 @@ def offered(store: Store, space: str) -> dict[str, set[str]] | None:
     path = _found(store, f"calibration/{space}/table.safetensors")
     if path is None:
         return None
-    arrays, about = read_tensors(path)
-    known = ~np.isnan(arrays["rel_error"])
+    arrays, about = read_tensors(path, cost.TableFile, "run python -m qsdm.calibrate again")
+    known, wanted = arrays.get("rel_error"), (len(about["weights"]), len(about["methods"]))
+    if known is None or known.shape != wanted:
+        raise StoreError(f"{path} holds no errors of weights: run python -m qsdm.calibrate again")
     return {
         name: set(compress(about["methods"], row))
-        for name, row in zip(about["weights"], known, strict=True)
+        for name, row in zip(about["weights"], ~np.isnan(known), strict=True)
     }
 
 
@@ -332,6 +333,5 @@ def _found(store: Store, name: str) -> Path | None:
         return None
 
 
-def _optional(store: Store, name: str) -> Any:
-    path = _found(store, name)
-    return None if path is None else read_json(path)
+def _optional(store: Store, artifact: Artifact[T], name: str) -> T | None:
+    return None if _found(store, name) is None else store.read(artifact, name)

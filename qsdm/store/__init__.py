@@ -18,13 +18,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
+from qsdm.graph import Graph
 from qsdm.outcome import Outcome, Protocol
+from qsdm.store.artifacts import Artifact
 from qsdm.store.files import StoreError, read_json
 from qsdm.store.outcomes import OutcomeDatabase, read_outcomes_parquet
 
 __all__ = ["ZOO", "Store", "StoreError"]
 
+T = TypeVar("T")
 ZOO = Path(__file__).parents[1] / "zoo"
 
 
@@ -56,6 +60,24 @@ class Store:
         raise StoreError(
             f"no {name} for {self.denoiser!r} in {self.root}/: run python -m qsdm.{made_by} +model={self.denoiser}"
         )
+
+    def read(self, artifact: Artifact[T], name: str) -> T:
+        """What the JSON artifact ``name`` holds.
+
+        Raises:
+            StoreError: it is missing or damaged; the message says which command makes it.
+        """
+        return artifact.read(self.find(name, artifact.command), self.denoiser)
+
+    def graph(self) -> Graph:
+        """The graph that `trace` wrote.
+
+        Raises:
+            StoreError: it is missing or damaged.
+        """
+        from qsdm.store.schemas import GRAPH
+
+        return self.read(GRAPH, "graph.json")
 
     def outcomes(self, protocol: Protocol | None = None) -> list[Outcome]:
         """Measured outcomes, shipped ones first, each (configuration, protocol) once; of ``protocol`` only, if one is

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+@cache
+def tell(sentence: str) -> None:
+    """Say once per process what the user should know of a file that is used nevertheless."""
+    print(sentence, file=sys.stderr, flush=True)
 
 
 class StoreError(Exception):
@@ -39,12 +49,48 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
+    """JSON that somebody else may have written: inputs, and the files of other programs.
+
+    Of content that does not agree with its checksum the user is told. The checksum itself is left out.
+
+    Raises:
+        StoreError: there is no such file, or it is no JSON.
+    """
+    from qsdm.store.checksum import KEY, is_whole
+
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        data = decode(path.read_bytes(), object)
     except (OSError, ValueError) as error:
         raise StoreError(
             f"{path} cannot be read as JSON ({error}): remove it and make it again"
         ) from error
+    if not isinstance(data, dict):
+        return data
+    if not is_whole(data):
+        tell(f"{path} was changed after it was written; it is taken as it is")
+    return {key: value for key, value in data.items() if key != KEY}
+
+
+def decode(data: bytes | Any, kind: type[T]) -> T:
+    """JSON, or what it holds, as a type that msgspec can read.
+
+    Args:
+        data: bytes are JSON; anything else is what JSON holds.
+
+    Raises:
+        ValueError: it is no JSON, or not of this type; the message says where, as in ``$.nodes[3].op``.
+    """
+    import msgspec
+
+    try:
+        if isinstance(data, bytes):
+            data = msgspec.json.decode(data.removeprefix(b"\xef\xbb\xbf"))
+        return msgspec.convert(data, kind)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    except msgspec.DecodeError as error:  # ValidationError among them
+        told = str(error).replace("Expected ", "wanted ", 1).replace(" - at `$", " at `$")
+        raise ValueError(told) from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,6 +1,10 @@
 """safetensors: arrays by name with what is known of them, one part mapped, and files filled in any order, larger than
 memory if need be.
 
+Files that we write carry checksums in their metadata under ``xxh3_128``: that of the rest of the header, and then those
+of the parts in the order of their names, 32 digits each. A reader compares each part with its checksum the first time
+that it is read. Files without them, as version 0.1.0 wrote, are taken as they are.
+
 References:
     https://huggingface.co/docs/safetensors: 8 bytes of the header's length, the header as JSON, the data.
 """
@@ -10,13 +14,16 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar, overload
 
 import numpy as np
 
-from qsdm.store.files import StoreError, replace
+from qsdm.graph import canonical
+from qsdm.store.checksum import NUM_DIGITS, checksum
+from qsdm.store.files import StoreError, decode, replace
 
 ITEM_BYTES = {
     "F64": 8,
@@ -30,8 +37,108 @@ ITEM_BYTES = {
     "U8": 1,
     "BOOL": 1,
 }
+NUMPY = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+"""Types as safetensors spells them; numpy has no bfloat16."""
 
+CHECKSUMS = "xxh3_128"
+_CHUNK_BYTES = 1 << 18  # hashed while it is still in the cores' caches
+
+T = TypeVar("T")
 Part = tuple[str, tuple[int, ...]]  # a type as safetensors spells it, and a shape
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One part as the header describes it.
+
+    Attributes:
+        data_offsets: its first byte and one after its last, counted from the end of the header.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        start, stop = self.data_offsets
+        if min(self.shape, default=0) < 0 or not 0 <= start <= stop:
+            raise ValueError(f"the shape {self.shape} or the place {self.data_offsets} is negative")
+        item = ITEM_BYTES.get(self.dtype)
+        if item is not None and stop - start != math.prod(self.shape) * item:
+            raise ValueError(
+                f"{self.dtype} of shape {self.shape} does not take {stop - start} bytes"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a safetensors file says of itself.
+
+    Attributes:
+        parts: by name.
+        metadata: texts by name, without the checksums.
+        start: of the data, in bytes from the beginning of the file.
+        checksums: by name; empty if the file carries none.
+    """
+
+    parts: Mapping[str, Entry]
+    metadata: Mapping[str, str]
+    start: int
+    checksums: Mapping[str, str] = field(default_factory=dict)
+
+    def check(self, key: str, data: bytes | memoryview) -> None:
+        """Compare a part's bytes with its checksum, if there is one.
+
+        Raises:
+            ValueError: they differ.
+        """
+        if key in self.checksums and checksum(data) != self.checksums[key]:
+            raise ValueError(f"its part {key!r} is not as it was written")
+
+
+def read_header(path: Path) -> Header:
+    """The header of a whole safetensors file.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it is cut short, damaged, or no safetensors file.
+    """
+    with path.open("rb") as file:
+        size, length = path.stat().st_size, file.read(8)
+        start = 8 + struct.unpack("<Q", length)[0] if len(length) == 8 else 0
+        if not 8 < start <= size:
+            raise ValueError("it has no header of safetensors")
+        raw = decode(file.read(start - 8), dict[str, Any])
+    metadata = decode(raw.pop("__metadata__", {}), dict[str, str])
+    parts = decode(raw, dict[str, Entry])
+    end = max((entry.data_offsets[1] for entry in parts.values()), default=0)
+    if size != start + end:
+        raise ValueError(f"wanted {start + end} bytes, got {size}")
+    digits = metadata.pop(CHECKSUMS, None)
+    if digits is None:
+        return Header(parts, metadata, start)
+    names = sorted(parts)
+    own, *others = (digits[i : i + NUM_DIGITS] for i in range(0, len(digits), NUM_DIGITS))
+    if len(others) != len(names) or own != _header_checksum(parts, metadata):
+        raise ValueError("its header is not as it was written")
+    return Header(parts, metadata, start, dict(zip(names, others, strict=True)))
+
+
+def _header_checksum(parts: Mapping[str, Entry], metadata: Mapping[str, str]) -> str:
+    places = {
+        name: [entry.dtype, *entry.shape, *entry.data_offsets] for name, entry in parts.items()
+    }
+    return checksum(canonical([places, dict(metadata)]))
 
 
 class TensorFile:
@@ -44,71 +151,149 @@ class TensorFile:
     """
 
     def __init__(self, path: Path, parts: Mapping[str, Part], metadata: Mapping[str, str]) -> None:
-        header: dict[str, object] = {"__metadata__": dict(metadata)}
-        self._places: dict[str, int] = {}
+        self._parts: dict[str, Entry] = {}
         end = 0
         # Large types first: then all are aligned.
         for key in sorted(parts, key=lambda key: (-ITEM_BYTES[parts[key][0]], key)):
             dtype, shape = parts[key]
             start, end = end, end + math.prod(shape) * ITEM_BYTES[dtype]
-            header[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
-            self._places[key] = start
+            self._parts[key] = Entry(dtype, tuple(shape), (start, end))
+        self._metadata = dict(metadata)
+        self._checksums: dict[str, str] = {}
+        header = self._header()
+        self._start = len(header)
+        self._file = path.open("w+b")
+        self._file.write(header)
+        self._file.truncate(self._start + end)
+
+    def _header(self) -> bytes:
+        """The header's length never depends on what is written yet."""
+        unknown = "0" * NUM_DIGITS
+        digits = _header_checksum(self._parts, self._metadata) + "".join(
+            self._checksums.get(name, unknown) for name in sorted(self._parts)
+        )
+        header: dict[str, object] = {"__metadata__": self._metadata | {CHECKSUMS: digits}}
+        for key, entry in self._parts.items():
+            header[key] = {
+                "dtype": entry.dtype,
+                "shape": list(entry.shape),
+                "data_offsets": list(entry.data_offsets),
+            }
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
-        self._file = path.open("wb")
-        self._file.write(struct.pack("<Q", len(text)) + text)
-        self._start = 8 + len(text)
-        self._file.truncate(self._start + end)
+        return struct.pack("<Q", len(text)) + text
 
     def __enter__(self) -> TensorFile:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
+    def __exit__(self, error: object, *_: object) -> None:
+        with self._file:
+            if error is None:
+                for key, entry in self._parts.items():
+                    if key not in self._checksums:  # written in pieces, or not at all
+                        chunks = _chunks(self._file, self._start, entry)
+                        self._checksums[key] = _checksum_of(chunks)
+                self._file.seek(0)
+                self._file.write(self._header())
 
     def write(self, key: str, data: bytes | memoryview, offset: int = 0) -> None:
         """``offset`` bytes after the part's first."""
-        self._file.seek(self._start + self._places[key] + offset)
+        start, stop = self._parts[key].data_offsets
+        self._file.seek(self._start + start + offset)
         self._file.write(data)
+        self._checksums.pop(key, None)
+        if memoryview(data).nbytes == stop - start:
+            self._checksums[key] = checksum(data)
+
+
+def _chunks(
+    file: BinaryIO, start: int, entry: Entry, into: memoryview | None = None
+) -> Iterator[memoryview]:
+    """The bytes of a part, piece by piece, read into one buffer of its size or into a small one."""
+    left = entry.data_offsets[1] - entry.data_offsets[0]
+    buffer = memoryview(bytearray(min(_CHUNK_BYTES, left))) if into is None else into
+    file.seek(start + entry.data_offsets[0])
+    place = 0
+    while left:
+        size = min(_CHUNK_BYTES, left)
+        chunk = buffer[:size] if into is None else buffer[place : place + size]
+        if not (count := file.readinto(chunk)):  # type: ignore[attr-defined]
+            raise ValueError("it is cut short")
+        yield chunk[:count]
+        left, place = left - count, place + count
+
+
+def _checksum_of(chunks: Iterator[memoryview]) -> str:
+    import xxhash
+
+    state = xxhash.xxh3_128()
+    for chunk in chunks:
+        state.update(chunk)
+    return state.hexdigest()
 
 
 def map_tensor(path: Path, key: str) -> np.ndarray:
-    """One part of a safetensors file, read when it is looked at; changes stay in memory.
+    """One part of a safetensors file, compared with its checksum and mapped; changes stay in memory.
 
     Raises:
-        KeyError, OSError, ValueError: there is no such part, or the file is not complete.
+        KeyError, OSError, ValueError: there is no such part, or the file is damaged.
     """
-    with path.open("rb") as file:
-        length = file.read(8)
-        start = 8 + struct.unpack("<Q", length)[0] if len(length) == 8 else 0
-        if not 8 < start <= path.stat().st_size:
-            raise ValueError("it has no header")
-        entry = json.loads(file.read(start - 8))[key]
-    first, last = entry["data_offsets"]
-    if start + last > path.stat().st_size:
-        raise ValueError("it is cut short")
-    dtype = np.dtype({"U8": np.uint8, "F32": np.float32}[entry["dtype"]])
-    return np.memmap(path, dtype, "c", start + first, tuple(entry["shape"]))
+    header = read_header(path)
+    entry = header.parts[key]
+    if key in header.checksums:
+        with path.open("rb", buffering=0) as file:
+            if _checksum_of(_chunks(file, header.start, entry)) != header.checksums[key]:
+                raise ValueError(f"its part {key!r} is not as it was written")
+    start = header.start + entry.data_offsets[0]
+    return np.memmap(path, np.dtype(NUMPY[entry.dtype]), "c", start, entry.shape)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
     """Arrays by name as safetensors; ``about`` is anything that JSON can hold."""
-    from safetensors.numpy import save
+    names = {np.dtype(kind): name for name, kind in NUMPY.items()}
+    arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
+    parts = {name: (names[array.dtype], array.shape) for name, array in arrays.items()}
 
-    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    data = save(arrays, metadata={"qsdm": json.dumps(about, allow_nan=False)})
-    replace(path, lambda partial: partial.write_bytes(data))
+    def fill(partial: Path) -> None:
+        with TensorFile(partial, parts, {"qsdm": json.dumps(about, allow_nan=False)}) as file:
+            for name, array in arrays.items():
+                file.write(name, array.reshape(-1).view(np.uint8).data)
+
+    replace(path, fill)
 
 
-def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], Any]:
-    """The inverse of `write_tensors`."""
-    from safetensors import SafetensorError, safe_open
+@overload
+def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]: ...
+@overload
+def read_tensors(
+    path: Path, kind: type[T], remedy: str = ...
+) -> tuple[dict[str, np.ndarray], T]: ...
+def read_tensors(
+    path: Path, kind: Any = dict, remedy: str = "remove it and make it again"
+) -> tuple[dict[str, np.ndarray], Any]:
+    """The inverse of `write_tensors`.
 
+    Args:
+        kind: what is known of the arrays, as a type that msgspec can read.
+        remedy: what to do about a damaged file, for the error.
+
+    Raises:
+        StoreError: it is damaged or not ours.
+    """
     try:
-        with safe_open(path, "np") as file:
-            about = json.loads((file.metadata() or {})["qsdm"])
-            return {name: file.get_tensor(name) for name in list(file.keys())}, about
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise StoreError(
-            f"{path} is damaged or not ours ({error}): remove it and make it again"
-        ) from error
+        header = read_header(path)
+        if "qsdm" not in header.metadata:
+            raise ValueError("it lacks what qsdm says of its files")
+        about = decode(header.metadata["qsdm"].encode(), kind)
+        arrays = {}
+        with path.open("rb", buffering=0) as file:
+            for key, entry in header.parts.items():
+                array: np.ndarray = np.empty(entry.shape, NUMPY[entry.dtype])
+                into = array.reshape(-1).view(np.uint8).data
+                found = _checksum_of(_chunks(file, header.start, entry, into))
+                if header.checksums.get(key, found) != found:
+                    raise ValueError(f"its part {key!r} is not as it was written")
+                arrays[key] = array
+        return arrays, about
+    except (OSError, KeyError, ValueError) as error:
+        raise StoreError(f"{path} is damaged or not ours ({error}): {remedy}") from error

@@ -1,0 +1,274 @@
+"""What the JSON artifacts hold, and which command makes each.
+
+`qsdm.graph`, `qsdm.qconfig` and `qsdm.outcome` declare what is a type of their own; the rest stays plain data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NotRequired, TypedDict
+
+from qsdm.graph import SCHEMA as GRAPH_SCHEMA
+from qsdm.graph import Graph
+from qsdm.outcome import Objective
+from qsdm.qconfig import SCHEMA as CONFIGURATION_SCHEMA
+from qsdm.qconfig import QuantConfig
+from qsdm.store.artifacts import Artifact, typed
+from qsdm.store.files import decode
+
+Numbers = dict[str, float | None]
+
+
+class ConfigurationFile(TypedDict):
+    """A `QuantConfig`."""
+
+    schema: str
+    denoiser: str
+    methods: dict[str, str]
+
+
+class Costs(TypedDict):
+    """Of one configuration."""
+
+    avg_bits: float
+    size_bytes: int
+
+
+class Point(Costs):
+    """A predicted configuration: mean over the folds and their standard deviation."""
+
+    predicted: float
+    std: float
+
+
+class FrontPoint(Point):
+    qconfig: ConfigurationFile
+
+
+class Baseline(TypedDict):
+    hypervolume: float
+    points: list[Point]
+
+
+class Front(TypedDict):
+    """search/<space>.json, see `qsdm.search`."""
+
+    denoiser: str
+    space: str
+    objective: dict[str, float]
+    strategy: dict[str, str | float | bool | None]
+    seed: int
+    budget: int
+    kappa: float
+    max_bits: float | None
+    num_evaluations: int
+    points: list[FrontPoint]
+    baselines: dict[str, Baseline]
+    hypervolume: dict[str, float]
+    provenance: NotRequired[dict[str, Any]]
+
+
+class Row(Costs):
+    """One measured configuration of the final table."""
+
+    name: str
+    metrics: Numbers
+    standard_errors: NotRequired[Numbers]
+    num_images: int
+    qconfig: str
+
+
+class Candidate(Row):
+    predicted: float
+
+
+class Summary(TypedDict):
+    """summary.json, see `qsdm.realize`."""
+
+    denoiser: str
+    space: str
+    objective: dict[str, float]
+    max_avg_bits: float
+    num_images: int
+    seed_set: int
+    label_seed_set: int
+    protocol: dict[str, Any]
+    rows: list[Row]
+    candidates: list[Candidate]
+    checkpoint: NotRequired[dict[str, int]]
+    provenance: NotRequired[dict[str, Any]]
+
+
+class Spread(TypedDict):
+    """A score over the folds."""
+
+    mean: float
+    std: float
+    folds: list[float]
+
+
+class Scores(TypedDict):
+    srcc: Spread
+    ndcg_at_10: Spread
+
+
+class Noise(TypedDict):
+    """Of labels, see `qsdm.measurement.labels.noise`."""
+
+    halves: float
+    reliability: float
+    ceiling: float
+    halves_low: NotRequired[float]
+    halves_high: NotRequired[float]
+
+
+class TestSet(TypedDict):
+    seed_set: int
+    num_images: int
+    num_configs: int
+    srcc: dict[str, float]
+    noise: Noise | None
+
+
+class Agreement(TypedDict):
+    """Rank correlation of two test sets' labels."""
+
+    sets: list[tuple[int, int]]
+    srcc: float
+
+
+class TestReport(TypedDict):
+    sets: list[TestSet]
+    between: list[Agreement]
+
+
+class HeldOut(TypedDict):
+    """Digests and labels of the configurations of all folds; the predictions have names of their own."""
+
+    qconfig: list[str]
+    measured: list[float]
+
+
+class PredictorReport(TypedDict):
+    """predictor/<space>/report.json, see `qsdm.train`."""
+
+    denoiser: str
+    space: str
+    objective: dict[str, float]
+    predictor: dict[str, str | float | bool]
+    seed: int
+    seed_set: int
+    protocol: str
+    num_outcomes: int
+    cheap: dict[str, float] | None
+    seconds: float
+    epochs: list[int]
+    scores: dict[str, Scores]
+    noise: Noise | None
+    test: TestReport | None
+    held_out: dict[str, list[str | float]]
+    provenance: NotRequired[dict[str, Any]]
+
+
+class SensitivityFile(TypedDict):
+    """Of one attribution, see `qsdm.sensitivity.Sensitivity`."""
+
+    weights: list[str]
+    methods: list[str]
+    scores: list[list[float | None]]
+    attribution: str
+    faithfulness: dict[str, float]
+
+
+class Intervention(TypedDict):
+    """A weight that was quantized alone: harm as measured and as attributed."""
+
+    weight: str
+    method: str
+    measured: float
+    integrated_gradients: float
+
+
+class Group(TypedDict):
+    """A role, an op or a block, see `qsdm.sensitivity.tables.table`."""
+
+    name: str
+    num_weights: int
+    share_of_values: float
+    integrated_gradients: float
+    per_weight: float
+    to_full: float
+    from_full: float
+    hops: float
+
+
+class Completeness(TypedDict):
+    harm: float
+    gap: float
+
+
+class FullPrecision(TypedDict):
+    """Labels of full precision."""
+
+    predicted: float
+    measured: float | None
+
+
+class Sensitivities(TypedDict):
+    """sensitivity/<space>.json, see `qsdm.attribute`."""
+
+    denoiser: str
+    space: str
+    objective: dict[str, float]
+    attribution: dict[str, int]
+    sensitivities: dict[str, SensitivityFile]
+    hops: dict[str, dict[str, float]]
+    interventions: list[Intervention]
+    tables: dict[str, list[Group]]
+    completeness: Completeness
+    full_precision: FullPrecision
+    provenance: NotRequired[dict[str, Any]]
+
+
+def _front(data: Any) -> Front:
+    front = decode(data, Front)
+    for place, point in enumerate(front["points"]):
+        _named(f"$.points[{place}].qconfig", QuantConfig.from_json, point["qconfig"])
+    _named("$.objective", Objective, front["objective"])
+    return front
+
+
+def _sensitivities(data: Any) -> Sensitivities:
+    found = decode(data, Sensitivities)
+    for name, one in found["sensitivities"].items():
+        shape = {len(row) for row in one["scores"]}
+        if len(one["scores"]) != len(one["weights"]) or shape - {len(one["methods"])}:
+            raise ValueError(
+                f"wanted a score of each of {len(one['weights'])} weights and {len(one['methods'])} "
+                f"methods at `$.sensitivities.{name}.scores`"
+            )
+    return found
+
+
+def _report(data: Any) -> PredictorReport:
+    report = decode(data, PredictorReport)
+    decode(report["held_out"], HeldOut)
+    lengths = {name: len(values) for name, values in report["held_out"].items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"wanted lists of one length at `$.held_out`, got {lengths}")
+    return report
+
+
+def _named(path: str, build: Callable[[Any], object], data: object) -> None:
+    try:
+        build(data)
+    except ValueError as error:
+        raise ValueError(f"{error} at `{path}`") from error
+
+
+GRAPH = Artifact(GRAPH_SCHEMA, "trace", Graph.from_json)
+CHOSEN = Artifact(CONFIGURATION_SCHEMA, "realize", QuantConfig.from_json, by_hand=True)
+FRONT = Artifact("qsdm/front/1", "search", _front)
+SUMMARY: Artifact[Summary] = Artifact("qsdm/summary/1", "realize", typed(Summary))
+REPORT = Artifact("qsdm/predictor-report/1", "train", _report)
+SENSITIVITIES = Artifact("qsdm/sensitivities/1", "attribute", _sensitivities)
