@@ -53,7 +53,12 @@ class _StagesFile(TypedDict):
     stages: dict[str, StageEntry]
 
 
-STAGES = Artifact("qsdm/stages/1", "qsdm", lambda data: decode(data, _StagesFile)["stages"])
+STAGES = Artifact(
+    "qsdm/stages/1",
+    "qsdm",
+    lambda data: decode(data, _StagesFile)["stages"],
+    unversioned=lambda data: {"stages": data},
+)
 
 
 @dataclass(frozen=True, slots=True)

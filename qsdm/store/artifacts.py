@@ -30,12 +30,14 @@ class Artifact(Generic[T]):
         command: that makes it.
         build: what the file holds => what it means; raises ValueError.
         by_hand: whether users may change it, so that another checksum is told, but no error.
+        unversioned: what version 0.1.0 wrote without a schema => what ``build`` takes.
     """
 
     schema: str
     command: str
     build: Callable[[Any], T]
     by_hand: bool = False
+    unversioned: Callable[[dict[str, Any]], dict[str, Any]] | None = None
 
     def read(self, path: Path, denoiser: str = "") -> T:
         """What ``path`` holds.
@@ -60,6 +62,8 @@ class Artifact(Generic[T]):
         data = decode(text, object)
         if not isinstance(data, dict):
             raise ValueError(f"wanted an object, got {type(data).__name__}")
+        if self.unversioned is not None and "schema" not in data:
+            data = {"schema": self.schema, **self.unversioned(data)}
         if data.get("schema") != self.schema:
             raise ValueError(f"wanted schema {self.schema!r}, got {data.get('schema')!r}")
         found = self.build({key: value for key, value in data.items() if key != KEY})
