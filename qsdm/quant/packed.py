@@ -9,54 +9,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from qsdm.graph import Graph, Weight
-from qsdm.qconfig import OutsideSpace, QuantConfig, QuantMethod
+from qsdm.qconfig import QuantMethod
 from qsdm.quant import kernels
-from qsdm.quant.fitting import dequantize, fit, layout, table
+from qsdm.quant.fitting import dequantize, layout, table
 from qsdm.quant.full import dtype_of
 from qsdm.quant.quantized import Quantized
-from qsdm.quant.swap import sliced
-
-
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """What becomes of one weight: some input channels of a parameter, and of the parameters tied to it."""
-
-    weight: Weight
-    method: QuantMethod
-
-    @property
-    def parameters(self) -> tuple[str, ...]:
-        return self.weight.parameter, *self.weight.ties
-
-
-def slices(graph: Graph, qconfig: QuantConfig, full_bits: int = 16) -> list[Slice]:
-    """The slices of every parameter that the configuration quantizes, in order of their input channels.
-
-    A slice at full precision beside a quantized one is kept in ``full_bits``.
-
-    Raises:
-        OutsideSpace: the configuration names a weight that the graph has not.
-    """
-    if odd := set(qconfig.methods) - {weight.name for weight in graph.weights}:
-        raise OutsideSpace(f"the graph of {graph.denoiser!r} has no weight {min(odd)!r}")
-    full = QuantMethod("fp", full_bits)
-    methods = {weight.name: qconfig.methods.get(weight.name, full) for weight in graph.weights}
-    changed = {weight.parameter for weight in graph.weights if not methods[weight.name].is_full}
-    found = [
-        Slice(weight, methods[weight.name])
-        for weight in graph.weights
-        if weight.parameter in changed
-    ]
-    return sorted(found, key=lambda one: one.weight.start)
 
 
 class PackedWeight(nn.Module):
@@ -172,6 +136,9 @@ _READ_ONLY = (
     "a packed weight cannot be written to, an adapter cannot be merged into it: keep the adapter beside it, "
     "or merge it into the full-precision weights and quantize these"
 )
+_NO_VALUES = (
+    "a packed weight takes no other values: load them into qsdm.checkpoint.dequantized(denoiser)"
+)
 _WRITING = {
     "__setitem__",
     "__iadd__",
@@ -193,7 +160,7 @@ class PackedLayer(nn.Module):
         """With a layer's options, as peft makes layers of the class that it adapts: a plain layer."""
         if not (args or kwargs):
             return super().__new__(cls)
-        return next(plain for plain, packed in _PACKED.items() if packed is cls)(*args, **kwargs)
+        return next(plain for plain, packed in PACKED.items() if packed is cls)(*args, **kwargs)
 
     @classmethod
     def of(cls, layer: Any, parts: Iterable[PackedWeight]) -> Any:
@@ -214,6 +181,41 @@ class PackedLayer(nn.Module):
     @property
     def weight(self) -> torch.Tensor:
         return self.decoded().as_subclass(Decoded)
+
+    def plain(self, weight: nn.Parameter) -> nn.Module:
+        """The inverse of `of`: the layer of torch, with ``weight``."""
+        kind = next(plain for plain, packed in PACKED.items() if packed is type(self))
+        made = kind.__new__(kind)
+        nn.Module.__init__(made)
+        own = {"_parameters", "_buffers", "_modules", "compute_dtype"}
+        made.__dict__.update({key: value for key, value in vars(self).items() if key not in own})
+        made.register_parameter("weight", weight)
+        made.register_parameter("bias", self.bias)
+        return made
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Takes packed parts. Values of a plain layer would be ignored, without a word unless strict."""
+        if f"{prefix}weight" in state_dict:
+            error_msgs.append(f"{prefix}weight: {_NO_VALUES}")
+        else:
+            super()._load_from_state_dict(
+                state_dict,
+                prefix,
+                local_metadata,
+                strict,
+                missing_keys,
+                unexpected_keys,
+                error_msgs,
+            )
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
         self.compute_dtype = fn(torch.empty(0, dtype=self.compute_dtype)).dtype
@@ -240,101 +242,9 @@ class PackedConv3d(PackedLayer, nn.Conv3d):  # type: ignore[misc,override]
         return self._conv_forward(input, self.decoded(), self.bias)
 
 
-_PACKED: dict[type[nn.Module], type[PackedLayer]] = {
+PACKED: dict[type[nn.Module], type[PackedLayer]] = {
     nn.Linear: PackedLinear,
     nn.Conv1d: PackedConv1d,
     nn.Conv2d: PackedConv2d,
     nn.Conv3d: PackedConv3d,
 }
-
-
-def pack(
-    module: nn.Module,
-    graph: Graph,
-    qconfig: QuantConfig,
-    quantized: Callable[[str, QuantMethod], Quantized] | None = None,
-    full_bits: int = 16,
-) -> nn.Module:
-    """Replaces every layer that the configuration quantizes by a packed one, in place; ``module`` is returned.
-
-    What diffusers' ``save_pretrained`` would write of it loads with random weights, so that is refused: files are
-    written by `qsdm.checkpoint.save_quantized`.
-
-    Args:
-        quantized: (weight's name, method) => its quantized values, from `PackedWeights.quantized`. None: fitted now.
-
-    Raises:
-        OutsideSpace: the configuration names a weight that the graph has not.
-        ValueError: the module is not the graph's, or a layer is of a class that has no packed form.
-    """
-    plan = slices(graph, qconfig, full_bits)
-    fitted: dict[str, Quantized] = {}
-    for one in plan:
-        name, method = one.weight.name, one.method
-        if quantized is None or method.is_full:
-            fitted[name] = fit(
-                sliced(module.get_parameter(one.weight.parameter), one.weight), method
-            )
-        else:
-            fitted[name] = quantized(name, method)
-    replace_layers(module, plan, lambda one: PackedWeight.of(fitted[one.weight.name]))
-    if hasattr(module, "save_pretrained"):
-        module.save_pretrained = _refuse_to_save  # type: ignore[assignment]
-    return module
-
-
-def _refuse_to_save(*_: Any, **__: Any) -> None:
-    raise RuntimeError(
-        "a denoiser that was packed in memory would be saved without its configuration and load with random weights: "
-        "call qsdm.checkpoint.save_quantized on the full-precision pipeline"
-    )
-
-
-def replace_layers(
-    module: nn.Module, plan: Iterable[Slice], made: Callable[[Slice], PackedWeight]
-) -> None:
-    """Puts packed layers in the place of those whose parameters the plan names, wherever they occur in ``module``."""
-    parts: dict[int, list[PackedWeight]] = {}
-    for one in plan:
-        try:  # tied names may mean one parameter, which is packed once
-            owners = {id(module.get_parameter(name)) for name in one.parameters}
-        except AttributeError as error:
-            raise ValueError(f"{error}: the module is not the traced denoiser") from error
-        for owner in owners:
-            parts.setdefault(owner, []).append(made(one))
-    packed: dict[int, nn.Module] = {}
-    for parent, name, layer in list(_children(module)):
-        if (own := parts.get(id(layer._parameters.get("weight")))) is None:
-            continue
-        if id(layer) not in packed:
-            if type(layer) not in _PACKED:
-                raise ValueError(
-                    f"{name!r} is a {type(layer).__name__}, which has no packed form: leave it at full precision"
-                )
-            shape = tuple(layer.get_parameter("weight").shape)
-            if sum(part.shape[1] for part in own) != shape[1] or own[0].shape[0] != shape[0]:
-                raise ValueError(
-                    f"wanted slices of {shape} for {name!r} (got {[part.shape for part in own]}): "
-                    "the module is not the traced denoiser"
-                )
-            packed[id(layer)] = _PACKED[type(layer)].of(layer, own)
-        parent._modules[name] = packed[id(layer)]
-
-
-def _children(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
-    for parent in module.modules():
-        for name, child in parent._modules.items():
-            if child is not None:
-                yield parent, name, child
-
-
-def state_names(plan: Iterable[Slice]) -> Mapping[str, Slice]:
-    """``path.packed.K`` in the state dict => its slice."""
-    count: dict[str, int] = {}
-    found = {}
-    for one in plan:
-        for name in one.parameters:
-            k = count.get(name, 0)
-            count[name] = k + 1
-            found[f"{name.removesuffix('.weight')}.packed.{k}"] = one
-    return found

@@ -9,13 +9,21 @@ import pytest
 import torch
 
 from qsdm import cost
-from qsdm.checkpoint import CheckpointError, contents, load_quantized, save_denoiser, save_quantized
+from qsdm.checkpoint import (
+    CheckpointError,
+    contents,
+    dequantized,
+    load_quantized,
+    save_denoiser,
+    save_quantized,
+)
 from qsdm.denoisers import Model, load_pipeline
 from qsdm.graph import Graph, Node, Op, Weight
 from qsdm.measurement.evaluator import compute_in
 from qsdm.qconfig import QuantConfig, QuantMethod, SpaceSpec
 from qsdm.quant.fitting import dequantize, fit
-from qsdm.quant.packed import PackedLayer, pack
+from qsdm.quant.packed import PackedLayer
+from qsdm.quant.packed_model import pack
 from qsdm.quant.swap import quantized, sliced
 from qsdm.trace import trace
 
@@ -134,6 +142,60 @@ def test_a_loaded_pipeline_saves_again_as_it_is(saved, tmp_path: Path) -> None:
     pipeline = load_quantized(saved[2])
     pipeline.save_pretrained(tmp_path)
     assert torch.equal(latents(load_quantized(tmp_path)), latents(pipeline))
+
+
+RESAVED = {"in shards": {"max_shard_size": "20KB"}, "as a variant": {"variant": "fp16"}}
+RESAVED["a variant in shards"] = RESAVED["in shards"] | RESAVED["as a variant"]
+
+
+@pytest.mark.parametrize("how", RESAVED)
+def test_what_diffusers_saves_again_loads(saved, tmp_path: Path, how: str) -> None:
+    pipeline = load_quantized(saved[2])
+    pipeline.save_pretrained(tmp_path, **RESAVED[how])
+    variant = RESAVED[how].get("variant")
+    files = sorted((tmp_path / "unet").glob("*.safetensors"))
+    assert (len(files) > 1) == ("shards" in how)
+    again = load_quantized(tmp_path, variant=variant)
+    assert torch.equal(latents(again), latents(pipeline))
+    here, before = contents(tmp_path, variant), saved[3]
+    assert here.packed_bytes == before.packed_bytes
+    assert set(here.plain) == set(before.plain)
+    assert here.total_bytes == sum(file.stat().st_size for file in files)
+    if variant:
+        with pytest.raises(CheckpointError, match="give variant='fp16'"):
+            load_quantized(tmp_path)
+        with pytest.raises(CheckpointError, match="give variant='fp16'"):
+            contents(tmp_path)
+
+
+def test_the_index_decides_over_a_file_beside_it(saved, tmp_path: Path) -> None:
+    """As in diffusers."""
+    pipeline = load_quantized(saved[2])
+    pipeline.save_pretrained(tmp_path, max_shard_size="20KB")
+    single = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    single.write_bytes(b"left over from an earlier save")
+    assert torch.equal(latents(load_quantized(tmp_path)), latents(pipeline))
+    assert contents(tmp_path).packed_bytes == saved[3].packed_bytes
+
+
+def test_a_missing_shard_is_named(saved, tmp_path: Path) -> None:
+    load_quantized(saved[2]).save_pretrained(tmp_path, max_shard_size="20KB")
+    shard = sorted((tmp_path / "unet").glob("*.safetensors"))[1]
+    shard.unlink()
+    for read in (load_quantized, contents):
+        with pytest.raises(CheckpointError, match=shard.name):
+            read(tmp_path)
+
+
+def test_a_save_into_a_folder_of_shards_is_what_loads(
+    saved, tiny_model: Model, tmp_path: Path
+) -> None:
+    graph, qconfig, path, _ = saved
+    load_quantized(path).unet.save_pretrained(tmp_path, max_shard_size="20KB")
+    other = QuantConfig(qconfig.denoiser, dict.fromkeys(qconfig.methods, UAQ4))
+    save_denoiser(load_pipeline(tiny_model, dtype="float16").unet, graph, other, tmp_path)
+    layer = next(m for m in load_quantized(tmp_path).modules() if isinstance(m, PackedLayer))
+    assert layer.packed[0].method == UAQ4
 
 
 def test_a_denoiser_alone(saved, tiny_model: Model, tmp_path: Path) -> None:
@@ -266,6 +328,70 @@ def test_the_shipped_pipeline_draws_the_same_pictures_bit_for_bit(
     assert not np.array_equal(full, wanted)
 
 
+@pytest.mark.parametrize("dtype", [None, torch.float32], ids=str)
+@pytest.mark.parametrize("how", ["ours", "diffusers"])
+def test_dequantized_is_a_plain_denoiser_with_the_same_values(
+    saved, tmp_path: Path, dtype: torch.dtype | None, how: str
+) -> None:
+    import diffusers
+
+    packed = load_quantized(saved[2], torch.bfloat16 if dtype is None else dtype)
+    before = latents(packed, packed.unet.dtype)
+    if how == "ours":
+        plain = dequantized(packed.unet, dtype)
+        assert any(isinstance(layer, PackedLayer) for layer in packed.unet.modules())
+    else:
+        plain = packed.unet.dequantize()
+    assert not any(isinstance(layer, PackedLayer) for layer in plain.modules())
+    assert {parameter.dtype for parameter in plain.parameters()} == {dtype or torch.bfloat16}
+    packed.unet = plain
+    assert torch.equal(latents(packed, plain.dtype), before)
+    plain.save_pretrained(tmp_path)
+    assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
+    again = diffusers.UNet2DConditionModel.from_pretrained(tmp_path, dtype=plain.dtype)
+    state = again.state_dict()
+    assert set(state) == set(plain.state_dict())
+    assert all(torch.equal(state[name], tensor) for name, tensor in plain.state_dict().items())
+
+
+def test_dequantized_decodes_to_the_type_that_it_is_asked_for(saved) -> None:
+    """Not to 16 bit first."""
+    path = saved[2]
+    narrow = dequantized(load_quantized(path, torch.bfloat16).unet, torch.float32)
+    wide = dequantized(load_quantized(path).unet)
+    name = next(
+        n for n, m in load_quantized(path).unet.named_modules() if isinstance(m, PackedLayer)
+    )
+    assert torch.equal(narrow.get_submodule(name).weight, wide.get_submodule(name).weight)
+
+
+def test_what_is_plain_already_is_not_dequantized(tiny_model: Model) -> None:
+    with pytest.raises(ValueError, match="plain already"):
+        dequantized(load_pipeline(tiny_model).unet)
+
+
+def test_what_was_packed_in_memory_saves_once_dequantized(
+    saved, tiny_model: Model, tmp_path: Path
+) -> None:
+    graph, qconfig, _, _ = saved
+    denoiser = pack(load_pipeline(tiny_model).unet, graph, qconfig)
+    dequantized(denoiser).save_pretrained(tmp_path)
+    assert list(tmp_path.glob("*.safetensors"))
+    with pytest.raises(RuntimeError):
+        denoiser.save_pretrained(tmp_path)
+
+
+def test_a_cast_pipeline_is_one_loaded_in_that_type(saved) -> None:
+    cast, loaded = (
+        load_quantized(saved[2]).to(torch.bfloat16),
+        load_quantized(saved[2], torch.bfloat16),
+    )
+    assert torch.equal(latents(cast, torch.bfloat16), latents(loaded, torch.bfloat16))
+    for name, tensor in load_quantized(saved[2]).unet.state_dict().items():
+        if ".packed." in name:
+            assert torch.equal(cast.unet.state_dict()[name], tensor)
+
+
 def damage(path: Path, kind: str) -> None:
     file, config = (
         path / "unet" / "diffusion_pytorch_model.safetensors",
@@ -306,10 +432,10 @@ def damage(path: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
-        ("truncated", "no whole checkpoint"),
+        ("truncated", "no complete checkpoint"),
         ("a flipped byte", "digest"),
-        ("foreign weights", "no whole checkpoint"),
-        ("no weights", "no whole checkpoint"),
+        ("foreign weights", "no complete checkpoint"),
+        ("no weights", "no complete checkpoint"),
         ("not quantized", "no quantized checkpoint"),
         ("weights of a wrong kind", "lists no packed weights"),
         ("weights with odd fields", "lists no packed weights"),

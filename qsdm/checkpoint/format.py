@@ -1,0 +1,148 @@
+"""What a packed denoiser's directory holds, and how to read it: weight files, their headers, the packed weights' list.
+
+config.json                                 as diffusers writes it, with a ``quantization_config`` of ours
+diffusion_pytorch_model[.VARIANT].safetensors, or the shards that ...safetensors.index[.VARIANT].json lists
+    path.packed.K.codes, .scale, ...        the K-th input slice of a quantized weight
+    everything else                         biases, norms, weights at full precision, as they were
+    metadata                                the configuration as JSON
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qsdm.graph import Weight
+from qsdm.qconfig import QuantConfig, QuantMethod
+from qsdm.quant.packed_model import Slice
+from qsdm.store import StoreError
+from qsdm.store.files import read_json
+
+SCHEMA = "qsdm/checkpoint/1"
+QUANT_METHOD = "qsdm"
+STEM = "diffusion_pytorch_model"
+FILE = f"{STEM}.safetensors"
+
+
+class CheckpointError(StoreError):
+    """A checkpoint is damaged, truncated or not ours; the message says what to do."""
+
+
+def file_metadata(qconfig: QuantConfig) -> dict[str, str]:
+    """What a denoiser's file says of itself."""
+    return {"qsdm": json.dumps({"schema": SCHEMA, "qconfig": qconfig.to_json()})}
+
+
+def plan_of(weights: list[Mapping[str, Any]]) -> list[Slice]:
+    """The slices that a ``quantization_config`` lists, in order of their input channels.
+
+    Raises:
+        CheckpointError: it lists something else.
+    """
+    plan = []
+    try:
+        for entry in weights:
+            fields = {key: value for key, value in entry.items() if key != "method"}
+            weight = Weight(
+                **fields | {"shape": tuple(fields["shape"]), "ties": tuple(fields["ties"])}
+            )
+            if not all(
+                isinstance(name, str) for name in (weight.name, weight.parameter, *weight.ties)
+            ):
+                raise TypeError("a name is not a string")
+            plan.append(Slice(weight, QuantMethod.parse(entry["method"])))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"config.json lists no packed weights of ours ({error}): copy it again"
+        ) from error
+    return plan
+
+
+def component_folder(path: Path) -> Path:
+    """The directory of the packed denoiser: ``path`` itself or one in it.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    children = sorted(child for child in path.iterdir() if child.is_dir()) if path.is_dir() else ()
+    for folder in (path, *children):
+        config = folder / "config.json"
+        if not config.is_file():
+            continue
+        try:
+            about = json.loads(config.read_text(encoding="utf-8")).get("quantization_config") or {}
+            if about.get("quant_method") == QUANT_METHOD and "weights" in about:
+                return folder
+        except (ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"{config} cannot be read as JSON ({error}): copy it again"
+            ) from error
+    raise CheckpointError(
+        f"no quantized checkpoint in {path}: "
+        "wanted a directory that save_quantized or python -m qsdm.realize wrote"
+    )
+
+
+def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
+    """The files that diffusers reads the denoiser from: an index decides if there is one, else one file.
+
+    Raises:
+        CheckpointError: the index cannot be read or names files that are missing, or there is no such file.
+    """
+    infix = f".{variant}" if variant else ""
+    index, single = folder / f"{FILE}.index{infix}.json", folder / f"{STEM}{infix}.safetensors"
+    if not index.exists():
+        if single.exists():
+            return [single]
+        others = sorted(saved_variants(folder) - {variant}, key=str)
+        remedy = f"give variant={others[0]!r}" if others else "copy or save the checkpoint again"
+        raise CheckpointError(
+            f"no complete checkpoint in {folder}: wanted {single.name} or {index.name}; {remedy}"
+        )
+    try:
+        names = sorted(set(read_json(index)["weight_map"].values()))
+        shards = [folder / name for name in names]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{index} lists no shards ({error}): copy it again") from error
+    for shard in shards:
+        if shard.parent != folder or not shard.is_file():
+            raise CheckpointError(
+                f"{index} names {shard.name!r}, which is missing: copy the shard into {folder}, "
+                "or remove the index if it is left over from an earlier save"
+            )
+    return shards
+
+
+def saved_variants(folder: Path) -> set[str | None]:
+    """The variants that a directory holds weights of; None stands for weights without one."""
+    index = rf"{re.escape(FILE)}\.index(?:\.(?P<index>[^.]+))?\.json"
+    file = rf"{STEM}(?:\.(?P<file>[^.]+?))?(?:-\d+-of-\d+)?\.safetensors"
+    names = (re.fullmatch(f"{index}|{file}", path.name) for path in folder.glob(f"{STEM}*"))
+    return {name["index"] or name["file"] for name in names if name}
+
+
+def header(file: Path) -> tuple[dict[str, Any], int]:
+    """Parts of a safetensors file by name, and how many bytes of data they take.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, or no checkpoint of ours.
+    """
+    try:
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            if not 0 < length < file.stat().st_size:
+                raise ValueError("its header is longer than the file")
+            parts = json.loads(opened.read(length))
+        if json.loads(parts.pop("__metadata__")["qsdm"])["schema"] != SCHEMA:
+            raise ValueError(f"its schema is not {SCHEMA}")
+        data = max((entry["data_offsets"][1] for entry in parts.values()), default=0)
+        if file.stat().st_size != 8 + length + data:
+            raise ValueError(f"wanted {8 + length + data} bytes, got {file.stat().st_size}")
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{file} is no complete checkpoint of ours ({error}): copy or save it again"
+        ) from error
+    return parts, data

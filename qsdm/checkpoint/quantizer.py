@@ -1,0 +1,171 @@
+"""How diffusers' ``from_pretrained`` and ``save_pretrained`` handle a packed denoiser; imported with diffusers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from enum import Enum
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import FrozenDict
+from diffusers.quantizers import auto
+from diffusers.quantizers.base import DiffusersQuantizer
+from diffusers.quantizers.quantization_config import QuantizationConfigMixin
+from torch import nn
+
+from qsdm.checkpoint.format import (
+    QUANT_METHOD,
+    SCHEMA,
+    CheckpointError,
+    file_metadata,
+    plan_of,
+)
+from qsdm.qconfig import QuantConfig
+from qsdm.quant.packed import PackedLayer, PackedWeight
+from qsdm.quant.packed_model import replace_layers, state_names, unpack
+
+
+class QuantMethodName(str, Enum):  # noqa: UP042 (diffusers wants a str with .value)
+    """How diffusers names our format in a config."""
+
+    QSDM = QUANT_METHOD
+
+
+class QsdmConfig(QuantizationConfigMixin):
+    """The ``quantization_config`` of a checkpoint.
+
+    Args:
+        weights: what is packed, as `qsdm.checkpoint.format.plan_of` reads it.
+        version: the schema.
+        others: further fields; ``denoiser`` is kept.
+    """
+
+    def __init__(
+        self, weights: list[Mapping[str, Any]], version: str = SCHEMA, **others: Any
+    ) -> None:
+        if version != SCHEMA:
+            raise CheckpointError(
+                f"wanted a checkpoint of schema {SCHEMA!r} (got {version!r}): save it again"
+            )
+        self.quant_method = QuantMethodName.QSDM  # type: ignore[assignment]
+        self.weights, self.version = weights, version
+        self.denoiser = others.get("denoiser", "")
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**self.__dict__, "quant_method": QUANT_METHOD}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        return self.to_dict()
+
+    def metadata(self) -> dict[str, str]:
+        """Of the denoiser's file."""
+        methods = {
+            one.weight.name: one.method for one in plan_of(self.weights) if one.method.name != "fp"
+        }
+        return file_metadata(QuantConfig(self.denoiser, methods))
+
+
+class QsdmQuantizer(DiffusersQuantizer):
+    """Puts packed layers into a denoiser without weights, and fills them as they were stored."""
+
+    use_keep_in_fp32_modules = True
+
+    @property
+    def is_serializable(self) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return False
+
+    @property
+    def is_compileable(self) -> bool:
+        return True
+
+    def check_if_quantized_param(
+        self, model: nn.Module, param_value: Any, param_name: str, *_: Any, **__: Any
+    ) -> bool:
+        return ".packed." in param_name
+
+    def create_quantized_param(  # type: ignore[override]
+        self,
+        model: nn.Module,
+        param_value: Any,
+        param_name: str,
+        target_device: Any,
+        state_dict: Mapping[str, torch.Tensor],
+        *_: Any,
+        **__: Any,
+    ) -> None:
+        owner, _dot, buffer = param_name.rpartition(".")
+        try:
+            expected = model.get_submodule(owner)._buffers[buffer]
+        except (AttributeError, KeyError):
+            expected = None
+        # ``param_value`` was cast to the type that the denoiser computes in
+        stored = state_dict[param_name]
+        if expected is None or (stored.shape, stored.dtype) != (expected.shape, expected.dtype):
+            wanted = "nothing" if expected is None else f"{expected.dtype} {tuple(expected.shape)}"
+            raise CheckpointError(
+                f"config.json describes {wanted} at {param_name!r}, the file holds "
+                f"{stored.dtype} {tuple(stored.shape)}: config.json is of another checkpoint"
+            )
+        model.get_submodule(owner)._buffers[buffer] = stored.to(target_device)
+
+    def get_state_dict_and_metadata(
+        self, state_dict: dict[str, Any], safe_serialization: bool = False
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        if any(".base_layer." in name for name in state_dict):
+            raise CheckpointError(
+                "the denoiser carries adapters, which its file cannot hold: save them separately "
+                "and unload them (save_lora_weights, unload_lora_weights), then save the pipeline"
+            )
+        config = self.quantization_config
+        for prefix in state_names(plan_of(config.weights)):  # type: ignore[attr-defined]
+            if f"{prefix}.codes" not in state_dict:
+                raise CheckpointError(
+                    f"the layer {prefix.partition('.packed.')[0]!r} is no longer packed, as after "
+                    "a Control LoRA that widened it: load the checkpoint again and save that, or "
+                    "save qsdm.checkpoint.dequantized(denoiser), which is not packed"
+                )
+        return state_dict, config.metadata()  # type: ignore[attr-defined]
+
+    def update_missing_keys(
+        self, model: nn.Module, missing_keys: list[str], prefix: str
+    ) -> list[str]:
+        if missing_keys:  # diffusers would leave them as they are: without values
+            raise CheckpointError(
+                f"the checkpoint lacks {missing_keys[0]!r}: it is truncated or of another model"
+            )
+        return missing_keys
+
+    def _process_model_before_weight_loading(
+        self, model: nn.Module, keep_in_fp32_modules: Iterable[str] = (), **kwargs: Any
+    ) -> None:
+        # The skeleton has the type that it computes in, and its layers hand it on to the packed ones.
+        plan = plan_of(self.quantization_config.weights)  # type: ignore[attr-defined]
+        replace_layers(model, plan, lambda one: PackedWeight(one.method, one.weight.shape))
+        for name, layer in model.named_modules():
+            if isinstance(layer, PackedLayer) and not set(keep_in_fp32_modules).isdisjoint(
+                name.split(".")
+            ):
+                layer.compute_dtype = torch.float32
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
+        # diffusers refuses ``.to(dtype)``, and with it IP-Adapters, for models that it holds to be
+        # quantized. Packed layers can be cast: their codes stay, their weights decode to ``dtype``.
+        model.is_quantized = False  # type: ignore[assignment]
+
+    def _dequantize(self, model: nn.Module) -> nn.Module:
+        unpack(model)
+        model._internal_dict = FrozenDict(  # type: ignore[assignment]
+            {k: v for k, v in dict(model.config).items() if k != "quantization_config"}  # type: ignore[arg-type]
+        )
+        model.quantization_method = None  # type: ignore[assignment]
+        return model
+
+
+def register() -> None:
+    """Teaches diffusers' ``from_pretrained`` our format."""
+    auto.AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = QsdmConfig
+    auto.AUTO_QUANTIZER_MAPPING[QUANT_METHOD] = QsdmQuantizer

@@ -1,0 +1,168 @@
+"""A denoiser's layers replaced by packed ones, as a configuration says, and by plain ones again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from qsdm.graph import Graph, Weight
+from qsdm.qconfig import OutsideSpace, QuantConfig, QuantMethod
+from qsdm.quant.fitting import fit
+from qsdm.quant.packed import PACKED, PackedLayer, PackedWeight
+from qsdm.quant.packed_state import stored_state, values_of_part
+from qsdm.quant.quantized import Quantized
+from qsdm.quant.swap import sliced
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """What becomes of one weight: some input channels of a parameter, and of the parameters tied to it."""
+
+    weight: Weight
+    method: QuantMethod
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        return self.weight.parameter, *self.weight.ties
+
+
+def slices(graph: Graph, qconfig: QuantConfig, full_bits: int = 16) -> list[Slice]:
+    """The slices of every parameter that the configuration quantizes, in order of their input channels.
+
+    A slice at full precision beside a quantized one is kept in ``full_bits``.
+
+    Raises:
+        OutsideSpace: the configuration names a weight that the graph has not.
+    """
+    if odd := set(qconfig.methods) - {weight.name for weight in graph.weights}:
+        raise OutsideSpace(f"the graph of {graph.denoiser!r} has no weight {min(odd)!r}")
+    full = QuantMethod("fp", full_bits)
+    methods = {weight.name: qconfig.methods.get(weight.name, full) for weight in graph.weights}
+    changed = {weight.parameter for weight in graph.weights if not methods[weight.name].is_full}
+    found = [
+        Slice(weight, methods[weight.name])
+        for weight in graph.weights
+        if weight.parameter in changed
+    ]
+    return sorted(found, key=lambda one: one.weight.start)
+
+
+def pack(
+    module: nn.Module,
+    graph: Graph,
+    qconfig: QuantConfig,
+    quantized: Callable[[str, QuantMethod], Quantized] | None = None,
+    full_bits: int = 16,
+) -> nn.Module:
+    """Replaces every layer that the configuration quantizes by a packed one, in place; ``module`` is returned.
+
+    What diffusers' ``save_pretrained`` would write of it loads with random weights, so that is refused: files are
+    written by `qsdm.checkpoint.save_quantized`.
+
+    Args:
+        quantized: (weight's name, method) => its quantized values, from `PackedWeights.quantized`. None: fitted now.
+
+    Raises:
+        OutsideSpace: the configuration names a weight that the graph has not.
+        ValueError: the module is not the graph's, or a layer is of a class that has no packed form.
+    """
+    plan = slices(graph, qconfig, full_bits)
+    fitted: dict[str, Quantized] = {}
+    for one in plan:
+        name, method = one.weight.name, one.method
+        if quantized is None or method.is_full:
+            fitted[name] = fit(
+                sliced(module.get_parameter(one.weight.parameter), one.weight), method
+            )
+        else:
+            fitted[name] = quantized(name, method)
+    replace_layers(module, plan, lambda one: PackedWeight.of(fitted[one.weight.name]))
+    if hasattr(module, "save_pretrained"):
+        module.save_pretrained = _refuse_to_save  # type: ignore[assignment]
+    return module
+
+
+def _refuse_to_save(*_: Any, **__: Any) -> None:
+    raise RuntimeError(
+        "a denoiser that was packed in memory would be saved without its configuration and load with random weights: "
+        "call qsdm.checkpoint.save_quantized on the full-precision pipeline"
+    )
+
+
+def replace_layers(
+    module: nn.Module, plan: Iterable[Slice], made: Callable[[Slice], PackedWeight]
+) -> None:
+    """Puts packed layers in the place of those whose parameters the plan names, wherever they occur in ``module``."""
+    parts: dict[int, list[PackedWeight]] = {}
+    for one in plan:
+        try:  # tied names may mean one parameter, which is packed once
+            owners = {id(module.get_parameter(name)) for name in one.parameters}
+        except AttributeError as error:
+            raise ValueError(f"{error}: the module is not the traced denoiser") from error
+        for owner in owners:
+            parts.setdefault(owner, []).append(made(one))
+    packed: dict[int, nn.Module] = {}
+    for parent, name, layer in list(_children(module)):
+        if (own := parts.get(id(layer._parameters.get("weight")))) is None:
+            continue
+        if id(layer) not in packed:
+            if type(layer) not in PACKED:
+                raise ValueError(
+                    f"{name!r} is a {type(layer).__name__}, which has no packed form: leave it at full precision"
+                )
+            shape = tuple(layer.get_parameter("weight").shape)
+            if sum(part.shape[1] for part in own) != shape[1] or own[0].shape[0] != shape[0]:
+                raise ValueError(
+                    f"wanted slices of {shape} for {name!r} (got {[part.shape for part in own]}): "
+                    "the module is not the traced denoiser"
+                )
+            packed[id(layer)] = PACKED[type(layer)].of(layer, own)
+        parent._modules[name] = packed[id(layer)]
+    for part in module.modules():
+        if any(isinstance(layer, PackedLayer) for layer in part.modules()):
+            hook = stored_state if part is module else values_of_part
+            if hook not in part._state_dict_hooks.values():
+                part._register_state_dict_hook(hook)
+
+
+def unpack(module: nn.Module) -> nn.Module:
+    """Replaces every packed layer by a plain one that holds its values, in place; ``module`` is returned."""
+    weights: dict[tuple[int, ...], nn.Parameter] = {}  # what was tied stays tied
+    plain: dict[int, nn.Module] = {}
+    for parent, name, layer in list(_children(module)):
+        if not isinstance(layer, PackedLayer):
+            continue
+        if id(layer) not in plain:
+            parts = tuple(map(id, layer.packed))
+            if parts not in weights:
+                weights[parts] = nn.Parameter(layer.decoded())
+            plain[id(layer)] = layer.plain(weights[parts])
+        parent._modules[name] = plain[id(layer)]
+    for part in module.modules():
+        hooks = part._state_dict_hooks
+        for key in [key for key, hook in hooks.items() if hook in (stored_state, values_of_part)]:
+            del hooks[key]
+    vars(module).pop("save_pretrained", None)  # which `pack` refuses
+    return module
+
+
+def _children(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+    for parent in module.modules():
+        for name, child in parent._modules.items():
+            if child is not None:
+                yield parent, name, child
+
+
+def state_names(plan: Iterable[Slice]) -> Mapping[str, Slice]:
+    """``path.packed.K`` in the state dict => its slice."""
+    count: dict[str, int] = {}
+    found = {}
+    for one in plan:
+        for name in one.parameters:
+            k = count.get(name, 0)
+            count[name] = k + 1
+            found[f"{name.removesuffix('.weight')}.packed.{k}"] = one
+    return found

@@ -1,0 +1,208 @@
+"""Models of diffusers that take their weights from a denoiser, and adapters that change it, on a packed one."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from pipelines import build_model
+from torch import nn
+
+from qsdm.checkpoint import dequantized, load_quantized, save_denoiser
+from qsdm.denoisers import load_pipeline
+from qsdm.graph import Graph, Node, Op, Weight
+from qsdm.qconfig import QuantConfig, QuantMethod
+
+UAQ4 = QuantMethod("uaq", 4)
+
+
+def packed(denoiser: nn.Module, folder: Path) -> nn.Module:
+    """``denoiser`` with all its Linear and Conv2d at 4 bits, saved and loaded."""
+    layers = {n: m for n, m in denoiser.named_modules() if type(m) in (nn.Linear, nn.Conv2d)}
+    weights = [Weight(n, f"{n}.weight", tuple(m.weight.shape)) for n, m in layers.items()]
+    graph = Graph("any", tuple(Node(w.name, Op.LINEAR, weight=w) for w in weights), ())
+    save_denoiser(denoiser, graph, QuantConfig("any", dict.fromkeys(layers, UAQ4)), folder)
+    return load_quantized(folder)
+
+
+@pytest.fixture(scope="module")
+def denoisers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], nn.Module]:
+    """The packed denoiser of a pipeline's class; it must not be changed."""
+    made: dict[str, nn.Module] = {}
+
+    def of(pipeline: str) -> nn.Module:
+        if pipeline not in made:
+            folder = tmp_path_factory.mktemp(pipeline)
+            model = build_model(pipeline, folder / "plain")
+            denoiser = getattr(load_pipeline(model), model.component)
+            made[pipeline] = packed(denoiser, folder / "packed")
+        return made[pipeline]
+
+    return of
+
+
+SD, SDXL = "StableDiffusionPipeline", "StableDiffusionXLPipeline"
+
+
+def motion(unet):
+    from diffusers import MotionAdapter, UNetMotionModel
+
+    adapter = MotionAdapter(
+        block_out_channels=(8, 16),
+        motion_layers_per_block=1,
+        motion_mid_block_layers_per_block=1,
+        motion_num_attention_heads=2,
+        motion_norm_num_groups=4,
+        use_motion_mid_block=False,
+    )
+    return UNetMotionModel.from_unet2d(unet, adapter)
+
+
+def controlnet(kind: str) -> Callable[[nn.Module], nn.Module]:
+    def build(unet):
+        import diffusers
+
+        return getattr(diffusers, kind).from_unet(unet)
+
+    return build
+
+
+def controlnet_xs(unet):
+    from diffusers import UNetControlNetXSModel
+
+    return UNetControlNetXSModel.from_unet(unet, size_ratio=1.0)
+
+
+def controlnet_of_transformer(kind: str, **options) -> Callable[[nn.Module], nn.Module]:
+    def build(transformer):
+        import diffusers
+
+        return getattr(diffusers, kind).from_transformer(transformer, **options)
+
+    return build
+
+
+COPIERS: dict[str, tuple[str, Callable[[nn.Module], nn.Module]]] = {
+    "UNetMotionModel": (SD, motion),
+    "ControlNetModel": (SD, controlnet("ControlNetModel")),
+    "ControlNetModel of SDXL": (SDXL, controlnet("ControlNetModel")),
+    "ControlNetUnionModel": (SDXL, controlnet("ControlNetUnionModel")),
+    "SparseControlNetModel": (SD, controlnet("SparseControlNetModel")),
+    "UNetControlNetXSModel": (SD, controlnet_xs),
+    "SD3ControlNetModel": (
+        "StableDiffusion3Pipeline",
+        controlnet_of_transformer("SD3ControlNetModel", num_extra_conditioning_channels=0),
+    ),
+    "FluxControlNetModel": (
+        "FluxPipeline",
+        controlnet_of_transformer("FluxControlNetModel", num_layers=1, num_single_layers=1),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COPIERS)
+def test_a_model_made_of_a_packed_denoiser_has_its_values(name: str, denoisers) -> None:
+    pipeline, build = COPIERS[name]
+    source = denoisers(pipeline)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        got = build(source).state_dict()
+        torch.manual_seed(0)
+        expected = build(dequantized(source)).state_dict()
+        torch.manual_seed(1)
+        other = build(dequantized(source)).state_dict()
+    assert set(got) == set(expected)
+    # what is not copied is random or zero in both; what is the same for two seeds was copied
+    copied = [key for key in expected if key.endswith("weight") and expected[key].std() > 0]
+    copied = [key for key in copied if torch.equal(expected[key], other[key])]
+    assert len(copied) > 10
+    assert all(torch.equal(got[key], expected[key]) for key in expected)
+
+
+def test_hunyuan_copies_by_the_whole_state_and_needs_the_plain_one(denoisers) -> None:
+    """Its ``from_transformer`` drops what it does not find, without a word: said in docs/checkpoints.md."""
+    from diffusers import HunyuanDiT2DControlNetModel as Control
+
+    source = denoisers("HunyuanDiTPipeline")
+    plain = dequantized(source)
+    name = "blocks.0.attn1.to_q.weight"
+    model = Control.from_transformer(plain, transformer_num_layers=4)
+    assert torch.equal(model.state_dict()[name], plain.state_dict()[name])
+
+
+def test_the_whole_state_lists_what_is_stored_and_parts_list_values(denoisers) -> None:
+    unet = denoisers(SD)
+    state = unet.state_dict()
+    assert "conv_in.packed.0.codes" in state
+    assert "conv_in.weight" not in list(state)
+    assert torch.equal(state["conv_in.weight"], unet.conv_in.decoded())
+    assert torch.equal(state.get("conv_in.weight"), unet.conv_in.decoded())
+    assert "conv_in.weight" in state
+    assert state.get("conv_in.nothing") is None
+    with pytest.raises(KeyError):
+        state["conv_in.nothing"]
+    part = unet.down_blocks.state_dict()
+    assert not any(".packed." in key for key in part)
+    name = "1.attentions.0.transformer_blocks.0.attn1.to_q"
+    assert torch.equal(part[f"{name}.weight"], unet.down_blocks.get_submodule(name).decoded())
+
+
+def test_the_state_is_written_as_a_plain_dict(denoisers) -> None:
+    state = denoisers(SD).state_dict()
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    again = torch.load(file, weights_only=True)
+    assert list(again) == list(state)
+    assert torch.equal(again["conv_in.packed.0.codes"], state["conv_in.packed.0.codes"])
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_values_are_not_loaded_into_packed_layers(denoisers, strict: bool) -> None:
+    unet = denoisers(SD)
+    with pytest.raises(RuntimeError, match=r"load them into qsdm\.checkpoint\.dequantized"):
+        unet.load_state_dict({"conv_in.weight": torch.zeros(8, 4, 3, 3)}, strict=strict)
+    assert not unet.load_state_dict(unet.state_dict()).missing_keys
+
+
+def ip_adapter(unet: nn.Module, inside: int = 16) -> dict[str, dict[str, torch.Tensor]]:
+    """Random weights of an IP-Adapter for ``unet``."""
+    image = {
+        "proj.weight": torch.randn(4 * inside, 8),
+        "proj.bias": torch.zeros(4 * inside),
+        "norm.weight": torch.ones(inside),
+        "norm.bias": torch.zeros(inside),
+    }
+    layers = {}
+    crossing = [name for name in unet.attn_processors if "attn2" in name]
+    for i, name in enumerate(crossing):
+        out = unet.get_submodule(name.removesuffix(".processor")).to_q.out_features
+        layers |= {f"{2 * i + 1}.to_{k}_ip.weight": torch.randn(out, inside) for k in "kv"}
+    return {"image_proj": image, "ip_adapter": layers}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_an_ip_adapter(denoisers, tmp_path: Path, dtype: torch.dtype) -> None:
+    model = build_model(SD, tmp_path / "plain")
+    unet = packed(load_pipeline(model).unet, tmp_path / "packed").to(dtype)
+    plain = dequantized(unet)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        adapter = ip_adapter(unet)
+    inputs = {
+        "sample": torch.ones(1, 4, 8, 8, dtype=dtype),
+        "timestep": 500,
+        "encoder_hidden_states": torch.ones(1, 3, 16, dtype=dtype),
+    }
+    before = unet(**inputs).sample
+    pictures = {"added_cond_kwargs": {"image_embeds": [torch.ones(1, 1, 8, dtype=dtype)]}}
+    outputs = []
+    for one in (unet, plain):
+        one._load_ip_adapter_weights([adapter])
+        with torch.inference_mode():
+            outputs.append(one(**inputs, **pictures).sample)
+    assert torch.equal(*outputs)
+    assert not torch.equal(outputs[0], before)
