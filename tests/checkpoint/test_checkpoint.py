@@ -144,6 +144,14 @@ def test_a_loaded_pipeline_saves_again_as_it_is(saved, tmp_path: Path) -> None:
     assert torch.equal(latents(load_quantized(tmp_path)), latents(pipeline))
 
 
+def check_same(pipeline, other) -> None:
+    """The same values; the last bit of an output also depends on where in its file a tensor begins."""
+    state, expected = pipeline.unet.state_dict(), other.unet.state_dict()
+    assert set(state) == set(expected)
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+    torch.testing.assert_close(latents(pipeline), latents(other))
+
+
 RESAVED = {"in shards": {"max_shard_size": "20KB"}, "as a variant": {"variant": "fp16"}}
 RESAVED["a variant in shards"] = RESAVED["in shards"] | RESAVED["as a variant"]
 
@@ -155,8 +163,7 @@ def test_what_diffusers_saves_again_loads(saved, tmp_path: Path, how: str) -> No
     variant = RESAVED[how].get("variant")
     files = sorted((tmp_path / "unet").glob("*.safetensors"))
     assert (len(files) > 1) == ("shards" in how)
-    again = load_quantized(tmp_path, variant=variant)
-    assert torch.equal(latents(again), latents(pipeline))
+    check_same(load_quantized(tmp_path, variant=variant), pipeline)
     here, before = contents(tmp_path, variant), saved[3]
     assert here.packed_bytes == before.packed_bytes
     assert set(here.plain) == set(before.plain)
@@ -174,7 +181,7 @@ def test_the_index_decides_over_a_file_beside_it(saved, tmp_path: Path) -> None:
     pipeline.save_pretrained(tmp_path, max_shard_size="20KB")
     single = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
     single.write_bytes(b"left over from an earlier save")
-    assert torch.equal(latents(load_quantized(tmp_path)), latents(pipeline))
+    check_same(load_quantized(tmp_path), pipeline)
     assert contents(tmp_path).packed_bytes == saved[3].packed_bytes
 
 
