@@ -268,9 +268,8 @@ def dequantized(denoiser: nn.Module, dtype: torch.dtype | None = None) -> nn.Mod
     plain = copy.deepcopy(denoiser)
     if dtype is not None:
         nn.Module.to(plain, dtype)  # decodes straight to it
-    if hasattr(plain, "hf_quantizer"):
-        return plain.dequantize()
-    return unpack(plain)
+    quantizer = getattr(plain, "hf_quantizer", None)
+    return unpack(plain) if quantizer is None else quantizer.dequantize(plain)
 
 
 def _digest(file: Path) -> str:

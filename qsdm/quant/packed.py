@@ -189,8 +189,7 @@ class PackedLayer(nn.Module):
         nn.Module.__init__(made)
         own = {"_parameters", "_buffers", "_modules", "compute_dtype"}
         made.__dict__.update({key: value for key, value in vars(self).items() if key not in own})
-        made.register_parameter("weight", weight)
-        made.register_parameter("bias", self.bias)
+        made._parameters.update(weight=weight, bias=self._parameters["bias"])
         return made
 
     def _load_from_state_dict(
