@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsdm import single_file
+from qsdm import conditioning, single_file
+from qsdm.edits import Edit
 from qsdm.graph import canonical
 from qsdm.pipeline_files import ModelError, pipeline_fault, read_config
-from qsdm.prompts import Label, Prompts
+from qsdm.prompts import Label, Prompt, Prompts
 
 if TYPE_CHECKING:
     import diffusers
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 ZOO = Path(__file__).parent / "zoo"
+DEFAULT_COMPONENTS = ("unet", "transformer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +36,15 @@ class Model:
             qsdm ships.
         denoiser: class in diffusers, as UNet2DConditionModel.
         config: the denoiser's published config, by which it is traced without weights.
-        component: the pipeline's attribute that holds the denoiser: unet or transformer.
+        component: the pipeline's attribute that holds the denoiser: unet, transformer, transformer_2, prior, ...
+            Of any but the first two the name ends in it, so that the artifacts of two lie apart.
         full_bits: precision of the published weights, 16 or 32.
         num_params: parameters of the denoiser, checked when it is traced.
         revision: of the hub repository.
         resolution_px: edge of the square pictures.
         steps: of the sampler.
         guidance: scale of classifier-free guidance.
+        frames: of a video that count as pictures, evenly spaced; of a shorter one all.
         load: further arguments of from_pretrained; of a single file ``config``, the pipeline that describes it.
         call: further arguments of the pipeline's call.
         inputs: shapes by name that override the inputs built for tracing.
@@ -61,6 +65,7 @@ class Model:
     resolution_px: int
     steps: int
     guidance: float
+    frames: int = 4
     config: Mapping[str, Any] = field(default_factory=dict)
     full_bits: int = 16
     num_params: int | None = None
@@ -77,18 +82,22 @@ class Model:
     source: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.component not in ("unet", "transformer"):
+        if not self.component.isidentifier():
             raise ValueError(
-                f"model {self.name}: component must be unet or transformer (got {self.component!r})"
+                f"model {self.name}: component must be a part of the pipeline, as unet or "
+                f"transformer_2 (got {self.component!r})"
             )
+        if self.component not in DEFAULT_COMPONENTS and not self.name.endswith(self.component):
+            object.__setattr__(self, "name", f"{self.name}-{self.component}")
         if self.full_bits not in (16, 32):
             raise ValueError(
                 f"model {self.name}: full_bits must be 16 or 32 (got {self.full_bits})"
             )
-        if self.steps < 1 or self.resolution_px < 1 or self.guidance < 0:
+        if min(self.steps, self.resolution_px, self.frames) < 1 or self.guidance < 0:
             raise ValueError(
-                f"model {self.name}: steps and resolution_px must be positive and guidance not negative "
-                f"(got {self.steps}, {self.resolution_px}, {self.guidance})"
+                f"model {self.name}: steps, resolution_px and frames must be positive and guidance "
+                f"not negative (got {self.steps}, {self.resolution_px}, {self.frames}, "
+                f"{self.guidance})"
             )
 
     @property
@@ -254,8 +263,100 @@ def denoiser_of(pipeline: diffusers.DiffusionPipeline, model: Model) -> nn.Modul
 
 
 def denoiser_class(model: Model) -> type[nn.Module]:
-    """Raises ModelError if this version of diffusers has no such class."""
-    return _class(model.denoiser, model)
+    """Raises ModelError if this version of diffusers has no such class, or it is no denoiser."""
+    found: type[nn.Module] = _class(model.denoiser, model)
+    if not _is_denoiser(found):
+        raise ModelError(
+            f"the {model.component} of model {model.name} is an {model.denoiser}, no denoiser: "
+            f"correct model.component ({_named(denoisers_in(pipeline_index(model)))})"
+        )
+    return found
+
+
+def _is_denoiser(cls: object) -> bool:
+    module = str(getattr(cls, "__module__", ""))
+    return module.startswith(("diffusers.models.unets.", "diffusers.models.transformers."))
+
+
+def denoisers_in(index: Mapping[str, Any]) -> dict[str, str]:
+    """Every denoiser of a pipeline: its class by its component.
+
+    Args:
+        index: the pipeline's model_index.json.
+    """
+    import diffusers
+
+    classes = {
+        name: str(entry[1])
+        for name, entry in index.items()
+        if isinstance(entry, list) and len(entry) == 2 and entry[0] == "diffusers"
+    }
+    return {
+        name: kind
+        for name, kind in classes.items()
+        if re.fullmatch(r"[A-Z]\w+", kind) and _is_denoiser(getattr(diffusers, kind, None))
+    }
+
+
+def _named(found: Mapping[str, str]) -> str:
+    return "its denoisers: " + (", ".join(found) or "none")
+
+
+def pipeline_index(model: Model) -> Mapping[str, Any]:
+    """The pipeline's model_index.json, from its directory or from the hub's cache; empty if it is not here."""
+    if model.directory is not None:
+        path = model.directory / "model_index.json"
+        return _read(path) if path.is_file() else {}
+    import huggingface_hub
+
+    try:
+        cached = huggingface_hub.try_to_load_from_cache(
+            model.path, "model_index.json", revision=model.revision
+        )
+    except ValueError:  # the path is no hub id
+        return {}
+    return _read(Path(cached)) if isinstance(cached, str) else {}
+
+
+def pipeline_class(model: Model) -> type | None:
+    """The pipeline's class in diffusers; None if it is not here, or the pipeline brings its own."""
+    import diffusers
+
+    name = pipeline_index(model).get("_class_name")
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Z]\w+", name):
+        return None
+    found = getattr(diffusers, name, None)
+    return found if isinstance(found, type) else None
+
+
+def frames_of(model: Model) -> int:
+    """How many pictures the metrics take of one drawing: 1, or of a video as many as the model says and it has."""
+    cls = pipeline_class(model)
+    takes = inspect.signature(cls.__call__).parameters if cls is not None else {}
+    for name in ("num_frames", "video_length"):
+        if name in takes:
+            length = model.call.get(name, takes[name].default)
+            return min(model.frames, length) if isinstance(length, int) else model.frames
+    return 1
+
+
+def check_prompts(model: Model, prompts: Sequence[Prompt]) -> None:
+    """Refuse prompts that the model's pipeline cannot draw, before anything is loaded.
+
+    Raises:
+        PromptsError: it wants others; the message says which.
+        ModelError: its steps and strength leave nothing to draw.
+    """
+    if (cls := pipeline_class(model)) is None:
+        return
+    conditioning.check(cls, prompts, model.call.keys())
+    if (parameter := inspect.signature(cls.__call__).parameters.get("strength")) is not None:
+        strength = model.call.get("strength", parameter.default)
+        if isinstance(strength, int | float) and 0 <= strength * model.steps < 1:
+            raise ModelError(
+                f"{cls.__name__} runs strength * steps = {strength} * {model.steps} steps, which is "
+                "less than one: give more model.steps, or model.call.strength up to 1"
+            )
 
 
 def _class(name: str, model: Model) -> Any:
@@ -284,6 +385,12 @@ def denoiser_config(model: Model) -> Mapping[str, Any]:
                 "correct model.component, or give path=DIRECTORY of a diffusers pipeline"
             )
         config = _read(path)
+        kind = (pipeline_index(model).get(model.component) or (None, None))[1]
+        if kind not in (None, model.denoiser):
+            raise ModelError(
+                f"the {model.component} of {model.path!r} is a {kind}, not the {model.denoiser} of "
+                f"model {model.name}: correct model.path or model.component"
+            )
     if config.get("quantization_config"):
         raise ModelError(
             f"the {model.component} of {model.path!r} is already quantized: give path=DIRECTORY of the published one"
@@ -295,20 +402,29 @@ def denoiser_config(model: Model) -> Mapping[str, Any]:
     return config
 
 
-def has_text_encoder(model: Model) -> bool:
-    """Whether the model's directory holds a pipeline that can be called with a prompt."""
-    path = model.directory / "model_index.json" if model.directory else None
-    if model.file is not None and path is not None:
+def can_be_called(model: Model) -> bool:
+    """Whether the model's directory holds a pipeline that can be called with a prompt or a picture."""
+    if model.directory is None:
+        return False
+    if model.file is not None:
         given = {model.component: None}
-        if single_file.rest_fault(model.file, path.parent, given, model.component) is not None:
+        if single_file.rest_fault(model.file, model.directory, given, model.component) is not None:
             return False
-    return path is not None and path.is_file() and any(_read(path).get("text_encoder", (None,)))
+    index, cls = pipeline_index(model), pipeline_class(model)
+    encodes_text = any(
+        name.startswith("text_encoder") and isinstance(entry, list) and any(entry)
+        for name, entry in index.items()
+    )
+    if cls is None:
+        return encodes_text
+    callable_ = conditioning.unavailable(cls, model.call.keys()) is None
+    return callable_ and (encodes_text or bool(conditioning.needed(cls)))
 
 
 def arguments(
     pipeline: diffusers.DiffusionPipeline,
     model: Model,
-    prompts: Sequence[str | Label],
+    prompts: Sequence[Prompt],
     **others: Any,
 ) -> dict[str, Any]:
     """Arguments of the pipeline's call that draw ``prompts`` as the model says, as far as it takes them.
@@ -318,6 +434,7 @@ def arguments(
 
     Raises:
         ModelError: the pipeline draws classes, and there are only captions.
+        PromptsError: a picture cannot be read.
     """
     takes = inspect.signature(type(pipeline).__call__).parameters
     wanted: dict[str, Any] = {
@@ -326,6 +443,7 @@ def arguments(
         "guidance_scale": model.guidance,
         "height": model.resolution_px,
         "width": model.resolution_px,
+        "max_area": model.resolution_px**2,  # to which FLUX Kontext scales height and width
     }
     if "prompt" not in takes and "class_labels" in takes:
         labels = [prompt.index for prompt in prompts if isinstance(prompt, Label)]
@@ -334,15 +452,23 @@ def arguments(
                 f"{type(pipeline).__name__} draws classes: give prompts=imagenet (got captions)"
             )
         wanted["class_labels"] = labels
+    if edits := [prompt for prompt in prompts if isinstance(prompt, Edit)]:
+        wanted |= conditioning.pictures(pipeline, edits, model.resolution_px)
     return (
         {name: value for name, value in wanted.items() if name in takes} | others | dict(model.call)
     )
 
 
 def first_call(pipeline: diffusers.DiffusionPipeline, model: Model) -> dict[str, Any]:
-    """Arguments of the pipeline's call for one step of one picture, without classifier-free guidance."""
-    once = dataclasses.replace(model, steps=1, guidance=1.0)
-    return arguments(pipeline, once, [Label(0, "a picture")], output_type="latent")
+    """Arguments of the pipeline's call for one step of one picture, without classifier-free guidance.
+
+    Pictures that it wants are made up. A strength below 1 would leave out the only step.
+    """
+    takes = inspect.signature(type(pipeline).__call__).parameters
+    call = {**model.call, **({"strength": 1.0} if "strength" in takes else {})}
+    once = dataclasses.replace(model, steps=1, guidance=1.0, call=call)
+    given = conditioning.fabricated(pipeline, model.resolution_px)
+    return arguments(pipeline, once, [Label(0, "a picture")], output_type="latent", **given)
 
 
 def found_model(
@@ -361,7 +487,7 @@ def found_model(
         name: the last part of the path and a digest, if it is not given. All commands find the store by the name, so
             the digest is of what decides the graph (class and config) instead of the graph, which is known only once
             it is traced; and of the whole path, because a fine-tuned copy has the same graph and other weights.
-        component: unet, else transformer, if it is not given.
+        component: unet, else transformer, else the first denoiser of the pipeline, if it is not given.
         resolution_px: the denoiser's sample size times what the VAE enlarges it by, if it is not given.
 
     Raises:
@@ -374,6 +500,8 @@ def found_model(
     index = _pipeline_file(described, "model_index.json", revision)
     wanted = (component,) if component else ("unet", "transformer")
     component = next((c for c in wanted if (index.get(c) or (None,))[0] is not None), None)
+    if component is None and len(wanted) > 1:
+        component = next(iter(denoisers_in(index)), None)
     if component is None:
         found = ", ".join(sorted(key for key in index if not key.startswith("_")))
         raise ModelError(

@@ -31,6 +31,8 @@ class Protocol:
         dtype: in which the denoiser computes.
         prompts: sha256 of the captions in order.
         seed_set: pictures of two seed sets share no starting noise.
+        num_images: drawings; of a pipeline that draws videos, videos.
+        frames: pictures that metrics take of each drawing: 1, or evenly spaced frames of a video.
         metrics: version of each metric by its name, with all that changes its value.
     """
 
@@ -46,18 +48,24 @@ class Protocol:
     seed_set: int
     num_images: int
     metrics: Mapping[str, str]
+    frames: int = 1
     digest: str = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.num_images < 2:
             raise ValueError(f"num_images must be at least 2 (got {self.num_images})")
+        if self.frames < 1:
+            raise ValueError(f"frames must be positive (got {self.frames})")
         object.__setattr__(self, "metrics", dict(self.metrics))
         object.__setattr__(self, "digest", hashlib.sha256(canonical(self.to_json())).hexdigest())
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        data = {
             f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "digest"
         }
+        if self.frames == 1:  # as in the digests of protocols before there were videos
+            del data["frames"]
+        return data
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Protocol:
@@ -72,7 +80,7 @@ class Outcome:
         qconfig: no methods at all is the full-precision denoiser.
         protocol: the digest of the protocol.
         metrics: value by name; None where a metric is not defined (PSNR of full precision to itself).
-        num_images: that every metric was computed from.
+        num_images: that every metric was computed from; of videos each counts once, whatever its frames.
         halves: by metric, its values on the two halves of the pictures in `NUM_SPLITS` ways, for the noise of a label;
             may lack a metric.
         prefixes: metrics of the first 16, 64, ... pictures, by their number.

@@ -19,7 +19,13 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from qsdm.edits import Edit
+
+Prompt: TypeAlias = "str | Label | Edit"
+"""What one picture is drawn of."""
 
 
 class PromptsError(ValueError):
@@ -43,7 +49,7 @@ class Label:
 class Prompts(Protocol):
     """The contract of a prompt set, a frozen dataclass of a path and options."""
 
-    def read(self) -> list[str] | list[Label]:
+    def read(self) -> list[str] | list[Label] | list[Edit]:
         """Its prompts, one or more, in the order of the pictures.
 
         Raises:
@@ -63,7 +69,7 @@ class Captions:
     path: str
 
     def read(self) -> list[str]:
-        with _reading(self.path, "a JSON list of one or more captions") as text:
+        with reading(self.path, "a JSON list of one or more captions") as text:
             captions = json.loads(text)
             if not (
                 isinstance(captions, list)
@@ -87,7 +93,7 @@ class Coco:
     seed: int = 0
 
     def read(self) -> list[str]:
-        with _reading(
+        with reading(
             self.path, "the captions_val2017.json of COCO 2017", "annotations/captions_val2017.json"
         ) as text:
             data = json.loads(text)
@@ -112,7 +118,7 @@ class Mjhq:
     seed: int = 0
 
     def read(self) -> list[str]:
-        with _reading(self.path, "the meta_data.json of MJHQ-30K", "meta_data.json") as text:
+        with reading(self.path, "the meta_data.json of MJHQ-30K", "meta_data.json") as text:
             data = json.loads(text)
             prompts = {name: data[name]["prompt"] for name in data}
             _count(prompts, 30_000, "prompts")
@@ -132,7 +138,7 @@ class Parti:
     seed: int = 0
 
     def read(self) -> list[str]:
-        with _reading(self.path, "the PartiPrompts.tsv of Parti", "PartiPrompts.tsv") as text:
+        with reading(self.path, "the PartiPrompts.tsv of Parti", "PartiPrompts.tsv") as text:
             # Quotation marks belong to the prompts: this is no CSV.
             header, *rows = [line.split("\t") for line in text.removesuffix("\n").split("\n")]
             if header != ["Prompt", "Category", "Challenge", "Note"]:
@@ -155,7 +161,7 @@ class ImageNet:
     seed: int = 0
 
     def read(self) -> list[Label]:
-        with _reading(
+        with reading(
             self.path, "a JSON of ImageNet's 1,000 class names", "imagenet_class_index.json"
         ) as text:
             data = json.loads(text)
@@ -169,7 +175,7 @@ class ImageNet:
 
 
 @contextmanager
-def _reading(path: str, kind: str, name: str = "") -> Iterator[str]:
+def reading(path: str, kind: str, name: str = "") -> Iterator[str]:
     """The text of a file, or of the one called ``name`` in a folder; what goes wrong with it becomes one sentence."""
     file = Path(path).expanduser()
     file = file / name if name and file.is_dir() else file

@@ -264,7 +264,7 @@ def draw(
         for name in shown
         if name != "fp"
     }
-    pictures["fp"] = read_full(ready.full(protocol))[:count]
+    pictures["fp"] = read_full(ready.full(protocol))[: count * protocol.frames]
     for name in shown:
         grids.write(ready.store.path(f"pictures/{name}.png"), grids.grid(pictures[name]))
     titles = {"fp": "full precision", "ours": "ours"}

@@ -10,18 +10,20 @@ weights by their errors.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from time import process_time
 from typing import TYPE_CHECKING, Any
 
-from qsdm import cost, denoisers, run
+from qsdm import conditioning, cost, denoisers, run
 from qsdm.denoisers import Model
 from qsdm.graph import Graph, Op
 from qsdm.log import Log, ignore
 from qsdm.qconfig import QuantConfig, QuantMethod
 from qsdm.report import graph_page
+from qsdm.run.errors import first_line
 from qsdm.store import Store
 from qsdm.store.files import write_text
 from qsdm.store.schemas import GRAPH
@@ -77,11 +79,11 @@ def trace(
             f"{model.name}: the denoiser has {num_params:,} parameters, not {model.num_params:,}: "
             "its config or num_params in the YAML is wrong"
         )
-    if origin == UNAIDED:
+    if origin.startswith(UNAIDED):
         graph, how = tracing.trace_unaided(
             module, model.inputs, model.name, model.exclude, model.tied
         )
-        origin = f"{UNAIDED}; {how}"
+        origin = f"{origin}; {how}"
     else:
         graph = tracing.trace(module, inputs, model.name, model.exclude, model.tied)
     seconds = process_time() - began
@@ -100,7 +102,25 @@ def trace(
     log({f"trace/{name}": value for name, value in figures.items()} | {"trace/seconds": seconds})
     _print(graph, figures, missing, origin, seconds, target.path("graph.json"))
     print(costs(graph, model.full_bits))
+    for line in passed_over(model):
+        print(line)
     return graph
+
+
+def passed_over(model: Model) -> list[str]:
+    """One line for each other denoiser of the pipeline, and one if the pipeline's pictures cannot be measured."""
+    cls, others = (
+        denoisers.pipeline_class(model),
+        denoisers.denoisers_in(denoisers.pipeline_index(model)),
+    )
+    lines = [
+        f"{name} is another denoiser of this pipeline: trace it with +model.component={name}"
+        for name in others
+        if name != model.component
+    ]
+    if cls is not None and (reason := conditioning.unavailable(cls, model.call.keys())) is not None:
+        lines.append(f"{reason}: it can be traced and calibrated, not measured")
+    return lines
 
 
 def calibrated(target: Store, graph: Graph) -> dict[str, dict[str, float]]:
@@ -119,15 +139,45 @@ def prepare(model: Model) -> tuple[nn.Module, dict[str, Any], str]:
     from qsdm.tracing import inputs, skeleton
 
     module = skeleton.build(denoisers.denoiser_class(model), denoisers.denoiser_config(model))
-    if model.directory is not None and not model.inputs and denoisers.has_text_encoder(model):
-        skeletons: dict[str, Any] = {model.component: module}
-        pipeline = denoisers.load_pipeline(model, **skeletons)
-        return (
-            module,
-            inputs.capture(pipeline, model.component, **denoisers.first_call(pipeline, model)),
-            type(pipeline).__name__,
+    if model.directory is None or model.inputs:
+        return module, inputs.build(module, model.inputs), UNAIDED
+    if not denoisers.can_be_called(model):
+        return module, inputs.build(module, model.inputs), UNAIDED + reason_unaided(model)
+    skeletons: dict[str, Any] = {model.component: module} | twins(model)
+    pipeline = denoisers.load_pipeline(model, **skeletons)
+    kind = type(pipeline).__name__
+    try:
+        captured = inputs.capture(
+            pipeline,
+            model.component,
+            [name for name in skeletons if name != model.component],
+            **denoisers.first_call(pipeline, model),
         )
-    return module, inputs.build(module, model.inputs), UNAIDED
+    except Exception as error:  # whatever a pipeline raises
+        reason = f", because {kind} could not be called ({first_line(error)})"
+        return module, {}, UNAIDED + reason
+    return module, captured, kind
+
+
+def twins(model: Model) -> dict[str, nn.Module]:
+    """Skeletons of the pipeline's other denoisers of the same class, by component: Wan 2.2 has two."""
+    from qsdm.tracing import skeleton
+
+    others = denoisers.denoisers_in(denoisers.pipeline_index(model))
+    same = [name for name, kind in others.items() if kind == model.denoiser]
+    return {
+        name: skeleton.build(denoisers.denoiser_class(twin), denoisers.denoiser_config(twin))
+        for name in same
+        if name != model.component
+        for twin in [dataclasses.replace(model, component=name)]
+    }
+
+
+def reason_unaided(model: Model) -> str:
+    """Why the pipeline in the model's directory is not called, if that would surprise."""
+    cls = denoisers.pipeline_class(model)
+    reason = conditioning.unavailable(cls, model.call.keys()) if cls is not None else None
+    return f", because {reason}" if reason else ""
 
 
 def summary(graph: Graph, model: Model, module: nn.Module, missing: list[str]) -> dict[str, float]:
@@ -210,8 +260,9 @@ def _print(
     rows = [
         (
             "graph",
-            f"{figures['nodes']} nodes, {figures['edges']} edges, {seconds:.1f} CPU-s (inputs: {origin})",
+            f"{figures['nodes']} nodes, {figures['edges']} edges, {seconds:.1f} CPU-s",
         ),
+        ("inputs", origin),
         (
             "weights",
             f"{figures['weights']}, {figures['size_bytes']:,} bytes, {share:.1%} of all matrices",

@@ -24,7 +24,8 @@ TOY = Model(
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("component", "vae", "must be unet or transformer"),
+        ("component", "no component", "as unet or transformer_2"),
+        ("frames", 0, "must be positive"),
         ("full_bits", 8, "16 or 32"),
         ("steps", 0, "must be positive"),
         ("resolution_px", -1, "must be positive"),

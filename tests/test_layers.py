@@ -16,6 +16,8 @@ GROUND = {
     "cost",
     "outcome",
     "prompts",
+    "edits",
+    "conditioning",
     "pipeline_files",
     "single_file",
     "store",

@@ -17,18 +17,30 @@ import numpy as np
 import torch
 from torch import nn
 
-from qsdm.denoisers import Model, arguments, computed_in, denoiser_of, load_pipeline
+from qsdm.conditioning import is_batched
+from qsdm.denoisers import (
+    Model,
+    arguments,
+    check_prompts,
+    computed_in,
+    denoiser_of,
+    denoisers_in,
+    load_pipeline,
+    pipeline_index,
+)
 from qsdm.graph import Graph
+from qsdm.measurement.frames import pictures_of
 from qsdm.measurement.protocol import of_pictures, prompts_digest, seed_of
 from qsdm.measurement.scoring import ScoredShard, digests, outcome_of
 from qsdm.metrics import Metric
 from qsdm.outcome import EvaluationError, Outcome, Protocol
-from qsdm.prompts import Label
 from qsdm.qconfig import QuantConfig, QuantMethod
 from qsdm.store.provenance import provenance
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from qsdm.prompts import Prompt
 
 
 class Packed(Interface):
@@ -57,7 +69,7 @@ class Evaluator:
         packed: Packed | None,
         metrics: Mapping[str, Metric],
         protocol: Protocol,
-        prompts: Sequence[str | Label],
+        prompts: Sequence[Prompt],
         batch_size: int = 16,
     ) -> None:
         if batch_size < 1:
@@ -74,14 +86,18 @@ class Evaluator:
             raise EvaluationError(
                 f"the prompts are not those of the protocol {protocol.digest[:12]}: they changed since it was made"
             )
+        check_prompts(model, self.prompts)
         self.pipeline = load_pipeline(model)
         if torch.cuda.is_available():
             self.pipeline.to("cuda")  # type: ignore[attr-defined]
         self.denoiser = denoiser_of(self.pipeline, model)
-        compute_in(self.denoiser, computed_in(model.dtype))
+        for name in {model.component, *denoisers_in(pipeline_index(model))}:
+            if (module := getattr(self.pipeline, name, None)) is not None:
+                compute_in(module, computed_in(model.dtype))
         channels_last(self.denoiser, getattr(self.pipeline, "vae", None))
         if hasattr(self.pipeline, "encode_prompt"):
             self.pipeline.encode_prompt = remembered(self.pipeline.encode_prompt)
+        self._batched = is_batched(type(self.pipeline), self.prompts)
         self._switch: Any = None
         if packed is not None:
             from qsdm.quant.swap import Switch
@@ -89,7 +105,7 @@ class Evaluator:
             self._switch = Switch(self.denoiser, graph, packed.dequantize)
         self._full: np.ndarray | None = None
 
-    def under(self, protocol: Protocol, prompts: Sequence[str | Label]) -> Evaluator:
+    def under(self, protocol: Protocol, prompts: Sequence[Prompt]) -> Evaluator:
         """An evaluator of another protocol (seeds, number of pictures), on the pipeline that this one loaded."""
         other = object.__new__(Evaluator)
         other.__dict__.update(self.__dict__)
@@ -116,7 +132,8 @@ class Evaluator:
     def pictures(self, qconfig: QuantConfig, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Pictures ``start`` to ``stop`` (default: all) of the protocol, uint8 [N, H, W, 3].
 
-        A batch that does not fit into memory is halved, and so are those after it: the pictures change by rounding.
+        Of videos, `Protocol.frames` of each, together. A batch that does not fit into memory is
+        halved, and so are those after it: the pictures change by rounding.
 
         Raises:
             EvaluationError: a picture is not finite.
@@ -125,7 +142,7 @@ class Evaluator:
         made = []
         stop = self.protocol.num_images if stop is None else stop
         while start < stop:
-            places = range(start, min(start + self.batch_size, stop))
+            places = range(start, min(start + (self.batch_size if self._batched else 1), stop))
             try:
                 made.append(self._batch(qconfig, places))
             except (RuntimeError, MemoryError) as error:
@@ -147,7 +164,7 @@ class Evaluator:
             ],
             output_type="pt",
         )
-        images = self.pipeline(**call).images  # type: ignore[operator]
+        images = pictures_of(self.pipeline(**call), self.protocol.frames)  # type: ignore[operator]
         if images.shape[2:] != (self.protocol.resolution_px,) * 2:
             height, width = images.shape[2:]
             raise EvaluationError(
@@ -156,7 +173,7 @@ class Evaluator:
             )
         finite = torch.isfinite(images).flatten(1).all(1)
         if not finite.all():
-            bad = places[int((~finite).nonzero()[0])]
+            bad = places[int((~finite).nonzero()[0]) // self.protocol.frames]
             raise EvaluationError(
                 f"picture {bad} of configuration {qconfig.digest[:12]} is not finite: nothing is stored for it"
             )
@@ -183,6 +200,10 @@ class Evaluator:
             self._full = self.pictures(QuantConfig(self.model.name, {}))
         return self._full
 
+    def _full_of(self, start: int, stop: int) -> np.ndarray:
+        frames = self.protocol.frames
+        return self.full()[start * frames : stop * frames]
+
     def outcome(self, qconfig: QuantConfig) -> Outcome:
         """DrawTask the protocol's pictures and score them.
 
@@ -196,12 +217,12 @@ class Evaluator:
     def seen(self, qconfig: QuantConfig, start: int, stop: int) -> ScoredShard:
         """DrawTask pictures ``start`` to ``stop`` of the protocol, and keep what the metrics need of them."""
         began = time.perf_counter()
-        images = self.pictures(qconfig, start, stop) if qconfig.methods else self.full()[start:stop]
-        drawn = time.perf_counter()
-        full, captions = (
-            self.full()[start:stop] if qconfig.methods else None,
-            self.captions[start:stop],
+        images = (
+            self.pictures(qconfig, start, stop) if qconfig.methods else self._full_of(start, stop)
         )
+        drawn = time.perf_counter()
+        full = self._full_of(start, stop) if qconfig.methods else None
+        captions = [text for text in self.captions[start:stop] for _ in range(self.protocol.frames)]
         features = {
             name: metric.features(images, captions, full) for name, metric in self.metrics.items()
         }
@@ -261,6 +282,13 @@ def channels_last(*modules: nn.Module | None) -> None:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
+def _is_plain(value: Any) -> bool:
+    """Whether equal texts of it mean equal values, unlike those of tensors and pictures."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, str | int | float | torch.device | torch.dtype)
+
+
 def remembered(encode: Any, limit_bytes: int = 2**31) -> Any:
     """A pipeline's ``encode_prompt`` that encodes the same captions with the same options once.
 
@@ -275,7 +303,7 @@ def remembered(encode: Any, limit_bytes: int = 2**31) -> Any:
     def encode_once(*args: Any, **kwargs: Any) -> Any:
         nonlocal free
         given = names.bind(*args, **kwargs).arguments
-        if any(isinstance(value, torch.Tensor) for value in given.values()):
+        if not all(map(_is_plain, given.values())):
             return encode(*args, **kwargs)
         key = repr(sorted(given.items(), key=lambda pair: pair[0]))
         if key in known:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from qsdm import cost
-from qsdm.denoisers import Model, weights_digest
+from qsdm.denoisers import Model, frames_of, weights_digest
 from qsdm.outcome import Objective, Outcome, Protocol
 from qsdm.qconfig import OutsideSpace, Space
 from qsdm.store import Store, StoreError
@@ -28,6 +28,7 @@ def of_model(files: Store, model: Model) -> dict[str, Protocol]:
         "guidance": model.guidance,
         "resolution_px": model.resolution_px,
         "dtype": model.dtype,
+        "frames": frames_of(model),
     }
     return {
         digest: protocol

@@ -8,11 +8,18 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qsdm.denoisers import ZOO, Model, ModelError, describing_folder, weights_digest
+from qsdm.denoisers import (
+    ZOO,
+    Model,
+    ModelError,
+    describing_folder,
+    frames_of,
+    weights_digest,
+)
 from qsdm.graph import canonical
 from qsdm.metrics import Metric
 from qsdm.outcome import Protocol
-from qsdm.prompts import Captions, Label
+from qsdm.prompts import Captions, Prompt
 
 
 def seed_of(seed_set: int, i: int) -> int:
@@ -20,7 +27,7 @@ def seed_of(seed_set: int, i: int) -> int:
     return int.from_bytes(hashlib.sha256(f"qsdm {seed_set} {i}".encode()).digest()[:8], "big") >> 1
 
 
-def prompts_of(model: Model) -> Sequence[str | Label]:
+def prompts_of(model: Model) -> Sequence[Prompt]:
     """What the model draws.
 
     Raises:
@@ -37,21 +44,21 @@ def prompts_of(model: Model) -> Sequence[str | Label]:
     return model.prompts.read()
 
 
-def of_pictures(prompts: Sequence[str | Label], num_images: int) -> list[str | Label]:
+def of_pictures(prompts: Sequence[Prompt], num_images: int) -> list[Prompt]:
     """The prompt of each picture: from the first again after the last."""
     return [prompts[i % len(prompts)] for i in range(num_images)]
 
 
-def prompts_digest(prompts: Sequence[str | Label]) -> str:
+def prompts_digest(prompts: Sequence[Prompt]) -> str:
     return hashlib.sha256(
-        canonical([p.to_json() if isinstance(p, Label) else p for p in prompts])
+        canonical([p if isinstance(p, str) else p.to_json() for p in prompts])
     ).hexdigest()
 
 
 def protocol_of(
     model: Model,
     metrics: Mapping[str, Metric],
-    prompts: Sequence[str | Label],
+    prompts: Sequence[Prompt],
     seed_set: int,
     num_images: int,
 ) -> Protocol:
@@ -74,6 +81,7 @@ def protocol_of(
         prompts=prompts_digest(of_pictures(prompts, num_images)),
         seed_set=seed_set,
         num_images=num_images,
+        frames=frames_of(model),
         metrics={name: metric.version for name, metric in sorted(metrics.items())},
     )
 

@@ -49,15 +49,17 @@ def outcome_of(
     values: dict[str, float | None] = {}
     halves: dict[str, tuple[tuple[float, float], ...]] = {}
     seen = np.concatenate([shard.digests for shard in shards])
-    assert len(seen) == protocol.num_images
-    prefixes: dict[int, dict[str, float | None]] = {num: {} for num in PREFIXES if num < len(seen)}
+    num, frames = protocol.num_images, protocol.frames
+    assert len(seen) == num * frames
+    prefixes: dict[int, dict[str, float | None]] = {first: {} for first in PREFIXES if first < num}
     for name, metric in metrics.items():
         features = np.concatenate([shard.features[name] for shard in shards])
         values[name] = metric.reduce(features)
-        for num, found in prefixes.items():
-            found[name] = metric.reduce(features[:num])
+        for first, found in prefixes.items():
+            found[name] = metric.reduce(features[: first * frames])
         pairs = [
-            (metric.reduce(features[a]), metric.reduce(features[b])) for a, b in splits(len(seen))
+            (metric.reduce(features[of(a, frames)]), metric.reduce(features[of(b, frames)]))
+            for a, b in splits(num)
         ]
         known = tuple((short(a), short(b)) for a, b in pairs if a is not None and b is not None)
         if pairs and len(known) == len(pairs):
@@ -65,7 +67,7 @@ def outcome_of(
     seconds = {key: sum(shard.about[key] for shard in shards) for key in ("drawing_s", "scoring_s")}
     seconds["scoring_s"] = round(seconds["scoring_s"] + time.perf_counter() - began, 3)
     about = {**shards[0].about, **seconds, "pictures": hashlib.sha256(seen.tobytes()).hexdigest()}
-    return Outcome(qconfig, protocol.digest, values, len(seen), halves, prefixes, about)
+    return Outcome(qconfig, protocol.digest, values, num, halves, prefixes, about)
 
 
 def digests(images: np.ndarray) -> np.ndarray:
@@ -86,6 +88,11 @@ def splits(num_images: int) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
         half = (num_images + 1) // 2
         found.append((np.sort(order[:half]), np.sort(order[half:])))
     return tuple(found)
+
+
+def of(drawings: np.ndarray, frames: int) -> np.ndarray:
+    """Indices of the pictures of some drawings: a video's frames, which are alike, stay together."""
+    return (drawings[:, None] * frames + np.arange(frames)).ravel()
 
 
 def short(value: float) -> float:

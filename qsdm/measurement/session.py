@@ -19,7 +19,7 @@ from typing import Protocol as Interface
 import numpy as np
 from tqdm import tqdm
 
-from qsdm.denoisers import Model
+from qsdm.denoisers import Model, check_prompts
 from qsdm.engine import Engine, Failure, Pool
 from qsdm.log import Log, ignore
 from qsdm.measurement.protocol import drawing_digest, prompts_of, protocol_of
@@ -101,13 +101,14 @@ class Session:
             except StoreError as error:
                 tqdm.write(f"full precision is drawn again: {error}")
         about = {"qsdm": json.dumps({"protocol": protocol.to_json()})}
-        shape = (protocol.num_images, protocol.resolution_px, protocol.resolution_px, 3)
-        size = math.prod(shape[1:])
+        num, frames, edge = protocol.num_images, protocol.frames, protocol.resolution_px
+        shape = (num * frames, edge, edge, 3)
+        size = frames * math.prod(shape[1:])
 
         def fill(partial: Path) -> None:
             with TensorFile(partial, {"images": ("U8", shape)}, about) as file:
                 for start, images in self._batches(
-                    QuantConfig(self.model.name, {}), protocol, shape[0], "full precision"
+                    QuantConfig(self.model.name, {}), protocol, num, "full precision"
                 ):
                     file.write("images", images.data, start * size)
 
@@ -122,7 +123,7 @@ class Session:
         what: str | None = None,
         batch: int | None = None,
     ) -> np.ndarray:
-        """The first pictures of a protocol, uint8 [N, H, W, 3], one batch per task."""
+        """The pictures of a protocol's first drawings, uint8 [N, H, W, 3], one batch per task."""
         parts = dict(self._batches(qconfig, protocol, num_images, what, batch))
         return np.concatenate([parts[start] for start in sorted(parts)])
 
@@ -261,6 +262,8 @@ def open_session(
         )
     model, space = subject.model, subject.space
     packed = subject.packed if quantized else None
+    if model.prompts is not None:
+        check_prompts(model, prompts_of(model))
     with engine.open(WorkerStart(model, space.graph, packed, batch_size)) as pool:
         yield Session(model, space, subject.store, pool, batch_size, shard)
 

@@ -81,7 +81,9 @@ class Shards:
                 return None
             digests = features.pop("digests", None)
             lengths = {len(array) for array in features.values()}
-            if digests is None or lengths | {len(digests)} != {stop - start}:
+            if digests is None or lengths | {len(digests)} != {
+                (stop - start) * self.protocol.frames
+            }:
                 return None
             if features.keys() == self.protocol.metrics.keys():
                 self._seen[key] = ScoredShard(features, digests, about["about"])

@@ -18,7 +18,11 @@ from qsdm.run.conf import OF_MODEL, BadInput, choices, defaults, unknown_key
 from qsdm.run.dashboard import Wandb
 from qsdm.run.errors import first_line
 
-SHORT = {"path": "model.path", "config": "model.load.config"}
+SHORT = {
+    "path": "model.path",
+    "config": "model.load.config",
+    "frames": "model.frames",
+}
 """Keys that stand for one inside a group, for every command that takes the group."""
 
 

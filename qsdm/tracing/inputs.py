@@ -27,11 +27,15 @@ class _Captured(BaseException):
     """Ends the pipeline's call; not an Exception, so that no pipeline catches it."""
 
 
-def capture(pipeline: Any, component: str, **call: Any) -> dict[str, Any]:
+def capture(
+    pipeline: Any, component: str, twins: Sequence[str] = (), **call: Any
+) -> dict[str, Any]:
     """The arguments of the first call of a pipeline's denoiser, which itself is not run.
 
     Args:
         component: attribute that holds the denoiser.
+        twins: those that hold denoisers of the same class, which take turns with it over the sampler's steps: whichever
+            is called first tells the arguments of all.
         call: arguments of the pipeline; it should be free of classifier-free guidance, which doubles the batch.
 
     Raises:
@@ -48,14 +52,17 @@ def capture(pipeline: Any, component: str, **call: Any) -> dict[str, Any]:
             captured.update(value if is_rest else {name: value})
         raise _Captured
 
-    module.forward = forward
+    taking_turns = [module, *(getattr(pipeline, twin) for twin in twins)]
+    for each in taking_turns:
+        each.forward = forward
     try:
         with torch.no_grad():
             pipeline(**call)
     except _Captured:
         pass
     finally:
-        del module.forward
+        for each in taking_turns:
+            del each.forward
     if not captured:
         raise TraceError(
             f"{type(pipeline).__name__} made a picture without calling its {component}: name another component"
