@@ -9,8 +9,10 @@ MODEL ?= emoji_unet
 STAMP := $(VENV)/.installed
 
 PEERS := .venv-peers
+LOWEST := .venv-lowest
+UV_FLAGS ?=
 
-.PHONY: help install demo test check bench bench-cuda bench-sdxl peers-table trace-table
+.PHONY: help install demo test check lowest bench bench-cuda bench-sdxl peers-table trace-table
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -36,6 +38,17 @@ check: install ## lint, format and types
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
+
+# Made anew each time: uv keeps what is installed if it satisfies a bound. PyPI's torch brings CUDA's packages, 7 GB in all;
+# where PyTorch's own index can be reached: make lowest UV_FLAGS="--torch-backend cpu"
+$(LOWEST)/.installed: pyproject.toml
+	"$(PYTHON)" -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct $(UV_FLAGS) -e '.[dev]'
+	@touch $@
+
+lowest: $(LOWEST)/.installed ## the fast tests with the lowest version of every dependency, in an environment of its own
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 bench: install $(PEERS)/.installed ## measure speed, beside other quantizers in an environment of their own; 15 minutes
 	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(PY) experiments/bench/stages.py
