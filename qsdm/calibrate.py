@@ -6,20 +6,12 @@ python -m qsdm.calibrate +model=sdxl path=DIRECTORY space=wide
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
-
 from qsdm import run
 from qsdm.cost import MethodTable
 from qsdm.log import Log, ignore
 from qsdm.qconfig import Space
 from qsdm.report import graph_page
 from qsdm.workspace import Workspace, takes_workspace
-
-if TYPE_CHECKING:
-    import torch
-
-    from qsdm.denoisers import Model
 
 
 @takes_workspace("model", "space", "store")
@@ -41,43 +33,15 @@ def calibrate(
         StoreError: the denoiser was not traced yet.
         ModelError: there are no weights.
     """
+    from qsdm.denoisers import denoiser_tensors
     from qsdm.quant import calibration
 
     graph, space = workspace.graph, workspace.space
     target = workspace.path(f"calibration/{workspace.space_name}")
-    table = calibration.calibrate(parameters(workspace.model), space, target, log, error)
+    table = calibration.calibrate(denoiser_tensors(workspace.model), space, target, log, error)
     graph_page.write(workspace.path("graph.html"), graph, graph_page.errors(graph, table))
     print(summary(space, table))
     return table
-
-
-def parameters(model: Model) -> Callable[[str], torch.Tensor]:
-    """The denoiser's parameters by name, one by one from a local pipeline's files, else as they are loaded."""
-    from safetensors import safe_open
-
-    from qsdm.denoisers import ModelError, denoiser_of, denoiser_of_file, load_pipeline
-    from qsdm.pipeline_files import component_fault
-
-    if model.file is not None:
-        return denoiser_of_file(model).get_parameter
-    if (directory := model.directory) is not None:
-        if fault := component_fault(directory / model.component, model.load.get("variant")):
-            raise ModelError(fault)
-        files = sorted((directory / model.component).glob("*.safetensors"))
-        variant = model.load.get("variant")
-        plain = [
-            file
-            for file in files
-            if file.name.split(".")[1].split("-")[0] in ("safetensors", variant)
-        ]
-        where: dict[str, Any] = {}
-        for file in plain or files:
-            opened = safe_open(file, "pt")
-            where |= dict.fromkeys(opened.keys(), opened)
-        if where:
-            return lambda name: where[name].get_tensor(name)
-    module = denoiser_of(load_pipeline(model), model)
-    return module.get_parameter
 
 
 def summary(space: Space, table: MethodTable) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +147,8 @@ def pipeline_fault(folder: Path, load: Mapping[str, Any]) -> str | None:
         if name.startswith("_") or name in load or not isinstance(entry, list) or not all(entry):
             continue
         weightless = WEIGHTLESS.search(str(entry[-1])) is not None
-        if (wrong := component_fault(folder / name, load.get("variant"), weightless)) is not None:
+        wrong = component_fault(folder / name, load.get("variant"), weightless, str(entry[0]))
+        if wrong is not None:
             return wrong
     return None
 
@@ -174,7 +175,10 @@ def _no_pipeline(folder: Path) -> str:
 
 
 def component_fault(
-    folder: Path, variant: str | None = None, weightless: bool = False
+    folder: Path,
+    variant: str | None = None,
+    weightless: bool = False,
+    library: str = "diffusers",
 ) -> str | None:
     """As `pipeline_fault`, for one component."""
     if not folder.is_dir():
@@ -190,7 +194,7 @@ def component_fault(
                 )
     if weightless:
         return None
-    return quantization_fault(folder) or weights_fault(folder, variant)
+    return quantization_fault(folder) or weights_fault(folder, variant, library)
 
 
 def quantization_fault(folder: Path) -> str | None:
@@ -218,37 +222,29 @@ def _is_installed(module: str) -> bool:
         return False
 
 
-def weights_fault(folder: Path, variant: str | None = None) -> str | None:
+def weights_fault(
+    folder: Path, variant: str | None = None, library: str = "diffusers"
+) -> str | None:
     """Why a component's weights cannot be read: there are none, or only others; a shard is missing; a file is no
-    safetensors."""
-    by_variant: dict[str, list[Path]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        if match := _WEIGHTS.fullmatch(path.name):
-            by_variant.setdefault(match["first"] or match["second"] or "", []).append(path)
-    chosen = by_variant.get(variant or "") or by_variant.get("")
-    if not chosen:
-        return _no_weights(folder, sorted(by_variant), variant)
-    for path in chosen:
-        if (wrong := file_fault(path)) is not None:
-            return wrong
-    for index in _indices(folder, variant):
-        if (wrong := file_fault(index)) is not None:
-            return wrong
-        places = read_config(index)
-        named = places.get("weight_map", {}) if isinstance(places, dict) else {}
-        for shard in sorted({str(name) for name in named.values()}):
-            if not (folder / shard).is_file():
-                return f"{folder / shard} is missing, which {index.name} names: download it"
-    return None
+    safetensors.
 
+    Args:
+        folder: of the component.
+        variant: of the files that is asked for.
+        library: that loads them.
+    """
+    from qsdm.denoisers.files import component_files
 
-def _indices(folder: Path, variant: str | None) -> Iterator[Path]:
-    """The files that say which shard holds which tensor."""
-    for path in sorted(folder.glob("*.safetensors.index*.json")):
-        if path.name.endswith(
-            f".safetensors.index.{variant}.json" if variant else ".safetensors.index.json"
-        ):
-            yield path
+    try:
+        chosen = component_files(folder.parent, folder.name, library, {"variant": variant})
+    except ModelError as error:
+        indices = sorted(folder.glob("*.safetensors.index*.json"))
+        if wrong := next(filter(None, map(file_fault, indices)), None):
+            return wrong
+        names = [match for path in folder.iterdir() if (match := _WEIGHTS.fullmatch(path.name))]
+        variants = {match["first"] or match["second"] for match in names} - {None}
+        return str(error) if indices else _no_weights(folder, sorted(variants), variant)
+    return next(filter(None, map(file_fault, chosen)), None)
 
 
 def _no_weights(folder: Path, variants: list[str], variant: str | None) -> str:

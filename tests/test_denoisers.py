@@ -59,19 +59,3 @@ def test_a_pipeline_is_loaded_from_its_directory(tiny_model: Model) -> None:
     module = denoisers.denoiser_of(pipeline, tiny_model)
     assert isinstance(module, denoisers.denoiser_class(tiny_model))
     assert sum(p.numel() for p in module.parameters()) == tiny_model.num_params
-
-
-def test_the_weights_digest_follows_the_files(tmp_path: Path) -> None:
-    model = dataclasses.replace(TOY, path=str(tmp_path))
-    digests = {denoisers.weights_digest(model)}
-    for content in (b"1", b"2"):
-        (tmp_path / "a.safetensors").write_bytes(content)
-        digests.add(denoisers.weights_digest(model))
-    (tmp_path / "a.safetensors").rename(tmp_path / "b.safetensors")
-    digests.add(denoisers.weights_digest(model))
-    assert len(digests) == 4
-    (tmp_path / "note.txt").write_text("x")
-    assert denoisers.weights_digest(model) in digests
-    assert denoisers.weights_digest(TOY) != denoisers.weights_digest(
-        dataclasses.replace(TOY, revision="1")
-    )

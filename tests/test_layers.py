@@ -32,6 +32,7 @@ ALLOWED: dict[str, set[str]] = (
     | dict.fromkeys(JOINS - {"predictor"}, GROUND | MACHINERY | JOINS)
     # METHODS needs neither torch nor numba; a configuration is read by its names.
     | {"qconfig": GROUND | {"quant"}}
+    | {"pipeline_files": GROUND | {"denoisers"}}  # its rule of which files are loaded
     | {"predictor": GROUND, "sensitivity": GROUND | {"predictor"}, "report": GROUND}
     | {"run": {"store", "log"}}
     | {"workspace": GROUND | MACHINERY | JOINS | {"run"}}

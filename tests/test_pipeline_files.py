@@ -14,8 +14,15 @@ import pytest
 from safetensors.torch import load_file
 
 from qsdm import pipeline_files, run
-from qsdm.calibrate import calibrate, parameters
-from qsdm.denoisers import Model, ModelError, found_model, load_pipeline, vae_factor
+from qsdm.calibrate import calibrate
+from qsdm.denoisers import (
+    Model,
+    ModelError,
+    denoiser_tensors,
+    found_model,
+    load_pipeline,
+    vae_factor,
+)
 from qsdm.run import errors
 from qsdm.store import StoreError
 from qsdm.trace import trace
@@ -139,7 +146,7 @@ def test_calibrate_tells_faults_of_the_denoiser(folder: Path, name: str) -> None
     change, words = FAULTS[name]
     change(folder)
     with pytest.raises(ModelError, match=re.escape(words[0])):
-        parameters(found_model(str(folder)))
+        denoiser_tensors(found_model(str(folder)))
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,15 @@ from pipelines import build_model
 from safetensors.torch import save_file
 
 from qsdm import run
-from qsdm.calibrate import calibrate, parameters
-from qsdm.denoisers import Model, ModelError, found_model, load_pipeline, weights_digest
+from qsdm.calibrate import calibrate
+from qsdm.denoisers import (
+    Model,
+    ModelError,
+    denoiser_tensors,
+    found_model,
+    load_pipeline,
+    weights_digest,
+)
 from qsdm.measure import measure
 from qsdm.run.help import help_text
 from qsdm.trace import trace
@@ -75,7 +82,7 @@ def test_calibrate_reads_parameters_by_their_names_in_diffusers(
     case: Case, tiny_pipeline: Any
 ) -> None:
     for path in (case.whole, case.denoiser):
-        read = parameters(found(case, path, case.configs))
+        read = denoiser_tensors(found(case, path, case.configs))
         for name, tensor in tiny_pipeline.unet.named_parameters():
             assert torch.equal(read(name), tensor)
 
@@ -87,7 +94,7 @@ def test_half_precision_stays_half_until_it_is_asked_for(
     tensors = single_files.original(tiny_pipeline)
     save_file({name: tensor.half() for name, tensor in tensors.items()}, path)
     model = found(case, path, case.configs)
-    read = parameters(model)
+    read = denoiser_tensors(model)
     assert read("conv_in.weight").dtype == torch.float16
     assert torch.equal(
         load_pipeline(model).unet.conv_in.weight,  # type: ignore[attr-defined]
@@ -127,7 +134,7 @@ def test_a_named_model_takes_a_file_without_configs_until_it_draws(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     config = {k: v for k, v in tiny_pipeline.unet.config.items() if not k.startswith("_")}
     model = dataclasses.replace(tiny_model, path=str(case.whole), config=config, load={})
-    read = parameters(model)
+    read = denoiser_tensors(model)
     assert torch.equal(read("conv_out.bias"), tiny_pipeline.unet.conv_out.bias)
     with pytest.raises(ModelError, match=r"stable-diffusion-v1-5.* give config=DIRECTORY"):
         load_pipeline(model)
@@ -215,7 +222,7 @@ def test_a_file_of_another_model_is_told(case: Case, tmp_path: Path) -> None:
     path = config / "unet" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"block_out_channels": [16, 16]}))
     with pytest.raises(ModelError, match="give config=DIRECTORY"):
-        parameters(found(case, case.whole, config))
+        denoiser_tensors(found(case, case.whole, config))
     path.write_text(json.dumps(json.loads(path.read_text()) | {"layers_per_block": 2}))
     with pytest.raises(ModelError, match="give config=DIRECTORY"):
         load_pipeline(found(case, case.whole, config))
@@ -238,7 +245,7 @@ def test_a_denoiser_file_in_diffusers_names(tmp_path: Path, name: str, component
     assert single.resolution_px == found_model(str(folder)).resolution_px
     pipeline, own = load_pipeline(single), load_pipeline(model)
     assert single_files.equal(getattr(pipeline, component), getattr(own, component))
-    read = parameters(single)
+    read = denoiser_tensors(single)
     for parameter, tensor in getattr(own, component).named_parameters():
         assert torch.equal(read(parameter), tensor)
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ from qsdm.quant.packed_model import slices, state_names, unpack
 from qsdm.quant.quantized import Quantized
 from qsdm.quant.swap import sliced
 from qsdm.store.files import read_json, replace, write_json
-from qsdm.store.tensors import ITEM_BYTES, TensorFile
+from qsdm.store.tensors import TensorFile
 
 if TYPE_CHECKING:
     import diffusers
@@ -182,10 +181,10 @@ def contents(path: Path, variant: str | None = None) -> Contents:
     size: dict[str, int] = {}
     header_bytes = 0
     for file in format.weight_files(format.component_folder(Path(path)), variant):
-        parts, data_bytes = format.header(file)
-        header_bytes += file.stat().st_size - data_bytes
-        for name, entry in parts.items():
-            size[name] = math.prod(entry["shape"]) * ITEM_BYTES[entry["dtype"]]
+        header = format.header(file)
+        header_bytes += header.start
+        for name, entry in header.parts.items():
+            size[name] = entry.data_offsets[1] - entry.data_offsets[0]
     plain = {name: number for name, number in size.items() if ".packed." not in name}
     return Contents(sum(size.values()) - sum(plain.values()), plain, header_bytes)
 

@@ -20,6 +20,7 @@ from qsdm.qconfig import QuantConfig, QuantMethod
 from qsdm.quant.packed_model import Slice
 from qsdm.store import StoreError
 from qsdm.store.files import read_json
+from qsdm.store.tensors import Header, read_header
 
 SCHEMA = "qsdm/checkpoint/1"
 QUANT_METHOD = "qsdm"
@@ -124,25 +125,18 @@ def saved_variants(folder: Path) -> set[str | None]:
     return {name["index"] or name["file"] for name in names if name}
 
 
-def header(file: Path) -> tuple[dict[str, Any], int]:
-    """Parts of a safetensors file by name, and how many bytes of data they take.
+def header(file: Path) -> Header:
+    """The header of a safetensors file of ours.
 
     Raises:
         CheckpointError: the file is missing, truncated, or no checkpoint of ours.
     """
     try:
-        with file.open("rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            if not 0 < length < file.stat().st_size:
-                raise ValueError("its header is longer than the file")
-            parts = json.loads(opened.read(length))
-        if json.loads(parts.pop("__metadata__")["qsdm"])["schema"] != SCHEMA:
+        found = read_header(file)
+        if json.loads(found.metadata["qsdm"])["schema"] != SCHEMA:
             raise ValueError(f"its schema is not {SCHEMA}")
-        data = max((entry["data_offsets"][1] for entry in parts.values()), default=0)
-        if file.stat().st_size != 8 + length + data:
-            raise ValueError(f"wanted {8 + length + data} bytes, got {file.stat().st_size}")
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{file} is no complete checkpoint of ours ({error}): copy or save it again"
         ) from error
-    return parts, data
+    return found

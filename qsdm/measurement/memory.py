@@ -5,9 +5,7 @@ No weights are loaded. Bytes are those of the files: who loads in another type h
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +13,11 @@ from typing import Any
 
 from qsdm import cost
 from qsdm.denoisers import Model, ModelError, denoiser_class, denoiser_config
+from qsdm.denoisers.files import pipeline_files, pipeline_folder
 from qsdm.graph import Graph, Op
 from qsdm.qconfig import QuantConfig
+from qsdm.store.tensors import read_header
 from qsdm.tracing import TraceError
-
-WEIGHTLESS = re.compile(r"(Scheduler|Tokenizer(Fast)?|Processor\w*|FeatureExtractor)$")  # classes
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +88,7 @@ def memory_of(model: Model, graph: Graph, qconfigs: Sequence[QuantConfig] = ()) 
     try:
         tensors, missing = tensors_of(model), ""
     except ModelError as error:
-        tensors, missing = {}, str(error)
+        tensors, missing = {}, f"bytes of the components are not known, {error}"
     packed: tuple[int, ...] = ()
     names = {weight.name for weight in graph.weights}
     fitting = [
@@ -116,91 +114,45 @@ def tensors_of(model: Model) -> dict[str, dict[str, Tensor]]:
     Raises:
         ModelError: files are missing.
     """
-    return tensors_in(folder_of(model), model.load)
+    if model.file is not None:
+        raise ModelError(f"{model.path!r} holds the components in one file")
+    return tensors_in(pipeline_folder(model), model.load)
 
 
 def tensors_in(folder: Path, load: Mapping[str, Any] = {}) -> dict[str, dict[str, Tensor]]:
     """As `tensors_of`, of a pipeline's directory.
 
     Args:
+        folder: of the pipeline.
         load: see `Model`: components that are null are not loaded.
-    """
-    try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{folder} is no diffusers pipeline: give path=DIRECTORY of one"
-        ) from error
-    found = {}
-    for name, entry in index.items():
-        if name.startswith("_") or not isinstance(entry, list) or not all(entry):
-            continue
-        if load.get(name, ...) is not None and not WEIGHTLESS.search(str(entry[-1])):
-            found[name] = headers(folder / name, load.get("variant"))
-    return found
-
-
-def folder_of(model: Model) -> Path:
-    """The directory of the model's pipeline, or its snapshot in the hub's cache.
 
     Raises:
-        ModelError: it is not here.
+        ModelError: files are missing, damaged, or no safetensors.
     """
-    if model.file is not None:
-        raise ModelError(
-            f"bytes of the components are not known, {model.path!r} holds them in one file"
-        )
-    if model.directory is not None:
-        return model.directory
-    import huggingface_hub
-
-    try:
-        path = huggingface_hub.try_to_load_from_cache(
-            model.path, "model_index.json", revision=model.revision
-        )
-    except ValueError:  # no hub id
-        path = None
-    if not isinstance(path, str):
-        raise ModelError(
-            f"bytes of the components are not known, {model.path!r} is not here: download it once with "
-            f"`hf download {model.path}`"
-        )
-    return Path(path).parent
+    return {name: headers(files) for name, files in pipeline_files(folder, load).items()}
 
 
-def headers(folder: Path, variant: str | None = None) -> dict[str, Tensor]:
+def headers(files: Sequence[Path]) -> dict[str, Tensor]:
     """The tensors of a component's safetensors files, from their headers alone.
 
     Args:
-        variant: of the files, as ``fp16``; where there are none of it, the plain ones.
+        files: see `qsdm.denoisers.files.component_files`.
 
     Raises:
-        ModelError: there are no such files, or one is damaged.
+        ModelError: one is damaged, or no safetensors.
     """
-    # diffusion_pytorch_model.fp16.safetensors, model-00001-of-00002.safetensors, model.fp16-00001-of-00002.safetensors
-    files: dict[str, list[Path]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        if match := re.fullmatch(r"\w+?(\.\w+)?(-\d+-of-\d+)?(\.\w+)?\.safetensors", path.name):
-            files.setdefault((match[1] or match[3] or "").removeprefix("."), []).append(path)
-    chosen = (files.get(variant) if variant else None) or files.get("")
-    if not chosen:
-        raise ModelError(
-            f"bytes of the components are not known, {folder} has no safetensors: download the pipeline"
-        )
-    found = {}
-    for path in chosen:
+    tensors = {}
+    for path in files:
         try:
-            with path.open("rb") as file:
-                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-            for name, entry in header.items():
-                if name != "__metadata__":
-                    start, stop = entry["data_offsets"]
-                    found[name] = Tensor(math.prod(entry["shape"]), stop - start)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            parts = read_header(path).parts
+        except (OSError, ValueError) as error:
             raise ModelError(
                 f"{path} is no whole safetensors file ({error}): download it again"
             ) from error
-    return found
+        for name, entry in parts.items():
+            start, stop = entry.data_offsets
+            tensors[name] = Tensor(math.prod(entry.shape), stop - start)
+    return tensors
 
 
 def total(tensors: Mapping[str, Tensor]) -> int:

@@ -6,15 +6,22 @@ import dataclasses
 import hashlib
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsdm import conditioning, single_file
+from qsdm.denoisers.files import component_files, pipeline_files, pipeline_folder, read_index
 from qsdm.edits import Edit
 from qsdm.graph import canonical
-from qsdm.pipeline_files import ModelError, pipeline_fault, read_config
+from qsdm.pipeline_files import (
+    ModelError,
+    component_fault,
+    file_fault,
+    pipeline_fault,
+    read_config,
+)
 from qsdm.prompts import Label, Prompt, Prompts
 
 if TYPE_CHECKING:
@@ -22,7 +29,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-ZOO = Path(__file__).parent / "zoo"
+ZOO = Path(__file__).parents[1] / "zoo"
 DEFAULT_COMPONENTS = ("unet", "transformer")
 
 
@@ -607,17 +614,112 @@ def _read(path: Path) -> dict[str, Any]:
     return data
 
 
+def denoiser_tensors(model: Model) -> Callable[[str], torch.Tensor]:
+    """The denoiser's parameters by name, as they are loaded: one by one from its files where these are safetensors and
+    nothing in ``model.load`` changes them, else from the loaded pipeline.
+
+    Raises:
+        ModelError: there are no weights here, or a file is damaged.
+    """
+    if model.file is not None:
+        return denoiser_of_file(model).get_parameter
+    files: list[Path] = []
+    if not set(model.load) - SAME_WEIGHTS - _components_without(model):
+        try:
+            files = component_files(
+                pipeline_folder(model), model.component, "diffusers", model.load
+            )
+        except ModelError as error:
+            if model.directory is not None:
+                wrong = component_fault(
+                    model.directory / model.component, model.load.get("variant")
+                )
+                raise ModelError(wrong or str(error)) from error
+    if not files or any(file.suffix != ".safetensors" for file in files):
+        return denoiser_of(load_pipeline(model), model).get_parameter
+    from safetensors import SafetensorError, safe_open
+
+    where: dict[str, Any] = {}
+    for file in files:
+        try:
+            opened = safe_open(file, "pt")
+        except (OSError, SafetensorError) as error:
+            told = f"{file} is no whole safetensors file ({error}): download it again"
+            raise ModelError(file_fault(file) or told) from error
+        where |= {name: (opened, name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
+    if any(OLD_NAMES.search(name) for name in where) and len(files) == 1:
+        where = _renamed(model, where)
+
+    def read(name: str) -> torch.Tensor:
+        if name not in where:
+            raise ModelError(
+                f"the weights of {model.name!r} lack {name!r}, which its graph names: "
+                f"run python -m qsdm.trace +model={model.name} again, or download the weights anew"
+            )
+        opened, stored = where[name]
+        tensor: torch.Tensor = opened.get_tensor(stored)
+        return tensor
+
+    return read
+
+
+SAME_WEIGHTS = {
+    "variant",
+    "use_safetensors",
+    "low_cpu_mem_usage",
+    "disable_mmap",
+    "cache_dir",
+    "local_files_only",
+    "force_download",
+    "proxies",
+    "token",
+}
+"""Arguments of from_pretrained by which the denoiser's weights are still those of the files of `component_files`."""
+
+OLD_NAMES = re.compile(r"\.(query|key|value|proj_attn)\.(weight|bias)$")
+"""Of attention layers before diffusers 0.12, which ``from_pretrained`` renames in files that are not sharded."""
+
+
+def _components_without(model: Model) -> set[str]:
+    """Names of the pipeline's components, the denoiser apart: they change nothing of it."""
+    try:
+        return {name for name in read_index(pipeline_folder(model)) if not name.startswith("_")} - {
+            model.component
+        }
+    except ModelError:
+        return set()
+
+
+def _renamed(model: Model, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """By the names that diffusers gives them when it loads the denoiser."""
+    import torch
+
+    quiet()
+    with torch.device("meta"):
+        module: Any = denoiser_class(model).from_config(dict(denoiser_config(model)))  # type: ignore[attr-defined]
+    renamed = dict(tensors)
+    module._fix_state_dict_keys_on_load(renamed)
+    return renamed
+
+
 def weights_digest(model: Model) -> str:
-    """sha256 over names and contents of the pipeline's safetensors; the hub id and revision where it is not local."""
+    """sha256 over names and contents of the weight files that the pipeline is loaded from; of the hub id and revision
+    where its files are not here.
+
+    Raises:
+        ModelError: some of them are missing.
+    """
     if model.file is not None:
         return single_file.digest(model.file, describing_folder(model), model.component)
     digest = hashlib.sha256()
-    directory = model.directory
-    if directory is None:
+    try:
+        folder = pipeline_folder(model)
+    except ModelError:
         digest.update(f"{model.path}@{model.revision}".encode())
         return digest.hexdigest()
-    for path in sorted(directory.rglob("*.safetensors")):
-        digest.update(str(path.relative_to(directory)).encode())
+    files = [path for paths in pipeline_files(folder, model.load).values() for path in paths]
+    for path in sorted(set(files)):
+        digest.update(str(path.relative_to(folder)).encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()

@@ -1,0 +1,199 @@
+"""Which files a pipeline is loaded from: the rule of diffusers and transformers, in one place.
+
+A component of a pipeline lies in a folder that may hold several copies of its weights: whole and in shards, plain and
+as a variant, and files left over from earlier. The libraries load one of them:
+
+* diffusers: the shards that the index names if there is an index, else the single file;
+* transformers: the single file if there is one, else the shards that the index names;
+* a variant is asked for in the folders that hold a file of it; in the others the plain files are loaded.
+
+References:
+    diffusers 0.42, ``ModelMixin.from_pretrained``, ``_fetch_index_file``, ``_identify_model_variants``.
+    transformers 5, ``_get_resolved_checkpoint_files``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qsdm.pipeline_files import WEIGHTLESS, ModelError
+
+if TYPE_CHECKING:
+    from qsdm.denoisers import Model
+
+STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
+BIN_STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "pytorch_model"}
+
+
+def pipeline_folder(model: Model) -> Path:
+    """The directory of the model's pipeline (of a single file, of its description), or its snapshot in the hub's cache.
+
+    Raises:
+        ModelError: it is not here.
+    """
+    if model.directory is not None:
+        return model.directory
+    import huggingface_hub
+
+    try:
+        path = huggingface_hub.try_to_load_from_cache(
+            model.path,
+            "model_index.json",
+            revision=model.revision,
+            cache_dir=model.load.get("cache_dir"),
+        )
+    except ValueError:  # no hub id
+        path = None
+    if not isinstance(path, str):
+        raise ModelError(
+            f"{model.path!r} is not here: download it once with `hf download {model.path}`, "
+            "or give path=DIRECTORY of a diffusers pipeline"
+        )
+    return Path(path).parent
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """The content of ``model_index.json``.
+
+    Raises:
+        ModelError: there is none.
+    """
+    try:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        if not isinstance(index, dict):
+            raise ValueError("its model_index.json is no mapping")
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{folder} is no diffusers pipeline ({error}): give path=DIRECTORY of one"
+        ) from error
+    return index
+
+
+def loaded_components(folder: Path, load: Mapping[str, Any] = {}) -> dict[str, tuple[str, str]]:
+    """Library and class, by name, of the components that are loaded from the pipeline's files.
+
+    Args:
+        folder: of the pipeline.
+        load: arguments of ``from_pretrained``; a component that it names is given (or None), not loaded.
+
+    Raises:
+        ModelError: there is no pipeline.
+    """
+    return {
+        name: (str(entry[0]), str(entry[-1]))
+        for name, entry in read_index(folder).items()
+        if not name.startswith("_") and isinstance(entry, list) and entry and all(entry)
+        if name not in load
+    }
+
+
+def pipeline_files(folder: Path, load: Mapping[str, Any] = {}) -> dict[str, list[Path]]:
+    """The weight files that are loaded, by component; see `component_files`.
+
+    Args:
+        folder: of the pipeline.
+        load: arguments of ``from_pretrained``.
+
+    Raises:
+        ModelError: there is no pipeline, or files of a component are missing.
+    """
+    return {
+        name: component_files(folder, name, library, load)
+        for name, (library, kind) in loaded_components(folder, load).items()
+        if not WEIGHTLESS.search(kind)
+    }
+
+
+def component_files(
+    folder: Path, name: str, library: str = "diffusers", load: Mapping[str, Any] = {}
+) -> list[Path]:
+    """The weight files that a component is loaded from, in the order in which they are loaded.
+
+    Args:
+        folder: of the pipeline.
+        name: of the component.
+        library: diffusers, transformers, or a module of diffusers whose classes derive from either.
+        load: arguments of ``from_pretrained``; ``variant`` and ``use_safetensors`` (default True) count.
+
+    Raises:
+        ModelError: a file is missing.
+    """
+    home = folder / name if (folder / name).is_dir() else folder
+    present = {path.name for path in home.iterdir()} if home.is_dir() else set()
+    variant, safe = load.get("variant"), load.get("use_safetensors", True)
+    if variant is not None and not any(
+        file.split(".")[1].startswith(variant) for file in present if "." in file
+    ):
+        variant = None
+    libraries = [library] if library in STEMS else ["diffusers", "transformers"]
+    for owner in libraries:
+        for file in _candidates(owner, home, variant, safe):
+            if file.name in present:
+                return _shards(file) if file.suffix == ".json" else [file]
+    kind = "weights" if safe is not True else "safetensors"
+    asked = f" of the variant {variant!r}" if variant else ""
+    raise ModelError(f"{home} has no {kind}{asked} that {library} loads: download the pipeline")
+
+
+def _candidates(library: str, home: Path, variant: str | None, safe: bool | None) -> list[Path]:
+    """Files that decide what is loaded, first come first served."""
+    single = home / _add(f"{STEMS[library]}.safetensors", variant)
+    index = f"{STEMS[library]}.safetensors.index.json"
+    binary = home / _add(f"{BIN_STEMS[library]}.bin", variant)
+    binary_index = f"{BIN_STEMS[library]}.bin.index.json"
+    if library == "transformers":
+        safe_files = [_explicit(home), single, home / _add(index, variant)]
+        binary_files = [binary, home / _add(binary_index, variant)]
+        return ([] if safe is False else [file for file in safe_files if file]) + (
+            [] if safe else binary_files
+        )
+    if safe is False:
+        return [home / _add(binary_index, variant), *_legacy(home / binary_index, variant), binary]
+    files = [home / _add(index, variant), *_legacy(home / index, variant), single]
+    return files if safe else [*files, binary]
+
+
+def _add(name: str, variant: str | None) -> str:
+    stem, _, ending = name.rpartition(".")
+    return f"{stem}.{variant}.{ending}" if variant else name
+
+
+def _legacy(index: Path, variant: str | None) -> list[Path]:
+    """An older name of a variant's index; diffusers splits the whole path, so a dot in a folder hides it."""
+    if variant is None:
+        return []
+    parts = str(index).split(".")
+    cut = 3 if ".cache" in str(index) else 2
+    path = Path(".".join([*parts[:cut], variant, *parts[cut:]]))
+    return [path] if path.parent == index.parent else []
+
+
+def _explicit(home: Path) -> Path | None:
+    """The file that the config of a transformers model names."""
+    try:
+        name = json.loads((home / "config.json").read_text(encoding="utf-8"))[
+            "transformers_weights"
+        ]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return home / name if isinstance(name, str) and Path(name).name == name else None
+
+
+def _shards(index: Path) -> list[Path]:
+    """The files that an index names."""
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        if not all(isinstance(name, str) and Path(name).name == name for name in names):
+            raise ValueError("it names files of other folders")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"{index} is no index of shards ({error}): download the pipeline again"
+        ) from error
+    if missing := [name for name in names if not (index.parent / name).exists()]:
+        raise ModelError(
+            f"{index.parent / missing[0]} is missing, which {index.name} names: download it"
+        )
+    return [index.parent / name for name in names]
