@@ -12,7 +12,7 @@ PEERS := .venv-peers
 LOWEST := .venv-lowest
 UV_FLAGS ?=
 
-.PHONY: help install demo test check lowest bench bench-cuda bench-sdxl peers-table trace-table
+.PHONY: help install demo test check docs lowest bench bench-cuda bench-sdxl peers-table trace-table
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: install ## the main job on the shipped pipeline, ten minutes on two cores: table, pictures, HTML page
+demo: install ## the whole pipeline on a model that ships with qsdm, minutes on two cores: table, pictures, HTML page
 	$(PY) -m qsdm +model=$(MODEL)
 
 test: install ## all tests, fast and slow
@@ -49,6 +49,10 @@ $(LOWEST)/.installed: pyproject.toml
 
 lowest: $(LOWEST)/.installed ## the fast tests with the lowest version of every dependency, in an environment of its own
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+docs: install ## build the site into docs/_build/html; a warning is an error
+	$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[docs]'
+	$(PY) -m sphinx --fail-on-warning --keep-going -q -b html docs docs/_build/html
 
 bench: install $(PEERS)/.installed ## measure speed, beside other quantizers in an environment of their own; 15 minutes
 	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(PY) experiments/bench/stages.py

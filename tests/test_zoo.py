@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -135,14 +133,3 @@ def test_quality_was_measured_with_these_weights(made) -> None:
     distance = quality["fd_lite0"]
     assert distance["floor"] < distance["autoencoder"] < distance["generated"]
     assert distance["generated"] < 3 * distance["autoencoder"]
-
-
-@pytest.mark.slow
-def test_the_example_of_the_readme_draws_a_picture(tmp_path: Path) -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    code = readme.split("```python\n")[1].split("```")[0]
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    assert 3 < float(done.stdout.split()[-1]) < 5  # average bits
-    assert (tmp_path / "face.png").stat().st_size > 500
