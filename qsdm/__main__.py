@@ -13,14 +13,17 @@ there are fewer than ``num_labels`` labels. What realize measures is no label: i
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import inspect
+import re
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NoReturn, TypedDict
 
 import qsdm
 from qsdm import run
@@ -33,6 +36,16 @@ from qsdm.store.artifacts import Artifact
 from qsdm.store.files import decode
 from qsdm.workspace import Workspace, takes_workspace
 
+COMMANDS = (
+    "trace",
+    "calibrate",
+    "measure",
+    "train",
+    "attribute",
+    "search",
+    "realize",
+    "recipe",
+)
 SKIPPED_ARGUMENTS = {
     "workspace",
     "log",
@@ -263,5 +276,22 @@ def plain(value: Any) -> Any:
     return value if isinstance(value, bool | int | float | str | type(None)) else repr(value)
 
 
-if __name__ == "__main__":
+def cli() -> NoReturn:
+    """What ``qsdm`` and ``python -m qsdm`` run: ``qsdm COMMAND ...`` one command, without one the main job."""
+    first, rest = (sys.argv[1] if len(sys.argv) > 1 else ""), sys.argv[2:]
+    if first in COMMANDS:
+        run.main(getattr(import_module(f"qsdm.{first}"), first), rest)
+    if re.fullmatch(r"\w+", first):
+        close = difflib.get_close_matches(first, COMMANDS, 1)
+        guess = f"did you mean {close[0]!r}?" if close else f"give one of {', '.join(COMMANDS)}"
+        sys.exit(f"qsdm has no command {first!r}: {guess}")
+    if first in ("", "--help", "-h"):
+        print(qsdm.__doc__)
+        print(
+            "qsdm COMMAND --help explains one command; without a command, all of them run in order:\n"
+        )
     run.main(main)
+
+
+if __name__ == "__main__":
+    cli()

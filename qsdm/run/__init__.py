@@ -18,7 +18,7 @@ import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from qsdm.run import conf
 from qsdm.run.dashboard import Wandb, wandb_log
@@ -27,9 +27,14 @@ from qsdm.run.help import help_text
 from qsdm.run.keys import keywords, schema, spelled
 
 
-def main(function: Callable[..., Any]) -> None:
-    """Run ``function`` with the arguments that the command line gives it, and exit."""
-    sys.exit(execute(function, sys.argv[1:]))
+def main(function: Callable[..., Any], arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run ``function`` with command-line arguments, and exit with its status.
+
+    Args:
+        function: of a command.
+        arguments: those of this process, if none are given.
+    """
+    sys.exit(execute(function, sys.argv[1:] if arguments is None else arguments))
 
 
 def execute(function: Callable[..., Any], arguments: Sequence[str]) -> int:

@@ -339,3 +339,31 @@ def test_a_command_works_from_any_directory(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("error: train needs a model: add +model=NAME, with a NAME of ")
     assert "emoji_unet" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["train", "--help"], 0, "python -m qsdm.train +model=emoji_unet"),
+        (["trace"], 1, "trace needs a model: add +model=NAME"),
+        (["tarin", "+model=emoji_unet"], 1, "qsdm has no command 'tarin': did you mean 'train'?"),
+        (["--help"], 0, "without a command, all of them run in order"),
+    ],
+)
+def test_a_command_is_named_first(arguments: list[str], status: int, words: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "qsdm", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert done.returncode == status
+    assert words in done.stdout + done.stderr
+
+
+def test_one_version_number() -> None:
+    import qsdm
+
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"version: {qsdm.__version__}\n" in citation
