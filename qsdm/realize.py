@@ -22,6 +22,7 @@ import numpy as np
 from qsdm import cost, run
 from qsdm.engine.local import Local
 from qsdm.log import Log, ignore
+from qsdm.metrics import described
 from qsdm.outcome import EvaluationError, Objective, Outcome
 from qsdm.qconfig import QuantConfig, Space
 from qsdm.store import StoreError
@@ -108,6 +109,7 @@ def realize(
             "denoiser": workspace.name,
             "space": space_name,
             "objective": dict(objective.weights),
+            "metrics": {n: described(m) for n, m in workspace.model.metrics.items()},
             "max_avg_bits": avg_bits,
             "num_images": num_images,
             "seed_set": seed_set,

@@ -10,6 +10,10 @@ import numpy as np
 
 from qsdm.cost import size_bytes
 from qsdm.graph import Graph, Node, Op, Role, Weight
+from qsdm.metrics import described
+from qsdm.metrics.clip_score import ClipScore
+from qsdm.metrics.fidelity import Psnr
+from qsdm.metrics.frechet import FrechetLite0
 from qsdm.outcome import Outcome, Protocol
 from qsdm.qconfig import QuantConfig, QuantMethod, Space, SpaceSpec
 from qsdm.search import search_front
@@ -207,6 +211,7 @@ def summary(problem: Problem, graph: Graph, chosen: QuantConfig, rng: np.random.
         if row["name"] == "ours"
     ]
     return {
+        "metrics": {m.name: described(m) for m in (FrechetLite0(), ClipScore(), Psnr())},
         "rows": rows,
         "candidates": candidates,
         "max_avg_bits": 3.5,

@@ -30,6 +30,8 @@ class Metric(Protocol):
         name: as in outcomes and objectives.
         version: all that changes the value: layer, resize, digests of networks and references.
         larger_is_better: the direction.
+        label: for tables and figures, with the unit if there is one.
+        digits: after the decimal point, in tables.
     """
 
     @property
@@ -40,6 +42,12 @@ class Metric(Protocol):
 
     @property
     def larger_is_better(self) -> bool: ...
+
+    @property
+    def label(self) -> str: ...
+
+    @property
+    def digits(self) -> int: ...
 
     def features(
         self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None
@@ -60,6 +68,15 @@ class Metric(Protocol):
     def reduce(self, features: np.ndarray) -> float | None:
         """Features [N, F] => the value; None where it is not defined (PSNR of full precision to itself)."""
         ...
+
+
+def described(metric: Metric) -> dict[str, str | bool | int]:
+    """What a table needs to know of a metric: label, larger_is_better, digits."""
+    return {
+        "label": metric.label,
+        "larger_is_better": metric.larger_is_better,
+        "digits": metric.digits,
+    }
 
 
 def file_digest(path: Path) -> str:

@@ -29,6 +29,8 @@ class ClipScore:
     revision: str | None = None
     name: str = "clip_score"
     larger_is_better: bool = True
+    label: str = "CLIP score"
+    digits: int = 4
 
     @property
     def version(self) -> str:

@@ -45,6 +45,8 @@ class Psnr:
 
     name: str = "psnr"
     larger_is_better: bool = True
+    label: str = "PSNR, dB"
+    digits: int = 2
 
     @property
     def version(self) -> str:
@@ -69,6 +71,8 @@ class Ssim:
 
     name: str = "ssim"
     larger_is_better: bool = True
+    label: str = "SSIM"
+    digits: int = 3
 
     @property
     def version(self) -> str:
@@ -108,6 +112,8 @@ class Lpips:
     network: str = "alex"
     name: str = "lpips"
     larger_is_better: bool = False
+    label: str = "LPIPS"
+    digits: int = 4
 
     @property
     def version(self) -> str:
@@ -158,6 +164,8 @@ class FeatureDistance:
 
     name: str = "lite0_distance"
     larger_is_better: bool = False
+    label: str = "lite0 distance"
+    digits: int = 1
 
     @property
     def version(self) -> str:

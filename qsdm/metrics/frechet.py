@@ -121,6 +121,8 @@ class FrechetLite0:
     reference: str = "zoo"
     name: str = "fd_lite0"
     larger_is_better: bool = False
+    label: str = "fd_lite0"
+    digits: int = 1
 
     @property
     def path(self) -> Path:
@@ -159,6 +161,8 @@ class FrechetInception:
     reference: str
     name: str = "fid"
     larger_is_better: bool = False
+    label: str = "FID"
+    digits: int = 2
 
     @property
     def version(self) -> str:

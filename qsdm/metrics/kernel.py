@@ -81,6 +81,8 @@ class KernelLite0:
     reference: str = "zoo"
     name: str = "kd_lite0"
     larger_is_better: bool = False
+    label: str = "kd_lite0"
+    digits: int = 0
 
     @property
     def version(self) -> str:
@@ -108,6 +110,8 @@ class KernelInception:
     reference: str
     name: str = "kid"
     larger_is_better: bool = False
+    label: str = "KID"
+    digits: int = 5
 
     @property
     def version(self) -> str:
@@ -139,6 +143,8 @@ class Cmmd:
     revision: str | None = None
     name: str = "cmmd"
     larger_is_better: bool = False
+    label: str = "CMMD"
+    digits: int = 4
 
     @property
     def version(self) -> str:

@@ -68,8 +68,11 @@ class Neighbours:
     reference: str = "zoo"
     network: str = "lite0"
     larger_is_better: bool = True
+    label: str = ""
+    digits: int = 3
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "label", self.label or self.name)
         if self.name not in QUANTITIES or self.network not in ("lite0", "inception"):
             raise ValueError(
                 f"wanted one of {', '.join(QUANTITIES)} by the network lite0 or inception "

@@ -21,6 +21,9 @@ BATCH = 16
 NETWORKS = {"image_reward": "RE-N-Y/ImageReward", "hps": "RE-N-Y/hpsv21"}
 
 
+LABELS = {"image_reward": "ImageReward", "hps": "HPS v2.1"}
+
+
 @dataclass(frozen=True, slots=True)
 class Preference:
     """The mean over pictures of one of the two, under its own name.
@@ -34,10 +37,13 @@ class Preference:
     name: str
     network: str | None = None
     larger_is_better: bool = True
+    label: str = ""
+    digits: int = 4
 
     def __post_init__(self) -> None:
         if self.name not in NETWORKS:
             raise ValueError(f"wanted one of {', '.join(NETWORKS)} (got {self.name!r})")
+        object.__setattr__(self, "label", self.label or LABELS[self.name])
 
     @property
     def source(self) -> str:

@@ -33,24 +33,6 @@ from qsdm.report.results import (
 from qsdm.store.files import write_text
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
-METRICS = {  # label and format; an arrow points to the better side
-    "fd_lite0": ("fd_lite0 ↓", "{:.1f}"),
-    "fid": ("FID ↓", "{:.2f}"),
-    "clip_score": ("CLIP score ↑", "{:.4f}"),
-    "image_reward": ("ImageReward ↑", "{:.3f}"),
-    "hps": ("HPS ↑", "{:.4f}"),
-    "psnr": ("PSNR ↑, dB", "{:.2f}"),
-    "ssim": ("SSIM ↑", "{:.3f}"),
-    "lpips": ("LPIPS ↓", "{:.4f}"),
-    "lite0_distance": ("lite0 dist. ↓", "{:.1f}"),
-    "kd_lite0": ("kd_lite0 ↓", "{:.0f}"),
-    "kid": ("KID ↓", "{:.5f}"),
-    "cmmd": ("CMMD ↓", "{:.4f}"),
-    "precision": ("precision ↑", "{:.3f}"),
-    "recall": ("recall ↑", "{:.3f}"),
-    "density": ("density ↑", "{:.3f}"),
-    "coverage": ("coverage ↑", "{:.3f}"),
-}
 TITLES = {FULL: "full precision", OURS: "ours"}
 
 
@@ -151,14 +133,16 @@ def table(results: Results) -> dict[str, Any] | None:
     measured = rows(results.summary)
     if not measured:
         return None
-    names = [name for name in METRICS if any(name in row["metrics"] for row in measured)]
-    names += sorted({name for row in measured for name in row["metrics"]} - set(names))
+    about = (results.summary or {}).get("metrics", {})  # of a summary of version 0.1: nothing
+    present = {name for row in measured for name in row["metrics"]}
+    names = [name for name in about if name in present]
+    names += sorted(present - set(names))
     best: dict[str, float] = {}
     for name in names:
         values = [row["metrics"].get(name) for row in measured if row["name"] != FULL]
         known = [value for value in values if value is not None]
-        if known and name in METRICS:
-            best[name] = max(known) if "↑" in METRICS[name][0] else min(known)
+        if known and name in about:
+            best[name] = max(known) if about[name]["larger_is_better"] else min(known)
     made = []
     for row in measured:
         cells = [
@@ -168,7 +152,7 @@ def table(results: Results) -> dict[str, Any] | None:
         ]
         for name in names:
             value = row["metrics"].get(name)
-            text = "–" if value is None else METRICS.get(name, ("", "{:.4g}"))[1].format(value)
+            text = "–" if value is None else number(value, about.get(name))
             cells.append(
                 {
                     "text": text,
@@ -177,9 +161,21 @@ def table(results: Results) -> dict[str, Any] | None:
             )
         made.append({"kind": kind_of(row["name"]), "cells": cells})
     return {
-        "heads": ["", "bits", "bytes", *(METRICS.get(name, (name,))[0] for name in names)],
+        "heads": ["", "bits", "bytes", *(head(name, about.get(name)) for name in names)],
         "rows": made,
     }
+
+
+def head(name: str, about: Mapping[str, Any] | None) -> str:
+    """A metric's label; an arrow points to its better side."""
+    return (
+        name if about is None else f"{about['label']} {'↑' if about['larger_is_better'] else '↓'}"
+    )
+
+
+def number(value: float, about: Mapping[str, Any] | None) -> str:
+    """A metric's value with its digits."""
+    return f"{value:.4g}" if about is None else f"{value:.{about['digits']}f}"
 
 
 CHARTS = ("measured", "search", "mix", "role", "op", "block", "heat", "alone", "predictor", "bits")
