@@ -82,6 +82,14 @@ class Candidate(Row):
     predicted: float
 
 
+class MetricAbout(TypedDict):
+    """What a table needs to know of a metric."""
+
+    label: str
+    larger_is_better: bool
+    digits: int
+
+
 class Summary(TypedDict):
     """summary.json, see `qsdm.realize`."""
 
@@ -93,6 +101,7 @@ class Summary(TypedDict):
     seed_set: int
     label_seed_set: int
     protocol: dict[str, Any]
+    metrics: NotRequired[dict[str, MetricAbout]]
     rows: list[Row]
     candidates: list[Candidate]
     checkpoint: NotRequired[dict[str, int]]
