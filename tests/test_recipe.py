@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 from pathlib import Path
@@ -14,7 +15,8 @@ from qsdm.denoisers import Model
 from qsdm.engine.serial import Serial
 from qsdm.measure import measure
 from qsdm.qconfig import QuantConfig, SpaceSpec
-from qsdm.recipe import Format, recipe
+from qsdm.recipe import Format, loader_of, recipe
+from qsdm.recipes.skip_list import Engine
 from qsdm.run.keys import values_of
 from qsdm.store import Store, StoreError
 from qsdm.store.files import read_json
@@ -80,10 +82,36 @@ def test_what_realize_chose_is_written(
     assert written.usage
 
 
+def test_a_byte_order_mark_and_a_rule_of_skip_lists(
+    tiny_model: Model, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "skip.json"
+    file.write_text(json.dumps(["down_blocks", "conv_in"]), encoding="utf-8-sig")
+    recipe(tiny_model, SPEC, store, file, rules=Engine.quanto)
+    printed = capsys.readouterr().out
+    assert "decide about no weight: 'down_blocks'" in printed
+    assert "a Conv, which diffusers' quanto backend leaves at full precision" in printed
+
+
+def test_what_diffusers_does_with_a_class_is_asked_of_diffusers(tiny_model: Model) -> None:
+    loaders = {
+        name: loader_of(dataclasses.replace(tiny_model, denoiser=f"{name}Model"))
+        for name in ("WanTransformer3D", "FluxTransformer2D", "PixArtTransformer2D")
+    }
+    assert "time_embedder" in loaders["WanTransformer3D"].keep
+    assert [loader.single_file for loader in loaders.values()] == [True, True, False]
+    assert loaders["FluxTransformer2D"].keep == ()
+
+
 def test_bad_input_names_the_remedy(tiny_model: Model, store: Path, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"run python -m qsdm\.trace \+model=tiny"):
         recipe(tiny_model, SPEC, tmp_path)
     with pytest.raises(StoreError, match=r"missing.json cannot be read .*give file=PATH"):
         recipe(tiny_model, SPEC, store, tmp_path / "missing.json")
+    with pytest.raises(StoreError, match=r"cannot be read \(IsADirectoryError\): give file=PATH"):
+        recipe(tiny_model, SPEC, store, tmp_path)
+    (tmp_path / "picture.json").write_bytes(bytes(range(256)))
+    with pytest.raises(StoreError, match=r"cannot be read \(UnicodeDecodeError\): give file=PATH"):
+        recipe(tiny_model, SPEC, store, tmp_path / "picture.json")
     with pytest.raises(ValueError, match=r"wanted a method and its bits, as uaq-4"):
         recipe(tiny_model, SPEC, store, tmp_path / "missing.json", default="q4_0")
