@@ -51,7 +51,7 @@ def kept(config):
 print(*(f"{name} {metadata.version(name)}" for name in ("diffusers", "optimum-quanto", "torch")))
 seen = {}
 for entries in (["to_q"], ["blocks"], ["blocks.0"], ["blocks.0.to_q"], ["time_embedder"], []):
-    seen[tuple(entries)] = kept(diffusers.QuantoConfig("int8", entries))
+    seen[tuple(entries)] = kept(diffusers.QuantoConfig("int8", list(entries)))
     print("modules_to_not_convert =", entries, "| still plain:", seen[tuple(entries)])
 silent = [entries for entries in seen if entries != ("to_q",)]
 sys.exit(seen[("to_q",)] != ["blocks.0.to_q"] or any(seen[entries] for entries in silent))
