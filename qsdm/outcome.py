@@ -7,7 +7,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 from qsdm.graph import canonical
 from qsdm.qconfig import QuantConfig
@@ -69,7 +69,28 @@ class Protocol:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Protocol:
-        return Protocol(**data)
+        """Raises ValueError if ``data`` is no protocol."""
+        from qsdm.store.files import decode
+
+        decode(data, _ProtocolFile)  # the values are kept as they are: the digest tells 2 from 2.0
+        return Protocol(**{name: data[name] for name in _ProtocolFile.__annotations__})
+
+
+class _ProtocolFile(TypedDict):
+    """A `Protocol` in JSON."""
+
+    denoiser: str
+    weights: str
+    fit: str
+    sampler: str
+    steps: int
+    guidance: float
+    resolution_px: int
+    dtype: str
+    prompts: str
+    seed_set: int
+    num_images: int
+    metrics: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,25 +172,42 @@ class Outcome:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Outcome:
+        """Raises ValueError if ``data`` is no outcome."""
+        from qsdm.store.files import decode
+
+        if data.get("schema", 1) not in (1, SCHEMA):
+            raise ValueError(f"wanted an outcome of schema {SCHEMA}, got {data['schema']!r}")
         if data.get("schema", 1) == 1:  # one way to halve the pictures, no prefixes
             data = {
                 **data,
-                "halves": {name: [pair] for name, pair in data["halves"].items()},
+                "halves": {
+                    name: [pair] for name, pair in decode(data.get("halves"), dict[str, Any]).items()
+                },
                 "prefixes": {},
             }
-        halves = {
-            name: tuple((float(a), float(b)) for a, b in pairs)
-            for name, pairs in data["halves"].items()
-        }
+        stored = decode(data, _OutcomeFile)
         return Outcome(
-            QuantConfig.from_json(data["qconfig"]),
-            data["protocol"],
-            data["metrics"],
-            data["num_images"],
-            halves,
-            {int(num): values for num, values in data["prefixes"].items()},
-            data["provenance"],
+            QuantConfig.from_json(stored.qconfig),
+            stored.protocol,
+            stored.metrics,
+            stored.num_images,
+            stored.halves,
+            {int(num): values for num, values in stored.prefixes.items()},
+            stored.provenance,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _OutcomeFile:
+    """An `Outcome` in JSON, without the number of its schema."""
+
+    qconfig: dict[str, Any]
+    protocol: str
+    metrics: dict[str, float | None]
+    num_images: int
+    halves: dict[str, tuple[tuple[float, float], ...]]
+    prefixes: dict[str, dict[str, float | None]]
+    provenance: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,83 +1,275 @@
-"""Outcomes in files: SQLite, to which they are added as they come, and Parquet, in which they are shipped."""
+"""Outcomes in files: SQLite, to which they are added as they come, and Parquet, in which they are shipped.
+
+Each row carries the checksum of its content. A damaged row is left out and counted, the others stay usable; measuring
+again replaces it. Rows of version 0.1.0 have no checksum and are checked by their schema alone.
+"""
 
 from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from qsdm.outcome import SCHEMA, Outcome, Protocol
-from qsdm.store.files import StoreError, replace
+from qsdm.store.checksum import KEY, is_whole, with_checksum
+from qsdm.store.files import StoreError, decode, replace, tell
+
+T = TypeVar("T")
+_SURROUNDINGS = {  # errors that are no fault of the file
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_PERM,
+}
+_TABLES = {
+    "outcome": "qconfig TEXT, protocol TEXT, json TEXT NOT NULL, PRIMARY KEY (qconfig, protocol)",
+    "protocol": "digest TEXT PRIMARY KEY, json TEXT NOT NULL",
+}
+
+
+def encode_row(content: Mapping[str, Any]) -> str:
+    """JSON of a row, with its checksum."""
+    return json.dumps(with_checksum(content), allow_nan=False)
+
+
+def decode_row(text: object, build: Callable[[Any], T]) -> T:
+    """The inverse of `encode_row`.
+
+    Args:
+        text: bytes, or whatever a damaged row holds in their place.
+
+    Raises:
+        ValueError: the row is damaged.
+    """
+    if not isinstance(text, bytes):
+        raise ValueError(f"wanted a text, got {type(text).__name__}")
+    data = decode(text, dict[str, Any])
+    if not is_whole(data):
+        raise ValueError("its content is not what its checksum says")
+    return build({key: value for key, value in data.items() if key != KEY})
+
+
+def decode_rows(
+    texts: Iterable[object], build: Callable[[Any], T], path: Path, what: str
+) -> list[T]:
+    """What the rows hold that are not damaged; the user is told of the others.
+
+    Args:
+        path: where they lie, in a folder that is called as the model.
+        what: they are, in the plural.
+    """
+    found, num_damaged = [], 0
+    for text in texts:
+        try:
+            found.append(decode_row(text, build))
+        except ValueError:
+            num_damaged += 1
+    if num_damaged:
+        tell(
+            f"{num_damaged} of {len(found) + num_damaged} {what} in {path} are damaged and were "
+            f"skipped: run python -m qsdm.measure +model={_model_of(path)} again"
+        )
+    return found
+
+
+def _model_of(path: Path) -> str:
+    """A user's store lies in STORE/<model>, the shipped one in zoo/<model>/store."""
+    folder = path.absolute().parent
+    return folder.parent.name if path.suffix == ".parquet" else folder.name
 
 
 class OutcomeDatabase:
     """Outcomes as they come, in SQLite's write-ahead mode: what was added survives a kill; adding the same key again
-    changes nothing."""
+    changes nothing.
+
+    Raises:
+        StoreError: it is no database of outcomes, or so damaged that it cannot be opened.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with closing(self._connect()) as db, db:
-                db.execute(
-                    "CREATE TABLE IF NOT EXISTS outcome "
-                    "(qconfig TEXT, protocol TEXT, json TEXT NOT NULL, PRIMARY KEY (qconfig, protocol))"
-                )
-                db.execute(
-                    "CREATE TABLE IF NOT EXISTS protocol (digest TEXT PRIMARY KEY, json TEXT NOT NULL)"
-                )
-        except sqlite3.DatabaseError as error:
-            raise StoreError(
-                f"{path} is no database of outcomes ({error}): move it away and measure again"
-            ) from error
+        if not path.exists():
+            replace(path, _create)
+        if path.stat().st_size == 0:  # SQLite would take it for a new database
+            raise self._damaged("it is empty")
+        with self._opened() as db:
+            query = "SELECT name FROM sqlite_master WHERE type = 'table'"
+            names = {name for (name,) in db.execute(query)}
+        if names != {name.encode() for name in _TABLES}:
+            raise self._damaged(f"its tables are {', '.join(sorted(map(repr, names))) or 'lost'}")
 
     def _connect(self) -> sqlite3.Connection:
         db = sqlite3.connect(self.path, timeout=60)
+        db.text_factory = bytes  # a damaged text may be no UTF-8
         db.execute("PRAGMA journal_mode=WAL")
         return db
+
+    @contextmanager
+    def _opened(self) -> Iterator[sqlite3.Connection]:
+        """Raises StoreError instead of SQLite's own errors."""
+        try:
+            with closing(self._connect()) as db, db:
+                yield db
+        except sqlite3.DatabaseError as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _SURROUNDINGS:
+                raise self._damaged(str(error)) from error
+            raise StoreError(
+                f"{self.path} cannot be written ({error}): free some space, or wait for who else "
+                "uses it, and run again; what was stored before is kept"
+            ) from error
+
+    def _damaged(self, reason: str) -> StoreError:
+        return StoreError(
+            f"{self.path} is damaged or no database of outcomes ({reason}): run python -m qsdm.store "
+            f"--repair {self.path.parent}, which keeps what can be read"
+        )
 
     def add(self, outcome: Outcome, protocol: Protocol) -> None:
         """Raises StoreError if it cannot be written (a full disk)."""
         assert outcome.protocol == protocol.digest
-        try:
-            with closing(self._connect()) as db, db:
-                db.execute(
-                    "INSERT OR IGNORE INTO protocol VALUES (?, ?)",
-                    (protocol.digest, json.dumps(protocol.to_json())),
-                )
-                db.execute(
-                    "INSERT OR IGNORE INTO outcome VALUES (?, ?, ?)",
-                    (*outcome.key, json.dumps(outcome.to_json(), allow_nan=False)),
-                )
-        except sqlite3.Error as error:
-            raise StoreError(
-                f"the outcome was not written to {self.path} ({error}): free some space and run again; "
-                "what was stored before is kept"
-            ) from error
+        with self._opened() as db:
+            row = (protocol.digest, encode_row(protocol.to_json()))
+            _add(db, "protocol", ("digest",), row, Protocol.from_json)
+            row = (*outcome.key, encode_row(outcome.to_json()))
+            _add(db, "outcome", ("qconfig", "protocol"), row, Outcome.from_json)
 
     def read(self) -> list[Outcome]:
-        with closing(self._connect()) as db:
-            return [
-                Outcome.from_json(json.loads(text))
-                for (text,) in db.execute("SELECT json FROM outcome ORDER BY rowid")
-            ]
+        """All outcomes that are not damaged."""
+        rows = self._texts("outcome")
+        found = decode_rows(rows, Outcome.from_json, self.path, "outcomes")
+        return list({outcome.key: outcome for outcome in found}.values())
 
     def protocols(self) -> dict[str, Protocol]:
-        with closing(self._connect()) as db:
-            return {
-                digest: Protocol.from_json(json.loads(text))
-                for digest, text in db.execute("SELECT digest, json FROM protocol")
-            }
+        """By digest, those that are not damaged."""
+        rows = self._texts("protocol")
+        found = decode_rows(rows, Protocol.from_json, self.path, "protocols")
+        return {protocol.digest: protocol for protocol in found}
+
+    def _texts(self, table: str) -> list[object]:
+        with self._opened() as db:
+            if (problem := integrity(db)) is None:
+                return [text for (text,) in db.execute(f"SELECT json FROM {table} ORDER BY rowid")]
+        rows = salvaged(self.path, table)
+        tell(
+            f"{self.path} is damaged ({problem}), {len(rows)} {table}s could be read: run python "
+            f"-m qsdm.store --repair {self.path.parent}"
+        )
+        return rows
+
+
+def integrity(db: sqlite3.Connection) -> str | None:
+    """The first fault that SQLite finds in a database, or None."""
+    try:
+        (answer,) = db.execute("PRAGMA integrity_check(1)").fetchone()
+    except sqlite3.DatabaseError as error:
+        return str(error)
+    told = answer.decode(errors="replace") if isinstance(answer, bytes) else str(answer)
+    return None if told == "ok" else " ".join(told.split())
+
+
+def salvaged(path: Path, table: str) -> list[object]:
+    """What can be read of a damaged database, row by row."""
+    rows: dict[int, object] = {}
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+        db.text_factory = bytes
+        for order in ("", "DESC"):  # up to the fault from either side
+            with suppress(sqlite3.DatabaseError):
+                query = f"SELECT rowid, json FROM {table} NOT INDEXED ORDER BY rowid {order}"
+                rows.update(dict(db.execute(query)))
+        for row in range(min(rows, default=0), max(rows, default=0)):
+            if row not in rows:
+                with suppress(sqlite3.DatabaseError):
+                    query = f"SELECT rowid, json FROM {table} NOT INDEXED WHERE rowid = ?"
+                    rows.update(dict(db.execute(query, (row,))))
+    return [rows[row] for row in sorted(rows)]
+
+
+def problems(path: Path) -> str:
+    """What is wrong with a database that can be opened: by SQLite's own check, and row by row."""
+    with closing(sqlite3.connect(path)) as db:
+        fault = integrity(db)
+    damaged = 0
+    for table, build in (("outcome", Outcome.from_json), ("protocol", Protocol.from_json)):
+        for text in salvaged(path, table):
+            try:
+                decode_row(text, build)
+            except ValueError:
+                damaged += 1
+    if fault is None and not damaged:
+        return ""
+    return (
+        f"{path} is damaged ({fault or f'{damaged} rows'}): run python -m qsdm.store --repair "
+        f"{path.parent}, then python -m qsdm.measure +model={path.absolute().parent.name}"
+    )
+
+
+def repair(path: Path) -> Path:
+    """Write a new database of all rows that can be read; the damaged one is kept beside it.
+
+    Returns:
+        Where it is kept.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    outcomes, protocols = [], {}
+    with suppress(sqlite3.DatabaseError):
+        found = decode_rows(salvaged(path, "protocol"), Protocol.from_json, path, "protocols")
+        protocols = {protocol.digest: protocol for protocol in found}
+    with suppress(sqlite3.DatabaseError):
+        outcomes = decode_rows(salvaged(path, "outcome"), Outcome.from_json, path, "outcomes")
+    kept = path.with_name(f"{path.name}.damaged")
+    number = 1
+    while kept.exists():
+        number += 1
+        kept = path.with_name(f"{path.name}.damaged-{number}")
+    path.rename(kept)
+    for suffix in ("-wal", "-shm"):
+        beside = path.with_name(path.name + suffix)
+        if beside.exists():
+            beside.rename(kept.with_name(kept.name + suffix))
+    database = OutcomeDatabase(path)
+    for outcome in outcomes:
+        if outcome.protocol in protocols:
+            database.add(outcome, protocols[outcome.protocol])
+    return kept
+
+
+def _create(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as db, db:
+        for name, columns in _TABLES.items():
+            db.execute(f"CREATE TABLE {name} ({columns})")
+
+
+def _add(
+    db: sqlite3.Connection,
+    table: str,
+    keys: tuple[str, ...],
+    row: tuple[str, ...],
+    build: Callable[[Any], object],
+) -> None:
+    """Insert a row unless there is one of the same keys that is not damaged."""
+    where = " AND ".join(f"{key} = ?" for key in keys)
+    before = db.execute(f"SELECT json FROM {table} WHERE {where}", row[:-1]).fetchone()
+    if before is not None:
+        try:
+            decode_row(before[0], build)
+            return
+        except ValueError:
+            db.execute(f"DELETE FROM {table} WHERE {where}", row[:-1])
+    db.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
 
 
 def write_outcomes_parquet(
     path: Path, outcomes: Sequence[Outcome], columns: Mapping[str, Sequence[Any]]
 ) -> None:
     """One row per outcome: digests, what it was measured for, sample count, metrics with their standard errors, digest
-    of the pictures, and the whole outcome as JSON. The schema's version is in the table's metadata.
+    of the pictures, and the whole outcome as JSON with its checksum. The schema's version is in the table's metadata.
 
     Args:
         columns: what else is known of each outcome.
@@ -96,26 +288,30 @@ def write_outcomes_parquet(
         | {name: column[i] for name, column in columns.items()}
         | {f"metric/{name}": o.metrics.get(name) for name in names}
         | {f"standard_error/{name}": o.standard_error(name) for name in names}
-        | {
-            "pictures": o.provenance.get("pictures"),
-            "json": json.dumps(o.to_json(), allow_nan=False),
-        }
+        | {"pictures": o.provenance.get("pictures"), "json": encode_row(o.to_json())}
         for i, o in enumerate(outcomes)
     ]
     table = pyarrow.Table.from_pylist(rows).replace_schema_metadata({"qsdm_schema": str(SCHEMA)})
-    replace(path, lambda partial: pyarrow.parquet.write_table(table, partial, compression="zstd"))
+    replace(
+        path,
+        lambda partial: pyarrow.parquet.write_table(
+            table, partial, compression="zstd", write_page_checksum=True
+        ),
+    )
 
 
 def read_outcomes_parquet(path: Path) -> list[Outcome]:
+    """Raises StoreError if it is damaged as a whole; single damaged rows are left out and counted."""
     import pyarrow
     import pyarrow.parquet
 
     try:
-        return [
-            Outcome.from_json(json.loads(text))
-            for text in pyarrow.parquet.read_table(path, columns=["json"])["json"].to_pylist()
-        ]
+        table = pyarrow.parquet.read_table(path, columns=["json"], page_checksum_verification=True)
+        texts = table["json"].cast(pyarrow.binary()).to_pylist()
     except (OSError, pyarrow.ArrowException, KeyError, ValueError) as error:
+        told = str(error).splitlines()[0]
         raise StoreError(
-            f"{path} is damaged or no table of outcomes ({error}): restore it"
+            f"{path} is damaged or no table of outcomes ({told}): restore it, "
+            "as with pip install --force-reinstall qsdm"
         ) from error
+    return decode_rows(texts, Outcome.from_json, path, "outcomes")

@@ -262,6 +262,23 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], about: Mapping[
     replace(path, fill)
 
 
+def check_tensors(path: Path, remedy: str) -> None:
+    """Compare every part of a file with its checksum.
+
+    Raises:
+        StoreError: it is damaged; ``remedy`` says what to do.
+    """
+    try:
+        header = read_header(path)
+        with path.open("rb", buffering=0) as file:
+            for key, entry in header.parts.items():
+                found = _checksum_of(_chunks(file, header.start, entry))
+                if header.checksums.get(key, found) != found:
+                    raise ValueError(f"its part {key!r} is not as it was written")
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} is damaged ({error}): {remedy}") from error
+
+
 @overload
 def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]: ...
 @overload
