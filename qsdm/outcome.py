@@ -181,7 +181,8 @@ class Outcome:
             data = {
                 **data,
                 "halves": {
-                    name: [pair] for name, pair in decode(data.get("halves"), dict[str, Any]).items()
+                    name: [pair]
+                    for name, pair in decode(data.get("halves"), dict[str, Any]).items()
                 },
                 "prefixes": {},
             }

@@ -70,7 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", type=Path, nargs="+", help="of a model in a store")
-    parser.add_argument("--repair", action="store_true", help="write a damaged outcomes.sqlite anew")
+    parser.add_argument(
+        "--repair", action="store_true", help="write a damaged outcomes.sqlite anew"
+    )
     args = parser.parse_args(arguments)
     status = 0
     for folder in args.folder:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -23,13 +24,26 @@ class StoreError(Exception):
     """An artifact is missing, damaged or of another kind; the message says which command makes it."""
 
 
-def replace(path: Path, write: Any) -> None:
+def replace(path: Path, write: Callable[[Path], object]) -> None:
     """Write beside ``path`` and rename: a reader sees the old file or the new one, never a half."""
+
+    def fill(partial: Path) -> None:
+        write(partial)
+        os.replace(partial, path)
+
+    write_beside(path, fill)
+
+
+def write_beside(path: Path, write: Callable[[Path], object]) -> None:
+    """Hand a hidden file in the folder of ``path`` to ``write``, and remove what is left of it.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(partial)
-        os.replace(partial, path)
     except OSError as error:
         raise StoreError(
             f"{path} was not written ({error.strerror or error}): free some space or choose another store="

@@ -7,17 +7,20 @@ again replaces it. Rows of version 0.1.0 have no checksum and are checked by the
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 from qsdm.outcome import SCHEMA, Outcome, Protocol
-from qsdm.store.checksum import KEY, is_whole, with_checksum
-from qsdm.store.files import StoreError, decode, replace, tell
+from qsdm.store.checksum import KEY, checksum
+from qsdm.store.files import StoreError, decode, replace, tell, write_beside
 
 T = TypeVar("T")
+_MOST_ROWS = 100_000  # looked for one by one: the number of a damaged row may be any
 _SURROUNDINGS = {  # errors that are no fault of the file
     sqlite3.SQLITE_FULL,
     sqlite3.SQLITE_BUSY,
@@ -33,8 +36,16 @@ _TABLES = {
 
 
 def encode_row(content: Mapping[str, Any]) -> str:
-    """JSON of a row, with its checksum."""
-    return json.dumps(with_checksum(content), allow_nan=False)
+    """JSON of a row, the last entry of which is the checksum of the text without it."""
+    text = json.dumps(content, allow_nan=False)
+    return text[:-1] + _end_of(text.encode())
+
+
+def _end_of(text: bytes) -> str:
+    return f', "{KEY}": "{checksum(text)}"}}'
+
+
+_LENGTH_OF_END = len(_end_of(b""))
 
 
 def decode_row(text: object, build: Callable[[Any], T]) -> T:
@@ -48,10 +59,13 @@ def decode_row(text: object, build: Callable[[Any], T]) -> T:
     """
     if not isinstance(text, bytes):
         raise ValueError(f"wanted a text, got {type(text).__name__}")
+    start = len(text) - _LENGTH_OF_END
     data = decode(text, dict[str, Any])
-    if not is_whole(data):
+    # Not of the content, as elsewhere: to write it as JSON again would take as long as reading it.
+    end = _end_of(text[:start] + b"}").encode()
+    if data.pop(KEY, None) is not None and text[start:] != end:
         raise ValueError("its content is not what its checksum says")
-    return build({key: value for key, value in data.items() if key != KEY})
+    return build(data)
 
 
 def decode_rows(
@@ -93,8 +107,11 @@ class OutcomeDatabase:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        log = path.with_name(f"{path.name}-wal")
+        if log.exists() and not path.exists():  # SQLite would write it into a new database
+            raise StoreError(f"{log} lies there without its database: restore {path}, or remove it")
         if not path.exists():
-            replace(path, _create)
+            _create(path)
         if path.stat().st_size == 0:  # SQLite would take it for a new database
             raise self._damaged("it is empty")
         with self._opened() as db:
@@ -133,10 +150,10 @@ class OutcomeDatabase:
         """Raises StoreError if it cannot be written (a full disk)."""
         assert outcome.protocol == protocol.digest
         with self._opened() as db:
-            row = (protocol.digest, encode_row(protocol.to_json()))
-            _add(db, "protocol", ("digest",), row, Protocol.from_json)
-            row = (*outcome.key, encode_row(outcome.to_json()))
-            _add(db, "outcome", ("qconfig", "protocol"), row, Outcome.from_json)
+            text = encode_row(protocol.to_json())
+            _add(db, "protocol", {"digest": protocol.digest}, text, Protocol.from_json)
+            keys = {"qconfig": outcome.qconfig.digest, "protocol": outcome.protocol}
+            _add(db, "outcome", keys, encode_row(outcome.to_json()), Outcome.from_json)
 
     def read(self) -> list[Outcome]:
         """All outcomes that are not damaged."""
@@ -175,13 +192,15 @@ def integrity(db: sqlite3.Connection) -> str | None:
 def salvaged(path: Path, table: str) -> list[object]:
     """What can be read of a damaged database, row by row."""
     rows: dict[int, object] = {}
-    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
         db.text_factory = bytes
         for order in ("", "DESC"):  # up to the fault from either side
             with suppress(sqlite3.DatabaseError):
                 query = f"SELECT rowid, json FROM {table} NOT INDEXED ORDER BY rowid {order}"
-                rows.update(dict(db.execute(query)))
-        for row in range(min(rows, default=0), max(rows, default=0)):
+                for row, text in db.execute(query):
+                    rows[row] = text
+        between = range(min(rows, default=0), max(rows, default=0))
+        for row in islice(between, _MOST_ROWS):  # between two faults
             if row not in rows:
                 with suppress(sqlite3.DatabaseError):
                     query = f"SELECT rowid, json FROM {table} NOT INDEXED WHERE rowid = ?"
@@ -241,27 +260,39 @@ def repair(path: Path) -> Path:
 
 
 def _create(path: Path) -> None:
-    with closing(sqlite3.connect(path)) as db, db:
-        for name, columns in _TABLES.items():
-            db.execute(f"CREATE TABLE {name} ({columns})")
+    """Make an empty database, unless another process was faster; nobody ever sees a half-made one."""
+
+    def fill(partial: Path) -> None:
+        with closing(sqlite3.connect(partial)) as db, db:
+            for name, columns in _TABLES.items():
+                db.execute(f"CREATE TABLE {name} ({columns})")
+        with suppress(FileExistsError):
+            try:
+                os.link(partial, path)
+            except (PermissionError, NotImplementedError):  # a file system without hard links
+                os.replace(partial, path)
+        partial.unlink(missing_ok=True)
+
+    write_beside(path, fill)
 
 
 def _add(
     db: sqlite3.Connection,
     table: str,
-    keys: tuple[str, ...],
-    row: tuple[str, ...],
+    keys: Mapping[str, str],
+    text: str,
     build: Callable[[Any], object],
 ) -> None:
     """Insert a row unless there is one of the same keys that is not damaged."""
-    where = " AND ".join(f"{key} = ?" for key in keys)
-    before = db.execute(f"SELECT json FROM {table} WHERE {where}", row[:-1]).fetchone()
+    values, where = tuple(keys.values()), " AND ".join(f"{key} = ?" for key in keys)
+    before = db.execute(f"SELECT json FROM {table} WHERE {where}", values).fetchone()
     if before is not None:
         try:
             decode_row(before[0], build)
             return
         except ValueError:
-            db.execute(f"DELETE FROM {table} WHERE {where}", row[:-1])
+            db.execute(f"DELETE FROM {table} WHERE {where}", values)
+    row = (*values, text)
     db.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
 
 

@@ -114,7 +114,9 @@ def test_outcomes_are_stored_once(tmp_path: Path) -> None:
 
 def test_a_foreign_database_is_named(tmp_path: Path) -> None:
     (tmp_path / "o.sqlite").write_bytes(b"this is no database at all" * 100)
-    with pytest.raises(StoreError, match=r"damaged or no database of outcomes .*run python -m qsdm\.store --repair"):
+    with pytest.raises(
+        StoreError, match=r"damaged or no database of outcomes .*run python -m qsdm\.store --repair"
+    ):
         OutcomeDatabase(tmp_path / "o.sqlite")
 
 
