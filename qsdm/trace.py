@@ -17,8 +17,8 @@ from pathlib import Path
 from time import process_time
 from typing import TYPE_CHECKING, Any
 
-from qsdm import conditioning, cost, denoisers, run
-from qsdm.denoisers import Model
+from qsdm import cost, denoisers, run
+from qsdm.denoisers import Model, conditioning
 from qsdm.graph import Graph, Op
 from qsdm.log import Log, ignore
 from qsdm.qconfig import QuantConfig, QuantMethod

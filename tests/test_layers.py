@@ -10,29 +10,18 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "qsdm"
 
-GROUND = {
-    "graph",
-    "qconfig",
-    "cost",
-    "outcome",
-    "prompts",
-    "edits",
-    "conditioning",
-    "pipeline_files",
-    "single_file",
-    "store",
-    "log",
-}
+GROUND = {"graph", "qconfig", "cost", "outcome", "prompts", "store", "log"}
 MACHINERY = {"tracing", "quant", "denoisers", "metrics", "strategies", "recipes"}
-JOINS = {"measurement", "engine", "checkpoint", "predictor"}
+JOINS = {"engine", "measurement", "checkpoint", "predictor"}
 COMMANDS = {"trace", "calibrate", "measure", "train", "attribute", "search", "realize", "recipe"}
 
 ALLOWED: dict[str, set[str]] = (
     dict.fromkeys(GROUND | MACHINERY, GROUND)
-    | dict.fromkeys(JOINS - {"predictor"}, GROUND | MACHINERY | JOINS)
+    | {"engine": GROUND}
+    | {"measurement": GROUND | MACHINERY | {"engine", "predictor"}}
+    | {"checkpoint": GROUND | MACHINERY | {"measurement"}}
     # METHODS needs neither torch nor numba; a configuration is read by its names.
     | {"qconfig": GROUND | {"quant"}}
-    | {"pipeline_files": GROUND | {"denoisers"}}  # its rule of which files are loaded
     | {"predictor": GROUND, "sensitivity": GROUND | {"predictor"}, "report": GROUND}
     | {"run": {"store", "log"}}
     | {"workspace": GROUND | MACHINERY | JOINS | {"run"}}
@@ -51,7 +40,7 @@ DOORS = {
     "hydra": {"run"},
     "omegaconf": {"run"},
     "wandb": {"run"},
-    "diffusers": {"denoisers", "single_file", "tracing", "checkpoint", "measurement"},
+    "diffusers": {"denoisers", "tracing", "checkpoint", "measurement"},
     "torch_geometric": {"predictor"},
     "captum": {"sensitivity"},
     "networkx": {"graph"},

@@ -20,7 +20,6 @@ from tiny import CAPTIONS
 from qsdm import run, tracing
 from qsdm.calibrate import calibrate
 from qsdm.denoisers import Model, found_model, load_pipeline
-from qsdm.edits import Edits
 from qsdm.engine.serial import Serial
 from qsdm.graph import Graph
 from qsdm.measure import measure
@@ -29,6 +28,7 @@ from qsdm.measurement.protocol import prompts_of, protocol_of, seed_of
 from qsdm.measurement.worker import read_full
 from qsdm.metrics.fidelity import Psnr
 from qsdm.prompts import PromptsError
+from qsdm.prompts.edits import Edits
 from qsdm.qconfig import QuantConfig, SpaceSpec
 from qsdm.quant.calibration import PackedWeights
 from qsdm.store import Store

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from composed import compose
 
-from qsdm.denoisers import ZOO, load_pipeline, weights_digest
+from qsdm.denoisers import load_pipeline, weights_digest
 from qsdm.graph import Graph
 from qsdm.measurement.labels import in_space
 from qsdm.measurement.protocol import prompts_of, protocol_of
 from qsdm.outcome import SCHEMA, Objective
 from qsdm.run.keys import values_of
-from qsdm.store import Store
+from qsdm.store import ZOO, Store
 from qsdm.store.files import read_json
 from qsdm.trace import trace
 

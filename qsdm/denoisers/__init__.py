@@ -11,25 +11,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsdm import conditioning, single_file
-from qsdm.denoisers.files import component_files, pipeline_files, pipeline_folder, read_index
-from qsdm.edits import Edit
-from qsdm.graph import canonical
-from qsdm.pipeline_files import (
+from qsdm.denoisers import conditioning, single_file
+from qsdm.denoisers.faults import (
     ModelError,
     component_fault,
     file_fault,
     pipeline_fault,
     read_config,
 )
+from qsdm.denoisers.files import component_files, pipeline_files, pipeline_folder, read_index
+from qsdm.graph import canonical
 from qsdm.prompts import Label, Prompt, Prompts
+from qsdm.prompts.edits import Edit
+from qsdm.store import ZOO
 
 if TYPE_CHECKING:
     import diffusers
     import torch
     from torch import nn
 
-ZOO = Path(__file__).parents[1] / "zoo"
 DEFAULT_COMPONENTS = ("unet", "transformer")
 
 
@@ -39,8 +39,8 @@ class Model:
 
     Attributes:
         name: of the model; its artifacts lie under it in the store.
-        path: Hugging Face hub id, a directory, a single file (see `qsdm.single_file`), or ``zoo`` for a pipeline that
-            qsdm ships.
+        path: Hugging Face hub id, a directory, a single file (see `single_file`), or ``zoo``
+            for a pipeline that qsdm ships.
         denoiser: class in diffusers, as UNet2DConditionModel.
         config: the denoiser's published config, by which it is traced without weights.
         component: the pipeline's attribute that holds the denoiser: unet, transformer, transformer_2, prior, ...

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsdm.pipeline_files import WEIGHTLESS, ModelError
+from qsdm.denoisers.faults import WEIGHTLESS, ModelError
 
 if TYPE_CHECKING:
     from qsdm.denoisers import Model

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from qsdm.conditioning import is_batched
 from qsdm.denoisers import (
     Model,
     arguments,
@@ -28,6 +27,7 @@ from qsdm.denoisers import (
     load_pipeline,
     pipeline_index,
 )
+from qsdm.denoisers.conditioning import is_batched
 from qsdm.graph import Graph
 from qsdm.measurement.frames import pictures_of
 from qsdm.measurement.protocol import of_pictures, prompts_digest, seed_of

@@ -16,8 +16,6 @@ from typing import Protocol
 
 import numpy as np
 
-ZOO = Path(__file__).parents[1] / "zoo"
-
 
 class MetricError(ValueError):
     """A metric cannot be computed; the message says what it lacks."""

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from qsdm.metrics import ZOO, MetricError, file_digest, networks
+from qsdm.metrics import MetricError, file_digest, networks
+from qsdm.store import ZOO
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from qsdm.metrics import ZOO, MetricError, file_digest
+from qsdm.metrics import MetricError, file_digest
+from qsdm.store import ZOO
 
 BATCH = 64
 _KEPT = 12  # of three networks: the pictures at hand, those of full precision, and what was before

@@ -12,7 +12,7 @@ import torch
 
 from qsdm import cost
 from qsdm.checkpoint import contents, save_quantized
-from qsdm.denoisers import ZOO, Model, ModelError, denoiser_class, denoiser_config, load_pipeline
+from qsdm.denoisers import Model, ModelError, denoiser_class, denoiser_config, load_pipeline
 from qsdm.denoisers.files import pipeline_folder
 from qsdm.graph import Graph
 from qsdm.measurement.memory import (
@@ -26,6 +26,7 @@ from qsdm.measurement.memory import (
     total,
 )
 from qsdm.qconfig import QuantConfig, SpaceSpec
+from qsdm.store import ZOO
 from qsdm.trace import trace
 
 EMOJI = Model(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qsdm.metrics import ZOO
+from qsdm.store import ZOO
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
-    from qsdm.edits import Edit
+    from qsdm.prompts.edits import Edit
 
 Prompt: TypeAlias = "str | Label | Edit"
 """What one picture is drawn of."""

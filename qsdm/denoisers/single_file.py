@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsdm.pipeline_files import PICKLES, ModelError, file_fault, pipeline_fault, read_config
+from qsdm.denoisers.faults import PICKLES, ModelError, file_fault, pipeline_fault, read_config
 
 if TYPE_CHECKING:
     import torch

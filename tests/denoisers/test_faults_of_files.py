@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from qsdm import pipeline_files, run
+from qsdm import run
 from qsdm.calibrate import calibrate
 from qsdm.denoisers import (
     Model,
@@ -23,6 +23,7 @@ from qsdm.denoisers import (
     load_pipeline,
     vae_factor,
 )
+from qsdm.denoisers import faults as pipeline_files
 from qsdm.run import errors
 from qsdm.store import StoreError
 from qsdm.trace import trace

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qsdm import conditioning
-from qsdm.edits import Edit, Edits, read_picture
+from qsdm.denoisers import conditioning
 from qsdm.measurement.frames import evenly_spaced, pictures_of
 from qsdm.measurement.protocol import prompts_digest
 from qsdm.measurement.scoring import ScoredShard, outcome_of, splits
 from qsdm.outcome import EvaluationError, Protocol
 from qsdm.prompts import PromptsError
+from qsdm.prompts.edits import Edit, Edits, read_picture
 from qsdm.qconfig import QuantConfig
 
 

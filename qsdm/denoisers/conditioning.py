@@ -11,8 +11,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsdm.edits import Edit, read_picture, size_of
 from qsdm.prompts import PromptsError
+from qsdm.prompts.edits import Edit, read_picture, size_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
