@@ -495,9 +495,38 @@ CASES: dict[str, LoraCase] = {
             "time_embed_dim": 16,
             "rope_freq_dim": 2,
         },
+        {
+            "hidden_states": [1, 64, 16],
+            "audio_hidden_states": [1, 16, 8],
+            "encoder_hidden_states": [1, 16, 16],
+        },
     ),
     "RFD4ProteinaLoraLoaderMixin": LoraCase(
-        "RFD4ProteinaPipeline", "RFD4ProteinaTransformer", {"nlayers": 1}
+        "RFD4ProteinaPipeline",
+        "RFD4ProteinaTransformer",
+        {
+            "nlayers": 2,
+            "token_dim": 32,
+            "nheads": 2,
+            "dim_cond": 16,
+            "pair_repr_dim": 16,
+            "latent_dim": 8,
+            "t_emb_dim": 16,
+            "tri_mult_c": 16,
+            "feats_seq": ("xt_bb_ca", "xt_local_latents"),
+            "feats_cond_seq": ("time_emb_bb_ca", "time_emb_local_latents"),
+            "feats_pair_repr": ("xt_bb_ca_pair_dists",),
+            "feats_pair_cond": ("time_emb_bb_ca", "time_emb_local_latents"),
+        },
+        {
+            "bb_ca": [1, 8, 3],
+            "local_latents": [1, 8, 8],
+            "bb_ca_time": {"shape": [1], "value": 0.5},
+            "local_latents_time": {"shape": [1], "value": 0.5},
+            "padding_mask": {"shape": [1, 8], "dtype": "bool", "value": True},
+            "conditioning.is_in_context_conditioning": {"shape": [1, 8], "dtype": "bool"},
+            "conditioning.supports_local_latent": {"shape": [1, 8], "dtype": "bool", "value": True},
+        },
     ),
 }
 

@@ -133,8 +133,8 @@ class Decoded(torch.Tensor):
 
 
 _READ_ONLY = (
-    "a packed weight cannot be written to, an adapter cannot be merged into it: keep the adapter beside it, "
-    "or merge it into the full-precision weights and quantize these"
+    "a packed weight cannot be written to, an adapter cannot be merged into it: keep the adapter unfused, "
+    "or merge it into qsdm.checkpoint.dequantized(denoiser)"
 )
 _NO_VALUES = (
     "a packed weight takes no other values: load them into qsdm.checkpoint.dequantized(denoiser)"
