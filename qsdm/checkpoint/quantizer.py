@@ -155,6 +155,9 @@ class QsdmQuantizer(DiffusersQuantizer):
         # diffusers refuses ``.to(dtype)``, and with it IP-Adapters, for models that it holds to be
         # quantized. Packed layers can be cast: their codes stay, their weights decode to ``dtype``.
         model.is_quantized = False  # type: ignore[assignment]
+        for layer in model.modules():
+            if isinstance(layer, PackedLayer):
+                layer.like = layer.like.to(next(layer.packed.buffers()).device)
 
     def _dequantize(self, model: nn.Module) -> nn.Module:
         unpack(model)

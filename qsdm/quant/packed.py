@@ -152,9 +152,7 @@ class PackedLayer(nn.Module):
     """What the packed layers share; beside the class of torch whose place they take."""
 
     packed: nn.ModuleList
-    compute_dtype: (
-        torch.dtype
-    )  # follows .to(dtype), as the weight of the layer that it replaces would
+    like: torch.Tensor  # empty; of the type and on the device that the weight is decoded to
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """With a layer's options, as peft makes layers of the class that it adapts: a plain layer."""
@@ -167,12 +165,24 @@ class PackedLayer(nn.Module):
         """``layer`` with its weight in ``parts``, along the input channels; bias, hooks and options are taken over."""
         made = cls.__new__(cls)
         nn.Module.__init__(made)
-        own = {"_parameters", "_buffers", "_modules"}
+        own = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
         made.__dict__.update({key: value for key, value in vars(layer).items() if key not in own})
-        made.compute_dtype = layer.weight.dtype
         made.register_parameter("bias", layer.bias)
+        # Before the parts: diffusers takes the first floating buffer of a module for its type.
+        device = "cpu" if layer.weight.is_meta else layer.weight.device
+        like = torch.empty(0, dtype=layer.weight.dtype, device=device)
+        made.register_buffer("like", like, persistent=False)
         made.packed = nn.ModuleList(parts)
         return made
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """In which the weight is decoded; it follows ``.to(dtype)``, as the weight of a plain layer would."""
+        return self.like.dtype
+
+    @compute_dtype.setter
+    def compute_dtype(self, dtype: torch.dtype) -> None:
+        self.like = self.like.to(dtype)
 
     def decoded(self) -> torch.Tensor:
         values = [part(self.compute_dtype) for part in self.packed]
@@ -187,7 +197,7 @@ class PackedLayer(nn.Module):
         kind = next(plain for plain, packed in PACKED.items() if packed is type(self))
         made = kind.__new__(kind)
         nn.Module.__init__(made)
-        own = {"_parameters", "_buffers", "_modules", "compute_dtype"}
+        own = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
         made.__dict__.update({key: value for key, value in vars(self).items() if key not in own})
         made._parameters.update(weight=weight, bias=self._parameters["bias"])
         return made
@@ -215,10 +225,6 @@ class PackedLayer(nn.Module):
                 unexpected_keys,
                 error_msgs,
             )
-
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
-        self.compute_dtype = fn(torch.empty(0, dtype=self.compute_dtype)).dtype
-        return super()._apply(fn, recurse)
 
 
 class PackedLinear(PackedLayer, nn.Linear):  # type: ignore[misc,override]

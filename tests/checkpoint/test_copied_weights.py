@@ -217,3 +217,15 @@ def test_an_ip_adapter(denoisers, tmp_path: Path, dtype: torch.dtype) -> None:
             outputs.append(one(**inputs, **pictures).sample)
     assert torch.equal(*outputs)
     assert not torch.equal(outputs[0], before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_part_tells_the_type_that_it_computes_in(denoisers, dtype: torch.dtype) -> None:
+    """Not that of its scales: several transformers cast to the type of a part that has no other tensor."""
+    from diffusers.models.modeling_utils import get_parameter_dtype
+
+    layer = copy.deepcopy(denoisers(SD)).to(dtype).down_blocks[1].attentions[0]
+    query = layer.transformer_blocks[0].attn1.to_q
+    assert query.bias is None
+    assert get_parameter_dtype(query) == dtype
+    assert query.weight.dtype == dtype

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -38,12 +39,17 @@ def pipeline_of(loader: str, denoiser: nn.Module) -> Any:
         pipeline.update_components(**{case.component: denoiser})
         return pipeline
     parameters = inspect.signature(kind.__init__).parameters
-    absent = {k: None for k, v in parameters.items() if k != "self" and v.default is v.empty}
+    absent: dict[str, Any] = {
+        k: None for k, v in parameters.items() if k != "self" and v.default is v.empty
+    }
     if loader == "CosmosLoraLoaderMixin":  # it asks these two for their configs
         absent |= {
             "safety_checker": nn.Identity(),
             "vae": diffusers.AutoencoderKLWan(base_dim=4, num_res_blocks=1),
         }
+    if loader == "RFD4ProteinaLoraLoaderMixin":
+        absent["vae"] = nn.Identity()
+        absent["vae"].config = SimpleNamespace(latent_dim=denoiser.config.latent_dim)
     return kind(**{**absent, case.component: denoiser})
 
 
