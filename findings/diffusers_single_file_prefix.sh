@@ -7,7 +7,7 @@
 set -euo pipefail
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
 python3 -m venv "$tmp/venv"
-"$tmp/venv/bin/python" -m pip install --quiet --disable-pip-version-check torch==2.13.0 diffusers==0.42.1 safetensors accelerate==1.15.0 transformers==5.23.0
+"$tmp/venv/bin/python" -m pip install --quiet --disable-pip-version-check torch==2.13.0 diffusers==0.42.1 safetensors==0.8.0 accelerate==1.15.0 transformers==5.23.0
 cat >"$tmp/show.py" <<'PY'
 import importlib.metadata as metadata
 import sys
