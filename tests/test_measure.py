@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,17 +32,23 @@ SPACE = SpaceSpec("small", METHODS)
 
 
 @pytest.fixture(scope="module")
-def store(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Traced and calibrated."""
-    store = tmp_path_factory.mktemp("store")
+def calibrated(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = tmp_path_factory.mktemp("calibrated")
     trace(tiny_model, store)
     calibrate(tiny_model, SPACE, store)
     return store
 
 
+@pytest.fixture
+def store(calibrated: Path, tmp_path: Path) -> Path:
+    """Traced and calibrated, without outcomes."""
+    return Path(shutil.copytree(calibrated, tmp_path / "calibrated"))
+
+
 @pytest.fixture(scope="module")
-def space(tiny_model: Model, store: Path) -> Space:
-    return SPACE.of(Graph.from_json(read_json(Store(store, tiny_model.name).path("graph.json"))))
+def space(tiny_model: Model, calibrated: Path) -> Space:
+    graph = read_json(Store(calibrated, tiny_model.name).path("graph.json"))
+    return SPACE.of(Graph.from_json(graph))
 
 
 def test_measures_each_configuration_once(

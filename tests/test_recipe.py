@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -26,10 +27,16 @@ SPEC = SpaceSpec("traced", ("uaq-3", "uaq-4"), splits=".*", max_overhead=4.0)
 
 
 @pytest.fixture(scope="module")
-def store(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    store = tmp_path_factory.mktemp("store")
+def traced(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = tmp_path_factory.mktemp("traced")
     trace(tiny_model, store, page=False)
     return store
+
+
+@pytest.fixture
+def store(traced: Path, tmp_path: Path) -> Path:
+    """Traced, and nothing else."""
+    return Path(shutil.copytree(traced, tmp_path / "traced"))
 
 
 def spec_of(command: str) -> SpaceSpec:

@@ -1,10 +1,11 @@
 """Kill workers of the local pool at random moments, and count what its driver does then.
 
-    python experiments/bench/pool.py [--kills 500] [--out pool.jsonl]
+    python experiments/bench/pool.py [--kills 500] [--delay 1.5] [--out pool.jsonl]
 
 A run is a driver in a process of its own, which does rounds of tasks until this program has killed
-so many of its workers, each 0 to 1.5 s after it appeared, and then ends. A run that has not ended
-30 s after its last kill hangs. Each round's results are compared with what they should be: none may
+10 of its workers, each 0 to 1.5 s after it appeared, and then ends. On a busy machine most die
+before they are up: with a longer delay more of them die at work. A run that has not ended 30 s
+after its last kill hangs. Each round's results are compared with what they should be: none may
 be lost, doubled, or of another round. Every third round is left early, as when its consumer fails.
 
 Finished runs are kept in the file, and skipped when the program is started again. Exit status 1 if
@@ -149,7 +150,7 @@ def workers_of(driver: psutil.Process) -> Iterator[psutil.Process]:
                     yield child
 
 
-def kill_workers(run: Run, num_kills: int, rng: random.Random) -> Run:
+def kill_workers(run: Run, num_kills: int, rng: random.Random, delay_s: float = DELAY_S) -> Run:
     """One run."""
     with tempfile.TemporaryDirectory() as folder:
         stop = Path(folder) / "stop"
@@ -164,7 +165,7 @@ def kill_workers(run: Run, num_kills: int, rng: random.Random) -> Run:
             now = time.monotonic()
             for worker in workers_of(process):
                 if worker not in due:
-                    due[worker] = now + rng.uniform(0, DELAY_S)
+                    due[worker] = now + rng.uniform(0, delay_s)
                 elif due[worker] <= now and worker.is_running() and kills < num_kills:
                     with suppress(psutil.NoSuchProcess):
                         worker.kill()
@@ -228,6 +229,7 @@ def table(runs: list[Run]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=500)
+    parser.add_argument("--delay", type=float, default=DELAY_S, help="seconds, at most")
     parser.add_argument("--out", type=Path, default=Path("pool.jsonl"), help="finished runs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--drive", nargs=2, help=argparse.SUPPRESS)
@@ -245,7 +247,7 @@ def main() -> int:
             kind, num_workers = cases[len(runs) % len(cases)]
             rng = random.Random(options.seed * 1_000_003 + len(runs))
             num_kills = min(KILLS_PER_RUN, options.kills - killed)
-            run = kill_workers(Run(kind, num_workers), num_kills, rng)
+            run = kill_workers(Run(kind, num_workers), num_kills, rng, options.delay)
             runs.append(run)
             with options.out.open("a") as file:
                 file.write(json.dumps(asdict(run)) + "\n")

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -242,6 +242,15 @@ def test_leaving_early_ends_the_workers() -> None:
     assert not workers()
 
 
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """Ctrl-C works, which a job in a shell's background ignores."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts")
 def test_an_interrupt_while_the_driver_waits_ends_the_workers() -> None:
     """In a notebook the next cell may go on with the same pool."""
     with Local(num_workers=1).open(start) as pool:
