@@ -27,6 +27,7 @@ from typing import Any, NoReturn, TypedDict
 
 import qsdm
 from qsdm import run
+from qsdm.bounds import MANY, require
 from qsdm.denoisers import Model, weights_digest
 from qsdm.graph import canonical
 from qsdm.log import Log, ignore
@@ -159,6 +160,10 @@ def main(
         Seconds per stage, 0 for a skipped one.
     """
     given = dict(locals())
+    require(1, MANY, num_labels=num_labels, candidates=candidates, batch_size=batch_size)
+    require(2, MANY, num_images=num_images)
+    require(0, MANY, num_random=num_random)
+    require(1, budget=budget, avg_bits=avg_bits)
     # The final table is measured on seeds that no label used.
     renamed = {
         "realize": {"label_seed_set": seed_set, "seed_set": seed_set + 1},

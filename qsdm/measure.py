@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qsdm import run
+from qsdm.bounds import MANY, require
 from qsdm.cost import avg_bits
 from qsdm.engine.local import Local
 from qsdm.engine.serial import Serial
@@ -86,10 +87,9 @@ def measure(
     """
     from qsdm.measurement.session import open_session
 
-    if num_configs < 1 or num_images < 2:
-        raise ValueError(
-            f"num_configs must be positive and num_images at least 2 (got {num_configs}, {num_images})"
-        )
+    require(1, MANY, num_configs=num_configs, batch_size=batch_size, shard=shard)
+    require(2, MANY, num_images=num_images)
+    require(0, price_per_hour=price_per_hour)
     # A plan starts no workers.
     with open_session(workspace, Serial() if plan else engine, batch_size, shard=shard) as ready:
         if configs is not None:

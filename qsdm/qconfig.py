@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from qsdm.bounds import require
 from qsdm.graph import Graph, Weight, canonical, merge_splits
 from qsdm.quant.methods import METHODS
 
@@ -282,6 +283,9 @@ class SpaceSpec:
     methods: Sequence[str]
     splits: str = ""
     max_overhead: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(0, max_overhead=self.max_overhead)
 
     def of(self, graph: Graph, full_bits: int = 16) -> Space:
         return Space.of(

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qsdm import cost, run
+from qsdm.bounds import MANY, require
 from qsdm.engine.local import Local
 from qsdm.log import Log, ignore
 from qsdm.metrics import described
@@ -77,11 +78,10 @@ def realize(
     """
     from qsdm.measurement.session import open_session
 
-    if candidates < 1 or num_random < 0 or num_images < 2:
-        raise ValueError(
-            f"candidates must be positive, num_random not negative, num_images at least 2 "
-            f"(got {candidates}, {num_random}, {num_images})"
-        )
+    require(1, MANY, candidates=candidates, batch_size=batch_size)
+    require(2, MANY, num_images=num_images)
+    require(0, MANY, num_random=num_random)
+    require(1, avg_bits=avg_bits)
     if seed_set == label_seed_set:
         raise ValueError(
             f"wanted fresh noise, a seed_set other than label_seed_set (got {seed_set} for both)"

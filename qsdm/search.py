@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from qsdm.bounds import MANY, require
 from qsdm.log import Log, ignore
 from qsdm.outcome import Objective
 from qsdm.qconfig import Space
@@ -71,6 +72,9 @@ def search(
         StoreError: an earlier stage has not run, or for another objective.
         ValueError: a value is out of range, or nothing in the space has at most ``max_bits``.
     """
+    require(1, MANY, max_points=max_points)
+    require(1, budget=budget, max_bits=max_bits)
+    require(0, kappa=kappa)
     predictor = workspace.predictor(objective)
     result = search_front(
         predictor.predict,

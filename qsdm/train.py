@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from qsdm.bounds import MANY, require
 from qsdm.cost import MethodTable
 from qsdm.denoisers import Model
 from qsdm.log import Log, ignore
@@ -75,6 +76,8 @@ def train(
     from qsdm.predictor.encode import encode
     from qsdm.predictor.fit import fit_folds
 
+    require(2, MANY, num_images=num_images)
+    require(0, MANY, cheap_images=cheap_images)
     began = perf_counter()
     model, files, made = workspace.model, workspace.store, workspace.space
     table = workspace.table

@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "qsdm"
 
-GROUND = {"graph", "qconfig", "cost", "outcome", "prompts", "store", "log"}
+GROUND = {"bounds", "graph", "qconfig", "cost", "outcome", "prompts", "store", "log"}
 MACHINERY = {"tracing", "quant", "denoisers", "metrics", "strategies", "recipes"}
 JOINS = {"engine", "measurement", "checkpoint", "predictor"}
 COMMANDS = {"trace", "calibrate", "measure", "train", "attribute", "search", "realize", "recipe"}

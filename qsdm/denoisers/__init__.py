@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qsdm.bounds import require
 from qsdm.denoisers import conditioning, single_file
 from qsdm.denoisers.faults import (
     ModelError,
@@ -96,6 +97,7 @@ class Model:
             )
         if self.component not in DEFAULT_COMPONENTS and not self.name.endswith(self.component):
             object.__setattr__(self, "name", f"{self.name}-{self.component}")
+        require(1, num_params=self.num_params)
         if self.full_bits not in (16, 32):
             raise ValueError(
                 f"model {self.name}: full_bits must be 16 or 32 (got {self.full_bits})"
@@ -529,7 +531,9 @@ def found_model(
         denoiser=denoiser,
         component=component,
         config=config,
-        resolution_px=resolution_px or default_resolution(described, index, config, revision),
+        resolution_px=default_resolution(described, index, config, revision)
+        if resolution_px is None
+        else resolution_px,
         steps=steps,
         guidance=guidance,
         **fields,

@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qsdm.bounds import require
 from qsdm.engine import EngineError, Failure, Start
 from qsdm.engine.pipe import decode, encode
 from qsdm.engine.worker import Worker
@@ -88,6 +89,8 @@ class Slurm:
         ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive (got {getattr(self, name)})")
+        require(1, gpus_per_node=self.gpus_per_node)
+        require(0.001, mem_gb=self.mem_gb)
         if self.retries < 0:
             raise ValueError(f"retries must not be negative (got {self.retries})")
 

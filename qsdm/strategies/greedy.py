@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from qsdm.bounds import require
 from qsdm.strategies import Problem
 
 
@@ -87,6 +88,9 @@ class Greedy:
     """
 
     batch: int = 100
+
+    def __post_init__(self) -> None:
+        require(1, batch=self.batch)
 
     def start(self, problem: Problem, seeds: np.ndarray, rng: np.random.Generator) -> GreedySearch:
         return GreedySearch(
