@@ -90,10 +90,11 @@ def measure(
     require(1, MANY, num_configs=num_configs, batch_size=batch_size, shard=shard)
     require(2, MANY, num_images=num_images)
     require(0, price_per_hour=price_per_hour)
+    given = None if configs is None else read_configs(configs)
     # A plan starts no workers.
     with open_session(workspace, Serial() if plan else engine, batch_size, shard=shard) as ready:
-        if configs is not None:
-            chosen = read_configs(configs)
+        if given is not None:
+            chosen = given
         elif alone is not None:
             chosen = one_by_one(ready.space, alone)
         else:
@@ -201,6 +202,10 @@ def read_configs(path: Path) -> list[QuantConfig]:
     Raises:
         StoreError: there are none in it.
     """
+    if not path.is_file():
+        raise StoreError(
+            f"no file {path}: give configs=FILE with configurations, or what search wrote"
+        )
     data = read_json(path)
     if isinstance(data, dict):
         data = data.get("points", [data])

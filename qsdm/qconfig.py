@@ -286,6 +286,12 @@ class SpaceSpec:
 
     def __post_init__(self) -> None:
         require(0, max_overhead=self.max_overhead)
+        if not re.fullmatch(r"\w[\w.-]*", self.name):
+            raise ValueError(
+                f"wanted a name of letters, digits, '.', '-' and '_', as of a folder (got {self.name!r})"
+            )
+        if isinstance(self.methods, str) or not self.methods:
+            raise ValueError(f"wanted a list of methods, as [uaq-3,uaq-4] (got {self.methods!r})")
 
     def of(self, graph: Graph, full_bits: int = 16) -> Space:
         return Space.of(

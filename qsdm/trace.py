@@ -138,6 +138,7 @@ def prepare(model: Model) -> tuple[nn.Module, dict[str, Any], str]:
     """The denoiser's skeleton, arguments for its forward, and where these come from."""
     from qsdm.tracing import inputs, skeleton
 
+    denoisers.existing(model)
     module = skeleton.build(denoisers.denoiser_class(model), denoisers.denoiser_config(model))
     if model.directory is None or model.inputs:
         return module, inputs.build(module, model.inputs), UNAIDED

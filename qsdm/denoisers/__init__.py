@@ -95,6 +95,14 @@ class Model:
                 f"model {self.name}: component must be a part of the pipeline, as unet or "
                 f"transformer_2 (got {self.component!r})"
             )
+        if not re.fullmatch(r"\w[\w.-]*", self.name):
+            raise ValueError(
+                f"wanted a name of letters, digits, '.', '-' and '_', as of a folder (got {self.name!r})"
+            )
+        if self.dtype not in ("float32", "float16", "bfloat16", "float64"):
+            raise ValueError(
+                f"model {self.name}: dtype must be float32, float16, bfloat16 or float64 (got {self.dtype!r})"
+            )
         if self.component not in DEFAULT_COMPONENTS and not self.name.endswith(self.component):
             object.__setattr__(self, "name", f"{self.name}-{self.component}")
         require(1, num_params=self.num_params)
@@ -502,6 +510,8 @@ def found_model(
     Raises:
         ModelError: there is no diffusers pipeline, or none with a denoiser.
     """
+    if not path:
+        raise ModelError("the path is empty: give path=DIRECTORY of a diffusers pipeline")
     local, described = Path(path).expanduser(), path
     revision = fields.get("revision")
     if local.is_file():

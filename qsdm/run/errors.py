@@ -82,6 +82,8 @@ def sentence(error: BaseException) -> str | None:
         return f"cannot read {error.override!r}: wanted KEY=VALUE, with quotes around anything but words and numbers"
     if isinstance(error, OmegaConfBaseException):
         return f"{error.full_key}: {first_line(error)}" if error.full_key else first_line(error)
+    if match := re.match(r"Multiple values for (\S+)\. ", str(error)):
+        return f"{match[1]} is given twice: give it once"
     if isinstance(error, HydraException):
         return (
             sentence(error.__cause__)

@@ -124,3 +124,19 @@ def test_a_nested_number_out_of_range_is_named(group: str, name: str) -> None:
     for key in numeric(get_object(plain["_target_"])):
         for value in values(key):
             assert key in (told := answered(key, value)), f"{key}={value}: {told}"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("model.name", "../x", "wanted a name"),
+        ("model.name", "", "wanted a name"),
+        ("model.dtype", "float3", "dtype must be float32"),
+        ("space.name", "a/b", "wanted a name"),
+        ("space.methods", "uaq-3", "wanted a list of methods"),
+        ("space.methods", [], "wanted a list of methods"),
+        ("configs", "no/such.json", "no file no/such.json: give configs=FILE"),
+    ],
+)
+def test_a_text_that_is_no_name_is_told(key: str, value: object, words: str) -> None:
+    assert words in answer("measure", key, value)
