@@ -100,9 +100,11 @@ def save_quantized(
     for name, part in pipeline.components.items():  # type: ignore[attr-defined]
         if name != component and hasattr(part, "save_pretrained"):
             part.save_pretrained(path / name)
-    return save_denoiser(
+    found = save_denoiser(
         getattr(pipeline, component), graph, qconfig, path / component, quantized, full_bits
     )
+    format.write_checksums(path, component)
+    return found
 
 
 def save_denoiser(
@@ -136,6 +138,8 @@ def save_denoiser(
         for part, (dtype, shape) in layout(one.method, one.weight.shape).items():
             parts[f"{prefix}.{part}"] = (SAFETENSORS[dtype], shape)
 
+    checksums: dict[str, str] = {}
+
     def fill(partial: Path) -> None:
         with TensorFile(partial, parts, {"format": "pt", **format.file_metadata(qconfig)}) as file:
             for name, tensor in state.items():
@@ -148,6 +152,7 @@ def save_denoiser(
                     made = quantized(one.weight.name, one.method)
                 for part, stored in made.parts.items():
                     file.write(f"{prefix}.{part}", bytes_of(stored))
+        checksums.update(file.checksums)
 
     target = Path(path) / FILE
     replace(target, fill)
@@ -162,9 +167,9 @@ def save_denoiser(
         "version": SCHEMA,
         "denoiser": qconfig.denoiser,
         "weights": described,
-        "sha256": _digest(target),
+        "checksums": checksums,
     }
-    write_json(Path(path) / "config.json", about | config | {"quantization_config": quantization})
+    write_json(Path(path) / "config.json", format.seal(about | config, quantization))
     return contents(path)
 
 
@@ -201,8 +206,8 @@ def load_quantized(
     Args:
         path: a directory that `save_quantized`, `save_denoiser` or diffusers' ``save_pretrained`` wrote.
         dtype: in which it computes. What is packed stays packed.
-        check: compare the denoiser's file with its digest first, if it has one (diffusers' own
-            ``save_pretrained`` leaves it out).
+        check: compare the other components' files with their checksums first, if they have any
+            (diffusers' own ``save_pretrained`` writes none). The packed denoiser is always checked.
         variant: under which diffusers saved the files.
         components: further arguments of ``from_pretrained``.
 
@@ -235,11 +240,19 @@ def load_quantized(
             raise CheckpointError(
                 f"{folder / 'config.json'} names no denoiser of diffusers (got {name!r}): copy it again"
             )
+    format.check_config(folder / "config.json", config)
+    if check:
+        format.check_files(path)
     options = components | ({"variant": variant} if variant else {})
     try:
         return loader.from_pretrained(path, dtype=dtype, use_safetensors=True, **options)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{path} cannot be loaded ({error}): save it again") from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # damaged files of other libraries raise anything
+        told = (str(error) or repr(error)).strip().splitlines()[0]
+        raise CheckpointError(f"{path} cannot be loaded ({told}): copy or save it again") from error
 
 
 def dequantized(denoiser: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:

@@ -13,13 +13,15 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from qsdm.graph import Weight
+from qsdm.graph import Weight, canonical
 from qsdm.qconfig import QuantConfig, QuantMethod
 from qsdm.quant.packed_model import Slice
 from qsdm.store import StoreError
-from qsdm.store.files import read_json
+from qsdm.store.artifacts import Artifact, typed
+from qsdm.store.checksum import checksum, checksum_of_file, is_whole, with_checksum
+from qsdm.store.files import decode, read_json
 from qsdm.store.tensors import Header, read_header
 
 SCHEMA = "qsdm/checkpoint/1"
@@ -62,6 +64,77 @@ def plan_of(weights: list[Mapping[str, Any]]) -> list[Slice]:
     return plan
 
 
+def seal(config: Mapping[str, Any], quantization: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json of a packed denoiser: its own entries and ``quantization_config``, both with checksums."""
+    about = with_checksum({**quantization, "config_checksum": checksum(canonical(config))})
+    return {**config, "quantization_config": about}
+
+
+def check_config(file: Path, config: Mapping[str, Any]) -> None:
+    """Compare what config.json holds with its checksums, if there are any.
+
+    Raises:
+        CheckpointError: it is of another version, or damaged.
+    """
+    if (version := config["quantization_config"].get("version", SCHEMA)) != SCHEMA:
+        raise CheckpointError(
+            f"wanted a checkpoint of schema {SCHEMA!r} (got {version!r} in {file}): copy it again, or save it again"
+        )
+    own = {key: value for key, value in config.items() if key != "quantization_config"}
+    about = config["quantization_config"]
+    if about.get("config_checksum", digest := checksum(canonical(own))) != digest:
+        raise CheckpointError(
+            f"{file} is not as it was saved: copy it again, or remove its config_checksum and "
+            "checksum if you changed it on purpose"
+        )
+    if not is_whole(about):
+        raise CheckpointError(f"the quantization_config in {file} is damaged: copy it again")
+
+
+class _Files(TypedDict):
+    files: dict[str, str]
+
+
+FILES: Artifact[_Files] = Artifact("qsdm/files/1", "realize", typed(_Files))
+FILES_NAME = "checksums.json"
+"""Checksums of the files that `save_quantized` writes beside the packed denoiser, by path."""
+
+
+def write_checksums(folder: Path, component: str) -> None:
+    """List a pipeline's files, without those of its packed component, which carry their own."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    found = {
+        path.relative_to(folder).as_posix(): checksum_of_file(path)
+        for path in files
+        if path.relative_to(folder).parts[0] not in (component, FILES_NAME, "README.md")
+    }
+    FILES.write(folder / FILES_NAME, {"files": found})
+
+
+def check_files(folder: Path) -> None:
+    """Compare a pipeline's files with their checksums, if there are any.
+
+    Raises:
+        CheckpointError: a file is missing or is not as it was saved.
+    """
+    if not (folder / FILES_NAME).exists():
+        return
+    try:
+        files = FILES.read(folder / FILES_NAME)["files"]
+    except StoreError as error:
+        raise CheckpointError(str(error)) from error
+    for name, wanted in files.items():
+        try:
+            told = "" if checksum_of_file(folder / name) == wanted else "is not as it was saved"
+        except OSError as error:
+            told = f"cannot be read ({error.strerror or error})"
+        if told:
+            raise CheckpointError(
+                f"{folder / name} {told}: copy it again, or remove {folder / FILES_NAME} if you "
+                "changed it on purpose"
+            )
+
+
 def component_folder(path: Path) -> Path:
     """The directory of the packed denoiser: ``path`` itself or one in it.
 
@@ -74,13 +147,14 @@ def component_folder(path: Path) -> Path:
         if not config.is_file():
             continue
         try:
-            about = json.loads(config.read_text(encoding="utf-8")).get("quantization_config") or {}
-            if about.get("quant_method") == QUANT_METHOD and "weights" in about:
-                return folder
-        except (ValueError, AttributeError) as error:
+            about = decode(config.read_bytes(), dict[str, Any]).get("quantization_config") or {}
+        except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"{config} cannot be read as JSON ({error}): copy it again"
             ) from error
+        ours = isinstance(about, dict) and about.get("quant_method") == QUANT_METHOD
+        if ours and "weights" in about:
+            return folder
     raise CheckpointError(
         f"no quantized checkpoint in {path}: "
         "wanted a directory that save_quantized or python -m qsdm.realize wrote"

@@ -21,8 +21,10 @@ from qsdm.checkpoint.format import (
     plan_of,
 )
 from qsdm.qconfig import QuantConfig
+from qsdm.quant.calibration import bytes_of
 from qsdm.quant.packed import PackedLayer, PackedWeight
 from qsdm.quant.packed_model import replace_layers, state_names, unpack
+from qsdm.store.checksum import checksum, is_whole, with_checksum
 
 
 class QuantMethodName(str, Enum):  # noqa: UP042 (diffusers wants a str with .value)
@@ -37,7 +39,7 @@ class QsdmConfig(QuantizationConfigMixin):
     Args:
         weights: what is packed, as `qsdm.checkpoint.format.plan_of` reads it.
         version: the schema.
-        others: further fields; ``denoiser`` is kept.
+        others: further fields; ``denoiser`` and ``checksums`` (by name of a tensor) are kept.
     """
 
     def __init__(
@@ -47,12 +49,19 @@ class QsdmConfig(QuantizationConfigMixin):
             raise CheckpointError(
                 f"wanted a checkpoint of schema {SCHEMA!r} (got {version!r}): save it again"
             )
+        if not is_whole({"weights": weights, "version": version, **others}):
+            raise CheckpointError(
+                "the quantization_config in config.json is damaged: copy it again"
+            )
         self.quant_method = QuantMethodName.QSDM  # type: ignore[assignment]
         self.weights, self.version = weights, version
         self.denoiser = others.get("denoiser", "")
+        self.checksums: dict[str, str] = others.get("checksums", {})
 
     def to_dict(self) -> dict[str, Any]:
-        return {**self.__dict__, "quant_method": QUANT_METHOD}
+        """For a checkpoint that diffusers saves again. What is not packed may have been cast since."""
+        packed = {name: text for name, text in self.checksums.items() if ".packed." in name}
+        return with_checksum({**self.__dict__, "quant_method": QUANT_METHOD, "checksums": packed})
 
     def to_diff_dict(self) -> dict[str, Any]:
         return self.to_dict()
@@ -81,6 +90,16 @@ class QsdmQuantizer(DiffusersQuantizer):
     @property
     def is_compileable(self) -> bool:
         return True
+
+    def maybe_update_state_dict(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """What one file holds, compared with the checksums in config.json, if there are any."""
+        checksums = self.quantization_config.checksums  # type: ignore[attr-defined]
+        for name, tensor in state_dict.items():
+            if name in checksums and checksum(bytes_of(tensor)) != checksums[name]:
+                raise CheckpointError(
+                    f"the tensor {name!r} is not as it was saved: copy or save the checkpoint again"
+                )
+        return state_dict
 
     def check_if_quantized_param(
         self, model: nn.Module, param_value: Any, param_name: str, *_: Any, **__: Any
@@ -121,6 +140,14 @@ class QsdmQuantizer(DiffusersQuantizer):
                 "and unload them (save_lora_weights, unload_lora_weights), then save the pipeline"
             )
         config = self.quantization_config
+        for name, text in config.checksums.items():  # type: ignore[attr-defined]
+            # config.json is written already, with the checksums of what was loaded
+            packed = ".packed." in name and name in state_dict
+            if packed and checksum(bytes_of(state_dict[name])) != text:
+                raise CheckpointError(
+                    f"the packed values {name!r} were changed after they were loaded: save "
+                    "qsdm.checkpoint.dequantized(denoiser), which is not packed"
+                )
         for prefix in state_names(plan_of(config.weights)):  # type: ignore[attr-defined]
             if f"{prefix}.codes" not in state_dict:
                 raise CheckpointError(

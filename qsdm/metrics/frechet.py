@@ -22,6 +22,7 @@ import numpy as np
 
 from qsdm.metrics import MetricError, file_digest, networks
 from qsdm.store import ZOO
+from qsdm.store.tensors import load_tensors, write_tensors
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,13 +81,10 @@ def read_reference(path: Path, num_features: int) -> Gaussian:
 
 @lru_cache(maxsize=8)
 def _read_reference(path: Path, _digest: str, num_features: int) -> Gaussian:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     try:
-        moments = load_file(path)
+        moments = load_tensors(path)
         mean, cov = moments["mean"], moments["cov"]
-    except (OSError, SafetensorError, KeyError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise MetricError(
             f"{path} is damaged or no reference, which has tensors mean and cov ({error}): make or restore it"
         ) from error
@@ -99,14 +97,9 @@ def _read_reference(path: Path, _digest: str, num_features: int) -> Gaussian:
 
 def write_reference(path: Path, features: np.ndarray) -> None:
     """Store mean and covariance of the reference pictures' features [N, D]."""
-    from safetensors.numpy import save_file
-
     values = features.astype(np.float64)
-    save_file(
-        {"mean": values.mean(0), "cov": np.cov(values, rowvar=False)},
-        path,
-        metadata={"num_images": str(len(values))},
-    )
+    moments = {"mean": values.mean(0), "cov": np.cov(values, rowvar=False)}
+    write_tensors(path, moments, {"num_images": len(values)})
 
 
 @dataclass(frozen=True, slots=True)

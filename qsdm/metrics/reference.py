@@ -9,7 +9,6 @@ Made once from a folder of pictures and kept, named by data set, resolution and 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,6 +18,7 @@ import numpy as np
 
 from qsdm.metrics import MetricError, file_digest, networks
 from qsdm.store import ZOO
+from qsdm.store.tensors import load_tensors, write_tensors
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -65,12 +65,9 @@ class Reference:
 
 @lru_cache(maxsize=8)
 def _read(path: Path, _digest: str) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     try:
-        return {name: features.astype(np.float32) for name, features in load_file(path).items()}
-    except (OSError, SafetensorError) as error:
+        return {name: features.astype(np.float32) for name, features in load_tensors(path).items()}
+    except (OSError, ValueError) as error:
         raise MetricError(
             f"{path} is damaged or holds no reference features ({error}): restore it"
         ) from error
@@ -80,16 +77,9 @@ def write_features(
     path: Path, features: dict[str, np.ndarray], about: dict[str, str | int]
 ) -> None:
     """Store features [M, D] by network, as float16, with what they were made from."""
-    from safetensors.numpy import save_file
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    tensors = {
-        name: np.ascontiguousarray(values, dtype=np.float16) for name, values in features.items()
-    }
-    save_file(tensors, partial, metadata={"qsdm": json.dumps(about)})
-    partial.replace(path)
-    path.chmod(0o644)  # safetensors writes for the owner alone
+    write_tensors(
+        path, {name: values.astype(np.float16) for name, values in features.items()}, about
+    )
 
 
 def read_pictures(folder: Path, resolution_px: int, num: int | None) -> Iterator[np.ndarray]:

@@ -10,6 +10,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from qsdm.graph import canonical
@@ -23,6 +24,22 @@ def checksum(data: bytes | memoryview) -> str:
     import xxhash
 
     return xxhash.xxh3_128_hexdigest(data)
+
+
+def checksum_of_file(path: Path) -> str:
+    """Of all bytes of a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    import xxhash
+
+    state = xxhash.xxh3_128()
+    with path.open("rb", buffering=0) as file:
+        buffer = memoryview(bytearray(1 << 18))
+        while count := file.readinto(buffer):
+            state.update(buffer[:count])
+    return state.hexdigest()
 
 
 def with_checksum(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -196,6 +196,11 @@ class TensorFile:
                 self._file.seek(0)
                 self._file.write(self._header())
 
+    @property
+    def checksums(self) -> Mapping[str, str]:
+        """Of all parts by name, once the file is closed."""
+        return dict(self._checksums)
+
     def write(self, key: str, data: bytes | memoryview, offset: int = 0) -> None:
         """``offset`` bytes after the part's first."""
         start, stop = self._parts[key].data_offsets
@@ -302,15 +307,30 @@ def read_tensors(
         if "qsdm" not in header.metadata:
             raise ValueError("it lacks what qsdm says of its files")
         about = decode(header.metadata["qsdm"].encode(), kind)
-        arrays = {}
-        with path.open("rb", buffering=0) as file:
-            for key, entry in header.parts.items():
-                array: np.ndarray = np.empty(entry.shape, NUMPY[entry.dtype])
-                into = array.reshape(-1).view(np.uint8).data
-                found = _checksum_of(_chunks(file, header.start, entry, into))
-                if header.checksums.get(key, found) != found:
-                    raise ValueError(f"its part {key!r} is not as it was written")
-                arrays[key] = array
-        return arrays, about
-    except (OSError, KeyError, ValueError) as error:
+        return _load(path, header), about
+    except (OSError, ValueError) as error:
         raise StoreError(f"{path} is damaged or not ours ({error}): {remedy}") from error
+
+
+def load_tensors(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file that anybody may have written, compared with their checksums if it has any.
+
+    Raises:
+        OSError, ValueError: it is missing or damaged.
+    """
+    return _load(path, read_header(path))
+
+
+def _load(path: Path, header: Header) -> dict[str, np.ndarray]:
+    arrays = {}
+    with path.open("rb", buffering=0) as file:
+        for key, entry in header.parts.items():
+            if entry.dtype not in NUMPY:
+                raise ValueError(f"its part {key!r} is of the type {entry.dtype}")
+            array: np.ndarray = np.empty(entry.shape, NUMPY[entry.dtype])
+            into = array.reshape(-1).view(np.uint8).data
+            found = _checksum_of(_chunks(file, header.start, entry, into))
+            if header.checksums.get(key, found) != found:
+                raise ValueError(f"its part {key!r} is not as it was written")
+            arrays[key] = array
+    return arrays

@@ -440,7 +440,7 @@ def damage(path: Path, kind: str) -> None:
     ("kind", "says"),
     [
         ("truncated", "no complete checkpoint"),
-        ("a flipped byte", "digest"),
+        ("a flipped byte", "is not as it was saved"),
         ("foreign weights", "no complete checkpoint"),
         ("no weights", "no complete checkpoint"),
         ("not quantized", "no quantized checkpoint"),
