@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pipelines
+import torch
 from pipelines import SIZE, WIDTH
 
 
@@ -38,12 +39,9 @@ def controlnet() -> Any:
     net = ControlNetModel.from_unet(
         pipelines.unet(cross_attention_dim=WIDTH), conditioning_embedding_out_channels=(8,) * 4
     )
-    import torch
-
-    for (
-        parameter
-    ) in net.parameters():  # its last layers begin at zero, which would hide the picture
-        torch.nn.init.normal_(parameter, std=0.1)
+    for parameter in net.parameters():
+        if not parameter.any():  # its last layers begin at zero, which would hide the picture
+            torch.nn.init.normal_(parameter)
     return net
 
 
@@ -61,6 +59,7 @@ def upscale() -> Any:
             latent_channels=4,
             norm_num_groups=4,
             mid_block_add_attention=False,
+            scaling_factor=0.08333,
         ),
         text_encoder=text_encoder,
         tokenizer=tokenizer,
