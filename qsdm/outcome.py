@@ -7,7 +7,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from qsdm.graph import canonical
 from qsdm.qconfig import QuantConfig
@@ -73,7 +73,9 @@ class Protocol:
         from qsdm.store.files import decode
 
         decode(data, _ProtocolFile)  # the values are kept as they are: the digest tells 2 from 2.0
-        return Protocol(**{name: data[name] for name in _ProtocolFile.__annotations__})
+        return Protocol(
+            **{name: data[name] for name in _ProtocolFile.__annotations__ if name in data}
+        )
 
 
 class _ProtocolFile(TypedDict):
@@ -91,6 +93,7 @@ class _ProtocolFile(TypedDict):
     seed_set: int
     num_images: int
     metrics: dict[str, str]
+    frames: NotRequired[int]
 
 
 @dataclass(frozen=True, slots=True)
