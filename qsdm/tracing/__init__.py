@@ -1,11 +1,12 @@
-"""nn.Module -> Graph: any diffusers denoiser, without a line of code for it and without its weights.
+"""Tracing: turn any diffusers denoiser into a `Graph`, with no model-specific code and no weights.
 
-skeleton   a module that weighs nothing
-inputs     arguments for one forward: captured from the pipeline, or built from signature and config
-repair     built inputs mended by what the forward complains of
-lazy       torch functions run for their shapes
-record     every torch call of the forward, with where its operands come from
-compact    the calls that matter, as a `Graph`; roles, sketch: parts of it
+- ``skeleton``: a copy of the module that takes no memory
+- ``inputs``: arguments for one forward, captured from the pipeline or built from its signature
+- ``repair``: built inputs, corrected according to the errors that the forward raises
+- ``lazy``: torch functions, run for their shapes only
+- ``record``: every torch call of the forward, with the origin of its operands
+- ``compact``: the calls that matter, as a `Graph`; ``sketch`` and ``roles`` are parts of it
+- ``activations``: peak memory of a forward
 """
 
 from __future__ import annotations
@@ -30,24 +31,32 @@ def trace(
     exclude: str | None = None,
     tied: Sequence[str] = (),
 ) -> Graph:
-    """The graph of a denoiser; ``module`` is neither run nor changed, a skeleton of it is.
+    """Trace a denoiser into a graph.
+
+    The forward runs on a skeleton of ``module``; ``module`` itself is neither run nor changed.
 
     Args:
-        module: with or without real weights, on any device.
-        inputs: arguments of its forward by name, batch 1 (see `qsdm.tracing.inputs`).
-        name: of the denoiser.
-        exclude: regular expression of module paths whose weights are not quantized.
-        tied: regular expressions; parameters whose names match one of them with the same groups hold equal values.
+        module: the denoiser, with or without real weights, on any device.
+        inputs: arguments of its forward by name, batch size 1 (see `qsdm.tracing.inputs`).
+        name: the denoiser's name, stored in the graph.
+        exclude: regular expression; weights of modules whose paths match it are not quantized.
+        tied: regular expressions; parameters whose names match the same expression with the same
+            groups hold equal values.
+
+    Returns:
+        The graph, topologically sorted.
 
     Raises:
-        TraceError: the module is quantized, wrapped or offloaded, fails on these inputs, or uses no weight.
+        TraceError: the module is quantized, wrapped or offloaded, fails on these inputs, or uses no
+            weight.
     """
     check(module)
     twin = skeleton.of(module)
     graph = compact(record(twin, skeleton.real(dict(inputs))), twin, name, exclude, tied)
     if not graph.weights:
         raise TraceError(
-            f"{type(module).__name__} calls no Linear or Conv: this is no denoiser that can be quantized"
+            f"{type(module).__name__} calls no Linear or Conv: "
+            "it is not a denoiser that can be quantized"
         )
     return graph
 
@@ -59,44 +68,56 @@ def trace_unaided(
     exclude: str | None = None,
     tied: Sequence[str] = (),
 ) -> tuple[Graph, str]:
-    """As `trace`, with inputs that are built, and mended where the forward does not run on them.
+    """Trace a denoiser with built inputs, and repair those on which its forward does not run.
 
     Args:
-        overrides: of the built inputs (see `qsdm.tracing.inputs.build`).
+        module: the denoiser, with or without real weights, on any device.
+        overrides: replacements for built inputs (see `qsdm.tracing.inputs.build`).
+        name: the denoiser's name, stored in the graph.
+        exclude: regular expression; weights of modules whose paths match it are not quantized.
+        tied: regular expressions of parameters that hold equal values (see `trace`).
 
     Returns:
-        The graph, and how its inputs were found: ``built``, ``overrides`` (built, with those that qsdm has for the
-        class), or ``repaired: `` and what was mended.
+        The graph, and where its inputs came from: ``built``; ``overrides`` (built, with the
+        overrides that qsdm ships for the class); or ``repaired:`` followed by the repairs.
+
+    Raises:
+        TraceError: the module cannot be traced, or no inputs were found on which it runs.
     """
-    known = inputs.overrides_of(type(module))
+    class_overrides = inputs.overrides_of(type(module))
     check(module)
     first_error, graph = None, None
     try:
         graph = trace(module, inputs.build(module, overrides), name, exclude, tied)
-        if known or not uncovered(module, graph):
-            return graph, "overrides" if known else "built"
+        if class_overrides or not uncovered(module, graph):
+            return graph, "overrides" if class_overrides else "built"
     except TraceError as error:
         first_error = error
     twin = skeleton.of(module)
 
     def coverage(recording: Recording) -> float:
-        return 1 - len(uncovered(twin, compact(recording, twin, name))) / max(
-            1, len(list(_owners(twin)))
-        )
+        num_uncovered = len(uncovered(twin, compact(recording, twin, name)))
+        return 1 - num_uncovered / max(1, len(list(_owners(twin))))
 
     try:
-        found = repair.find(twin, {**known, **overrides}, coverage)
+        solution = repair.find(twin, {**class_overrides, **overrides}, coverage)
     except TraceError as error:
         raise first_error or error from None
-    if graph is not None and not found.repairs:
+    if graph is not None and not solution.repairs:
         return graph, "built"
-    return trace(
-        module, found.arguments, name, exclude, tied
-    ), f"repaired: {', '.join(found.repairs)}"
+    graph = trace(module, solution.arguments, name, exclude, tied)
+    return graph, f"repaired: {', '.join(solution.repairs)}"
 
 
 def check(module: nn.Module) -> None:
-    """Raises TraceError if the module's weights are not the plain ones that were published."""
+    """Check that a module holds the plain weights that were published.
+
+    Args:
+        module: the denoiser.
+
+    Raises:
+        TraceError: it is not a module, or it is quantized, wrapped in adapters or offloaded.
+    """
     kind = type(module).__name__
     if not isinstance(module, nn.Module):
         raise TraceError(f"wanted a torch.nn.Module, a denoiser (got {kind})")
@@ -108,11 +129,13 @@ def check(module: nn.Module) -> None:
     for path, child in module.named_modules():
         if hasattr(child, "lora_A") or hasattr(child, "base_layer"):
             raise TraceError(
-                f"{kind} is wrapped in adapters (at {path!r}): call fuse_lora() and unload_lora_weights() first"
+                f"{kind} is wrapped in adapters (at {path!r}): "
+                "call fuse_lora() and unload_lora_weights() first"
             )
         if hasattr(child, "_hf_hook"):
             raise TraceError(
-                f"{kind} is offloaded by accelerate (at {path or 'its root'!r}): load it without enable_*_offload()"
+                f"{kind} is offloaded by accelerate (at {path or 'its root'!r}): "
+                "load it without enable_*_offload()"
             )
         weight, layer = child._parameters.get("weight"), type(child).__name__
         if weight is not None and ("Linear" in layer or "Conv" in layer):
@@ -124,16 +147,23 @@ def check(module: nn.Module) -> None:
 
 
 def uncovered(module: nn.Module, graph: Graph) -> list[str]:
-    """Paths of Linear and Conv modules whose weight no node of the graph uses."""
+    """Find the Linear and Conv modules whose weights no node of the graph uses.
+
+    Args:
+        module: the denoiser that was traced.
+        graph: its graph.
+
+    Returns:
+        Module paths.
+    """
     called = {
         node.name.partition("@")[0].partition("#")[0]
         for node in graph.nodes
         if node.op in (Op.LINEAR, Op.CONV)
     }
     owners = list(_owners(module))
-    used = {
-        id(child.weight) for path, child in owners if path in called
-    }  # a shared parameter counts under all its names
+    # A shared parameter counts under all its names.
+    used = {id(child.weight) for path, child in owners if path in called}
     return [path for path, child in owners if id(child.weight) not in used]
 
 

@@ -1,7 +1,7 @@
-"""How many bytes the tensors of a forward take at once, found without computing or allocating them.
+"""Peak activation memory of a forward, without computing or allocating its tensors.
 
-In the fake forward tensors have shapes, types and storages of a size, but no data. A storage counts from the call that
-makes it until the last tensor on it is dropped, as an allocator sees it.
+In the fake forward, tensors have shapes, dtypes and sized storages, but no data. As for an
+allocator, a storage counts from the call that creates it until its last tensor is dropped.
 """
 
 from __future__ import annotations
@@ -20,38 +20,44 @@ from qsdm.tracing.record import TraceError
 
 
 def peak_bytes(module: nn.Module, inputs: Mapping[str, Any]) -> int:
-    """The most bytes that tensors made by one forward take at once, without weights, inputs and kernels' own scratch.
+    """Measure the peak size of the tensors that one forward creates.
+
+    Weights, inputs and the kernels' own scratch memory do not count.
 
     Args:
         module: a skeleton (see `qsdm.tracing.skeleton`).
         inputs: arguments of its forward by name.
 
+    Returns:
+        Bytes.
+
     Raises:
         TraceError: the forward does not run without values.
     """
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    given = tree_map(
+    arguments = tree_map(
         lambda value: fake.from_tensor(value) if isinstance(value, Tensor) else value, dict(inputs)
     )
-    live = _Live([*module.parameters(), *module.buffers(), *tree_leaves(given)])
+    live = _Live([*module.parameters(), *module.buffers(), *tree_leaves(arguments)])
     try:
         with torch.no_grad(), fake, live:
-            module(**given)
+            module(**arguments)
     except Exception as error:
         raise TraceError(
-            f"{type(module).__name__} does not run without values ({type(error).__name__}): its activations are unknown"
+            f"{type(module).__name__} does not run without values ({type(error).__name__}): "
+            "its activations are unknown"
         ) from error
     return live.peak_bytes
 
 
 class _Live(TorchDispatchMode):
-    """Counts the bytes of storages that calls make."""
+    """Counts the bytes of the storages that calls create, apart from those of ``existing``."""
 
-    def __init__(self, given: list[Any]) -> None:
+    def __init__(self, existing: list[Any]) -> None:
         super().__init__()
-        self.peak_bytes = self._now = 0
-        self._known = {
-            value.untyped_storage()._cdata for value in given if isinstance(value, Tensor)
+        self.peak_bytes = self._live_bytes = 0
+        self._counted = {
+            value.untyped_storage()._cdata for value in existing if isinstance(value, Tensor)
         }
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -63,13 +69,13 @@ class _Live(TorchDispatchMode):
 
     def _add(self, storage: Any) -> None:
         key, size = storage._cdata, storage.nbytes()
-        if key in self._known:
+        if key in self._counted:
             return
-        self._known.add(key)
-        self._now += size
-        self.peak_bytes = max(self.peak_bytes, self._now)
+        self._counted.add(key)
+        self._live_bytes += size
+        self.peak_bytes = max(self.peak_bytes, self._live_bytes)
         weakref.finalize(storage, self._drop, key, size)
 
     def _drop(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self._now -= size
+        self._counted.discard(key)
+        self._live_bytes -= size

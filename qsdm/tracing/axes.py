@@ -1,7 +1,9 @@
-"""What the code of a forward tells of its arguments' axes: the shapes that it unpacks, and those that it documents.
+"""Axes of a forward's arguments, read from its source: shapes that it unpacks or documents.
 
-batch, channels, height, width = hidden_states.shape
-hidden_states (`torch.Tensor` of shape `(batch, channels, height, width)`):
+Both of these lines, for example, name the axes of ``hidden_states``::
+
+    batch, channels, height, width = hidden_states.shape
+    hidden_states (`torch.Tensor` of shape `(batch, channels, height, width)`):
 """
 
 from __future__ import annotations
@@ -26,9 +28,17 @@ _LETTERS = (
 )
 
 
-def told(forward: Callable) -> dict[str, Axes]:
-    """Parameter => names of its axes, in lower case; of different numbers of axes those that the docstring gives."""
-    takes = inspect.signature(forward).parameters
+def of_forward(forward: Callable) -> dict[str, Axes]:
+    """Read the names of the axes of a forward's parameters.
+
+    Args:
+        forward: a function; its source need not be available.
+
+    Returns:
+        Parameter => names of its axes, in lower case. Where code and docstring disagree about the
+        number of axes, the docstring counts.
+    """
+    parameters = inspect.signature(forward).parameters
     documented = {
         name: _split(text) for name, text in _DOCUMENTED.findall(inspect.getdoc(forward) or "")
     }
@@ -36,32 +46,48 @@ def told(forward: Callable) -> dict[str, Axes]:
         source = inspect.getsource(forward)
     except (OSError, TypeError):  # a class without a file
         source = ""
-    unpacked = {
-        name: _split(text) for text, name in reversed(_UNPACKED.findall(source))
-    }  # the first line counts
+    # Reversed, so that the first line counts.
+    unpacked = {name: _split(text) for text, name in reversed(_UNPACKED.findall(source))}
     agreed = {
         name: axes
         for name, axes in unpacked.items()
         if len(documented.get(name, axes)) == len(axes)
     }
-    found = documented | agreed
-    return {name: axes for name, axes in found.items() if name in takes and "optional" not in axes}
+    return {
+        name: axes
+        for name, axes in (documented | agreed).items()
+        if name in parameters and "optional" not in axes
+    }
 
 
 def unpacked_in(line: str) -> tuple[str, Axes] | None:
-    """The name and the axes of a source line that unpacks a shape."""
+    """Parse a source line that unpacks a shape.
+
+    Args:
+        line: one line of Python.
+
+    Returns:
+        Name of the argument and names of its axes; None if the line does not unpack a shape.
+    """
     match = _UNPACKED.match(line)
     return (match[2], _split(match[1])) if match else None
 
 
 def layout(axes: Axes) -> str | None:
-    """The axes as letters: ``BCHW``, ``BCFHW``, ``BNC``; None where one is unknown or comes twice."""
+    """Abbreviate the names of axes to letters.
+
+    Args:
+        axes: names of the axes, in order.
+
+    Returns:
+        For example ``BCHW``, ``BCFHW`` or ``BNC``; None if a name is unknown or a letter repeats.
+    """
     letters = [
         next((letter for letter, names in _LETTERS if re.fullmatch(names, axis)), None)
         for axis in axes
     ]
-    known = [letter for letter in letters if letter is not None]
-    return "".join(known) if len(set(known)) == len(axes) else None
+    recognized = [letter for letter in letters if letter is not None]
+    return "".join(recognized) if len(set(recognized)) == len(axes) else None
 
 
 def _split(text: str) -> Axes:

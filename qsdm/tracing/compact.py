@@ -1,7 +1,8 @@
-"""The compact graph of a recording: weights, attention, norms, and wherever data of different sources meet.
+"""Reduce a recording to the calls that matter: weights, attention, norms, and merges of data.
 
-Views, casts, activations and constants vanish: an op that carries the data of one kept node only stands for that node.
-So ``x * gelu(gate)`` of one Linear collapses into it, while SwiGLU of two Linears stays a ``mul``.
+Views, casts, activations and constants vanish: a call that only carries the data of one node
+becomes part of that node. So ``x * gelu(gate)`` of one Linear collapses into that Linear, while the
+SwiGLU of two Linears stays a ``mul``.
 """
 
 from __future__ import annotations
@@ -42,11 +43,21 @@ def compact(
     exclude: str | None = None,
     tied: Sequence[str] = (),
 ) -> Graph:
-    """The graph of a denoiser.
+    """Build the graph of a denoiser from the recording of its forward.
 
     Args:
-        exclude: regular expression of module paths whose weights get no decision.
-        tied: regular expressions; parameters whose names match one of them with the same groups share one decision.
+        recording: all calls of one forward.
+        module: the skeleton whose forward was recorded.
+        name: the denoiser's name, stored in the graph.
+        exclude: regular expression; weights of modules whose paths match it get no decision.
+        tied: regular expressions; parameters whose names match the same expression with the same
+            groups share one decision.
+
+    Returns:
+        The graph, topologically sorted.
+
+    Raises:
+        ValueError: a tied pattern matches no parameter, or parameters of different shapes.
     """
     sketch = draft(recording, module, exclude)
     _drop_plumbing(sketch)
@@ -59,17 +70,25 @@ def compact(
 
 
 def draft(recording: Recording, module: nn.Module, exclude: str | None = None) -> Sketch:
-    """Decide which calls are kept, and which kept node's data every other call carries."""
+    """Decide which calls become nodes, and which node's data every other call carries.
+
+    Args:
+        recording: all calls of one forward.
+        module: the skeleton whose forward was recorded.
+        exclude: regular expression; weights of modules whose paths match it get no decision.
+
+    Returns:
+        The sketch, with masks and positions, and with names that repeat.
+    """
     modules = dict(module.named_modules())
     called = set(recording.frames.values())
     excluded = re.compile(exclude) if exclude else None
     norm_call = _norm_calls(recording, modules)
-    last_of = {
-        frame: i for i, frame in norm_call.items()
-    }  # a norm module's calls become one node, at the last of them
+    # The calls of a norm module become one node, at the last of them.
+    last_of = {frame: i for i, frame in norm_call.items()}
     sketch = Sketch()
-    carried: dict[int, int] = {}  # call => the kept node whose data it carries
-    pending: dict[int, dict[int, list[Operand]]] = {}  # norm module call => what went in so far
+    carried: dict[int, int] = {}  # call => the node whose data it carries
+    pending: dict[int, dict[int, list[Operand]]] = {}  # norm module's call => its operands so far
     for i, call in enumerate(recording.calls):
         incoming: dict[int, list[Operand]] = {}
         for operand in call.operands:
@@ -80,25 +99,17 @@ def draft(recording: Recording, module: nn.Module, exclude: str | None = None) -
             for source, operands in incoming.items():
                 gathered.setdefault(source, []).extend(operands)
             if gathered:
-                carried[i] = next(
-                    iter(gathered)
-                )  # until the norm is done its parts carry what went in
+                carried[i] = next(iter(gathered))  # until the norm's last call
             if last_of[frame] != i or not gathered:
                 continue
             incoming = gathered
-        node = _keep(
-            call,
-            incoming,
-            modules,
-            called,
-            excluded,
-            recording.frames[frame] if frame is not None else None,
-        )
+        norm = recording.frames[frame] if frame is not None else None
+        node = _node_of(call, incoming, modules, called, excluded, norm)
         if node is None:
             if incoming:
                 carried[i] = next(iter(incoming))
             continue
-        node.place = (i, 0)
+        node.position = (i, 0)
         sketch.add(i, node)
         carried[i] = i
         for source, operands in incoming.items():
@@ -107,7 +118,7 @@ def draft(recording: Recording, module: nn.Module, exclude: str | None = None) -
 
 
 def _norm_calls(recording: Recording, modules: dict[str, nn.Module]) -> dict[int, int]:
-    """Call => the call of a norm module without weights of its own that it is part of."""
+    """Call => the norm module's call that it belongs to, for norms without Linear or Conv."""
     leaf = {
         frame
         for frame, path in recording.frames.items()
@@ -115,14 +126,14 @@ def _norm_calls(recording: Recording, modules: dict[str, nn.Module]) -> dict[int
         and "norm" in type(modules[path]).__name__.lower()
         and not any(isinstance(m, QUANTIZABLE) for m in modules[path].modules())
     }
-    found = {}
+    frames = {}
     for i, call in enumerate(recording.calls):
         if (frame := next((frame for frame in call.frames if frame in leaf), None)) is not None:
-            found[i] = frame
-    return found
+            frames[i] = frame
+    return frames
 
 
-def _keep(
+def _node_of(
     call: Call,
     incoming: dict[int, list[Operand]],
     modules: dict[str, nn.Module],
@@ -137,7 +148,7 @@ def _keep(
         return Draft("output", Op.OUTPUT, call, "")
     if norm is not None:
         return Draft(norm, Op.NORM, call, norm)
-    at = f"{call.module}." if call.module else ""
+    prefix = f"{call.module}." if call.module else ""
     matrices = [name for name, shape in call.parameters if len(shape) >= 2]
     if (
         matrices
@@ -145,9 +156,8 @@ def _keep(
         and (incoming or call.kind != "embedding")
     ):
         layer = call.kind in ("linear", "conv")
-        parameter = (
-            matrices[-1] if layer else matrices[0]
-        )  # a layer may be fed with a parameter: learned queries
+        # The input of a layer may be a parameter too, such as learned queries.
+        parameter = matrices[-1] if layer else matrices[0]
         owner, _, leaf = parameter.rpartition(".")
         own = (
             layer
@@ -157,12 +167,12 @@ def _keep(
         )
         op = _OF_PARAMETER.get(call.kind, Op.PARAM_MATMUL)
         if call.kind == "linear" and not own:
-            op = Op.PARAM_MATMUL  # a bare parameter: no module that could be swapped
+            op = Op.PARAM_MATMUL  # a bare parameter: there is no module to replace
         weight = None
         if own and not (excluded and excluded.search(owner)):
             weight = Weight(owner, parameter, tuple(modules[owner].get_parameter("weight").shape))
         return Draft(
-            owner if own else f"{at}{op}",
+            owner if own else f"{prefix}{op}",
             op,
             call,
             owner if own else call.module,
@@ -170,27 +180,29 @@ def _keep(
             call.macs,
         )
     if call.kind == "sdpa":
-        return Draft(f"{at}sdpa", Op.SDPA, call, call.module, macs=call.macs)
+        return Draft(f"{prefix}sdpa", Op.SDPA, call, call.module, macs=call.macs)
     if call.kind == "norm" and incoming:
-        return Draft(f"{at}norm", Op.NORM, call, call.module)
+        return Draft(f"{prefix}norm", Op.NORM, call, call.module)
     if len(incoming) >= 2 or (call.kind == "matmul" and sum(map(len, incoming.values())) >= 2):
         op = _MERGE.get(call.kind, Op.MIX)
-        return Draft(f"{at}{op}", op, call, call.module, macs=call.macs)
+        return Draft(f"{prefix}{op}", op, call, call.module, macs=call.macs)
     return None
 
 
 def _drop_plumbing(sketch: Sketch) -> None:
-    """Remove what neither feeds nor follows any weight: masks and positions."""
+    """Remove nodes that neither feed nor follow a weight: masks and positions."""
     weights = [number for number, node in sketch.nodes.items() if node.has_parameter]
     touched = sketch.reach(weights, forward=True) | sketch.reach(weights, forward=False)
-    for number in [
-        n for n, node in sketch.nodes.items() if n not in touched and node.op != Op.OUTPUT
-    ]:
+    plumbing = [n for n, node in sketch.nodes.items() if n not in touched and node.op != Op.OUTPUT]
+    for number in plumbing:
         sketch.remove(number)
 
 
 def _name_merges(sketch: Sketch) -> None:
-    """A merge with a broadcast operand is a condition's: ``mul`` becomes ``gate``, ``add`` becomes ``add_cond``."""
+    """Rename merges with a broadcast operand, which apply a condition.
+
+    ``mul`` becomes ``gate``, and ``add`` becomes ``add_cond``.
+    """
     for number, node in sketch.nodes.items():
         if node.op in (Op.ADD, Op.MUL):
             node.conditions = {
@@ -208,7 +220,10 @@ def _rename(node: Draft, op: Op) -> None:
 
 
 def _fuse_modulation(sketch: Sketch) -> None:
-    """norm(x) * (1 + scale) + shift becomes one ``modulate`` node; the norm goes with it if nothing else reads it."""
+    """Fuse ``norm(x) * (1 + scale) + shift`` into one ``modulate`` node.
+
+    The norm becomes part of it if nothing else reads the norm.
+    """
     for number in [n for n, node in sketch.nodes.items() if node.op == Op.NORM]:
         for scaled in list(sketch.out[number]):
             node = sketch.nodes.get(scaled)
@@ -249,7 +264,10 @@ def _replace_condition(node: Draft, old: int, new: int) -> None:
 
 
 def _tie(sketch: Sketch, patterns: Sequence[str]) -> None:
-    """Parameters that match a pattern with the same groups become one weight, named after the first of them."""
+    """Merge parameters that match a pattern with the same groups into one weight.
+
+    The weight has the name of the first of them.
+    """
     for text in patterns:
         pattern = re.compile(text)
         groups: dict[tuple, list[Draft]] = {}
@@ -258,14 +276,16 @@ def _tie(sketch: Sketch, patterns: Sequence[str]) -> None:
                 groups.setdefault(match.groups(), []).append(node)
         if not groups:
             raise ValueError(
-                f"no quantized parameter matches the tied pattern {text!r}: correct it in the model's YAML"
+                f"no quantized parameter matches the tied pattern {text!r}: "
+                "correct it in the model's YAML file"
             )
         for nodes in groups.values():
             weights = list(dict.fromkeys(node.weight for node in nodes if node.weight is not None))
             if len({weight.shape for weight in weights}) > 1:
                 raise ValueError(
                     f"tied pattern {text!r} joins weights of different shapes "
-                    f"({weights[0].shape} and {weights[1].shape}): give it a group that tells them apart"
+                    f"({weights[0].shape} and {weights[1].shape}): "
+                    "add a group that distinguishes them"
                 )
             first = weights[0]
             shared = Weight(
@@ -279,7 +299,10 @@ def _tie(sketch: Sketch, patterns: Sequence[str]) -> None:
 
 
 def _split_concatenated(sketch: Sketch) -> None:
-    """A weight fed by a concatenation of input features becomes one node per slice, and an ``add`` of the results."""
+    """Split weights that are fed by a concatenation of features.
+
+    Each becomes one node per slice, followed by an ``add`` of their results.
+    """
     for number in [n for n, node in sketch.nodes.items() if node.weight is not None]:
         node = sketch.nodes[number]
         sizes = _slice_sizes(sketch, number)
@@ -287,14 +310,11 @@ def _split_concatenated(sketch: Sketch) -> None:
             continue
         whole = node.weight
         total = sketch.new_number()
+        position = node.position[0]
         sketch.add(
             total,
             Draft(
-                f"{node.name}.add",
-                Op.ADD,
-                node.call,
-                node.module,
-                place=(node.place[0], len(sizes)),
+                f"{node.name}.add", Op.ADD, node.call, node.module, position=(position, len(sizes))
             ),
         )
         start = 0
@@ -305,9 +325,7 @@ def _split_concatenated(sketch: Sketch) -> None:
             macs = node.macs * size // whole.shape[1]
             sketch.add(
                 part,
-                Draft(
-                    weight.name, node.op, node.call, node.module, weight, macs, (node.place[0], k)
-                ),
+                Draft(weight.name, node.op, node.call, node.module, weight, macs, (position, k)),
             )
             for source, operands in sketch.into[number].items():
                 sketch.connect(source, part, operands)
@@ -320,7 +338,10 @@ def _split_concatenated(sketch: Sketch) -> None:
 
 
 def _slice_sizes(sketch: Sketch, number: int) -> list[int]:
-    """Input features per operand of the concatenation that feeds a weight, perhaps through norms; empty without one."""
+    """Input features per operand of the concatenation that feeds a weight.
+
+    Norms may lie between the two. Empty if there is no such concatenation.
+    """
     node = sketch.nodes[number]
     assert node.weight is not None
     if len(sketch.into[number]) != 1:
@@ -333,24 +354,31 @@ def _slice_sizes(sketch: Sketch, number: int) -> list[int]:
     dim = concat.concat_dim
     if sketch.nodes[source].op != Op.CONCAT or dim is None or concat.shape[dim] != fan_in:
         return []
-    given = next(
+    shape = next(
         (operand.shape for operands in sketch.into[number].values() for operand in operands), ()
     )
-    features = 1 if node.op == Op.CONV else len(given) - 1
-    if len(given) == len(concat.shape) and dim != features:
+    features = 1 if node.op == Op.CONV else len(shape) - 1
+    if len(shape) == len(concat.shape) and dim != features:
         return []
     by_role = {
         operand.role: operand.shape for operand in concat.operands if len(operand.shape) > dim
     }
-    sizes = [shape[dim] for shape in by_role.values()]
+    sizes = [part[dim] for part in by_role.values()]
     return sizes if len(sizes) > 1 and sum(sizes) == fan_in else []
 
 
-def labels(module: nn.Module) -> dict[str, tuple[str, str]]:
-    """Module path => (stage, block).
+def stages_and_blocks(module: nn.Module) -> dict[str, tuple[str, str]]:
+    """Find the stage and the block of every module.
 
-    Stage: the outermost part, a child of the denoiser or an item of its lists. Block: the innermost list item that has
-    two or more weights, or such an item of a Sequential with four or more; else the stage.
+    The stage is the outermost part: a child of the denoiser, or an item of one of its lists. The
+    block is the innermost list item with two or more weights, or item of a Sequential with four or
+    more; if there is none, it is the stage.
+
+    Args:
+        module: the denoiser, or a skeleton of it.
+
+    Returns:
+        Module path => (stage, block).
     """
     modules = dict(module.named_modules())
     weights: Counter[str] = Counter()
@@ -363,15 +391,11 @@ def labels(module: nn.Module) -> dict[str, tuple[str, str]]:
         parent = modules.get(path.rpartition(".")[0])
         if isinstance(modules[path], (*_CONTAINERS, nn.Sequential)):
             return False
-        return weights[path] >= (
-            2
-            if isinstance(parent, _CONTAINERS)
-            else 4
-            if isinstance(parent, nn.Sequential)
-            else 10**9
-        )
+        if isinstance(parent, _CONTAINERS):
+            return weights[path] >= 2
+        return isinstance(parent, nn.Sequential) and weights[path] >= 4
 
-    found = {"": ("", "")}
+    parts_of = {"": ("", "")}
     for path in modules:
         if path:
             parts = path.split(".")
@@ -379,12 +403,12 @@ def labels(module: nn.Module) -> dict[str, tuple[str, str]]:
             blocks = [
                 prefix for i in range(1, len(parts) + 1) if is_block(prefix := ".".join(parts[:i]))
             ]
-            found[path] = (stage, blocks[-1] if blocks else stage)
-    return found
+            parts_of[path] = (stage, blocks[-1] if blocks else stage)
+    return parts_of
 
 
 def _finish(sketch: Sketch, module: nn.Module, name: str) -> Graph:
-    where = labels(module)
+    parts_of = stages_and_blocks(module)
     depths = sketch.depths()
     outputs = [number for number, node in sketch.nodes.items() if node.op == Op.OUTPUT]
     alive = sketch.reach(outputs, forward=False)
@@ -395,7 +419,7 @@ def _finish(sketch: Sketch, module: nn.Module, name: str) -> Graph:
         node = sketch.nodes[number]
         unique = f"{node.name}@{times[node.name]}" if times[node.name] else node.name
         times[node.name] += 1
-        stage, block = where[node.module]
+        stage, block = parts_of[node.module]
         index[number] = len(nodes)
         nodes.append(
             Node(

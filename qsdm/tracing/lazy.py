@@ -1,7 +1,8 @@
-"""Run a torch function for its shapes: large floats are never computed, small ones and integers are.
+"""Run torch functions for the shapes of their results, without computing large float tensors.
 
-Shapes of large results come from the meta device, and the result is memory that nobody touches. Integers, booleans and
-small floats are computed for real, so that ``.item()``, masks and indices in a denoiser's forward work.
+Shapes of large results come from the meta device; the results themselves are uninitialized memory
+that is never touched. Integers, booleans and small floats are computed as usual, so that
+``.item()``, masks and indices in a denoiser's forward work.
 """
 
 from __future__ import annotations
@@ -20,7 +21,15 @@ IN_PLACE = frozenset(
 
 
 def tensors(value: Any, role: str = "") -> Iterator[tuple[str, Tensor]]:
-    """All tensors in nested containers, each with its place, as ``added_cond_kwargs.time_ids``."""
+    """Iterate over all tensors in nested containers.
+
+    Args:
+        value: a tensor, a container or a diffusers output; anything else holds no tensors.
+        role: path of ``value``, a prefix of the yielded paths.
+
+    Yields:
+        Dotted path and tensor, for example ``added_cond_kwargs.time_ids``.
+    """
     if isinstance(value, Tensor):
         yield role, value
     elif isinstance(value, Mapping):
@@ -38,7 +47,15 @@ def tensors(value: Any, role: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def replace(value: Any, convert: Callable[[Tensor], Tensor]) -> Any:
-    """The same containers with every tensor converted; devices become meta."""
+    """Copy nested containers with every tensor converted and every device replaced by meta.
+
+    Args:
+        value: a tensor, a device or a container; anything else is returned as it is.
+        convert: maps a tensor to its replacement.
+
+    Returns:
+        The copy.
+    """
     if isinstance(value, Tensor):
         return convert(value)
     if isinstance(value, torch.device):
@@ -52,7 +69,15 @@ def replace(value: Any, convert: Callable[[Tensor], Tensor]) -> Any:
 
 
 def writes(name: str, kwargs: Mapping[str, Any]) -> bool:
-    """Whether the function called ``name`` writes to its first argument."""
+    """Tell whether a torch function writes to its first argument.
+
+    Args:
+        name: the function's name.
+        kwargs: keyword arguments of the call.
+
+    Returns:
+        True for in-place functions.
+    """
     return (
         name in IN_PLACE
         or (name.endswith("_") and not name.endswith("__"))
@@ -61,6 +86,14 @@ def writes(name: str, kwargs: Mapping[str, Any]) -> bool:
 
 
 def is_large(tensor: Tensor) -> bool:
+    """Tell whether a tensor is a floating-point tensor of more than `LARGE` values.
+
+    Args:
+        tensor: of any shape.
+
+    Returns:
+        True if it should not be computed.
+    """
     return tensor.numel() > LARGE and (tensor.is_floating_point() or tensor.is_complex())
 
 
@@ -71,15 +104,22 @@ def call(
     kwargs: Mapping[str, Any],
     weights: Callable[[Tensor], bool],
 ) -> Any:
-    """What ``func(*args, **kwargs)`` returns, for its shapes.
+    """Call a torch function for the shapes of its result.
 
     Args:
-        weights: whether a tensor is a parameter; its values are never read.
+        func: the function.
+        name: its name.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        weights: tells whether a tensor is a parameter; its values are never read.
+
+    Returns:
+        What ``func(*args, **kwargs)`` returns, with large tensors left uninitialized.
     """
     if name == "topk" and (routed := _every_expert(args, kwargs)) is not None:
         return routed
-    given = [tensor for _, tensor in tensors((args, kwargs))]
-    if not any(is_large(tensor) or (tensor.dim() >= 2 and weights(tensor)) for tensor in given):
+    operands = [tensor for _, tensor in tensors((args, kwargs))]
+    if not any(is_large(tensor) or (tensor.dim() >= 2 and weights(tensor)) for tensor in operands):
         return func(*args, **kwargs)
     metas: dict[int, Tensor] = {}
     originals: dict[int, Tensor] = {}
@@ -97,9 +137,8 @@ def call(
     except NotImplementedError:
         return func(*args, **kwargs)
     except (RuntimeError, ValueError) as error:
-        if (
-            "meta" in str(error).lower() or "fake" in str(error).lower()
-        ):  # no shape rule for this function: compute it
+        message = str(error).lower()
+        if "meta" in message or "fake" in message:  # no shape rule for this function: compute it
             return func(*args, **kwargs)
         raise
     if writes(name, kwargs):
@@ -130,7 +169,7 @@ def _real_results(value: Any) -> Any:
 
 
 def _every_expert(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """A router's ``topk`` that visits every expert in turn, so that each one's weights are seen."""
+    """A router's ``topk`` that picks every expert in turn, so that each one's weights are used."""
     scores = args[0]
     k = args[1] if len(args) > 1 else kwargs.get("k")
     dim = args[2] if len(args) > 2 else kwargs.get("dim", -1)

@@ -1,6 +1,7 @@
-"""Record what a denoiser's forward calls: one `Call` per torch function, with the calls its operands come from.
+"""Record a denoiser's forward: one `Call` per torch function, with the origin of its operands.
 
-A `TorchFunctionMode` sees functions as they are written (``F.linear``, ``torch.cat``, ``x * y``); hooks say where.
+A ``TorchFunctionMode`` sees functions as they are written (``F.linear``, ``torch.cat``, ``x * y``);
+hooks tell which module calls them.
 """
 
 from __future__ import annotations
@@ -30,23 +31,28 @@ KINDS = {
         "conv": "conv1d conv2d conv3d",
         "conv_transpose": "conv_transpose1d conv_transpose2d conv_transpose3d",
         "embedding": "embedding",
-        "matmul": "matmul __matmul__ __rmatmul__ bmm mm einsum baddbmm addmm addbmm tensordot _grouped_mm",
+        "matmul": "matmul __matmul__ __rmatmul__ bmm mm einsum baddbmm addmm addbmm tensordot "
+        "_grouped_mm",
         "sdpa": "scaled_dot_product_attention",
         "mha": "multi_head_attention_forward",
         "norm": "layer_norm group_norm rms_norm instance_norm batch_norm normalize",
-        "add": "add __add__ __radd__ __iadd__ add_ sub __sub__ __rsub__ __isub__ sub_ rsub addcmul lerp",
-        "mul": "mul __mul__ __rmul__ __imul__ mul_ multiply div __truediv__ __rtruediv__ __itruediv__ div_ true_divide",
+        "add": "add __add__ __radd__ __iadd__ add_ sub __sub__ __rsub__ __isub__ sub_ rsub addcmul "
+        "lerp",
+        "mul": "mul __mul__ __rmul__ __imul__ mul_ multiply div __truediv__ __rtruediv__ "
+        "__itruediv__ div_ true_divide",
         "concat": "cat concat concatenate stack hstack vstack",
-        "select": "where masked_fill masked_fill_ masked_scatter scatter scatter_ scatter_add scatter_add_ index_add "
-        "index_add_ index_copy index_put index_put_ __setitem__ copy_ topk gather index_select take_along_dim",
+        "select": "where masked_fill masked_fill_ masked_scatter scatter scatter_ scatter_add "
+        "scatter_add_ index_add index_add_ index_copy index_put index_put_ __setitem__ copy_ topk "
+        "gather index_select take_along_dim",
     }.items()
 }
 KIND_OF = {name: kind for kind, names in KINDS.items() for name in names}
 # Questions about a tensor, not computations with it
 _QUERIES = frozenset(
     """
-    is_floating_point is_complex size dim numel stride item tolist is_contiguous requires_grad_ data_ptr element_size
-    untyped_storage storage_offset get_device is_inference __len__ __bool__ __int__ __float__ __format__ __repr__
+    is_floating_point is_complex size dim numel stride item tolist is_contiguous requires_grad_
+    data_ptr element_size untyped_storage storage_offset get_device is_inference
+    __len__ __bool__ __int__ __float__ __format__ __repr__
     """.split()  # noqa: SIM905
 )
 # Properties of a tensor that are tensors of the same data
@@ -57,7 +63,13 @@ _SDPA_NAMES = {"query": "q", "key": "k", "value": "v", "attn_mask": "mask"}
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """A tensor that a call takes: ``source`` is the call that made it, ``role`` its place among the arguments."""
+    """A tensor that a call takes.
+
+    Attributes:
+        source: number of the call that produced it.
+        role: where it is among the arguments, as a dotted path.
+        shape: its shape.
+    """
 
     source: int
     role: str
@@ -70,10 +82,15 @@ class Call:
 
     Attributes:
         kind: a key of `KINDS`, ``input``, ``output`` or ``other``.
+        function: name of the torch function; of an input its path.
         module: path of the innermost module whose forward runs.
         frames: ids of the module calls on the stack, outermost first.
-        parameters: names of the parameters among the operands.
+        operands: the tensors that it takes, other than parameters.
+        parameters: name and shape of each parameter among its arguments.
+        shape: of its first result.
+        macs: multiply-accumulates.
         concat_dim: the dimension of a concatenation.
+        plumbing: an input of positions, masks or sizes.
     """
 
     kind: str
@@ -90,7 +107,12 @@ class Call:
 
 @dataclass(slots=True)
 class Recording:
-    """All calls of one forward, in order; ``frames`` has the module path of each module call."""
+    """One forward.
+
+    Attributes:
+        calls: all its calls, in order.
+        frames: id of each module call => path of the module.
+    """
 
     calls: list[Call]
     frames: dict[int, str]
@@ -102,12 +124,16 @@ class TraceError(Exception):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Failure:
-    """Where a forward ended.
+    """Where a forward failed.
 
     Attributes:
+        error: what was raised.
         function: the torch function that failed; empty if other code did.
         module: path of the module whose forward called it.
-        inputs_of: a tensor of these arguments => places of the inputs that reach it (`Recorder.inputs_of`).
+        args: positional arguments of the call.
+        kwargs: keyword arguments of the call.
+        inputs_of: a tensor among these arguments => paths of the inputs that reach it (see
+            `Recorder.inputs_of`).
     """
 
     error: Exception
@@ -122,19 +148,28 @@ class Failure:
         """The call's operands."""
         return [tensor for _, tensor in lazy.tensors((self.args, self.kwargs))]
 
-    def option(self, name: str, place: int, default: Any) -> Any:
-        """An argument of the call by name or by place."""
-        return self.kwargs.get(name, self.args[place] if len(self.args) > place else default)
+    def option(self, name: str, position: int, default: Any) -> Any:
+        """An argument of the call, by name or by position."""
+        return self.kwargs.get(name, self.args[position] if len(self.args) > position else default)
 
     def lines(self) -> list[str]:
-        """Source lines that the error passed through, the innermost first."""
+        """Source lines of the traceback, the innermost first."""
         return [
             frame.line or "" for frame in reversed(traceback.extract_tb(self.error.__traceback__))
         ]
 
-    def told(self, module: nn.Module, inputs: Mapping[str, Any]) -> TraceError:
-        said = str(self.error).strip()
-        reason = f"{type(self.error).__name__}: {said.splitlines()[0][:200] if said else ''}"
+    def to_error(self, module: nn.Module, inputs: Mapping[str, Any]) -> TraceError:
+        """Describe the failure in one sentence.
+
+        Args:
+            module: the module whose forward failed.
+            inputs: arguments of that forward by name.
+
+        Returns:
+            The error, to be raised by the caller.
+        """
+        message = str(self.error).strip()
+        reason = f"{type(self.error).__name__}: {message.splitlines()[0][:200] if message else ''}"
         shapes = ", ".join(str(list(tensor.shape)) for tensor in self.tensors)
         where = (
             f"{self.function} in {self.module or 'the forward'} with {shapes}: "
@@ -143,23 +178,34 @@ class Failure:
         )
         advice = "give model.inputs.NAME=[shape] for those that are wrong or missing"
         if isinstance(self.error, NotImplementedError | ImportError) or re.search(
-            r"\bCUDA\b|triton", said, re.IGNORECASE
+            r"\bCUDA\b|triton", message, re.IGNORECASE
         ):
-            advice = "this kernel does not run on a CPU: load it with plain attention and without fused layers"
+            advice = (
+                "this kernel does not run on a CPU: "
+                "load the model with plain attention and without fused layers"
+            )
         return TraceError(
-            f"{type(module).__name__} does not run on inputs {', '.join(inputs)} ({where}{reason}): {advice}"
+            f"{type(module).__name__} does not run on inputs {', '.join(inputs)} "
+            f"({where}{reason}): {advice}"
         )
 
 
 def record(module: nn.Module, inputs: Mapping[str, Any]) -> Recording:
     """Run the forward of a skeleton once, for its shapes.
 
+    Args:
+        module: a skeleton (see `qsdm.tracing.skeleton`).
+        inputs: arguments of its forward by name.
+
+    Returns:
+        All calls of the forward.
+
     Raises:
-        TraceError: the forward fails; names the call that did.
+        TraceError: the forward fails; the message names the call that failed.
     """
     recording, failure = attempt(module, inputs)
     if failure is not None:
-        raise failure.told(module, inputs) from failure.error
+        raise failure.to_error(module, inputs) from failure.error
     assert recording is not None
     return recording
 
@@ -167,7 +213,15 @@ def record(module: nn.Module, inputs: Mapping[str, Any]) -> Recording:
 def attempt(
     module: nn.Module, inputs: Mapping[str, Any]
 ) -> tuple[Recording | None, Failure | None]:
-    """As `record`, with a failure returned."""
+    """Run the forward of a skeleton once, and return a failure instead of raising it.
+
+    Args:
+        module: a skeleton (see `qsdm.tracing.skeleton`).
+        inputs: arguments of its forward by name.
+
+    Returns:
+        The recording and None, or None and the failure.
+    """
     recorder = Recorder(module)
     with torch.no_grad(), torch.device("cpu"), _plain_attention(), recorder.hooked():
         for name, tensor in lazy.tensors(inputs):
@@ -176,37 +230,40 @@ def attempt(
             with recorder:
                 result = module(**inputs)
         except Exception as error:
-            function, path, args, kwargs = recorder.failed or ("", "", (), {})
+            function, path, args, kwargs = recorder.failed_call or ("", "", (), {})
             return None, Failure(error, function, path, args, kwargs, recorder.inputs_of)
     recorder.add_output(result)
     return Recording(recorder.calls, recorder.frames), None
 
 
 class Recorder(TorchFunctionMode):
-    """The mode and the hooks; `record` is the way to use it."""
+    """The mode and the hooks behind `record`.
+
+    Args:
+        module: a skeleton (see `qsdm.tracing.skeleton`).
+    """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
         self.calls: list[Call] = []
         self.frames: dict[int, str] = {}
-        self.failed: tuple[str, str, Any, Mapping[str, Any]] | None = (
-            None  # function, module, its arguments
-        )
+        # Function, module and arguments of the first call that failed
+        self.failed_call: tuple[str, str, Any, Mapping[str, Any]] | None = None
         self._names = {
             id(p): name
             for name, p in reversed(list(module.named_parameters(remove_duplicate=False)))
         }
         self._stack: list[int] = []
-        # Weak keys: ids of tensors are reused as soon as the forward frees them
+        # Weak keys, because ids of tensors are reused as soon as the forward frees them
         self._source = WeakTensorKeyDictionary()
         self._derived = WeakTensorKeyDictionary()  # tensor => parameters it is a view or cast of
-        self._written: dict[
-            StorageWeakRef, int
-        ] = {}  # storage => the last call that wrote to it, perhaps through a view
+        # Storage => the last call that wrote to it, perhaps through a view
+        self._writer_of: dict[StorageWeakRef, int] = {}
 
     @contextlib.contextmanager
     def hooked(self) -> Iterator[None]:
+        """Hook every module for the length of the block, to know whose forward runs."""
         handles = []
         for path, module in self.module.named_modules():
             handles.append(module.register_forward_pre_hook(self._enter(path)))
@@ -218,40 +275,50 @@ class Recorder(TorchFunctionMode):
                 handle.remove()
 
     def _enter(self, path: str) -> Callable:
-        def hook(module: nn.Module, args: Any) -> None:
+        def hook(*_: Any) -> None:
             self.frames[len(self.frames)] = path
             self._stack.append(len(self.frames) - 1)
 
         return hook
 
-    def _leave(self, module: nn.Module, args: Any, result: Any) -> None:
+    def _leave(self, *_: Any) -> None:
         self._stack.pop()
 
     def inputs_of(self, tensor: Tensor, past_weights: bool = False) -> list[str]:
-        """Places of the inputs that reach ``tensor``, without passing a weight (but tables of embeddings) or at all."""
-        waiting, seen, found = [operand.source for operand in self._operands("", tensor)], set(), []
+        """Find the inputs that reach a tensor.
+
+        Args:
+            tensor: a tensor of the forward.
+            past_weights: also follow data through weights, not only through embedding tables.
+
+        Returns:
+            Paths of the inputs, sorted.
+        """
+        waiting, seen, paths = [operand.source for operand in self._operands("", tensor)], set(), []
         while waiting:
             if (i := waiting.pop()) in seen:
                 continue
             seen.add(i)
             call = self.calls[i]
             if call.kind == "input":
-                found.append(call.function)
+                paths.append(call.function)
             elif (
                 past_weights
                 or call.kind == "embedding"
                 or not any(len(shape) >= 2 for _, shape in call.parameters)
             ):
                 waiting += [operand.source for operand in call.operands]
-        return sorted(found)
+        return sorted(paths)
 
     def add_input(self, name: str, tensor: Tensor) -> None:
+        """Record an input, ``name`` being its path, before the forward runs."""
         self._source[tensor] = len(self.calls)
         self.calls.append(
             Call("input", name, "", shape=tuple(tensor.shape), plumbing=is_plumbing(name, tensor))
         )
 
     def add_output(self, result: Any) -> None:
+        """Record the forward's result after it has run."""
         if hasattr(result, "to_tuple"):
             result = result.to_tuple()
         call = Call("output", "output", "")
@@ -275,29 +342,29 @@ class Recorder(TorchFunctionMode):
             result = lazy.call(func, name, args, kwargs, lambda tensor: id(tensor) in self._names)
         except Exception:
             path = self.frames[self._stack[-1]] if self._stack else ""
-            self.failed = self.failed or (name, path, args, kwargs)
+            self.failed_call = self.failed_call or (name, path, args, kwargs)
             raise
         self._record(name, args, kwargs, result)
         return result
 
     def _record(self, name: str, args: Any, kwargs: Mapping[str, Any], result: Any) -> None:
         results = [tensor for _, tensor in lazy.tensors(result)]
-        given = _arguments(name, args, kwargs)
+        operands = _arguments(name, args, kwargs)
         if lazy.writes(name, kwargs) and args and isinstance(args[0], Tensor):
             results = [args[0]]
-        elif not results or all(any(out is tensor for _, tensor in given) for out in results):
-            return  # nothing was made: .to() of the same dtype, dropout in eval mode
+        elif not results or all(any(out is tensor for _, tensor in operands) for out in results):
+            return  # nothing was computed: .to() of the same dtype, dropout in evaluation mode
         kind = KIND_OF.get(name, "other")
         call = Call(
             kind, name, self.frames[self._stack[-1]] if self._stack else "", tuple(self._stack)
         )
-        for role, tensor in given:
+        for role, tensor in operands:
             call.parameters += [
                 (parameter, tuple(tensor.shape)) for parameter in self._parameters(tensor)
             ]
             call.operands += self._operands(role, tensor)
         call.shape = tuple(results[0].shape)
-        call.macs = _macs(kind, given, results[0])
+        call.macs = _macs(kind, operands, results[0])
         if kind == "concat" and name != "stack":
             dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
             call.concat_dim = dim % max(1, results[0].dim()) if isinstance(dim, int) else None
@@ -306,10 +373,9 @@ class Recorder(TorchFunctionMode):
             if call.parameters and not call.operands and kind not in ("linear", "conv"):
                 self._derived[tensor] = tuple(dict.fromkeys(name for name, _ in call.parameters))
         if lazy.writes(name, kwargs) and results:
-            with contextlib.suppress(
-                NotImplementedError, RuntimeError
-            ):  # wrapped tensors inside vmap have no storage
-                self._written[StorageWeakRef(results[0].untyped_storage())] = len(self.calls)
+            # Wrapped tensors inside vmap have no storage.
+            with contextlib.suppress(NotImplementedError, RuntimeError):
+                self._writer_of[StorageWeakRef(results[0].untyped_storage())] = len(self.calls)
         self.calls.append(call)
 
     def _parameters(self, tensor: Tensor) -> tuple[str, ...]:
@@ -321,28 +387,37 @@ class Recorder(TorchFunctionMode):
         if id(tensor) in self._names or tensor in self._derived:
             return []
         sources = [self._source[tensor]] if tensor in self._source else []
-        if self._written:
+        if self._writer_of:
             with contextlib.suppress(NotImplementedError, RuntimeError):
-                writer = self._written.get(StorageWeakRef(tensor.untyped_storage()))
+                writer = self._writer_of.get(StorageWeakRef(tensor.untyped_storage()))
                 if writer is not None and (not sources or writer > sources[0]):
                     sources.append(writer)
         return [Operand(source, role, tuple(tensor.shape)) for source in sources]
 
 
 _PLUMBING = re.compile(
-    r"(^|_|\.)(ids|masks?|rotary|rope|freqs|cis|positions?|coords|ind(ices|exes)|shapes?|sizes?|lens|pos_embeds?)(_|\.|$)"
+    r"(^|_|\.)(ids|masks?|rotary|rope|freqs|cis|positions?|coords|ind(ices|exes)|shapes?|sizes?|lens"
+    r"|pos_embeds?)(_|\.|$)"
 )
 
 
 def is_plumbing(name: str, tensor: Tensor) -> bool:
-    """Whether an input is positions, masks or sizes rather than data or conditioning."""
+    """Tell whether an input holds positions, masks or sizes rather than data or conditioning.
+
+    Args:
+        name: its path.
+        tensor: its value.
+
+    Returns:
+        True for positions, masks and sizes.
+    """
     if _PLUMBING.search(name):
         return True
     return not tensor.is_floating_point() and not re.search("label|time", name)
 
 
 def _arguments(name: str, args: Any, kwargs: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
-    """(role, tensor) of all operands; q, k, v and mask for attention."""
+    """Role and tensor of every operand; the roles of attention are q, k, v and mask."""
     if KIND_OF.get(name) != "sdpa":
         return list(lazy.tensors(args)) + list(lazy.tensors(kwargs))
     named = dict(zip(_SDPA_ROLES, args, strict=False)) | {
@@ -351,9 +426,9 @@ def _arguments(name: str, args: Any, kwargs: Mapping[str, Any]) -> list[tuple[st
     return [(role, named[role]) for role in _SDPA_ROLES if isinstance(named.get(role), Tensor)]
 
 
-def _macs(kind: str, given: Sequence[tuple[str, Tensor]], result: Tensor) -> int:
+def _macs(kind: str, arguments: Sequence[tuple[str, Tensor]], result: Tensor) -> int:
     """Multiply-accumulates of a call."""
-    operands = [tensor for _, tensor in given]
+    operands = [tensor for _, tensor in arguments]
     if kind == "linear":
         return result.numel() * operands[1].shape[-1]
     if kind == "conv":
@@ -371,25 +446,25 @@ def _macs(kind: str, given: Sequence[tuple[str, Tensor]], result: Tensor) -> int
 
 @contextlib.contextmanager
 def _plain_attention() -> Iterator[None]:
-    """flex_attention compiles itself and cannot run inside a mode: while tracing, plain attention stands for it."""
+    """Replace flex_attention, which compiles itself and cannot run inside a mode, by a plain one."""
 
-    def attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
         return F.scaled_dot_product_attention(
             query, key, value, enable_gqa=query.shape[1] != key.shape[1]
         )
 
-    def no_mask(*args: Any, **kwargs: Any) -> None:
+    def no_mask(*_: Any, **__: Any) -> None:
         return None
 
-    replaced = []
+    originals = []
     for name, module in list(sys.modules.items()):
         if name.startswith("diffusers.models") or name == "torch.nn.attention.flex_attention":
             for key, stand_in in (("flex_attention", attention), ("create_block_mask", no_mask)):
                 if callable(original := vars(module).get(key)):
-                    replaced.append((module, key, original))
+                    originals.append((module, key, original))
                     setattr(module, key, stand_in)
     try:
         yield
     finally:
-        for module, key, original in replaced:
+        for module, key, original in originals:
             setattr(module, key, original)

@@ -1,8 +1,9 @@
-"""Inputs for a forward whose signature does not tell enough: run it, and mend what its first failing call complains of.
+"""Find inputs for a forward whose signature does not say enough, by running and correcting them.
 
-A failing call names its shapes, and the recording of the calls before it says which input its operands come from: a
-Linear that takes 768 features says that the text which reaches it has 768. Each round mends one input. What counts in
-the end is that the forward runs and how many weights it uses, over all layouts of the first argument that are tried.
+A failing call shows the shapes that it takes, and the recording of the calls before it shows from
+which inputs its operands come: if text reaches a Linear that takes 768 features, the text must have
+768 features. Each round corrects one input. Several layouts of the first argument are tried; those
+inputs are chosen on which the forward runs and uses the most weights.
 """
 
 from __future__ import annotations
@@ -19,23 +20,24 @@ import torch
 from torch import Tensor, nn
 
 from qsdm.tracing import axes, lazy
-from qsdm.tracing.inputs import built
+from qsdm.tracing.inputs import build_with_optional
 from qsdm.tracing.record import KIND_OF, Failure, Recording, TraceError, attempt
 from qsdm.tracing.vocabulary import Shapes, floats
 
 ROUNDS = 24
-ENOUGH = 0.9  # coverage at which no other layout is tried
+ENOUGH = 0.9  # coverage from which on no other layout is tried
 LAYOUTS = ("BCHW", "BNC", "BCFHW", "BFCHW", "BCL", "BC")
 
 Arguments = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """Arguments for one forward.
+class Solution:
+    """Arguments on which a forward runs.
 
     Attributes:
-        repairs: what was changed after the inputs were built, in words.
+        arguments: by name.
+        repairs: descriptions of the changes to the inputs that were built first.
     """
 
     arguments: Arguments
@@ -44,45 +46,52 @@ class Found:
 
 def find(
     module: nn.Module, overrides: Mapping[str, Any], coverage: Callable[[Recording], float]
-) -> Found:
-    """Arguments that ``module``, a skeleton, runs on; of several layouts those with the highest coverage.
+) -> Solution:
+    """Find arguments on which a skeleton runs and uses as many weights as possible.
 
-    Where weights are left out, guesses at the optional inputs are handed in too, all of them or those of one kind.
+    If some weights are not used, guesses at the optional inputs are passed as well: all of them, or
+    those whose names begin alike.
 
     Args:
-        overrides: as `inputs.build` takes them; these are never changed.
-        coverage: share of the weights that a recording uses.
+        module: a skeleton (see `qsdm.tracing.skeleton`).
+        overrides: as `inputs.build` takes them; they are never changed.
+        coverage: returns the share of the weights that a recording uses, in [0, 1].
+
+    Returns:
+        Of all layouts that were tried, the arguments with the highest coverage.
 
     Raises:
-        TraceError: nothing that was tried runs; tells where the first try ended.
+        TraceError: the forward ran on no arguments; the message tells where the first try failed.
     """
-    kept = {name.partition(".")[0] for name in overrides}
-    best: tuple[float, Found] | None = None
+    fixed = {name.partition(".")[0] for name in overrides}
+    best: tuple[float, Solution] | None = None
     first_error: TraceError | None = None
     first = Shapes.of(module)
     for shapes in _trials(module, first):
-        arguments, held = built(module, overrides, shapes)
+        arguments, optional = build_with_optional(module, overrides, shapes)
         main = next(iter(arguments))
         video = f" of {shapes.frames} frames" if "F" in shapes.layout else ""
-        tried = () if shapes == first else (f"{main} as {shapes.layout}{video}",)
-        recording, done, error = _mended(module, arguments, held, kept, shapes)
+        change = () if shapes == first else (f"{main} as {shapes.layout}{video}",)
+        recording, base, error = _repair(module, arguments, optional, fixed, shapes)
         if recording is None:
             first_error = first_error or error
             continue
-        done = Found(done.arguments, (*tried, *done.repairs))
-        found = coverage(recording), done
+        base = Solution(base.arguments, (*change, *base.repairs))
+        candidate = coverage(recording), base
         alike = {
-            name: done.arguments[main]
-            for name, v in held.items()
+            name: base.arguments[main]
+            for name, v in optional.items()
             if _shape(v) == _shape(arguments[main])
         }
-        for more in _optional(held | alike, done.arguments) if found[0] < 1 else ():
-            wider, with_more, _ = _mended(module, {**done.arguments, **more}, held, kept, shapes)
-            if wider is not None and (share := coverage(wider)) > found[0]:
-                repairs = (*done.repairs, f"with {', '.join(more)}", *with_more.repairs)
-                found = share, Found(with_more.arguments, repairs)
-        if best is None or found[0] > best[0]:
-            best = found
+        for more in _groups(optional | alike, base.arguments) if candidate[0] < 1 else ():
+            wider, extended, _ = _repair(
+                module, {**base.arguments, **more}, optional, fixed, shapes
+            )
+            if wider is not None and (share := coverage(wider)) > candidate[0]:
+                repairs = (*base.repairs, f"with {', '.join(more)}", *extended.repairs)
+                candidate = share, Solution(extended.arguments, repairs)
+        if best is None or candidate[0] > best[0]:
+            best = candidate
         if best[0] >= ENOUGH:
             break
     if best is None:
@@ -92,10 +101,12 @@ def find(
     return best[1]
 
 
-def _optional(held: Arguments, arguments: Arguments) -> Iterator[Arguments]:
-    """Optional inputs that may be handed in together: all, then those whose names begin with the same words."""
+def _groups(optional: Arguments, arguments: Arguments) -> Iterator[Arguments]:
+    """Optional inputs to pass together: all of them, then those whose names begin alike."""
     tensors = {
-        name: v for name, v in held.items() if isinstance(v, Tensor) and arguments.get(name) is None
+        name: v
+        for name, v in optional.items()
+        if isinstance(v, Tensor) and arguments.get(name) is None
     }
     if tensors:
         yield tensors
@@ -105,65 +116,68 @@ def _optional(held: Arguments, arguments: Arguments) -> Iterator[Arguments]:
 
 
 def _trials(module: nn.Module, first: Shapes) -> Iterator[Shapes]:
-    """Likely sizes first: the layout that the signature and the class's name suggest, that which its code tells, videos
-    of fewer frames, then the other layouts.
+    """Sizes to try, the likely ones first.
+
+    They begin with the layout that the signature and the class's name suggest; then come the one
+    that the code shows, videos of fewer frames, and all other layouts.
     """
     yield first
     main = list(inspect.signature(type(module).forward).parameters)[1]
-    told = axes.layout(first.axes.get(main, ()))
-    told = "BCL" if told == "BCN" else told  # a sound
-    if told and told != first.layout:
-        yield dataclasses.replace(first, layout=told)
+    in_code = axes.layout(first.axes.get(main, ()))
+    in_code = "BCL" if in_code == "BCN" else in_code  # audio
+    if in_code and in_code != first.layout:
+        yield dataclasses.replace(first, layout=in_code)
     if "F" in first.layout:
         for frames in (4, 2, 1):
             yield dataclasses.replace(first, frames=frames)
     for layout in LAYOUTS:
-        if layout not in (first.layout, told):
+        if layout not in (first.layout, in_code):
             yield dataclasses.replace(first, layout=layout)
 
 
-def _mended(
-    module: nn.Module, arguments: Arguments, held: Arguments, kept: set[str], shapes: Shapes
-) -> tuple[Recording | None, Found, TraceError | None]:
+def _repair(
+    module: nn.Module, arguments: Arguments, optional: Arguments, fixed: set[str], shapes: Shapes
+) -> tuple[Recording | None, Solution, TraceError | None]:
     repairs: list[str] = []
     error: TraceError | None = None
     for _ in range(ROUNDS):
         recording, failure = attempt(module, arguments)
         if failure is None:
-            return recording, Found(arguments, tuple(repairs)), None
-        error = error or failure.told(module, arguments)
-        change = _change(failure, arguments, held, kept, shapes)
+            return recording, Solution(arguments, tuple(repairs)), None
+        error = error or failure.to_error(module, arguments)
+        change = _change(failure, arguments, optional, fixed, shapes)
         if change is None or repairs.count(change[1]) > 1:
             break
         arguments = change[0]
         repairs.append(change[1])
-    return None, Found(arguments, tuple(repairs)), error
+    return None, Solution(arguments, tuple(repairs)), error
 
 
 def _change(
-    failure: Failure, arguments: Arguments, held: Arguments, kept: set[str], shapes: Shapes
+    failure: Failure, arguments: Arguments, optional: Arguments, fixed: set[str], shapes: Shapes
 ) -> tuple[Arguments, str] | None:
-    """The arguments with one of them mended, and what was done; None if nothing is left to try."""
-    for place, value in _proposals(failure, arguments, held, shapes):
-        if place.partition(".")[0] not in kept:
+    """The arguments with one of them corrected, and a description; None if nothing is left."""
+    for path, value in _proposals(failure, arguments, optional, shapes):
+        if path.partition(".")[0] not in fixed:
             shown = list(value.shape) if isinstance(value, Tensor) else value
-            return _with(arguments, place.split("."), value), f"{place} -> {shown}"
+            return _with(arguments, path.split("."), value), f"{path} -> {shown}"
     return None
 
 
 def _proposals(
-    failure: Failure, arguments: Arguments, held: Arguments, shapes: Shapes
+    failure: Failure, arguments: Arguments, optional: Arguments, shapes: Shapes
 ) -> Iterator[tuple[str, Any]]:
+    """Path and new value of inputs that may be wrong."""
     yield from _follow_weight(failure, arguments)
-    yield from _indices(failure, arguments)
+    yield from _change_dtype(failure, arguments)
     yield from _follow_operand(failure, arguments)
-    yield from _unpacked(failure, arguments, shapes)
-    yield from _taken_out(failure, arguments)
-    yield from _handed_in(failure, arguments, held)
+    yield from _follow_unpacking(failure, arguments, shapes)
+    yield from _leave_out(failure, arguments)
+    yield from _pass_optional(failure, arguments, optional)
 
 
 def _follow_weight(failure: Failure, arguments: Arguments) -> Iterator[tuple[str, Any]]:
-    """A Linear, Conv or norm says how many features it takes."""
+    """A Linear, Conv or norm shows how many features it takes."""
     operands = failure.tensors
     kind = KIND_OF.get(failure.function)
     if kind == "linear" and len(operands) > 1:
@@ -185,17 +199,17 @@ def _follow_weight(failure: Failure, arguments: Arguments) -> Iterator[tuple[str
     if x.dim() <= (dim if dim > 0 else 0) or x.shape[dim] == need:
         return
     got = x.shape[dim]
-    sources = [(place, _at(arguments, place)) for place in failure.inputs_of(x)]
+    sources = [(path, _at(arguments, path)) for path in failure.inputs_of(x)]
     sources = [
-        (place, value) for place, value in sources if value.is_floating_point() and value.dim() > 1
+        (path, value) for path, value in sources if value.is_floating_point() and value.dim() > 1
     ]
-    for place, value in sources:
+    for path, value in sources:
         for axis in [dim % value.dim(), *range(value.dim() - 1, 0, -1)]:
             if value.shape[axis] == got:
-                yield place, _resized(value, axis, need)
+                yield path, _resized(value, axis, need)
     folded = [
-        (place, _resized(value, axis, value.shape[axis] * need // got))
-        for place, value in sources
+        (path, _resized(value, axis, value.shape[axis] * need // got))
+        for path, value in sources
         for axis in range(value.dim() - 1, 0, -1)
         if value.shape[axis] * need % got == 0 and got % value.shape[axis] == 0
     ]
@@ -204,34 +218,33 @@ def _follow_weight(failure: Failure, arguments: Arguments) -> Iterator[tuple[str
         (axis for axis in along if sum(value.shape[axis] for _, value in sources) == got), None
     )
     joined = [
-        (place, _resized(value, axis % value.dim(), value.shape[axis] + need - got))
+        (path, _resized(value, axis % value.dim(), value.shape[axis] + need - got))
         for axis in [along[0] if parts is None else parts]
-        for place, value in sources
+        for path, value in sources
         if value.shape[axis] + need - got > 0
     ]
     # Concatenated to other inputs, or folded into patches?
     yield from folded + joined if parts is None or len(sources) < 2 else joined + folded
 
 
-def _indices(failure: Failure, arguments: Arguments) -> Iterator[tuple[str, Any]]:
-    """An input that is used as an index holds integers, and a mask truth values."""
+def _change_dtype(failure: Failure, arguments: Arguments) -> Iterator[tuple[str, Any]]:
+    """An input that is used as an index holds integers; a mask holds booleans."""
     message = str(failure.error)
     for x in failure.tensors:
-        for place in failure.inputs_of(x):
-            value = _at(arguments, place)
+        for path in failure.inputs_of(x):
+            value = _at(arguments, path)
             if value.is_floating_point() and re.search(
                 "Long|IntTensor|indices|tensors used as ind", message
             ):
-                shape = (
-                    value.shape[:2] if value.dim() == 3 else value.shape
-                )  # indices have no features
-                yield place, torch.zeros(shape, dtype=torch.int64)
+                # Indices have no axis of features.
+                shape = value.shape[:2] if value.dim() == 3 else value.shape
+                yield path, torch.zeros(shape, dtype=torch.int64)
             elif value.dtype != torch.bool and re.search("Bool|a bool", message):
-                yield place, torch.ones(value.shape, dtype=torch.bool)
+                yield path, torch.ones(value.shape, dtype=torch.bool)
 
 
 def _follow_operand(failure: Failure, arguments: Arguments) -> Iterator[tuple[str, Any]]:
-    """Of two operands that do not go together, the one that is nearer to an input follows the other."""
+    """If two operands do not fit together, the one that fewer inputs reach follows the other."""
     message = str(failure.error)
     if not re.search(
         "must match|broadcast|expanded size|same number of dimensions|size of tensor", message
@@ -242,9 +255,9 @@ def _follow_operand(failure: Failure, arguments: Arguments) -> Iterator[tuple[st
     main = next(iter(arguments))
     reached = [(x, failure.inputs_of(x, past)) for past in (False, True) for x in operands]
     # The main input changes last.
-    for x, places in sorted(reached, key=lambda pair: (main in pair[1], len(pair[1]))):
-        for place in places:
-            value = _at(arguments, place)
+    for x, paths in sorted(reached, key=lambda pair: (main in pair[1], len(pair[1]))):
+        for path in paths:
+            value = _at(arguments, path)
             for other in operands:
                 if other is x:
                     continue
@@ -255,24 +268,26 @@ def _follow_operand(failure: Failure, arguments: Arguments) -> Iterator[tuple[st
                         continue
                     for axis in range(value.dim() - 1, -1, -1):
                         if value.shape[axis] == a and (axis > 0 or value.dim() <= 2):
-                            yield place, _resized(value, axis, b)
+                            yield path, _resized(value, axis, b)
     if match := re.search(
         r"size of tensor a \((\d+)\) must match the size of tensor b \((\d+)\)", message
     ):
         a, b = int(match[1]), int(match[2])
         for x, need, got in ((operands[0], b, a), (operands[-1], a, b)):
-            for place in failure.inputs_of(x):  # one of several parts of a sequence
-                value = _at(arguments, place)
+            for path in failure.inputs_of(x):  # one of several parts of a sequence
+                value = _at(arguments, path)
                 if (
                     value.dim() == 3
                     and value.is_floating_point()
                     and value.shape[1] + need - got > 0
                 ):
-                    yield place, _resized(value, 1, value.shape[1] + need - got)
+                    yield path, _resized(value, 1, value.shape[1] + need - got)
 
 
-def _unpacked(failure: Failure, arguments: Arguments, shapes: Shapes) -> Iterator[tuple[str, Any]]:
-    """``batch, frames = timestep.shape`` says how many axes the argument has, and what they are."""
+def _follow_unpacking(
+    failure: Failure, arguments: Arguments, shapes: Shapes
+) -> Iterator[tuple[str, Any]]:
+    """``batch, frames = timestep.shape`` shows how many axes the argument has, and which."""
     if "values to unpack" not in str(failure.error):
         return
     for frame in reversed(traceback.extract_tb(failure.error.__traceback__)):
@@ -281,8 +296,8 @@ def _unpacked(failure: Failure, arguments: Arguments, shapes: Shapes) -> Iterato
             yield name, torch.ones([shapes.size(axis) for axis in names], dtype=value.dtype)
 
 
-def _taken_out(failure: Failure, arguments: Arguments) -> Iterator[tuple[str, Any]]:
-    """An optional input whose module this config does not have."""
+def _leave_out(failure: Failure, arguments: Arguments) -> Iterator[tuple[str, Any]]:
+    """An optional input whose module does not exist with this config is left out."""
     if "'NoneType' object is not callable" in str(failure.error):
         for text in failure.lines():
             for name, value in arguments.items():
@@ -290,14 +305,14 @@ def _taken_out(failure: Failure, arguments: Arguments) -> Iterator[tuple[str, An
                     yield name, None
 
 
-def _handed_in(
-    failure: Failure, arguments: Arguments, held: Arguments
+def _pass_optional(
+    failure: Failure, arguments: Arguments, optional: Arguments
 ) -> Iterator[tuple[str, Any]]:
-    """An optional input that the failing line, or the error, names."""
-    said = " ".join([*failure.lines(), str(failure.error)])
-    if "None" in said or isinstance(failure.error, ValueError | TypeError | AttributeError):
-        for name, value in held.items():
-            if arguments.get(name) is None and re.search(rf"\b{name}\b", said):
+    """An optional input that the failing line or the error names is passed."""
+    text = " ".join([*failure.lines(), str(failure.error)])
+    if "None" in text or isinstance(failure.error, ValueError | TypeError | AttributeError):
+        for name, value in optional.items():
+            if arguments.get(name) is None and re.search(rf"\b{name}\b", text):
                 yield name, value
 
 
@@ -305,12 +320,12 @@ def _shape(value: Any) -> tuple[int, ...] | None:
     return tuple(value.shape) if isinstance(value, Tensor) else None
 
 
-def _at(arguments: Any, place: str) -> Tensor:
-    return dict(lazy.tensors(arguments))[place]
+def _at(arguments: Any, path: str) -> Tensor:
+    return dict(lazy.tensors(arguments))[path]
 
 
 def _with(value: Any, path: list[str], new: Any) -> Any:
-    """``value`` with the entry at ``path`` exchanged; containers on the way are copied."""
+    """``value`` with the entry at ``path`` replaced; containers on the way are copied."""
     if not path:
         return new
     if isinstance(value, list | tuple):

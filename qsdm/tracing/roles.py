@@ -1,16 +1,12 @@
-"""What each weight is for, read from where its data comes from and goes to; names of modules play no part."""
+"""Roles of weights, derived from where their data comes from and goes to, not from names."""
 
 from __future__ import annotations
 
 from qsdm.graph import Op, Role
 from qsdm.tracing.sketch import Draft, Sketch
 
-_PASSING = (
-    Op.NORM,
-    Op.CONCAT,
-    Op.MIX,
-    Op.SELECT,
-)  # what may lie between a projection and its attention
+# What may lie between a projection and its attention
+_PASSING = (Op.NORM, Op.CONCAT, Op.MIX, Op.SELECT)
 _ATTENTION = {
     frozenset("q"): Role.ATTN_Q,
     frozenset("k"): Role.ATTN_K,
@@ -21,7 +17,11 @@ _ATTENTION = {
 
 
 def assign_roles(sketch: Sketch) -> None:
-    """Give every node with a weight its role."""
+    """Set the role of every node that has a weight.
+
+    Args:
+        sketch: its nodes are changed in place.
+    """
     for number, node in sketch.nodes.items():
         if node.weight is not None:
             node.role = _role(sketch, number, node)
@@ -39,7 +39,7 @@ def _role(sketch: Sketch, number: int, node: Draft) -> Role:
     ]
     if conditioned and len(conditioned) == len(readers):
         return Role.ADALN if read_by & {Op.MODULATE, Op.GATE} else Role.COND_PROJ
-    if len(node.call.shape) <= 2:  # one vector a picture: conditioning
+    if len(node.call.shape) <= 2:  # one vector per picture: conditioning
         return Role.COND_IN if Op.INPUT in ops else Role.COND_MLP
     if ops & {Op.SDPA, Op.MATMUL, Op.MHA}:
         return Role.ATTN_FF_OUT if Op.LINEAR in ops and Op.CONCAT in ops else Role.ATTN_OUT
@@ -68,7 +68,10 @@ def _role(sketch: Sketch, number: int, node: Draft) -> Role:
 
 
 def _attention(sketch: Sketch, number: int) -> Role | None:
-    """q, k or v if the weight's data reaches an attention as such, through norms and concatenations at most."""
+    """Role of a weight whose result becomes an operand of an attention; None for any other.
+
+    Only norms, concatenations, mixes and selections may lie between the two.
+    """
     reached: set[str] = set()
     multiplied = False
     seen, todo = {number}, [number]
@@ -92,13 +95,13 @@ def _attention(sketch: Sketch, number: int) -> Role | None:
 
 
 def _joined(sketch: Sketch, number: int) -> set[int]:
-    """The node itself, and for a slice the sum that its data goes on in."""
+    """The node itself and, for a slice, the sum of the slices."""
     weight = sketch.nodes[number].weight
     return {number, *sketch.out[number]} if weight is not None and "#" in weight.name else {number}
 
 
 def _readers(sketch: Sketch, number: int) -> list[int]:
-    """Who reads the weight's result; a slice's is read where the sum of the slices is."""
+    """The nodes that read the weight's result; for a slice, those that read the sum."""
     weight = sketch.nodes[number].weight
     if weight is not None and "#" in weight.name:
         (total,) = sketch.out[number]
@@ -107,13 +110,16 @@ def _readers(sketch: Sketch, number: int) -> list[int]:
 
 
 def _sources(sketch: Sketch, number: int) -> set[int]:
-    """The nearest producers, looking through norms, concatenations and selections, which are named too."""
-    found: set[int] = set()
+    """The nearest producers of a node's input.
+
+    The search passes through norms, concatenations and selections, which are included.
+    """
+    sources: set[int] = set()
     todo = list(sketch.into[number])
     while todo:
         source = todo.pop()
-        if source not in found:
-            found.add(source)
+        if source not in sources:
+            sources.add(source)
             if sketch.nodes[source].op in (Op.CONCAT, Op.NORM, Op.SELECT):
                 todo += sketch.into[source]
-    return found
+    return sources

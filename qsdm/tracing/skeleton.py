@@ -1,6 +1,6 @@
-"""A denoiser without its memory: parameters are expanded zeros of stride 0, so that a model of any size weighs nothing.
+"""Skeletons: denoisers whose parameters are expanded zeros of stride 0, and so take no memory.
 
-Buffers stay real: positions and frequencies decide shapes and indices.
+Buffers keep their values, because positions and frequencies decide shapes and indices.
 """
 
 from __future__ import annotations
@@ -14,7 +14,14 @@ from torch import Tensor, nn
 
 
 def build(cls: type[nn.Module], config: Mapping[str, Any]) -> nn.Module:
-    """The skeleton of ``cls(**config)``, on the CPU in float32, without its weights ever being allocated.
+    """Build the skeleton of ``cls(**config)`` without ever allocating its weights.
+
+    Args:
+        cls: class of the denoiser.
+        config: its arguments; keys that begin with an underscore are ignored.
+
+    Returns:
+        The skeleton, on the CPU in float32 and in evaluation mode.
 
     Raises:
         ValueError: the class does not take this config.
@@ -26,7 +33,8 @@ def build(cls: type[nn.Module], config: Mapping[str, Any]) -> nn.Module:
             )
         except (TypeError, ValueError, AssertionError) as error:
             raise ValueError(
-                f"{cls.__name__} does not take this config ({error}): compare it with the class's arguments"
+                f"{cls.__name__} does not take this config ({error}): "
+                "compare it with the class's arguments"
             ) from error
     for child in module.modules():
         for name, parameter in child._parameters.items():
@@ -36,13 +44,22 @@ def build(cls: type[nn.Module], config: Mapping[str, Any]) -> nn.Module:
             if buffer is not None:
                 child._buffers[name] = real(buffer)
         for name, value in list(vars(child).items()):
-            if not name.startswith("_") and not isinstance(value, nn.Module):
-                setattr(child, name, real(value)) if _holds_meta(value) else None
+            if name.startswith("_") or isinstance(value, nn.Module):
+                continue
+            if _holds_meta(value):
+                setattr(child, name, real(value))
     return module.eval().requires_grad_(False)
 
 
 def of(module: nn.Module) -> nn.Module:
-    """The skeleton of a loaded module, on any device and in any dtype; ``module`` is not touched."""
+    """Copy a loaded module without its weights.
+
+    Args:
+        module: on any device and in any dtype; it is not changed.
+
+    Returns:
+        The skeleton, on the CPU in float32 and in evaluation mode.
+    """
     memo: dict[int, Any] = {}
     for parameter in module.parameters():
         memo[id(parameter)] = _weightless(parameter)
@@ -52,7 +69,7 @@ def of(module: nn.Module) -> nn.Module:
 
 
 def _plain(value: Any) -> Any:
-    """Plain lists for tuples and for a YAML's list types."""
+    """Plain lists instead of tuples and of the list types of YAML parsers."""
     return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
@@ -70,7 +87,14 @@ def _holds_meta(value: Any) -> bool:
 
 
 def real(value: Any) -> Any:
-    """Tensors on the CPU, floats in float32: the skeleton runs in one dtype, whatever the loaded model uses."""
+    """Move tensors to the CPU and half-precision floats to float32, the dtype of every skeleton.
+
+    Args:
+        value: a tensor or a container; anything else is returned as it is.
+
+    Returns:
+        The same structure; tensors on the meta device become zeros.
+    """
     if isinstance(value, Tensor):
         dtype = torch.float32 if value.dtype in (torch.float16, torch.bfloat16) else value.dtype
         if value.device.type == "meta":

@@ -1,7 +1,8 @@
-"""What the arguments of a forward hold, by their names: the vocabulary of diffusers' signatures and configs.
+"""What a forward's parameters hold, by name: the vocabulary of diffusers' signatures and configs.
 
-A rule says what a parameter of this name holds, and which config field says how wide it is. A parameter without a rule
-is guessed, from the axes that the code tells (`axes`) or from its name.
+A rule says what a parameter of a certain name holds, and which config field gives its width. The
+value of a parameter without a rule is guessed from the axes that the code shows (`axes`) or from
+its name.
 """
 
 from __future__ import annotations
@@ -21,17 +22,31 @@ from qsdm.tracing import axes
 
 
 def floats(*shape: int) -> Tensor:
-    """Ones, or untouched memory where that would cost something."""
+    """Create a float32 tensor: ones, or uninitialized memory if it has more than 4096 values.
+
+    Args:
+        shape: sizes of its axes.
+
+    Returns:
+        The tensor.
+    """
     return torch.ones(shape) if math.prod(shape) <= 4096 else torch.empty(shape)
 
 
 @dataclass(frozen=True, slots=True)
 class Shapes:
-    """Sizes that a config tells: channels, latent height and width, frames, text tokens.
+    """Sizes of inputs, as far as config and code give them.
 
     Attributes:
-        layout: axes of the first argument: batch, channels, frames, height, width, N image tokens, L samples of sound.
-        axes: names of the axes of arguments, where the code tells them.
+        config: the denoiser's config.
+        axes: names of the axes of arguments, where the code shows them.
+        layout: axes of the first argument, one letter each: B batch, C channels, F frames,
+            H height, W width, N image tokens, L audio samples.
+        channels: of the latents.
+        height: of the latents.
+        width: of the latents.
+        frames: of a video.
+        tokens: of the text.
     """
 
     config: Mapping[str, Any]
@@ -45,6 +60,7 @@ class Shapes:
 
     @staticmethod
     def of(module: nn.Module) -> Shapes:
+        """Read the sizes of a denoiser's inputs from its config, signature and class name."""
         config = dict(getattr(module, "config", {}))
         name = type(module).__name__
         parameters = inspect.signature(type(module).forward).parameters
@@ -84,26 +100,26 @@ class Shapes:
             "num_embeddings",
             default=64,
         )
-        told = axes.told(type(module).forward)
+        in_code = axes.of_forward(type(module).forward)
         return Shapes(
-            config, told, layout, channels, int(height), int(width), int(frames), int(tokens)
+            config, in_code, layout, channels, int(height), int(width), int(frames), int(tokens)
         )
 
     def around(self, main: Tensor) -> Shapes:
-        """The sizes of a given first argument."""
+        """The same with the sizes of a first argument, ``main``."""
         layout = (
             self.layout
             if main.dim() == len(self.layout)
             else {4: "BCHW", 5: "BCFHW"}.get(main.dim(), "")
         )
-        given = dict(zip(layout, main.shape, strict=True)) if layout else {}
+        by_axis = dict(zip(layout, main.shape, strict=True)) if layout else {}
         sizes: dict[str, Any] = {}
-        if "H" in given:
+        if "H" in by_axis:
             sizes = {
                 "layout": layout,
-                "height": given["H"],
-                "width": given["W"],
-                "frames": given.get("F", self.frames),
+                "height": by_axis["H"],
+                "width": by_axis["W"],
+                "frames": by_axis.get("F", self.frames),
             }
         elif layout == "BNC":
             edge = math.isqrt(main.shape[1])
@@ -112,12 +128,13 @@ class Shapes:
 
     @property
     def patches(self) -> int:
-        """Image tokens; a token stands for 2 x 2 latents."""
+        """Number of image tokens, each of 2 x 2 latents."""
         return (self.height // 2) * (self.width // 2)
 
     def main(self, parameter: inspect.Parameter) -> Any:
+        """A value for the first argument."""
         C, H, W = self.channels, self.height, self.width
-        if parameter.name.endswith("_ids"):  # of a picture's tokens
+        if parameter.name.endswith("_ids"):  # of image tokens
             return torch.zeros(1, H, W, dtype=torch.int64)
         if "list" in str(parameter.annotation).lower():
             return [floats(C, 1, H, W)]
@@ -125,7 +142,7 @@ class Shapes:
         return floats(*(sizes[letter] for letter in self.layout))
 
     def size(self, axis: str) -> int:
-        """Of an axis that is called so: a config field, a number, or a usual name."""
+        """The size of an axis by its name: a config field, a number, or a usual name."""
         if isinstance(value := self.config.get(axis), int):
             return max(1, value)
         if axis.isdigit():
@@ -142,7 +159,16 @@ class Shapes:
 
 
 def first(config: Mapping[str, Any], *names: str, default: Any = None) -> Any:
-    """The first of the fields that is there and not None, an int if it is a list of one."""
+    """Look up the first config field that exists and is not None.
+
+    Args:
+        config: the denoiser's config.
+        names: of the fields, in order of preference.
+        default: value if there is none.
+
+    Returns:
+        The field's value; of a list of one entry, the entry.
+    """
     for name in names:
         value = config.get(name)
         if value is not None:
@@ -150,17 +176,17 @@ def first(config: Mapping[str, Any], *names: str, default: Any = None) -> Any:
     return default
 
 
-# Fields that say how wide text embeddings are, the most telling ones first
+# Fields that give the width of text embeddings, the most specific ones first
 _TEXT_WIDTH = """
-    encoder_hid_dim caption_channels caption_projection_input_dim text_embed_dim joint_attention_dim text_dim
-    cap_feat_dim
-    context_in_dim in_text_dim text_hidden_size encoder_hidden_size cross_attention_dim cross_attention_input_dim
-    text_in_dim text_hidden_dim dit_text_dim cond_token_dim llm_features_dim condition_dim
+    encoder_hid_dim caption_channels caption_projection_input_dim text_embed_dim joint_attention_dim
+    text_dim cap_feat_dim context_in_dim in_text_dim text_hidden_size encoder_hidden_size
+    cross_attention_dim cross_attention_input_dim text_in_dim text_hidden_dim dit_text_dim
+    cond_token_dim llm_features_dim condition_dim
 """.split()  # noqa: SIM905
 _ROPE_AXES = ("axes_dims_rope", "rope_axes_dim", "axes_dims")
 _POOLED_WIDTH = """
-    pooled_projection_dim text_emb_dim clip_text_pooled_in_channels global_states_input_dim in_text_dim2
-    global_cond_dim cond_embed_dim
+    pooled_projection_dim text_emb_dim clip_text_pooled_in_channels global_states_input_dim
+    in_text_dim2 global_cond_dim cond_embed_dim
 """.split()  # noqa: SIM905
 
 
@@ -231,9 +257,8 @@ def _rotary(s: Shapes, p: inspect.Parameter) -> tuple[Tensor, Tensor] | None:
 
 
 def _text_mask(s: Shapes, p: inspect.Parameter) -> Tensor | None:
-    if p.default is not inspect.Parameter.empty and not p.name.startswith(
-        "text_embedding_mask"
-    ):  # Hunyuan-DiT needs its masks
+    is_optional = p.default is not inspect.Parameter.empty
+    if is_optional and not p.name.startswith("text_embedding_mask"):  # Hunyuan-DiT needs its masks
         return None
     tokens = first(s.config, "text_len_t5", default=s.tokens) if p.name.endswith("t5") else s.tokens
     return torch.ones(1, tokens, dtype=torch.bool if "Bool" in str(p.annotation) else torch.int64)
@@ -307,40 +332,55 @@ _RULES: tuple[tuple[str, Rule], ...] = (
     (r".*(pooled|clip_text_pooled).*|text_embeds|global_hidden_states", _pooled),
     (r".*encoder_hidden_states_image.*|image_emb.*", _image_text),
     (
-        r"encoder_hidden_states(_\w+)?|cap_feats|txt|clip_text|prompt_embeds|text_embedding|text_bth",
+        r"encoder_hidden_states(_\w+)?|cap_feats|txt|clip_text|prompt_embeds|text_embedding"
+        r"|text_bth",
         _text,
     ),
 )
 
 
 def rule_of(name: str) -> Rule | None:
-    """How to make a parameter of this name, if it is known."""
+    """Look up the rule for a parameter.
+
+    Args:
+        name: the parameter's name.
+
+    Returns:
+        A function that builds its value from `Shapes` and the parameter; None without a rule.
+    """
     return next((rule for pattern, rule in _RULES if re.fullmatch(pattern, name)), None)
 
 
-_COUNTS = re.compile("ids|ind(ex|ices)|labels?$|tokens$|tags$|indicator")  # what holds integers
+_INTEGERS = re.compile("ids|ind(ex|ices)|labels?$|tokens$|tags$|indicator")
 
 
 def guess(shapes: Shapes, parameter: inspect.Parameter) -> Any:
-    """What a parameter that no rule knows may hold, by its name and type."""
+    """Guess the value of a parameter that has no rule, by its axes, name and type.
+
+    Args:
+        shapes: sizes of the inputs.
+        parameter: of the forward's signature.
+
+    Returns:
+        The value; None for a type that cannot be guessed.
+    """
     name, kind = parameter.name, str(parameter.annotation)
     if "Tensor" not in kind and parameter.annotation is not inspect.Parameter.empty:
         return {"int": 1, "float": 1.0, "bool": True}.get(
             kind.removeprefix("<class '").removesuffix("'>")
         )
-    if (told := shapes.axes.get(name)) is not None:
-        shape = [shapes.size(axis) for axis in told]
-        counts = "mask" in name or _COUNTS.search(name)
-        return (
-            torch.full(shape, int("mask" in name), dtype=torch.int64) if counts else floats(*shape)
-        )
+    if (axis_names := shapes.axes.get(name)) is not None:
+        shape = [shapes.size(axis) for axis in axis_names]
+        if "mask" in name or _INTEGERS.search(name):
+            return torch.full(shape, int("mask" in name), dtype=torch.int64)
+        return floats(*shape)
     if re.search("hidden_states|latent|pixel|sample", name) and "encoder" not in name:
         return shapes.main(parameter)
     if name.endswith("_ids") and first(shapes.config, *_ROPE_AXES):
         return _ids(shapes, parameter)
     if "mask" in name:
         return torch.ones(1, shapes.tokens, dtype=torch.int64)
-    if _COUNTS.search(name):
+    if _INTEGERS.search(name):
         return torch.zeros(1, shapes.tokens, dtype=torch.int64)
     if re.search("time|fps|sigma", name):
         return torch.full((1,), 16.0)

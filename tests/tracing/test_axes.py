@@ -36,7 +36,7 @@ class Told(nn.Module):
 
 
 def test_the_docstring_decides_how_many_axes_there_are() -> None:
-    assert axes.told(Told.forward) == {
+    assert axes.of_forward(Told.forward) == {
         "hidden_states": ("batch_size", "in_channels"),
         "notes": ("batch_size", "num_layers_of_text", "text_len", "5"),
         "order_ids": ("text_len", "2"),
@@ -53,7 +53,7 @@ def test_an_unpacked_shape_names_the_axes() -> None:
         rows, columns, more = y.shape
         return b, c, t, h, w, rows, columns, more
 
-    assert axes.told(forward) == {"x": ("b", "c", "t", "h", "w"), "y": ("rows", "columns")}
+    assert axes.of_forward(forward) == {"x": ("b", "c", "t", "h", "w"), "y": ("rows", "columns")}
     assert axes.unpacked_in("    b, n = hidden.shape") == ("hidden", ("b", "n"))
     assert axes.unpacked_in("    b = hidden.shape[0]") is None
 
@@ -82,7 +82,7 @@ def test_inputs_follow_what_the_code_tells() -> None:
 def test_a_class_without_a_file_tells_nothing() -> None:
     scope: dict = {}
     exec("def forward(x):\n    a, b = x.shape", scope)
-    assert axes.told(scope["forward"]) == {}
+    assert axes.of_forward(scope["forward"]) == {}
 
 
 def test_a_layout_that_only_the_docstring_tells_is_tried() -> None:
