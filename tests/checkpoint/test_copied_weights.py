@@ -119,7 +119,7 @@ def test_a_model_made_of_a_packed_denoiser_has_its_values(name: str, denoisers) 
 
 
 def test_hunyuan_copies_the_whole_state_and_needs_the_plain_one(tmp_path: Path) -> None:
-    """Its ``from_transformer`` drops what it does not find, without a word: docs/checkpoints.md says so."""
+    """Its ``from_transformer`` prints which keys it does not find and goes on: see docs/checkpoints.md."""
     from diffusers import HunyuanDiT2DControlNetModel, HunyuanDiT2DModel
 
     # sizes that from_transformer does not hand on are the published ones
