@@ -31,6 +31,7 @@ from qsdm.bounds import MANY, require
 from qsdm.denoisers import Model, weights_digest
 from qsdm.graph import canonical
 from qsdm.log import Log, ignore
+from qsdm.outcome import Objective
 from qsdm.qconfig import OutsideSpace
 from qsdm.store import Store
 from qsdm.store.artifacts import Artifact
@@ -179,7 +180,7 @@ def main(
         }
         heading = f"[{number}/{len(ordered)}] {stage.name}"
         if stage.name == "measure":
-            labels = num_measured(workspace, seed_set, num_images)
+            labels = num_measured(workspace, objective, seed_set, num_images)
             why = f"{labels} of {num_labels} labels are measured" if labels >= num_labels else None
         else:
             inputs = inputs_of(place, stage, model, weights, arguments)
@@ -199,19 +200,21 @@ def main(
     return seconds
 
 
-def num_measured(workspace: Workspace, seed_set: int, num_images: int) -> int:
-    """Configurations of the space that were measured under the protocol of the labels."""
-    from qsdm.measurement.protocol import prompts_of, protocol_of
+def num_measured(workspace: Workspace, objective: Objective, seed_set: int, num_images: int) -> int:
+    """Configurations of the space that have a label: all metrics of the objective, measured in today's way."""
+    from qsdm.denoisers import prompts_of
+    from qsdm.measurement.protocol import protocol_of, versions_of
 
     model, made = workspace.model, workspace.space
-    protocol = protocol_of(model, model.metrics, prompts_of(model), seed_set, num_images)
-    count = 0
+    protocol = protocol_of(model, prompts_of(model), seed_set, num_images)
+    learned = {name: model.metrics[name] for name in objective.weights if name in model.metrics}
+    versions, count = versions_of(learned), 0
     for outcome in filter(lambda outcome: outcome.is_label, workspace.store.outcomes(protocol)):
         try:
             made.encode(outcome.qconfig)
         except OutsideSpace:  # full precision, and configurations of other spaces
             continue
-        count += 1
+        count += not outcome.lacks(versions)
     return count
 
 
@@ -235,7 +238,11 @@ def inputs_of(
     }
     parts["reads"] = {name: content(place.path(name)) for name in stage.reads}
     if stage.name == "train":
-        parts["outcomes"] = sorted(outcome.key for outcome in place.outcomes() if outcome.is_label)
+        parts["outcomes"] = sorted(
+            (*outcome.key, sorted(outcome.versions.items()))
+            for outcome in place.outcomes()
+            if outcome.is_label
+        )
     return hashlib.sha256(canonical(parts)).hexdigest()
 
 

@@ -153,7 +153,9 @@ def tell_plan(
 
     has_full = ready.store.path(full_name(protocol)).exists()
     outcomes, protocols = ready.store.outcomes(), ready.store.protocols()
-    plan = plan_of(wanted, protocol, outcomes, protocols, has_full, engine.num_workers, price)
+    plan = plan_of(
+        wanted, protocol, outcomes, protocols, has_full, ready.versions, engine.num_workers, price
+    )
     print(plan, flush=True)
     if whole or plan.num_pictures:
         weighed = [qconfig for qconfig in wanted if qconfig.methods]

@@ -12,7 +12,8 @@ from typing import Any, NotRequired, TypedDict
 from qsdm.graph import canonical
 from qsdm.qconfig import QuantConfig
 
-SCHEMA = 2  # of an outcome's JSON
+SCHEMA = 3  # of an outcome's JSON
+PROTOCOL_SCHEMA = 2
 
 
 class EvaluationError(ValueError):
@@ -21,24 +22,32 @@ class EvaluationError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """How pictures are made and scored. Outcomes of different protocols are never compared.
+    """How pictures are made; outcomes of different protocols are never compared. What is measured of the pictures is
+    no part of it: each metric has a version of its own.
 
     Attributes:
         denoiser: name of the model.
-        weights: sha256 of the pipeline's files.
-        fit: options of the quantizers' fit that are not in a method's name, and the version of its algorithms.
-        sampler: class of the scheduler.
+        weights: digest of the weights that are loaded.
+        quantizer_version: of the quantizers' algorithms and options that are not in a method's name.
+        sampler: class of the scheduler, with a digest of its options and of the pipeline's further arguments.
+        steps: of the sampler.
+        guidance: scale of classifier-free guidance.
+        resolution_px: edge of the square pictures.
         dtype: in which the denoiser computes.
         prompts: sha256 of the captions in order.
         seed_set: pictures of two seed sets share no starting noise.
         num_images: drawings; of a pipeline that draws videos, videos.
         frames: pictures that metrics take of each drawing: 1, or evenly spaced frames of a video.
-        metrics: version of each metric by its name, with all that changes its value.
+        pipeline: digest of what is loaded beside weights; empty in outcomes of qsdm 0.1.0, which did not keep it.
+        digest: sha256 over all of it.
+
+    Raises:
+        ValueError: there are less than two drawings, or no frames.
     """
 
     denoiser: str
     weights: str
-    fit: str
+    quantizer_version: str
     sampler: str
     steps: int
     guidance: float
@@ -47,8 +56,8 @@ class Protocol:
     prompts: str
     seed_set: int
     num_images: int
-    metrics: Mapping[str, str]
     frames: int = 1
+    pipeline: str = ""
     digest: str = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -56,34 +65,44 @@ class Protocol:
             raise ValueError(f"num_images must be at least 2 (got {self.num_images})")
         if self.frames < 1:
             raise ValueError(f"frames must be positive (got {self.frames})")
-        object.__setattr__(self, "metrics", dict(self.metrics))
         object.__setattr__(self, "digest", hashlib.sha256(canonical(self.to_json())).hexdigest())
 
     def to_json(self) -> dict[str, Any]:
-        data = {
-            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "digest"
-        }
-        if self.frames == 1:  # as in the digests of protocols before there were videos
-            del data["frames"]
-        return data
+        """Its fields, and the schema's version."""
+        names = (f.name for f in dataclasses.fields(self) if f.name != "digest")
+        return {"schema": PROTOCOL_SCHEMA, **{name: getattr(self, name) for name in names}}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Protocol:
-        """Raises ValueError if ``data`` is no protocol."""
+        """Of this schema or of the first, which had the metrics' versions in it (see `versions_in`).
+
+        Args:
+            data: what `to_json` gave.
+
+        Raises:
+            ValueError: it is no protocol, or of a later schema.
+        """
         from qsdm.store.files import decode
 
-        decode(data, _ProtocolFile)  # the values are kept as they are: the digest tells 2 from 2.0
-        return Protocol(
-            **{name: data[name] for name in _ProtocolFile.__annotations__ if name in data}
-        )
+        fields = dict(data)
+        schema = fields.pop("schema", 1)
+        if schema == 1:
+            fields |= {"quantizer_version": fields.pop("fit", None)}
+            fields.pop("metrics", None)
+        elif schema != PROTOCOL_SCHEMA:
+            raise ValueError(f"wanted a protocol of schema {PROTOCOL_SCHEMA}, got {schema!r}")
+        # The values are kept as they are: the digest tells 2 from 2.0.
+        decode(fields, _ProtocolFile)
+        names = _ProtocolFile.__annotations__
+        return Protocol(**{name: fields[name] for name in names if name in fields})
 
 
 class _ProtocolFile(TypedDict):
-    """A `Protocol` in JSON."""
+    """A `Protocol` in JSON, without the number of its schema."""
 
     denoiser: str
     weights: str
-    fit: str
+    quantizer_version: str
     sampler: str
     steps: int
     guidance: float
@@ -92,8 +111,22 @@ class _ProtocolFile(TypedDict):
     prompts: str
     seed_set: int
     num_images: int
-    metrics: dict[str, str]
     frames: NotRequired[int]
+    pipeline: NotRequired[str]
+
+
+def versions_in(protocol: Mapping[str, Any]) -> dict[str, str]:
+    """Versions of the metrics in a protocol's JSON of the first schema.
+
+    Args:
+        protocol: as it was stored.
+
+    Raises:
+        ValueError: they are no texts by name.
+    """
+    from qsdm.store.files import decode
+
+    return decode(protocol.get("metrics", {}), dict[str, str])
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +143,8 @@ class Outcome:
         prefixes: metrics of the first 16, 64, ... pictures, by their number.
         provenance: versions, commit, seconds; ``stage``, what it was measured for: measure, test,
             candidates or realize.
+        versions: of each metric by its name, with all that changes its value.
+        earlier: by name of a metric and its version, value and halves that another version has replaced.
 
     Raises:
         EvaluationError: a metric is not finite.
@@ -122,6 +157,8 @@ class Outcome:
     halves: Mapping[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)
     prefixes: Mapping[int, Mapping[str, float | None]] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    earlier: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, value in self.metrics.items():
@@ -138,6 +175,55 @@ class Outcome:
     def is_label(self) -> bool:
         """Measured to learn from, not proposed by a search, whose near copies would flatter held-out scores."""
         return self.provenance.get("stage", "measure") == "measure"
+
+    def lacks(self, versions: Mapping[str, str]) -> set[str]:
+        """Metrics that are to be measured: those that are missing, or here in another version.
+
+        Args:
+            versions: that are asked for, by name.
+        """
+        return {
+            name
+            for name, version in versions.items()
+            if name not in self.metrics or self.versions.get(name) != version
+        }
+
+    def merged(self, other: Outcome) -> Outcome:
+        """With what another measurement of the same pictures knows beside; what is replaced is kept in ``earlier``.
+
+        Args:
+            other: the later one, of the same configuration and protocol.
+        """
+        assert self.key == other.key
+        news = {
+            name
+            for name in other.metrics
+            if name not in self.metrics
+            or (name in other.versions and self.versions.get(name) != other.versions[name])
+        }
+        if not news and not other.earlier:
+            return self
+        earlier = {**other.earlier, **self.earlier}
+        for name in news & self.metrics.keys():
+            kept = {"value": self.metrics[name], "halves": self.halves.get(name, ())}
+            earlier[f"{name}: {self.versions.get(name, 'unknown')}"] = kept
+
+        def joined(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+            known = {name: value for name, value in first.items() if name not in news}
+            return known | {name: second[name] for name in second if name in news}
+
+        prefixes = {
+            num: joined(self.prefixes.get(num, {}), other.prefixes.get(num, {}))
+            for num in {**self.prefixes, **other.prefixes}
+        }
+        return dataclasses.replace(
+            self,
+            metrics={**self.metrics, **joined(self.metrics, other.metrics)},
+            halves=joined(self.halves, other.halves),
+            prefixes=prefixes,
+            versions=joined(self.versions, other.versions),
+            earlier=earlier,
+        )
 
     def standard_error(self, name: str) -> float | None:
         """Of a metric, over prompts and starting noise: the root mean square of half the difference of two halves.
@@ -171,6 +257,8 @@ class Outcome:
             "halves": {name: [list(pair) for pair in pairs] for name, pairs in self.halves.items()},
             "prefixes": {str(num): dict(values) for num, values in self.prefixes.items()},
             "provenance": dict(self.provenance),
+            "versions": dict(self.versions),
+            "earlier": {key: dict(kept) for key, kept in self.earlier.items()},
         }
 
     @staticmethod
@@ -178,7 +266,7 @@ class Outcome:
         """Raises ValueError if ``data`` is no outcome."""
         from qsdm.store.files import decode
 
-        if data.get("schema", 1) not in (1, SCHEMA):
+        if data.get("schema", 1) not in (1, 2, SCHEMA):
             raise ValueError(f"wanted an outcome of schema {SCHEMA}, got {data['schema']!r}")
         if data.get("schema", 1) == 1:  # one way to halve the pictures, no prefixes
             data = {
@@ -198,6 +286,8 @@ class Outcome:
             stored.halves,
             {int(num): values for num, values in stored.prefixes.items()},
             stored.provenance,
+            stored.versions,
+            stored.earlier,
         )
 
 
@@ -212,6 +302,8 @@ class _OutcomeFile:
     halves: dict[str, tuple[tuple[float, float], ...]]
     prefixes: dict[str, dict[str, float | None]]
     provenance: dict[str, Any]
+    versions: dict[str, str] = field(default_factory=dict)
+    earlier: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

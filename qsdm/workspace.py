@@ -66,7 +66,9 @@ class Workspace:
     @property
     def store(self) -> Store:
         """The artifacts, those that ship with the model among them."""
-        return Store(self.root, self.model.name)
+        from qsdm.measurement.protocol import adopted
+
+        return Store(self.root, self.model.name, functools.partial(adopted, model=self.model))
 
     def path(self, name: str) -> Path:
         """Where the artifact ``name`` is written."""

@@ -110,7 +110,6 @@ def fabricate(root: Path, num_outcomes: int = 60) -> Store:
         "1" * 64,
         0,
         256,
-        {"fd_lite0": "1"},
     )
     database = OutcomeDatabase(store.path("outcomes.sqlite"))
     genes = problem.sample(rng, num_outcomes)

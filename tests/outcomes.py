@@ -8,7 +8,7 @@ from qsdm.qconfig import QuantConfig, QuantMethod
 PROTOCOL = Protocol(
     denoiser="toy",
     weights="w",
-    fit="1",
+    quantizer_version="1",
     sampler="DDIM",
     steps=10,
     guidance=2.0,
@@ -17,7 +17,6 @@ PROTOCOL = Protocol(
     prompts="p",
     seed_set=0,
     num_images=8,
-    metrics={"fd": "1"},
 )
 
 

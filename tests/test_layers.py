@@ -40,7 +40,7 @@ DOORS = {
     "hydra": {"run"},
     "omegaconf": {"run"},
     "wandb": {"run"},
-    "diffusers": {"denoisers", "tracing", "checkpoint", "measurement"},
+    "diffusers": {"denoisers", "tracing", "checkpoint"},
     "torch_geometric": {"predictor"},
     "captum": {"sensitivity"},
     "networkx": {"graph"},

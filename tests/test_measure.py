@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -11,8 +12,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
+from pipelines import build_model
 from processes import workers as running_workers
 
 from qsdm.calibrate import calibrate
@@ -21,6 +24,7 @@ from qsdm.engine import EngineError
 from qsdm.engine.serial import Serial
 from qsdm.graph import Graph
 from qsdm.measure import measure, read_configs, sample
+from qsdm.metrics.frechet import FrechetLite0
 from qsdm.outcome import EvaluationError, Outcome
 from qsdm.qconfig import QuantConfig, QuantMethod, Space, SpaceSpec
 from qsdm.store import Store, StoreError
@@ -144,11 +148,9 @@ def test_bad_input_names_the_remedy(tiny_model: Model, store: Path, tmp_path: Pa
         measure(tiny_model, SPACE, tmp_path, engine=Serial())
     with pytest.raises(StoreError, match=r"run python -m qsdm\.calibrate \+model=tiny"):
         measure(tiny_model, SpaceSpec("other", METHODS), store, engine=Serial())
-    with pytest.raises(ValueError, match=r"num_images at least 2 \(got 80, 1\)"):
+    with pytest.raises(ValueError, match=r"num_images of at least 2 \(got 1\)"):
         measure(tiny_model, SPACE, store, num_images=1, engine=Serial())
-    with pytest.raises(
-        EvaluationError, match=r"batch_size and shard must be positive \(got 0 and 1024\)"
-    ):
+    with pytest.raises(ValueError, match=r"wanted batch_size of at least 1 \(got 0\)"):
         measure(tiny_model, SPACE, store, batch_size=0, engine=Serial())
 
 
@@ -258,3 +260,109 @@ def until(condition, seconds: float = 300) -> None:
 
 def alive(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def test_a_metric_that_is_added_joins_the_others(
+    tiny_model: Model, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same pictures are drawn again, their other metrics kept; what needs no new metric draws nothing."""
+    fewer = dataclasses.replace(tiny_model, metrics={"fd_lite0": tiny_model.metrics["fd_lite0"]})
+    arguments = {"num_configs": 1, "num_images": 3, "engine": Serial()}
+    (before,) = measure(fewer, SPACE, store, **arguments)
+    (after,) = measure(tiny_model, SPACE, store, **arguments)
+    assert set(after.metrics) == {"fd_lite0", "psnr"}
+    assert after.protocol == before.protocol
+    assert after.metrics["fd_lite0"] == before.metrics["fd_lite0"]
+    assert after.versions == {name: m.version for name, m in tiny_model.metrics.items()}
+    (again,) = measure(fewer, SPACE, store, **arguments)
+    assert again == after
+    assert "no picture is missing" in capsys.readouterr().out
+    assert len(Store(store, "tiny").outcomes()) == 2  # with full precision
+
+
+def test_what_load_leaves_out_is_another_protocol(tmp_path: Path) -> None:
+    """One store and another hold the same numbers of a pipeline without its T5."""
+    (tmp_path / "prompts.json").write_text('["a red house", "two small fish"]')
+    model = build_model(
+        "StableDiffusion3Pipeline",
+        tmp_path / "p",
+        prompts=str(tmp_path / "prompts.json"),
+        metrics={"fd_lite0": FrechetLite0("zoo")},
+    )
+    without = dataclasses.replace(model, load={"text_encoder_3": None, "tokenizer_3": None})
+    values = []
+    for name in ("one", "another"):
+        trace(model, tmp_path / name, page=False)
+        calibrate(model, SPACE, tmp_path / name)
+        arguments = {"num_configs": 1, "num_images": 4, "engine": Serial()}
+        if name == "one":
+            measure(model, SPACE, tmp_path / name, **arguments)
+        (outcome,) = measure(without, SPACE, tmp_path / name, **arguments)
+        values.append(outcome.metrics)
+    assert values[0] == values[1]
+    outcomes = Store(tmp_path / "one", model.name).outcomes()
+    assert len({outcome.protocol for outcome in outcomes}) == 2
+    assert len({outcome.metrics["fd_lite0"] for outcome in outcomes}) == 4
+
+
+@pytest.fixture(scope="module")
+def unconditional(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """A DDPM pipeline, which draws ``batch_size`` pictures of nothing in particular."""
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    from qsdm.denoisers import found_model
+
+    folder = tmp_path_factory.mktemp("ddpm")
+    unet = UNet2DModel(
+        sample_size=16,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+    )
+    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(folder / "p")
+    (folder / "prompts.json").write_text('["a cat"]')
+    return found_model(
+        str(folder / "p"),
+        resolution_px=16,
+        steps=2,
+        prompts=str(folder / "prompts.json"),
+        metrics={"fd_lite0": FrechetLite0("zoo")},
+    )
+
+
+def test_an_unconditional_pipeline_draws_as_many_as_are_asked_for(
+    unconditional: Model, tmp_path: Path
+) -> None:
+    from qsdm.measurement.worker import read_full
+
+    pictures = []
+    for size in (4, 1):
+        store = tmp_path / str(size)
+        trace(unconditional, store, page=False)
+        calibrate(unconditional, SPACE, store)
+        measure(
+            unconditional,
+            SPACE,
+            store,
+            num_configs=1,
+            num_images=4,
+            batch_size=size,
+            engine=Serial(),
+        )
+        (full,) = Store(store, unconditional.name).path("pictures").glob("full-*.safetensors")
+        pictures.append(read_full(full).astype(int))
+    assert np.abs(pictures[0] - pictures[1]).max() <= 1  # batches round otherwise
+    assert len({picture.tobytes() for picture in pictures[0]}) == 4  # each has noise of its own
+
+
+def test_too_few_pictures_are_an_error_and_leave_no_file(
+    unconditional: Model, tmp_path: Path
+) -> None:
+    one = dataclasses.replace(unconditional, call={"batch_size": 1})
+    trace(one, tmp_path, page=False)
+    calibrate(one, SPACE, tmp_path)
+    with pytest.raises(EvaluationError, match="drew 1 pictures where 4 were asked for"):
+        measure(one, SPACE, tmp_path, num_configs=1, num_images=4, batch_size=4, engine=Serial())
+    assert list(Store(tmp_path, one.name).path("").rglob("full-*")) == []

@@ -32,6 +32,11 @@ def test_every_field_makes_another_protocol(field: str) -> None:
     assert dataclasses.replace(PROTOCOL, **{field: other}).digest != PROTOCOL.digest
 
 
+def test_a_protocol_of_a_later_schema_is_named() -> None:
+    with pytest.raises(ValueError, match="a protocol of schema 2, got 99"):
+        Protocol.from_json(PROTOCOL.to_json() | {"schema": 99})
+
+
 def test_json_round_trips() -> None:
     assert Protocol.from_json(json.loads(json.dumps(PROTOCOL.to_json()))).digest == PROTOCOL.digest
     halves, prefixes = {"fd": ((1.0, 2.0),)}, {4: {"fd": 1.0}}
@@ -41,6 +46,41 @@ def test_json_round_trips() -> None:
     again = Outcome.from_json(json.loads(json.dumps(outcome.to_json())))
     assert again == outcome
     assert again.key == (QCONFIG.digest, PROTOCOL.digest)
+
+
+def measured(version: str = "1", **metrics: float) -> Outcome:
+    return Outcome(
+        QCONFIG,
+        PROTOCOL.digest,
+        metrics,
+        8,
+        {name: ((value, value),) for name, value in metrics.items()},
+        {4: dict(metrics)},
+        versions=dict.fromkeys(metrics, version),
+    )
+
+
+def test_metrics_of_the_same_pictures_are_put_together() -> None:
+    both = measured(fd=1.0, psnr=20.0).merged(measured(psnr=21.0, fid=3.0))
+    assert both.metrics == {"fd": 1.0, "psnr": 20.0, "fid": 3.0}  # the first of a version stays
+    assert both.versions == {"fd": "1", "psnr": "1", "fid": "1"}
+    assert set(both.halves) == set(both.prefixes[4]) == set(both.metrics)
+    assert both.earlier == {}
+    assert both.merged(measured(fd=5.0)) == both
+    assert Outcome.from_json(json.loads(json.dumps(both.to_json()))) == both
+
+
+def test_another_version_of_a_metric_is_measured_and_the_old_one_kept() -> None:
+    old = measured(fd=1.0, psnr=20.0)
+    assert old.lacks({"fd": "1", "psnr": "1"}) == set()
+    assert old.lacks({"fd": "2", "psnr": "1", "fid": "1"}) == {"fd", "fid"}
+    new = old.merged(measured("2", fd=5.0))
+    assert (new.metrics, new.versions) == ({"fd": 5.0, "psnr": 20.0}, {"fd": "2", "psnr": "1"})
+    assert new.halves["fd"] == ((5.0, 5.0),)
+    assert new.earlier == {"fd: 1": {"value": 1.0, "halves": ((1.0, 1.0),)}}
+    again = Outcome.from_json(json.loads(json.dumps(new.to_json())))
+    assert again.earlier["fd: 1"]["value"] == 1.0
+    assert new.merged(measured("3", fd=7.0)).earlier.keys() == {"fd: 1", "fd: 2"}
 
 
 def test_outcomes_of_the_first_schema_are_read() -> None:

@@ -19,12 +19,12 @@ from tiny import CAPTIONS
 
 from qsdm import run, tracing
 from qsdm.calibrate import calibrate
-from qsdm.denoisers import Model, found_model, load_pipeline
+from qsdm.denoisers import Model, found_model, load_pipeline, prompts_of
 from qsdm.engine.serial import Serial
 from qsdm.graph import Graph
 from qsdm.measure import measure
 from qsdm.measurement.evaluator import Evaluator, channels_last
-from qsdm.measurement.protocol import prompts_of, protocol_of, seed_of
+from qsdm.measurement.protocol import protocol_of, seed_of
 from qsdm.measurement.worker import read_full
 from qsdm.metrics.fidelity import Psnr
 from qsdm.prompts import PromptsError
@@ -85,7 +85,7 @@ def build(name: str, folder: Path, **fields: Any) -> Model:
 
 def evaluator(model: Model, num_images: int = 2) -> Evaluator:
     prompts = prompts_of(model)
-    protocol = protocol_of(model, {}, prompts, 0, num_images)
+    protocol = protocol_of(model, prompts, 0, num_images)
     return Evaluator(model, Graph(model.name, (), ()), None, {}, protocol, prompts)
 
 
@@ -212,7 +212,7 @@ def test_of_two_denoisers_the_one_named_is_quantized(
     packed = PackedWeights(Store(tmp_path, second.name).path("calibration/small"))
     prompts = prompts_of(second)
     drawer = Evaluator(
-        second, graph, packed, {}, protocol_of(second, {}, prompts, 0, 2), prompts
+        second, graph, packed, {}, protocol_of(second, prompts, 0, 2), prompts
     )  # fmt: skip
     plain = load_pipeline(second)
     drawer.pictures(qconfig)

@@ -17,13 +17,13 @@ from tiny import CAPTIONS
 
 from qsdm import run, tracing
 from qsdm.calibrate import calibrate
-from qsdm.denoisers import Model, ModelError, load_pipeline
+from qsdm.denoisers import Model, ModelError, load_pipeline, prompts_of, sampler_of
 from qsdm.engine.serial import Serial
 from qsdm.graph import Graph
 from qsdm.measure import measure
 from qsdm.measurement import evaluator as evaluation
 from qsdm.measurement.evaluator import Evaluator
-from qsdm.measurement.protocol import prompts_of, protocol_of, sampler_of, seed_of
+from qsdm.measurement.protocol import protocol_of, seed_of
 from qsdm.measurement.worker import read_full
 from qsdm.metrics.fidelity import Psnr
 from qsdm.metrics.frechet import FrechetLite0
@@ -144,7 +144,7 @@ def write_front(place: Store, space: Any) -> None:
 
 
 def evaluator(model: Model, num_images: int = 2) -> Evaluator:
-    protocol = protocol_of(model, {}, prompts_of(model), 0, num_images)
+    protocol = protocol_of(model, prompts_of(model), 0, num_images)
     return Evaluator(model, Graph(model.name, (), ()), None, {}, protocol, prompts_of(model))
 
 

@@ -124,8 +124,9 @@ def test_ours_is_written_as_a_small_pipeline_that_draws_the_same_pictures(
     import torch
 
     from qsdm.checkpoint import contents, load_quantized
+    from qsdm.denoisers import prompts_of
     from qsdm.measurement.evaluator import Evaluator
-    from qsdm.measurement.protocol import prompts_of, protocol_of, seed_of
+    from qsdm.measurement.protocol import protocol_of, seed_of
     from qsdm.quant.calibration import PackedWeights
 
     chosen = QuantConfig.from_json(read_json(realized.path("chosen.json")))
@@ -140,7 +141,7 @@ def test_ours_is_written_as_a_small_pipeline_that_draws_the_same_pictures(
         space.graph,
         PackedWeights(realized.path("calibration/small")),
         {},
-        protocol_of(tiny_model, {}, prompts, 0, 2),
+        protocol_of(tiny_model, prompts, 0, 2),
         prompts,
     )
     wanted = evaluator.pictures(chosen)

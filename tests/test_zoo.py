@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from composed import compose
 
-from qsdm.denoisers import load_pipeline, weights_digest
+from qsdm.denoisers import load_pipeline, prompts_of, weights_digest
 from qsdm.graph import Graph
 from qsdm.measurement.labels import in_space
-from qsdm.measurement.protocol import prompts_of, protocol_of
+from qsdm.measurement.protocol import protocol_of
 from qsdm.outcome import SCHEMA, Objective
 from qsdm.run.keys import values_of
 from qsdm.store import ZOO, Store
@@ -42,7 +42,7 @@ def test_three_architectures_ship() -> None:
 def test_labels_were_measured_with_this_pipeline_and_these_metrics(made, tmp_path: Path) -> None:
     """Else a user's demo would measure all of them again."""
     model, space = made["model"], made["space"]
-    protocol = protocol_of(model, model.metrics, prompts_of(model), seed_set=0, num_images=256)
+    protocol = protocol_of(model, prompts_of(model), seed_set=0, num_images=256)
     outcomes = Store(tmp_path, model.name).outcomes(protocol)
     trace(model, tmp_path, page=False)
     graph = Graph.from_json(read_json(Store(tmp_path, model.name).path("graph.json")))

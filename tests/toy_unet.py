@@ -9,7 +9,7 @@ import numpy as np
 
 from qsdm import cost
 from qsdm.cost import MethodTable
-from qsdm.denoisers import Model, weights_digest
+from qsdm.denoisers import Model, pipeline_digest, weights_digest
 from qsdm.graph import Graph, Node, Op, Role, Weight, sorted_graph
 from qsdm.outcome import Outcome, Protocol
 from qsdm.qconfig import QuantConfig, Space, SpaceSpec
@@ -197,7 +197,7 @@ class Toy:
             "p",
             0,
             64,
-            {"fd_lite0": "1"},
+            pipeline=pipeline_digest(MODEL),
         )
         return [
             Outcome(

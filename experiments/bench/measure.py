@@ -32,10 +32,10 @@ from omegaconf import OmegaConf
 from stages import model_of
 
 from qsdm.calibrate import calibrate
-from qsdm.denoisers import Model, arguments, computed_in, denoiser_of, load_pipeline
+from qsdm.denoisers import Model, arguments, computed_in, denoiser_of, load_pipeline, prompts_of
 from qsdm.graph import Graph
 from qsdm.measurement.evaluator import Evaluator, compute_in
-from qsdm.measurement.protocol import prompts_of, protocol_of, seed_of
+from qsdm.measurement.protocol import protocol_of, seed_of
 from qsdm.qconfig import QuantConfig, QuantMethod, SpaceSpec
 from qsdm.quant.calibration import PackedWeights
 from qsdm.quant.fitting import dequantize, fit
@@ -60,7 +60,7 @@ def measure(name: str, num_images: int, store: Path) -> dict[str, float]:
     space = spec.of(graph, model.full_bits)
     packed = PackedWeights(store / name / "calibration" / spec.name)
     prompts = prompts_of(model)
-    protocol = protocol_of(model, model.metrics, prompts, 0, num_images)
+    protocol = protocol_of(model, prompts, 0, num_images)
     ready = Evaluator(model, space.graph, packed, model.metrics, protocol, prompts)
     rng = np.random.default_rng(0)
     warm, timed = space.sample(rng), space.sample(rng)
@@ -113,7 +113,7 @@ def naive(name: str, num_images: int, store: Path, fits: str) -> None:
     space = spec.of(Graph.from_json(read_json(store / name / "graph.json")), model.full_bits)
     qconfig = space.sample(np.random.default_rng(0))
     prompts = prompts_of(model)
-    protocol = protocol_of(model, model.metrics, prompts, 0, num_images)
+    protocol = protocol_of(model, prompts, 0, num_images)
     fresh = Evaluator(model, space.graph, None, model.metrics, protocol, prompts)
     parameters = dict(fresh.denoiser.named_parameters())
     with torch.no_grad():

@@ -73,9 +73,10 @@ def model_of(name: str) -> Any:
 
 
 def drawing(num_images: int = 64) -> None:
+    from qsdm.denoisers import prompts_of
     from qsdm.graph import Graph
     from qsdm.measurement.evaluator import Evaluator
-    from qsdm.measurement.protocol import prompts_of, protocol_of
+    from qsdm.measurement.protocol import protocol_of
     from qsdm.qconfig import QuantConfig
 
     model = model_of("emoji_unet")
@@ -85,7 +86,7 @@ def drawing(num_images: int = 64) -> None:
         Graph(model.name, (), ()),
         None,
         {},
-        protocol_of(model, {}, prompts, 0, num_images),
+        protocol_of(model, prompts, 0, num_images),
         prompts,
     )
     duration = seconds(lambda: evaluator.pictures(QuantConfig(model.name, {})), repeats=1)

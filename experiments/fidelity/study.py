@@ -67,15 +67,12 @@ def load(name: str, store: Path) -> tuple[Space, object, list[Outcome], list[Out
         Graph.from_json(read_json(place.find("graph.json", "trace")))
     )
     table = read_table(place.find("calibration/traced", "calibrate"))
-    protocols = [
-        d
-        for d, p in place.protocols().items()
-        if p.seed_set == 0 and p.num_images == 256 and len(p.metrics) > 3
-    ]
+    protocols = [d for d, p in place.protocols().items() if p.seed_set == 0 and p.num_images == 256]
     found = [
         o
         for o in place.outcomes()
-        if o.protocol in protocols and len(o.qconfig.methods) == len(space.options)
+        if o.protocol in protocols and len(o.metrics) > 3
+        if len(o.qconfig.methods) == len(space.options)
     ]
     found = [
         o

@@ -97,13 +97,13 @@ def card(name: str, rows: Sequence[Row], traced: Space) -> str:
         for space in SPACES
         if sum(part == space and o.is_label for part, o, _, _ in rows) >= 10
     )
-    protocol = rows[0][2]
+    protocol, versions = rows[0][2], rows[0][1].versions
     made = sorted(o.provenance["made"] for _, o, _, _ in rows)
     versions = rows[-1][1].provenance["versions"]
     metrics = "\n".join(
-        f"| `metric/{metric}` | {version} |" for metric, version in protocol.metrics.items()
+        f"| `metric/{metric}` | {version} |" for metric, version in sorted(versions.items())
     )
-    noises = "\n".join(noise_of(metric, rows, traced) for metric in protocol.metrics)
+    noises = "\n".join(noise_of(metric, rows, traced) for metric in sorted(versions))
     return f"""---
 license: apache-2.0
 pretty_name: qsdm label bank, {name}
@@ -182,7 +182,9 @@ def main() -> None:
     spaces = {name: spec(name).of(graph) for name in SPACES}
     weights = weights_digest(model)
     protocols = {
-        d: p for d, p in store.protocols().items() if p.weights == weights and p.fit == VERSION
+        d: p
+        for d, p in store.protocols().items()
+        if p.weights == weights and p.quantizer_version == VERSION
     }
     rows = [
         (kind(o, spaces), o, protocols[o.protocol], avg_bits(graph, o.qconfig, model.full_bits))

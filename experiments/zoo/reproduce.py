@@ -22,9 +22,9 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from qsdm.calibrate import calibrate
-from qsdm.denoisers import computed_in
+from qsdm.denoisers import computed_in, prompts_of
 from qsdm.measurement.evaluator import Evaluator
-from qsdm.measurement.protocol import prompts_of, protocol_of
+from qsdm.measurement.protocol import protocol_of
 from qsdm.predictor.scores import srcc
 from qsdm.quant.calibration import PackedWeights
 from qsdm.store import Store
@@ -44,7 +44,7 @@ def main() -> None:
     metrics = instantiate(OmegaConf.load("conf/metrics/emoji.yaml"), _convert_="all")
     model = dataclasses.replace(model_of(args.name, args.zoo), metrics=metrics)
     prompts = prompts_of(model)
-    protocol = protocol_of(model, metrics, prompts, seed_set=0, num_images=256)
+    protocol = protocol_of(model, prompts, seed_set=0, num_images=256)
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder), args.name)
         shipped = [

@@ -20,9 +20,12 @@ from qsdm.denoisers.faults import (
     pipeline_fault,
     read_config,
 )
-from qsdm.denoisers.files import component_files, pipeline_files, pipeline_folder, read_index
+from qsdm.denoisers.files import component_files, pipeline_folder, read_index
+from qsdm.denoisers.identity import pipeline_digest as pipeline_digest
+from qsdm.denoisers.identity import sampler_of as sampler_of
+from qsdm.denoisers.identity import weights_digest as weights_digest
 from qsdm.graph import canonical
-from qsdm.prompts import Label, Prompt, Prompts
+from qsdm.prompts import Captions, Label, Prompt, Prompts
 from qsdm.prompts.edits import Edit
 from qsdm.store import ZOO
 
@@ -469,6 +472,8 @@ def arguments(
                 f"{type(pipeline).__name__} draws classes: give prompts=imagenet (got captions)"
             )
         wanted["class_labels"] = labels
+    if not {"prompt", "class_labels"} & takes.keys():
+        wanted["batch_size"] = len(prompts)  # an unconditional pipeline
     if edits := [prompt for prompt in prompts if isinstance(prompt, Edit)]:
         wanted |= conditioning.pictures(pipeline, edits, model.resolution_px)
     return (
@@ -628,6 +633,23 @@ def _read(path: Path) -> dict[str, Any]:
     return data
 
 
+def prompts_of(model: Model) -> Sequence[Prompt]:
+    """What the model draws.
+
+    Raises:
+        ModelError: the model names no prompts.
+        PromptsError: they cannot be read.
+    """
+    if model.prompts is None:
+        raise ModelError(
+            f"model {model.name} has no prompts: add prompts=NAME, with a NAME of conf/prompts"
+        )
+    if isinstance(model.prompts, str):
+        path = ZOO / model.name / "prompts.json" if model.prompts == "zoo" else model.prompts
+        return Captions(str(path)).read()
+    return model.prompts.read()
+
+
 def denoiser_tensors(model: Model) -> Callable[[str], torch.Tensor]:
     """The denoiser's parameters by name, as they are loaded: one by one from its files where these are safetensors and
     nothing in ``model.load`` changes them, else from the loaded pipeline.
@@ -714,26 +736,3 @@ def _renamed(model: Model, tensors: Mapping[str, Any]) -> dict[str, Any]:
     renamed = dict(tensors)
     module._fix_state_dict_keys_on_load(renamed)
     return renamed
-
-
-def weights_digest(model: Model) -> str:
-    """sha256 over names and contents of the weight files that the pipeline is loaded from; of the hub id and revision
-    where its files are not here.
-
-    Raises:
-        ModelError: some of them are missing.
-    """
-    if model.file is not None:
-        return single_file.digest(model.file, describing_folder(model), model.component)
-    digest = hashlib.sha256()
-    try:
-        folder = pipeline_folder(model)
-    except ModelError:
-        digest.update(f"{model.path}@{model.revision}".encode())
-        return digest.hexdigest()
-    files = [path for paths in pipeline_files(folder, model.load).values() for path in paths]
-    for path in sorted(set(files)):
-        digest.update(str(path.relative_to(folder)).encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()

@@ -34,7 +34,7 @@ def pipeline_folder(model: Model) -> Path:
     Raises:
         ModelError: it is not here.
     """
-    if model.directory is not None:
+    if model.directory is not None and model.directory.is_dir():
         return model.directory
     import huggingface_hub
 

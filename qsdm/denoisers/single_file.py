@@ -7,7 +7,6 @@ its weights are not needed), or from the hub repository that diffusers recognize
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Mapping
@@ -262,16 +261,6 @@ def rest_fault(file: Path, folder: Path, given: Mapping[str, Any], component: st
         return None
     fault = pipeline_fault(folder, {**given, component: None})
     return None if fault is None else f"{file} holds the denoiser alone, and {fault}"
-
-
-def digest(file: Path, folder: Path, component: str) -> str:
-    """sha256 over a file, and over the weights in the folder that complete its pipeline."""
-    total = hashlib.sha256()
-    others = sorted(folder.rglob("*.safetensors"))
-    for path in [file, *(p for p in others if p.parent != folder / component)]:
-        with path.open("rb") as opened:
-            total.update(hashlib.file_digest(opened, "sha256").digest())
-    return total.hexdigest()
 
 
 def _first_line(error: Exception) -> str:

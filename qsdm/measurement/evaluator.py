@@ -165,6 +165,12 @@ class Evaluator:
             output_type="pt",
         )
         images = pictures_of(self.pipeline(**call), self.protocol.frames)  # type: ignore[operator]
+        if len(images) != len(places) * self.protocol.frames:
+            raise EvaluationError(
+                f"{type(self.pipeline).__name__} drew {len(images)} pictures where "
+                f"{len(places) * self.protocol.frames} were asked for: correct model.call, or give batch_size=1"
+            )
+        images = images.expand(-1, 3, -1, -1)  # gray ones, too
         if images.shape[2:] != (self.protocol.resolution_px,) * 2:
             height, width = images.shape[2:]
             raise EvaluationError(

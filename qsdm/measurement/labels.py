@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from qsdm import cost
-from qsdm.denoisers import Model, frames_of, weights_digest
+from qsdm.denoisers import Model, frames_of, pipeline_digest, weights_digest
 from qsdm.outcome import Objective, Outcome, Protocol
 from qsdm.qconfig import OutsideSpace, Space
 from qsdm.store import Store, StoreError
@@ -24,6 +24,7 @@ def of_model(files: Store, model: Model) -> dict[str, Protocol]:
     """Protocols with the model's present weights and sampling, by digest."""
     wanted = {
         "weights": weights_digest(model),
+        "pipeline": pipeline_digest(model),
         "steps": model.steps,
         "guidance": model.guidance,
         "resolution_px": model.resolution_px,
@@ -74,13 +75,20 @@ def usable(
             f"no outcomes with {', '.join(metrics) or 'any metric'} for {denoiser!r} in this space "
             f"({len(outcomes)} others): run python -m qsdm.measure +model={denoiser}"
         )
-    (chosen, number), *others = Counter(outcome.protocol for outcome in found).most_common()
+    (chosen, number), *others = Counter(way_of(o, objective) for o in found).most_common()
     if others:
-        print(
-            f"{number} outcomes of protocol {chosen[:12]}; not used: "
-            + ", ".join(f"{n} of {p[:12]}" for p, n in others)
-        )
-    return [outcome for outcome in found if outcome.protocol == chosen]
+        told = [
+            f"{n} of {way[0][:12]}" + " with other versions of the metrics" * (way[0] == chosen[0])
+            for way, n in others
+        ]
+        print(f"{number} outcomes of protocol {chosen[0][:12]}; not used: {', '.join(told)}")
+    return [outcome for outcome in found if way_of(outcome, objective) == chosen]
+
+
+def way_of(outcome: Outcome, objective: Objective) -> tuple[str, tuple[str, ...]]:
+    """Protocol and versions of the objective's metrics: what must agree for two labels to be compared."""
+    names = sorted(name for name in objective.weights if name != "avg_bits")
+    return outcome.protocol, tuple(outcome.versions.get(name, "") for name in names)
 
 
 def in_space(outcomes: Sequence[Outcome], space: Space, objective: Objective) -> list[Outcome]:
@@ -153,6 +161,9 @@ def test_report(
     ):
         tested = [o for o in files.outcomes(protocol) if o.provenance.get("stage") == "test"]
         found = in_space(tested, space, objective)
+        if found:
+            most = Counter(way_of(o, objective) for o in found).most_common(1)[0][0]
+            found = [outcome for outcome in found if way_of(outcome, objective) == most]
         if len(found) < 3:
             continue
         labels, halves = labels_of(found, space, objective)

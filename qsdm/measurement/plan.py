@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -90,6 +90,7 @@ def plan_of(
     outcomes: Sequence[Outcome],
     protocols: Mapping[str, Protocol],
     has_full: bool,
+    versions: Mapping[str, str],
     num_workers: int | None = None,
     price_per_hour: float | None = None,
 ) -> Plan:
@@ -100,21 +101,29 @@ def plan_of(
         outcomes: all of the model, in the order of the store.
         protocols: of the outcomes, by digest.
         has_full: the pictures of full precision are there.
+        versions: of the metrics that are asked for, by name.
     """
-    known = {outcome.qconfig.digest for outcome in outcomes if outcome.protocol == protocol.digest}
+    known = {
+        outcome.qconfig.digest
+        for outcome in outcomes
+        if outcome.protocol == protocol.digest and not outcome.lacks(versions)
+    }
     missing = {qconfig.digest: qconfig for qconfig in wanted if qconfig.digest not in known}
     return Plan(
         sum(bool(qconfig.methods) for qconfig in missing.values()),
         protocol.num_images,
         protocol.num_images if missing and not has_full else 0,
-        picture_s(protocol, outcomes, protocols),
+        picture_s(protocol, outcomes, protocols, versions),
         num_workers,
         price_per_hour,
     )
 
 
 def picture_s(
-    protocol: Protocol, outcomes: Sequence[Outcome], protocols: Mapping[str, Protocol]
+    protocol: Protocol,
+    outcomes: Sequence[Outcome],
+    protocols: Mapping[str, Protocol],
+    metrics: Collection[str],
 ) -> float | None:
     """Seconds to draw and score one picture: the median of the last outcomes that drew in the same way, whatever
     their seeds and number of pictures; of those with the same metrics, if there are any."""
@@ -130,7 +139,7 @@ def picture_s(
             continue
         if way_of(other) == way_of(protocol):
             seconds = (about["drawing_s"] + about["scoring_s"]) / outcome.num_images
-            found[set(other.metrics) == set(protocol.metrics)].append(seconds)
+            found[set(outcome.metrics) == set(metrics)].append(seconds)
     chosen = found[True] or found[False]
     return median(chosen[-NUM_RECENT:]) if chosen else None
 

@@ -67,7 +67,16 @@ def outcome_of(
     seconds = {key: sum(shard.about[key] for shard in shards) for key in ("drawing_s", "scoring_s")}
     seconds["scoring_s"] = round(seconds["scoring_s"] + time.perf_counter() - began, 3)
     about = {**shards[0].about, **seconds, "pictures": hashlib.sha256(seen.tobytes()).hexdigest()}
-    return Outcome(qconfig, protocol.digest, values, num, halves, prefixes, about)
+    return Outcome(
+        qconfig,
+        protocol.digest,
+        values,
+        num,
+        halves,
+        prefixes,
+        about,
+        {name: metric.version for name, metric in metrics.items()},
+    )
 
 
 def digests(images: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +19,10 @@ from typing import Protocol as Interface
 import numpy as np
 from tqdm import tqdm
 
-from qsdm.denoisers import Model, check_prompts
+from qsdm.denoisers import Model, check_prompts, prompts_of
 from qsdm.engine import Engine, Failure, Pool
 from qsdm.log import Log, ignore
-from qsdm.measurement.protocol import drawing_digest, prompts_of, protocol_of
+from qsdm.measurement.protocol import drawing_digest, protocol_of, versions_of
 from qsdm.measurement.scoring import outcome_of
 from qsdm.measurement.shards import Shards
 from qsdm.measurement.worker import DrawTask, ScoreTask, WorkerStart, read_full
@@ -87,22 +87,26 @@ class Session:
             raise EvaluationError(
                 f"model {self.model.name} has no metrics: add metrics=NAME, with a NAME of conf/metrics"
             )
-        return protocol_of(
-            self.model, self.model.metrics, prompts_of(self.model), seed_set, num_images
-        )
+        return protocol_of(self.model, prompts_of(self.model), seed_set, num_images)
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Of the metrics that every outcome shall have, by name."""
+        return versions_of(self.model.metrics)
 
     def full(self, protocol: Protocol) -> Path:
         """The file of the protocol's full-precision pictures, made if there is none."""
         path = self.store.path(full_name(protocol))
+        num, frames, edge = protocol.num_images, protocol.frames, protocol.resolution_px
+        shape = (num * frames, edge, edge, 3)
         if path.exists():
             try:
-                read_full(path)
+                if read_full(path).shape != shape:
+                    raise StoreError(f"{path} holds pictures of another number or size")
                 return path
             except StoreError as error:
                 tqdm.write(f"full precision is drawn again: {error}")
         about = {"qsdm": json.dumps({"protocol": protocol.to_json()})}
-        num, frames, edge = protocol.num_images, protocol.frames, protocol.resolution_px
-        shape = (num * frames, edge, edge, 3)
         size = frames * math.prod(shape[1:])
 
         def fill(partial: Path) -> None:
@@ -148,6 +152,11 @@ class Session:
                 raise EvaluationError(
                     f"configuration {qconfig.digest[:12]} draws no pictures: {result.reason}"
                 )
+            wanted = (tasks[i].stop - tasks[i].start) * protocol.frames
+            if len(result) != wanted:
+                raise EvaluationError(
+                    f"configuration {qconfig.digest[:12]} drew {len(result)} pictures, not {wanted}"
+                )
             yield tasks[i].start, result
 
     def measure(
@@ -165,9 +174,14 @@ class Session:
         """
         wanted = {qconfig.digest: qconfig for qconfig in qconfigs}
         measured = Measured()
-        shards = Shards(self.store, protocol, self.shard)
+        versions = self.versions
+        shards = Shards(self.store, protocol, self.shard, versions)
+        partial: dict[str, Outcome] = {}  # metrics were added since, or are of another version
         for outcome in self.store.outcomes(protocol):
             if outcome.qconfig.digest in wanted:
+                if outcome.lacks(versions):
+                    partial[outcome.qconfig.digest] = outcome
+                    continue
                 measured.outcomes[outcome.qconfig.digest] = outcome
                 shards.remove(
                     outcome.qconfig
@@ -189,7 +203,7 @@ class Session:
         ]  # all drawn, then killed
         with bar:
             for qconfig in whole:
-                self._add(qconfig, protocol, shards, database, measured, what, log)
+                self._add(qconfig, protocol, shards, database, measured, partial, what, log)
                 bar.update()
             for i, result in self.pool.map(tasks):
                 qconfig = tasks[i].qconfig
@@ -200,7 +214,7 @@ class Session:
                     continue
                 shards.add(qconfig, tasks[i].start, result)
                 if not shards.missing(qconfig):
-                    self._add(qconfig, protocol, shards, database, measured, what, log)
+                    self._add(qconfig, protocol, shards, database, measured, partial, what, log)
                     bar.update()
         return measured
 
@@ -211,10 +225,11 @@ class Session:
         shards: Shards,
         database: OutcomeDatabase,
         measured: Measured,
+        partial: Mapping[str, Outcome],
         what: str,
         log: Log,
     ) -> None:
-        """Store the outcome of what was seen, if it is finite."""
+        """Store the outcome of what was seen, if it is finite, beside what is known of its pictures (``partial``)."""
         try:
             outcome = outcome_of(qconfig, protocol, self.model.metrics, shards.collect(qconfig))
         except EvaluationError as error:
@@ -223,6 +238,8 @@ class Session:
         outcome = dataclasses.replace(outcome, provenance={**outcome.provenance, "stage": what})
         database.add(outcome, protocol)
         shards.remove(qconfig)
+        if (before := partial.get(qconfig.digest)) is not None:
+            outcome = before.merged(outcome)
         measured.outcomes[qconfig.digest] = outcome
         values = {
             f"{what}/{name}": value for name, value in outcome.metrics.items() if value is not None

@@ -8,7 +8,7 @@ A configuration of one shard never touches the disk. Once the outcome is stored,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -22,8 +22,9 @@ from qsdm.store.tensors import read_tensors, write_tensors
 
 
 class _ShardFile(TypedDict):
-    schema: Literal[1]
+    schema: Literal[2]
     about: dict[str, Any]
+    versions: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +33,13 @@ class Shards:
 
     Attributes:
         size: pictures per shard.
+        versions: of the metrics that are asked for, by name.
     """
 
     store: Store
     protocol: Protocol
     size: int
+    versions: Mapping[str, str]
     _seen: dict[tuple[str, int], ScoredShard] = field(default_factory=dict)
 
     def spans(self) -> Iterator[tuple[int, int]]:
@@ -51,7 +54,7 @@ class Shards:
     def add(self, qconfig: QuantConfig, start: int, seen: ScoredShard) -> None:
         self._seen[qconfig.digest, start] = seen
         if self.size < self.protocol.num_images:
-            about = {"schema": 1, "about": dict(seen.about)}
+            about = {"schema": 2, "about": dict(seen.about), "versions": dict(self.versions)}
             write_tensors(
                 self._path(qconfig, start), {"digests": seen.digests, **seen.features}, about
             )
@@ -85,7 +88,7 @@ class Shards:
                 (stop - start) * self.protocol.frames
             }:
                 return None
-            if features.keys() == self.protocol.metrics.keys():
+            if features.keys() == self.versions.keys() and about["versions"] == self.versions:
                 self._seen[key] = ScoredShard(features, digests, about["about"])
         return self._seen.get(key)
 

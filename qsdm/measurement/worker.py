@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from qsdm.denoisers import Model
+from qsdm.denoisers import Model, prompts_of
 from qsdm.engine import EngineError
 from qsdm.graph import Graph
 from qsdm.measurement.evaluator import Evaluator
-from qsdm.measurement.protocol import prompts_of
 from qsdm.measurement.scoring import ScoredShard
 from qsdm.outcome import Protocol
 from qsdm.qconfig import QuantConfig

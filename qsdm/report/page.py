@@ -304,7 +304,7 @@ def about(results: Results) -> list[tuple[str, str]]:
         made.append(
             (
                 "metrics",
-                "; ".join(f"{name}: {version}" for name, version in protocol["metrics"].items()),
+                "; ".join(f"{name}: {version}" for name, version in results.versions.items()),
             )
         )
     if results.summary:

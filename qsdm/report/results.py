@@ -41,6 +41,7 @@ class Results:
         chosen: method by weight name of the configuration that was chosen.
         pictures: PNG by name, in the order of the page.
         protocol: of the labels.
+        versions: of their metrics, by name.
     """
 
     denoiser: str
@@ -53,6 +54,7 @@ class Results:
     chosen: Mapping[str, str] | None = None
     pictures: Mapping[str, bytes] = field(default_factory=dict)
     protocol: Mapping[str, Any] | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
 
 
 def read(store: Store, space: str = "traced", full_bits: int = 16) -> Results:
@@ -84,6 +86,7 @@ def read(store: Store, space: str = "traced", full_bits: int = 16) -> Results:
         if folder is None
         else {path.stem: path.read_bytes() for path in sorted(folder.glob("*.png"))},
         protocol=None if protocol is None else protocol.to_json(),
+        versions={name: version for o in outcomes for name, version in sorted(o.versions.items())},
     )
 
 

@@ -16,7 +16,8 @@ and never written.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,7 +25,7 @@ from qsdm.graph import Graph
 from qsdm.outcome import Outcome, Protocol
 from qsdm.store.artifacts import Artifact
 from qsdm.store.files import StoreError, read_json
-from qsdm.store.outcomes import OutcomeDatabase, read_outcomes_parquet
+from qsdm.store.outcomes import OutcomeDatabase, merged, read_outcomes_parquet
 
 __all__ = ["ZOO", "Store", "StoreError"]
 
@@ -39,10 +40,13 @@ class Store:
     Attributes:
         root: the user's store, for reading and writing.
         denoiser: name of the model.
+        adopt: protocol of qsdm 0.1.0, which did not keep all that makes a picture => today's, if 0.1.0 would have taken
+            them for the same; else what was given. None: they stay apart.
     """
 
     root: Path
     denoiser: str
+    adopt: Callable[[Protocol], Protocol] | None = field(default=None, compare=False, repr=False)
 
     def path(self, name: str) -> Path:
         """Where to write the artifact ``name``."""
@@ -80,22 +84,34 @@ class Store:
         return self.read(GRAPH, "graph.json")
 
     def outcomes(self, protocol: Protocol | None = None) -> list[Outcome]:
-        """Measured outcomes, shipped ones first, each (configuration, protocol) once; of ``protocol`` only, if one is
-        given."""
-        found: dict[tuple[str, str], Outcome] = {}
+        """Measured outcomes, shipped ones first, each (configuration, protocol) once.
+
+        Args:
+            protocol: only its outcomes, if it is given.
+        """
+        stored: list[Outcome] = []
         shipped = ZOO / self.denoiser / "store" / "outcomes.parquet"
         if shipped.exists():
-            found |= {outcome.key: outcome for outcome in read_outcomes_parquet(shipped)}
+            stored += read_outcomes_parquet(shipped)
         if (path := self.path("outcomes.sqlite")).exists():
-            found |= {outcome.key: outcome for outcome in OutcomeDatabase(path).read()}
+            stored += OutcomeDatabase(path).read()
+        adopted = {before: now.digest for before, now in self._adopted(self._stored()).items()}
         return [
             outcome
-            for outcome in found.values()
+            for outcome in merged(
+                replace(o, protocol=adopted[o.protocol]) if o.protocol in adopted else o
+                for o in stored
+            )
             if protocol is None or outcome.protocol == protocol.digest
         ]
 
     def protocols(self) -> dict[str, Protocol]:
         """Protocols by digest, of all stored outcomes."""
+        stored = self._stored()
+        adopted = self._adopted(stored)
+        return {p.digest: p for p in (adopted.get(q.digest, q) for q in stored.values())}
+
+    def _stored(self) -> dict[str, Protocol]:
         found: dict[str, Protocol] = {}
         shipped = ZOO / self.denoiser / "store" / "protocols.json"
         if shipped.exists():
@@ -103,3 +119,13 @@ class Store:
         if (path := self.path("outcomes.sqlite")).exists():
             found |= OutcomeDatabase(path).protocols()
         return found
+
+    def _adopted(self, stored: Mapping[str, Protocol]) -> dict[str, Protocol]:
+        """Today's protocol by the digest of one of qsdm 0.1.0."""
+        if self.adopt is None:
+            return {}
+        return {
+            digest: now
+            for digest, protocol in stored.items()
+            if not protocol.pipeline and (now := self.adopt(protocol)) != protocol
+        }

@@ -6,6 +6,8 @@ again replaces it. Rows of version 0.1.0 have no checksum and are checked by the
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import os
 import sqlite3
@@ -15,11 +17,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from qsdm.outcome import SCHEMA, Outcome, Protocol
+from qsdm.graph import canonical
+from qsdm.outcome import SCHEMA, Outcome, Protocol, versions_in
 from qsdm.store.checksum import KEY, checksum
 from qsdm.store.files import StoreError, decode, replace, tell, write_beside
 
 T = TypeVar("T")
+Row = TypeVar("Row", Outcome, Protocol)
 _MOST_ROWS = 100_000  # looked for one by one: the number of a damaged row may be any
 _SURROUNDINGS = {  # errors that are no fault of the file
     sqlite3.SQLITE_FULL,
@@ -99,7 +103,7 @@ def _model_of(path: Path) -> str:
 
 class OutcomeDatabase:
     """Outcomes as they come, in SQLite's write-ahead mode: what was added survives a kill; adding the same key again
-    changes nothing.
+    adds the metrics that were missing.
 
     Raises:
         StoreError: it is no database of outcomes, or so damaged that it cannot be opened.
@@ -150,16 +154,17 @@ class OutcomeDatabase:
         """Raises StoreError if it cannot be written (a full disk)."""
         assert outcome.protocol == protocol.digest
         with self._opened() as db:
-            text = encode_row(protocol.to_json())
-            _add(db, "protocol", {"digest": protocol.digest}, text, Protocol.from_json)
+            db.execute("BEGIN IMMEDIATE")  # another driver may add to the same outcome
+            _add(db, "protocol", {"digest": protocol.digest}, protocol, Protocol.from_json)
             keys = {"qconfig": outcome.qconfig.digest, "protocol": outcome.protocol}
-            _add(db, "outcome", keys, encode_row(outcome.to_json()), Outcome.from_json)
+            _add(db, "outcome", keys, outcome, Outcome.from_json)
 
     def read(self) -> list[Outcome]:
-        """All outcomes that are not damaged."""
+        """All outcomes that are not damaged, in the order in which they came."""
+        former = former_of(self._texts("protocol"))
         rows = self._texts("outcome")
         found = decode_rows(rows, Outcome.from_json, self.path, "outcomes")
-        return list({outcome.key: outcome for outcome in found}.values())
+        return merged(of_today(outcome, former) for outcome in found)
 
     def protocols(self) -> dict[str, Protocol]:
         """By digest, those that are not damaged."""
@@ -177,6 +182,53 @@ class OutcomeDatabase:
             f"-m qsdm.store --repair {self.path.parent}"
         )
         return rows
+
+
+Former = dict[str, tuple[str, dict[str, str]]]
+"""Digest of a protocol under the first schema => today's digest, and the versions of its metrics."""
+
+
+def former_of(texts: Iterable[object]) -> Former:
+    """Rows of protocols => those of the first schema, which had the metrics in it. Damaged ones are passed over.
+
+    Args:
+        texts: the rows, of any schema.
+    """
+    former: Former = {}
+    for text in texts:
+        with suppress(ValueError):
+            data = decode_row(text, lambda row: row)
+            if "schema" not in data:
+                digest = hashlib.sha256(canonical(data)).hexdigest()
+                former[digest] = Protocol.from_json(data).digest, versions_in(data)
+    return former
+
+
+def of_today(outcome: Outcome, former: Former) -> Outcome:
+    """An outcome with the versions of its metrics beside its protocol, not in it.
+
+    Args:
+        outcome: as it was stored.
+        former: protocols of the first schema.
+    """
+    if outcome.protocol not in former:
+        return outcome
+    digest, versions = former[outcome.protocol]
+    known = {name: versions[name] for name in outcome.metrics if name in versions}
+    return dataclasses.replace(outcome, protocol=digest, versions=known)
+
+
+def merged(outcomes: Iterable[Outcome]) -> list[Outcome]:
+    """Each (configuration, protocol) once, with all metrics that were measured of it.
+
+    Args:
+        outcomes: of one key the first first.
+    """
+    by_key: dict[tuple[str, str], Outcome] = {}
+    for outcome in outcomes:
+        before = by_key.get(outcome.key)
+        by_key[outcome.key] = outcome if before is None else before.merged(outcome)
+    return list(by_key.values())
 
 
 def integrity(db: sqlite3.Connection) -> str | None:
@@ -236,12 +288,16 @@ def repair(path: Path) -> Path:
     Raises:
         StoreError: it cannot be written.
     """
-    outcomes, protocols = [], {}
+    outcomes: list[Outcome] = []
+    protocols: dict[str, Protocol] = {}
+    former: Former = {}
     with suppress(sqlite3.DatabaseError):
-        found = decode_rows(salvaged(path, "protocol"), Protocol.from_json, path, "protocols")
-        protocols = {protocol.digest: protocol for protocol in found}
+        known = decode_rows(salvaged(path, "protocol"), Protocol.from_json, path, "protocols")
+        protocols = {protocol.digest: protocol for protocol in known}
+        former = former_of(salvaged(path, "protocol"))
     with suppress(sqlite3.DatabaseError):
-        outcomes = decode_rows(salvaged(path, "outcome"), Outcome.from_json, path, "outcomes")
+        found = decode_rows(salvaged(path, "outcome"), Outcome.from_json, path, "outcomes")
+        outcomes = [of_today(outcome, former) for outcome in found]
     kept = path.with_name(f"{path.name}.damaged")
     number = 1
     while kept.exists():
@@ -280,20 +336,26 @@ def _add(
     db: sqlite3.Connection,
     table: str,
     keys: Mapping[str, str],
-    text: str,
-    build: Callable[[Any], object],
+    content: Row,
+    build: Callable[[Any], Row],
 ) -> None:
-    """Insert a row unless there is one of the same keys that is not damaged."""
-    values, where = tuple(keys.values()), " AND ".join(f"{key} = ?" for key in keys)
+    """Insert a row, or what it knows beside a row of the same keys; a damaged one is replaced."""
+    values: tuple[str, ...] = tuple(keys.values())
+    where = " AND ".join(f"{key} = ?" for key in keys)
     before = db.execute(f"SELECT json FROM {table} WHERE {where}", values).fetchone()
-    if before is not None:
-        try:
-            decode_row(before[0], build)
+    if before is None:
+        row = (*values, encode_row(content.to_json()))
+        db.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
+        return
+    with suppress(ValueError):
+        stored = decode_row(before[0], build)
+        if not isinstance(stored, Outcome) or not isinstance(content, Outcome):
             return
-        except ValueError:
-            db.execute(f"DELETE FROM {table} WHERE {where}", values)
-    row = (*values, text)
-    db.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
+        content = stored.merged(content)
+        if content == stored:
+            return
+    text = encode_row(content.to_json())
+    db.execute(f"UPDATE {table} SET json = ? WHERE {where}", (text, *values))
 
 
 def write_outcomes_parquet(

@@ -142,12 +142,15 @@ def _header_checksum(parts: Mapping[str, Entry], metadata: Mapping[str, str]) ->
 
 
 class TensorFile:
-    """Opened for writing; what is never written stays zero.
+    """Opened for writing, in any order; every byte must be written.
 
     Args:
         path: made anew.
         parts: type and shape by name.
         metadata: texts by name.
+
+    Raises:
+        ValueError: a part is not whole when the block ends without another error.
     """
 
     def __init__(self, path: Path, parts: Mapping[str, Part], metadata: Mapping[str, str]) -> None:
@@ -160,6 +163,9 @@ class TensorFile:
             self._parts[key] = Entry(dtype, tuple(shape), (start, end))
         self._metadata = dict(metadata)
         self._checksums: dict[str, str] = {}
+        self._missing = {
+            key: e.data_offsets[1] - e.data_offsets[0] for key, e in self._parts.items()
+        }
         header = self._header()
         self._start = len(header)
         self._file = path.open("w+b")
@@ -189,6 +195,8 @@ class TensorFile:
     def __exit__(self, error: object, *_: object) -> None:
         with self._file:
             if error is None:
+                if short := [key for key, missing in self._missing.items() if missing > 0]:
+                    raise ValueError(f"{short[0]!r} was not written whole")
                 for key, entry in self._parts.items():
                     if key not in self._checksums:  # written in pieces, or not at all
                         chunks = _chunks(self._file, self._start, entry)
@@ -206,6 +214,7 @@ class TensorFile:
         start, stop = self._parts[key].data_offsets
         self._file.seek(self._start + start + offset)
         self._file.write(data)
+        self._missing[key] -= memoryview(data).nbytes
         self._checksums.pop(key, None)
         if memoryview(data).nbytes == stop - start:
             self._checksums[key] = checksum(data)

@@ -9,14 +9,13 @@ import pytest
 import torch
 
 from qsdm import tracing
-from qsdm.denoisers import Model, ModelError, computed_in
+from qsdm.denoisers import Model, ModelError, computed_in, prompts_of
 from qsdm.graph import Graph
 from qsdm.measurement import evaluator as evaluation
 from qsdm.measurement.evaluator import Evaluator, remembered
 from qsdm.measurement.protocol import (
     drawing_digest,
     prompts_digest,
-    prompts_of,
     protocol_of,
     seed_of,
 )
@@ -63,7 +62,7 @@ def graph(tiny_model: Model) -> Graph:
 
 @pytest.fixture(scope="module")
 def protocol(tiny_model: Model) -> Protocol:
-    return protocol_of(tiny_model, tiny_model.metrics, prompts_of(tiny_model), 0, NUM_IMAGES)
+    return protocol_of(tiny_model, prompts_of(tiny_model), 0, NUM_IMAGES)
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +139,7 @@ def test_switching_writes_what_changes(evaluator: Evaluator, graph: Graph) -> No
 
 def test_other_seeds_draw_other_pictures(evaluator: Evaluator, tiny_model: Model) -> None:
     prompts = prompts_of(tiny_model)
-    other = evaluator.under(protocol_of(tiny_model, tiny_model.metrics, prompts, 1, 2), prompts)
+    other = evaluator.under(protocol_of(tiny_model, prompts, 1, 2), prompts)
     assert len(other.pictures(FULL)) == 2
     assert levels(other.pictures(FULL), evaluator.pictures(FULL, 0, 2)) > 10
 
@@ -203,7 +202,7 @@ def test_bfloat16_draws_almost_the_same(
     )  # whatever the processor
     model = dataclasses.replace(tiny_model, dtype="bfloat16")
     prompts = prompts_of(model)
-    protocol = protocol_of(model, model.metrics, prompts, 0, 3)
+    protocol = protocol_of(model, prompts, 0, 3)
     assert drawing_digest(protocol) != drawing_digest(
         dataclasses.replace(protocol, dtype="float32")
     )
@@ -230,7 +229,7 @@ def test_float32_takes_the_place_of_what_a_processor_lacks(
 def test_a_protocol_names_all_that_matters(tiny_model: Model, protocol: Protocol) -> None:
     def other(**changes: object) -> Protocol:
         model = dataclasses.replace(tiny_model, **changes)
-        return protocol_of(model, model.metrics, prompts_of(tiny_model), 0, NUM_IMAGES)
+        return protocol_of(model, prompts_of(tiny_model), 0, NUM_IMAGES)
 
     assert other() == protocol
     changes: list[dict] = [
@@ -242,15 +241,11 @@ def test_a_protocol_names_all_that_matters(tiny_model: Model, protocol: Protocol
     changes += [{"sampler": "DDIMScheduler"}]
     digests = {other(**change).digest for change in changes} | {protocol.digest}
     prompts = prompts_of(tiny_model)
-    digests |= {
-        protocol_of(tiny_model, tiny_model.metrics, prompts, seed, n).digest
-        for seed, n in ((1, 5), (0, 4))
-    }
-    digests |= {protocol_of(tiny_model, tiny_model.metrics, prompts[::-1], 0, NUM_IMAGES).digest}
+    digests |= {protocol_of(tiny_model, prompts, seed, n).digest for seed, n in ((1, 5), (0, 4))}
+    digests |= {protocol_of(tiny_model, prompts[::-1], 0, NUM_IMAGES).digest}
     assert len(digests) == 9
-    fewer = protocol_of(tiny_model, {"psnr": tiny_model.metrics["psnr"]}, prompts, 0, NUM_IMAGES)
-    assert fewer.digest not in digests
-    assert drawing_digest(fewer) == drawing_digest(protocol)  # the same pictures, scored otherwise
+    other_fits = dataclasses.replace(protocol, quantizer_version="0")
+    assert drawing_digest(other_fits) == drawing_digest(protocol)  # of full precision
 
 
 def test_prompts_that_are_none_are_refused(tiny_model: Model, tmp_path) -> None:

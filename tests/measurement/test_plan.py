@@ -19,7 +19,7 @@ from qsdm.qconfig import QuantConfig, QuantMethod, SpaceSpec
 from qsdm.store import Store
 from qsdm.trace import trace
 
-PROTOCOL = Protocol("a", "0", "1", "DDIM", 10, 2.0, 32, "float32", "1", 0, 256, {"psnr": "1"})
+PROTOCOL = Protocol("a", "0", "1", "DDIM", 10, 2.0, 32, "float32", "1", 0, 256)
 CONFIGS = [QuantConfig("a", {"w": QuantMethod("uaq", bits)}) for bits in (2, 3, 4, 5)]
 FULL = QuantConfig("a", {})
 
@@ -34,7 +34,11 @@ def outcome(
 def plan(*outcomes: Outcome, others: tuple[Protocol, ...] = (), **arguments) -> Plan:
     protocols = {protocol.digest: protocol for protocol in (PROTOCOL, *others)}
     return plan_of(
-        [FULL, *CONFIGS], PROTOCOL, outcomes, protocols, **{"has_full": False, **arguments}
+        [FULL, *CONFIGS],
+        PROTOCOL,
+        outcomes,
+        protocols,
+        **{"has_full": False, "versions": {}, **arguments},
     )
 
 
@@ -47,7 +51,7 @@ def test_counts_what_is_missing() -> None:
     assert str(done) == "plan: no picture is missing"
     other = dataclasses.replace(PROTOCOL, seed_set=1)
     assert plan(outcome(CONFIGS[0], other), others=(other,)) == Plan(4, 256, 256)
-    assert plan_of([*CONFIGS, *CONFIGS], PROTOCOL, [], {}, True).num_configs == 4
+    assert plan_of([*CONFIGS, *CONFIGS], PROTOCOL, [], {}, True, {}).num_configs == 4
 
 
 def test_the_speed_is_that_of_pictures_drawn_in_the_same_way() -> None:
@@ -70,14 +74,23 @@ def test_the_speed_is_that_of_pictures_drawn_in_the_same_way() -> None:
     assert plan(kept[0]).picture_s is None  # its protocol is not known
     recent = [outcome(CONFIGS[0], few, 160)] * NUM_RECENT  # here; before, on a faster machine
     assert plan(*kept * 40, *recent, others=(few,)).picture_s == 10
-    scored = dataclasses.replace(PROTOCOL, metrics={"psnr": "1", "fid": "1"})
-    assert plan(outcome(CONFIGS[0], scored, 2560), others=(scored,)).picture_s == 10
-    assert (
-        plan(
-            outcome(CONFIGS[1], PROTOCOL, 256), outcome(CONFIGS[0], scored, 2560), others=(scored,)
-        ).picture_s
-        == 1
+    scored = dataclasses.replace(
+        outcome(CONFIGS[0], PROTOCOL, 2560), metrics={"psnr": 20.0, "fid": 3.0}
     )
+    assert plan(scored).picture_s == 10
+    versions = {"psnr": "1"}
+    assert plan(outcome(CONFIGS[1], PROTOCOL, 256), scored, versions=versions).picture_s == 1
+
+
+def test_outcomes_without_a_metric_that_is_asked_for_are_drawn_again() -> None:
+    here = dataclasses.replace(outcome(CONFIGS[0]), versions={"psnr": "1"})
+    for versions, number in (
+        ({}, 3),
+        ({"psnr": "1"}, 3),
+        ({"psnr": "2"}, 4),
+        ({"psnr": "1", "fid": "1"}, 4),
+    ):
+        assert plan(here, has_full=True, versions=versions).num_configs == number
 
 
 def test_workers_share_the_time_but_not_the_money() -> None:

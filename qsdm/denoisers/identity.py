@@ -1,0 +1,283 @@
+"""What makes a pipeline what it is, as digests: the weights that are loaded, everything else that is, the sampler.
+
+Two models with equal digests draw the same pictures of the same prompts, steps, guidance and noise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from types import CodeType, FunctionType
+from typing import TYPE_CHECKING, Any
+
+from qsdm.denoisers.faults import WEIGHTLESS, ModelError
+from qsdm.denoisers.files import (
+    component_files,
+    loaded_components,
+    pipeline_files,
+    pipeline_folder,
+    read_index,
+)
+
+if TYPE_CHECKING:
+    from qsdm.denoisers import Model
+
+SAME_PICTURES = {
+    "low_cpu_mem_usage",
+    "disable_mmap",
+    "cache_dir",
+    "local_files_only",
+    "force_download",
+    "proxies",
+    "token",
+}
+"""Arguments of from_pretrained that say how files are had and read, not what is loaded."""
+
+WEIGHTS = {"variant", "use_safetensors"}
+"""Arguments of from_pretrained that choose weight files, whose contents are digested."""
+
+SETTINGS = {".json", ".txt", ".model", ".jinja"}
+"""Endings of files of a component that are no weights and change what it computes."""
+
+
+def weights_digest(model: Model) -> str:
+    """sha256 over names and contents of the weight files that the pipeline is loaded from; of the hub id and revision
+    where its files are not here.
+
+    Raises:
+        ModelError: some of them are missing.
+    """
+    digest = hashlib.sha256()
+    if model.file is not None:
+        return _file_digest(model, model.file)
+    try:
+        folder = pipeline_folder(model)
+    except ModelError:
+        return unseen_digest(model)
+    files = [path for paths in pipeline_files(folder, model.load).values() for path in paths]
+    for path in sorted(set(files)):
+        digest.update(str(path.relative_to(folder)).encode())
+        digest.update(_content(path))
+    return digest.hexdigest()
+
+
+def _file_digest(model: Model, file: Path) -> str:
+    """Of a single file and of the components that complete its pipeline from the folder that describes it."""
+    folder = _folder(model)
+    digest = hashlib.sha256(_content(file))
+    given = {**model.load, model.component: None}
+    for name, (library, kind) in sorted(loaded_components(folder, given).items()):
+        if not WEIGHTLESS.search(kind):
+            with suppress(ModelError):  # it lies in the single file
+                for path in component_files(folder, name, library, model.load):
+                    digest.update(_content(path))
+    return digest.hexdigest()
+
+
+def _folder(model: Model) -> Path:
+    """Of the pipeline, or of its description."""
+    from qsdm.denoisers import describing_folder
+
+    return pipeline_folder(model) if model.file is None else describing_folder(model)
+
+
+def unseen_digest(model: Model) -> str:
+    """In place of the weights' digest where only the hub id is known, as qsdm 0.1.0 had it of all models of the hub."""
+    return hashlib.sha256(f"{model.path}@{model.revision}".encode()).hexdigest()
+
+
+def pipeline_digest(model: Model) -> str:
+    """sha256 over what is loaded beside weights: which components, their configs, vocabularies, and what
+    ``model.load`` gives.
+
+    Raises:
+        ModelError: a value of ``model.load`` has no content that could be digested.
+    """
+    chosen = {
+        name: described(value, f"model.load.{name}")
+        for name, value in model.load.items()
+        if name not in SAME_PICTURES | WEIGHTS and value is not None
+        if model.file is None or name != "config"  # the folder that describes a single file
+    }
+    # Layers of two denoisers of a pipeline may have the same names; tied parameters follow one method.
+    chosen = {"load": chosen, "component": model.component, "tied": list(model.tied)}
+    try:
+        folder = _folder(model)
+    except ModelError:
+        return _sha256({**chosen, "left_out": _left_out(model), "revision": model.revision})
+    components = loaded_components(folder, model.load)
+    index = {
+        name: list(components[name]) if name in components else _plain(value)
+        for name, value in read_index(folder).items()
+        if not name.startswith("_") or name == "_class_name"
+    }
+    for name, value in index.items():
+        if name not in components and isinstance(value, list):
+            index[name] = None  # a component that is left out is one that the pipeline lacks
+    settings = {
+        f"{name}/{path.name}": _setting(path)
+        for name in sorted(components.keys() - {"scheduler"})  # see `sampler_of`
+        if (folder / name).is_dir()
+        for path in sorted((folder / name).iterdir())
+        if path.suffix in SETTINGS and not path.name.endswith(".index.json")
+    }
+    return _sha256({**chosen, "index": index, "settings": settings})
+
+
+def sampler_of(model: Model) -> str:
+    """The scheduler's class, with a digest of its options and of what else the pipeline is called with.
+
+    Raises:
+        ModelError: the pipeline is not here, or lacks a scheduler.
+    """
+    try:
+        folder = _folder(model)
+    except ModelError:
+        if model.file is not None:
+            raise
+        return unseen_sampler(model)
+    index = read_index(folder)
+    try:
+        options = json.loads(
+            (folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8")
+        )
+        options.pop("_diffusers_version", None)
+        kind = model.sampler or index["scheduler"][1]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"{folder} has no scheduler ({error}): give path=DIRECTORY of a diffusers pipeline"
+        ) from error
+    return f"{kind} {_called(model, options)}"
+
+
+def unseen_sampler(model: Model) -> str:
+    """In place of `sampler_of` where the pipeline is not here, as qsdm 0.1.0 had it of all models of the hub.
+
+    Raises:
+        ModelError: its index is not here either.
+    """
+    from diffusers import DiffusionPipeline
+
+    try:
+        index = DiffusionPipeline.load_config(model.path, revision=model.revision)
+    except OSError as error:
+        raise ModelError(
+            f"no pipeline {model.path!r} here: download it once with `hf download {model.path}`"
+        ) from error
+    return f"{model.sampler or index['scheduler'][1]} {_called(model, model.revision)}"
+
+
+def _called(model: Model, options: Any) -> str:
+    """Twelve digits of a digest of a scheduler's options and of ``model.call``."""
+
+    def spell(value: Any) -> Any:
+        return described(value, "model.call")
+
+    # Not `canonical`: a scheduler's options may hold infinity.
+    text = json.dumps([options, dict(model.call)], sort_keys=True, default=spell)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def described(value: Any, where: str) -> Any:
+    """The content of a value as JSON can hold it, so that other contents are other digests.
+
+    Args:
+        where: its name, for the error.
+
+    Raises:
+        ModelError: it has none.
+    """
+    import torch
+
+    if isinstance(value, bool | int | float | str | type(None)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): described(entry, f"{where}.{key}") for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [described(entry, where) for entry in value]
+    if isinstance(value, set | frozenset):
+        return sorted(json.dumps(described(entry, where), sort_keys=True) for entry in value)
+    if isinstance(value, Path | torch.dtype | torch.device):
+        return [type(value).__name__, str(value)]
+    name = f"{type(value).__module__}.{type(value).__qualname__}"
+    if isinstance(value, torch.Tensor):
+        return [name, str(value.dtype), list(value.shape), _tensor(value)]
+    if isinstance(value, torch.nn.Module):
+        config = getattr(value, "config", None)
+        config = described(config, where) if isinstance(config, Mapping) else repr(config)
+        state = {key: described(entry, where) for key, entry in value.state_dict().items()}
+        return [name, config, state]
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, FunctionType):
+        code = value.__code__
+        constants = [repr(one) for one in code.co_consts if not isinstance(one, CodeType)]
+        told = [code.co_code.hex(), list(code.co_names), constants]
+        return [value.__module__, value.__qualname__, *told]
+    if dataclasses.is_dataclass(value):
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return [name, described(fields, where)]
+    if callable(to_dict := getattr(value, "to_dict", None)):  # a configuration of a quantizer
+        return [name, described(to_dict(), where)]
+    if isinstance(config := getattr(value, "config", None), Mapping):  # a scheduler
+        return [name, described(dict(config), where)]
+    if vars_of := getattr(value, "__dict__", None):
+        return [name, described(vars_of, where)]
+    raise ModelError(
+        f"{where} is a {name}, whose content cannot be told from another's: "
+        "give a value that JSON can hold, a module or a tensor"
+    )
+
+
+def _tensor(value: Any) -> str:
+    import torch
+
+    data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return hashlib.sha256(data.tobytes()).hexdigest()
+
+
+def _left_out(model: Model) -> list[str]:
+    return sorted(name for name, value in model.load.items() if value is None)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _setting(path: Path) -> Any:
+    """The content of a component's file: a config without what tells who wrote it, else a digest."""
+    if not path.name.endswith("config.json"):
+        return _content(path).hex()
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read as JSON ({error}): restore it") from error
+    if not isinstance(config, dict):
+        return config
+    return {
+        key: value
+        for key, value in config.items()
+        if key
+        not in ("_diffusers_version", "_name_or_path", "_commit_hash", "transformers_version")
+    }
+
+
+def _content(path: Path) -> bytes:
+    """sha256 of a file, read once as long as it stays as it is."""
+    status = path.stat()
+    return _content_of(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _content_of(path: Path, size: int, changed_ns: int) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def _sha256(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
