@@ -1,8 +1,7 @@
-"""What a configuration costs: bytes, average bits, bit operations, memory traffic and peak; and the table of errors and
-sizes that calibration fills.
+"""Costs of a configuration (size, average bits, bit operations, memory) and calibration's table.
 
-All figures are of the quantizable weights: what stays in full precision for any configuration (biases, norms, tables)
-adds the same to each.
+All costs are those of the quantizable weights. What always stays in full precision (biases, norms,
+embedding tables) adds the same to every configuration.
 """
 
 from __future__ import annotations
@@ -18,7 +17,15 @@ from qsdm.qconfig import OutsideSpace, QuantConfig, QuantMethod
 
 
 def size_bytes(graph: Graph, qconfig: QuantConfig, full_bits: int = 16) -> int:
-    """Bytes of the quantizable weights: codes, scales, zero points, codebooks; full precision where no method is named.
+    """Compute the size of the quantizable weights: codes, scales, zero points and codebooks.
+
+    Args:
+        graph: of the denoiser.
+        qconfig: methods by weight name; a weight without one has full precision.
+        full_bits: bits of full precision.
+
+    Returns:
+        Bytes.
 
     Raises:
         OutsideSpace: the configuration names a weight that the graph does not have.
@@ -27,9 +34,9 @@ def size_bytes(graph: Graph, qconfig: QuantConfig, full_bits: int = 16) -> int:
 
 
 def _bits(graph: Graph, qconfig: QuantConfig, full_bits: int) -> dict[str, int]:
-    """Stored bits by weight name, of all its copies."""
-    if odd := set(qconfig.methods) - {weight.name for weight in graph.weights}:
-        raise OutsideSpace(f"the graph of {graph.denoiser!r} has no weight {min(odd)!r}")
+    """Stored bits of each weight by name, tied parameters included."""
+    if unknown := set(qconfig.methods) - {weight.name for weight in graph.weights}:
+        raise OutsideSpace(f"the graph of {graph.denoiser!r} has no weight {min(unknown)!r}")
     full = QuantMethod("fp", full_bits)
     return {
         w.name: qconfig.methods.get(w.name, full).size_bits(w, full_bits) for w in graph.weights
@@ -37,16 +44,40 @@ def _bits(graph: Graph, qconfig: QuantConfig, full_bits: int) -> dict[str, int]:
 
 
 def avg_bits(graph: Graph, qconfig: QuantConfig, full_bits: int = 16) -> float:
-    """Bits per quantizable weight, overhead included."""
+    """Compute the average bits per quantizable value, overhead included.
+
+    Args:
+        graph: of the denoiser.
+        qconfig: methods by weight name; a weight without one has full precision.
+        full_bits: bits of full precision.
+
+    Returns:
+        Bits per value.
+
+    Raises:
+        OutsideSpace: the configuration names a weight that the graph does not have.
+    """
     return 8 * size_bytes(graph, qconfig, full_bits) / graph.num_values
 
 
 def tera_bops(
     graph: Graph, qconfig: QuantConfig, full_bits: int = 16, activation_bits: int = 16
 ) -> float:
-    """10^12 bit operations of the weights' multiply-accumulates at batch 1: MACs x weight bits x activation bits.
+    """Compute the bit operations of one forward at batch size 1.
 
-    References: Bayesian Bits (van Baalen et al., 2020), section 2.3.
+    They are the sum over nodes with a weight of MACs × weight bits × activation bits.
+
+    Args:
+        graph: of the denoiser.
+        qconfig: methods by weight name; a weight without one has full precision.
+        full_bits: bits of full precision.
+        activation_bits: bits of the activations.
+
+    Returns:
+        10^12 bit operations.
+
+    References:
+        Bayesian Bits (van Baalen et al., 2020), section 2.3.
     """
     full = QuantMethod("fp", full_bits)
     return (
@@ -60,9 +91,21 @@ def tera_bops(
 
 
 def traffic_bytes(graph: Graph, qconfig: QuantConfig, full_bits: int = 16) -> int:
-    """Bytes of weights that one forward reads, as stored: a weight that is called twice is read twice.
+    """Compute how many bytes of stored weights one forward reads.
 
-    This bounds the time of a step at batch 1 from below: bytes over memory bandwidth.
+    A weight that is called twice is read twice. Divided by the memory bandwidth, this is a lower
+    bound of the time of a step at batch size 1.
+
+    Args:
+        graph: of the denoiser.
+        qconfig: methods by weight name; a weight without one has full precision.
+        full_bits: bits of full precision.
+
+    Returns:
+        Bytes.
+
+    Raises:
+        OutsideSpace: the configuration names a weight that the graph does not have.
     """
     bits = _bits(graph, qconfig, full_bits)
     weights = (node.weight for node in graph.nodes if node.weight is not None)
@@ -72,10 +115,20 @@ def traffic_bytes(graph: Graph, qconfig: QuantConfig, full_bits: int = 16) -> in
 def peak_bytes(
     graph: Graph, qconfig: QuantConfig, full_bits: int = 16, compute_bits: int = 16
 ) -> int:
-    """The most bytes that weights take at once: all of them as stored, and one parameter expanded for its call.
+    """Compute the peak memory of weights: all as stored, plus one that is expanded for its call.
 
     Args:
-        compute_bits: precision in which a quantized parameter is expanded; one in full precision is used as it is.
+        graph: of the denoiser.
+        qconfig: methods by weight name; a weight without one has full precision.
+        full_bits: bits of full precision.
+        compute_bits: bits of a value of an expanded parameter; a parameter in full precision is
+            not expanded.
+
+    Returns:
+        Bytes.
+
+    Raises:
+        OutsideSpace: the configuration names a weight that the graph does not have.
     """
     expanded: dict[str, int] = defaultdict(int)
     for weight in graph.weights:  # the slices of a split parameter are expanded together
@@ -85,10 +138,15 @@ def peak_bytes(
 
 
 class TableFile(TypedDict):
-    """What a table's file says beside its arrays.
+    """What a table's file holds in addition to its arrays.
 
     Attributes:
-        version: of the algorithms that fitted; graph: its digest; error: what the column of errors holds.
+        schema: name of the format.
+        weights: their names.
+        methods: their names.
+        version: of the algorithms that fitted the codes.
+        graph: digest of the graph.
+        error: what the error column holds.
     """
 
     schema: str
@@ -104,12 +162,13 @@ class MethodTable:
     """Error and size of every weight under every method.
 
     Attributes:
-        weights: names, W of them.
-        methods: M of them.
-        rel_error: float64 [W, M], ||W - W^||^2 / ||W||^2, one definition for every method; NaN where a method is not on
+        weights: names of W weights.
+        methods: M methods.
+        rel_error: float64 [W, M], the relative squared error ``||W - Q||^2 / ||W||^2`` of the
+            quantized weight Q, by one definition for all methods; NaN where a method is not on
             offer.
         size_bytes: int64 [W, M].
-        norm_error: float64 [W, M], sum |W - W^|^2.4 / sum |W|^2.4, or None where it was not computed.
+        norm_error: float64 [W, M], ``sum |W - Q|^2.4 / sum |W|^2.4``; None if it was not computed.
     """
 
     weights: tuple[str, ...]
@@ -119,23 +178,34 @@ class MethodTable:
     norm_error: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        wanted = (len(self.weights), len(self.methods))
+        expected = (len(self.weights), len(self.methods))
         for name in ("rel_error", "size_bytes"):
-            if getattr(self, name).shape != wanted:
+            if (shape := getattr(self, name).shape) != expected:
                 raise ValueError(
-                    f"wanted {name} of shape {wanted}, weights by methods (got {getattr(self, name).shape})"
+                    f"wanted {name} of shape {expected}, weights by methods (got {shape})"
                 )
 
     def of(self, qconfig: QuantConfig) -> tuple[np.ndarray, np.ndarray]:
-        """Error and bytes of the configuration's weights, each [W]; full precision where no method is named has error 0
-        and 0 bytes."""
+        """Look up the errors and sizes of a configuration's weights.
+
+        Args:
+            qconfig: methods by weight name.
+
+        Returns:
+            Relative squared error, float64 [W], and bytes, int64 [W]; both are 0 for a weight
+            without a method.
+
+        Raises:
+            OutsideSpace: a weight was not calibrated with its method.
+        """
         column = {method: i for i, method in enumerate(self.methods)}
         error, size = np.zeros(len(self.weights)), np.zeros(len(self.weights), dtype=np.int64)
         for i, name in enumerate(self.weights):
             if (method := qconfig.methods.get(name)) is not None:
                 if method not in column or np.isnan(self.rel_error[i, column[method]]):
                     raise OutsideSpace(
-                        f"{method} was not calibrated for {name!r}: run calibrate with a space that offers it"
+                        f"{method} was not calibrated for {name!r}: "
+                        "run calibrate with a space that offers it"
                     )
                 error[i], size[i] = (
                     self.rel_error[i, column[method]],

@@ -1,8 +1,8 @@
-"""A denoiser as plain data: nodes with op and role, edges, and the weights that get a quantization method.
+"""A denoiser as plain data: nodes with op and role, edges, and the weights that get a method.
 
-Nodes are calls, weights are decisions: a parameter that is used by two calls is one `Weight` on two nodes, and a
-parameter whose input channels are a concatenation (a U-Net's skip connection) is one `Weight` per input, named
-``conv1#0`` and ``conv1#1``.
+Nodes are calls, weights are decisions. A parameter that two calls use is one `Weight` on two nodes.
+A parameter whose input channels are a concatenation (a U-Net's skip connection) is one `Weight` per
+input, named ``conv1#0`` and ``conv1#1``.
 """
 
 from __future__ import annotations
@@ -77,12 +77,12 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """A Linear's or Conv's weight, or a slice of its input channels: the thing that gets a quantization method.
+    """What gets a quantization method: the weight of a Linear or Conv, or a slice of its inputs.
 
     Attributes:
         name: module path, with ``#k`` for the k-th input slice.
         parameter: name in the denoiser's state dict.
-        shape: of the slice, [out, in, *kernel].
+        shape: of the slice, ``[out, in, *kernel]``.
         start: first input channel of the slice.
         ties: other parameters that hold the same values and follow the same decision.
     """
@@ -102,11 +102,12 @@ class Weight:
 
     @property
     def numel(self) -> int:
-        """Stored values, those of tied parameters included."""
+        """Number of stored values, including those of tied parameters."""
         return math.prod(self.shape) * (1 + len(self.ties))
 
     @property
     def fan_in(self) -> int:
+        """Number of values per output channel."""
         return math.prod(self.shape[1:])
 
 
@@ -115,11 +116,15 @@ class Node:
     """One op of the compact graph.
 
     Attributes:
-        name: unique; for a weight its name, with ``@k`` for the k-th repeated call.
-        stage: outermost part of the denoiser that the op lies in.
-        block: innermost repeated part of the denoiser that the op lies in.
-        activation: shape of the output at batch 1.
-        macs: multiply-accumulates at batch 1.
+        name: unique; of a node with a weight, the weight's name, with ``@k`` for the k-th repeated
+            call.
+        op: what it computes.
+        role: what its weight is for.
+        stage: outermost part of the denoiser that contains the op.
+        block: innermost repeated part of the denoiser that contains the op.
+        weight: the weight that it uses, if it is quantizable.
+        activation: shape of the output at batch size 1.
+        macs: multiply-accumulates at batch size 1.
         depth: longest path from an input, relative to the longest of all, in [0, 1].
         dead: no path leads to an output.
     """
@@ -148,6 +153,8 @@ class Graph:
     """A denoiser's computational graph, topologically sorted.
 
     Attributes:
+        denoiser: its name.
+        nodes: in topological order.
         edges: (source, target) as indices into ``nodes``.
         weights: the distinct weights of the nodes, in order of first use.
         digest: sha256 of the canonical JSON.
@@ -167,7 +174,8 @@ class Graph:
         for source, target in self.edges:
             if not 0 <= source < target < len(names):
                 raise ValueError(
-                    f"nodes must be topologically sorted (got the edge {source} -> {target} of {len(names)} nodes)"
+                    f"nodes must be topologically sorted "
+                    f"(got the edge {source} -> {target} of {len(names)} nodes)"
                 )
         weights: dict[str, Weight] = {}
         for node in self.nodes:
@@ -179,17 +187,28 @@ class Graph:
 
     @property
     def num_values(self) -> int:
-        """Quantizable values, those of tied parameters included."""
+        """Number of quantizable values, including those of tied parameters."""
         return sum(weight.numel for weight in self.weights)
 
     def node_of(self, name: str) -> Node:
-        """The first node that uses the weight called ``name``."""
+        """Look up the first node that uses a weight.
+
+        Args:
+            name: of the weight.
+
+        Returns:
+            The node.
+
+        Raises:
+            KeyError: the graph has no such weight.
+        """
         for node in self.nodes:
             if node.weight is not None and node.weight.name == name:
                 return node
         raise KeyError(f"no weight {name!r} in the graph of {self.denoiser!r}")
 
     def to_json(self) -> dict[str, Any]:
+        """The contents of graph.json."""
         return {
             "schema": SCHEMA,
             "denoiser": self.denoiser,
@@ -199,17 +218,31 @@ class Graph:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Graph:
-        """Raises ValueError if ``data`` is no graph of this schema."""
+        """The inverse of `to_json`.
+
+        Args:
+            data: contents of a graph.json.
+
+        Returns:
+            The graph.
+
+        Raises:
+            ValueError: ``data`` is not a graph of this schema.
+        """
         from qsdm.store.files import decode
 
         if not isinstance(data, Mapping) or data.get("schema") != SCHEMA:
-            found = data.get("schema") if isinstance(data, Mapping) else type(data).__name__
-            raise ValueError(f"wanted a graph of schema {SCHEMA!r}, got {found!r}")
+            schema = data.get("schema") if isinstance(data, Mapping) else type(data).__name__
+            raise ValueError(f"wanted a graph of schema {SCHEMA!r}, got {schema!r}")
         stored = decode(data, _GraphFile)
         return Graph(stored.denoiser, stored.nodes, stored.edges)
 
     def to_networkx(self) -> networkx.DiGraph:
-        """Nodes by name, with the fields of `Node` as attributes (``weight`` as its name)."""
+        """Convert to networkx.
+
+        Returns:
+            Nodes by name, with the fields of `Node` as attributes (``weight`` is its name).
+        """
         import networkx
 
         graph = networkx.DiGraph(denoiser=self.denoiser)
@@ -229,7 +262,11 @@ class Graph:
         return graph
 
     def to_graphml(self) -> str:
-        """GraphML of `to_networkx`, for Gephi, yEd or Cytoscape; shapes become texts such as ``320x4x3x3``."""
+        """Convert to GraphML, for Gephi, yEd or Cytoscape.
+
+        Returns:
+            XML of `to_networkx`; shapes are strings such as ``320x4x3x3``.
+        """
         import networkx
 
         graph = self.to_networkx()
@@ -241,7 +278,7 @@ class Graph:
 
 @dataclass(frozen=True, slots=True)
 class _GraphFile:
-    """graph.json, without the name of its schema."""
+    """Contents of graph.json, without the name of its schema."""
 
     denoiser: str
     nodes: tuple[Node, ...]
@@ -253,14 +290,30 @@ def _times(shape: tuple[int, ...]) -> str:
 
 
 def canonical(data: Any) -> bytes:
-    """The one JSON text of ``data``: sorted keys, no spaces, no NaN."""
+    """Serialize data to canonical JSON: sorted keys, no spaces, no NaN.
+
+    Args:
+        data: any value that JSON can hold.
+
+    Returns:
+        UTF-8.
+
+    Raises:
+        ValueError: a number is NaN or infinite.
+    """
     return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def merge_splits(graph: Graph, keep: str) -> Graph:
-    """The graph in which only weights whose module path matches the regular expression ``keep`` stay split by input.
+    """Merge the input slices of weights.
 
-    The slices of any other weight become one weight again, on the node of the first slice.
+    Args:
+        graph: as it was traced.
+        keep: regular expression; weights of modules whose paths match it stay split.
+
+    Returns:
+        The graph in which the slices of any other weight are one weight again, on the node of the
+        first slice.
     """
     pattern = re.compile(keep)
     slices: dict[str, list[Node]] = {}
@@ -303,7 +356,15 @@ def merge_splits(graph: Graph, keep: str) -> Graph:
 
 
 def sorted_graph(denoiser: str, nodes: list[Node], edges: list[tuple[int, int]]) -> Graph:
-    """A `Graph` of nodes in any order: topologically sorted, otherwise in the given order (Kahn's algorithm).
+    """Build a graph from nodes in any order, by Kahn's algorithm.
+
+    Args:
+        denoiser: its name.
+        nodes: in any order, which is kept as far as the topological order allows.
+        edges: (source, target) as indices into ``nodes``.
+
+    Returns:
+        The graph, topologically sorted.
 
     Raises:
         ValueError: there is a cycle.
@@ -323,9 +384,9 @@ def sorted_graph(denoiser: str, nodes: list[Node], edges: list[tuple[int, int]])
                 heapq.heappush(ready, b)
     if len(order) != len(nodes):
         raise ValueError(f"the graph of {denoiser!r} has a cycle")
-    place = {old: new for new, old in enumerate(order)}
+    position = {old: new for new, old in enumerate(order)}
     return Graph(
         denoiser,
         tuple(nodes[i] for i in order),
-        tuple(sorted((place[a], place[b]) for a, b in edges)),
+        tuple(sorted((position[a], position[b]) for a, b in edges)),
     )
