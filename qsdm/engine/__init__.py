@@ -1,8 +1,8 @@
-"""Who does many tasks: the contract. ``conf/engine`` names the members.
+"""Engines run many tasks in parallel: the contract. ``conf/engine`` lists the engines.
 
-Workers load what they need once and return results; the driver alone writes, so that a store needs
-no locks. A task that kills its worker is done again by another one, then set aside and named; the
-others go on.
+Workers load what they need once and return results. Only the driver writes, so a store needs no
+locks. A task that kills its worker is retried by another one; if it kills that too, it is set aside
+and reported, and the other tasks continue.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Start = Callable[[], Callable[[Any], Any]]
 
 
 class EngineError(ValueError):
-    """No task can be done; the message says why. Whoever raises it ends the whole run."""
+    """No task can be done; the message says why. It ends the whole run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,36 +31,52 @@ class Failure:
 
     @classmethod
     def of(cls, error: Exception) -> Failure:
-        """Of a task that raised."""
+        """Describe an exception that a task raised.
+
+        Args:
+            error: the exception.
+
+        Returns:
+            A failure with its type and message.
+        """
         return cls(f"{type(error).__name__}: {error}")
 
 
 class Pool(Protocol):
-    """Workers that are running."""
+    """Running workers."""
 
     def map(self, tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-        """Results as they come: (index of the task, what the worker returned or a `Failure`).
+        """Run tasks, and yield results as they arrive.
+
+        Args:
+            tasks: arguments of the function that `Engine.open`'s ``start`` returns.
+
+        Yields:
+            Index of a task, and what the function returned or a `Failure`.
 
         Raises:
-            EngineError: the workers cannot start, or one of them found that no task can be done.
+            EngineError: the workers cannot start, or a task raised it.
         """
         ...
 
 
 class Engine(Protocol):
-    """Where tasks are done, and the options of it."""
+    """Options of where and how tasks run."""
 
     @property
     def num_workers(self) -> int | None:
-        """How many tasks are going to be done at a time; None if the engine cannot tell before it
-        has begun."""
+        """How many tasks run at a time; None if that is unknown before the engine has started."""
         ...
 
     def open(self, start: Start) -> AbstractContextManager[Pool]:
-        """Start workers. When the block ends, however it ends, they end too.
+        """Start workers, which end when the block ends, for whatever reason.
 
         Args:
             start: called once in each worker before its first task; returns the function from a
-                task to its result. All three must be importable from the worker's process.
+                task to its result. Start, task and result must be importable in the worker's
+                process.
+
+        Returns:
+            A context manager of the running workers.
         """
         ...

@@ -74,7 +74,8 @@ class Local:
     def __post_init__(self) -> None:
         if (self.num_workers is not None and self.num_workers < 1) or self.num_threads < 1:
             raise ValueError(
-                f"num_workers and num_threads must be positive (got {self.num_workers}, {self.num_threads})"
+                f"num_workers and num_threads must be positive "
+                f"(got {self.num_workers}, {self.num_threads})"
             )
         if self.retries < 0 or self.gpus < 0:
             raise ValueError(
@@ -109,7 +110,8 @@ def visible_gpus(num: int) -> list[str]:
     gpus = [name.strip() for name in named.split(",") if name.strip()]
     if len(gpus) < num:
         raise EngineError(
-            f"wanted {num} GPUs (CUDA_VISIBLE_DEVICES names {len(gpus)}): give engine.gpus={len(gpus)}"
+            f"wanted {num} GPUs (CUDA_VISIBLE_DEVICES names {len(gpus)}): "
+            f"give engine.gpus={len(gpus)}"
         )
     return gpus[:num]
 

@@ -119,8 +119,8 @@ class Ray:
         )
         if room < 1:
             raise EngineError(
-                f"no node of the cluster has {self.num_cpus:g} CPUs and {self.num_gpus:g} GPUs for a worker: "
-                "give smaller engine.num_cpus and engine.num_gpus"
+                f"no node of the cluster has {self.num_cpus:g} CPUs and {self.num_gpus:g} GPUs "
+                "for a worker: give smaller engine.num_cpus and engine.num_gpus"
             )
         return room
 

@@ -1,5 +1,4 @@
-"""One task after the other in this process: for debuggers, notebooks and devices that cannot be
-shared."""
+"""Run tasks one by one in this process: for debuggers, notebooks and unshareable devices."""
 
 from __future__ import annotations
 
@@ -13,11 +12,11 @@ from qsdm.engine import EngineError, Failure, Start
 
 @dataclass(frozen=True, slots=True)
 class Serial:
-    """No options."""
+    """The serial engine, which has no options."""
 
     @property
     def num_workers(self) -> int:
-        """This process."""
+        """One: this process."""
         return 1
 
     @contextmanager

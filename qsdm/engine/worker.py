@@ -1,4 +1,4 @@
-"""What a worker does with its tasks, wherever it runs."""
+"""How a worker runs its tasks, wherever it is."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from qsdm.engine import EngineError, Failure, Start
 
 
 class Worker:
-    """Calls ``start`` in `begin`, or else at its first task, by whose result the driver learns why
-    it failed.
+    """Runs tasks with the function that ``start`` returns.
+
+    It calls ``start`` in `begin`, or else at its first task; then that task's result tells the
+    driver why ``start`` failed.
 
     Args:
-        num_threads: that torch computes with.
+        start: returns the function from a task to its result.
+        num_threads: number of threads of torch.
     """
 
     def __init__(self, start: Start, num_threads: int) -> None:
@@ -22,7 +25,11 @@ class Worker:
         self._work: Callable[[Any], Any] | None = None
 
     def begin(self) -> EngineError | None:
-        """Call ``start`` now; returns why it failed."""
+        """Call ``start`` now.
+
+        Returns:
+            Why it failed; None if it did not.
+        """
         try:
             self._work = self._started()
         except EngineError as error:
@@ -30,11 +37,15 @@ class Worker:
         return None
 
     def do(self, task: Any) -> Any:
-        """The task's result, or why there is none: a `Failure` for this one, an `EngineError` for
-        all of them.
+        """Run a task.
 
-        Both are returned, not raised: an exception does not always survive its way to another
-        process.
+        Errors are returned, not raised, because not every exception can be sent to another process.
+
+        Args:
+            task: argument of the function that ``start`` returned.
+
+        Returns:
+            The result; a `Failure` if this task failed, or an `EngineError` if no task can be done.
         """
         try:
             if self._work is None:
@@ -57,7 +68,6 @@ class Worker:
         return work
 
     def _limit_threads(self) -> None:
-        """Once before and once after ``start``, which may be the first to import torch, or do
-        without."""
+        """Called before and after ``start``, because that may be the first to import torch."""
         if torch := sys.modules.get("torch"):
             torch.set_num_threads(self._num_threads)
