@@ -1,10 +1,14 @@
-"""The predictor: a graph neural network that learns what configurations measured, one network per fold.
+"""The predictor: a graph neural network that estimates labels of configurations, one per fold.
 
-encode      a space and its table of errors => arrays
-linear      the additive part of a label, in closed form
-gnn         the network, which learns the rest; losses: what it learns by; fit: folds and early stopping
-scores      rank correlation, NDCG@10, the noise ceiling; baselines: the trivial predictors
-pyg         a graph alone, as torch-geometric data for networks of one's own
+- ``encode``: turns a space and its table of errors into arrays
+- ``linear``: the additive part of a label, in closed form
+- ``gnn``: the network, which learns the rest
+- ``losses`` and ``fit``: how it is trained, with folds and early stopping
+- ``fast``: faster predictions by a trained network
+- ``scores``: rank correlation, NDCG@10 and the noise ceiling
+- ``baselines``: trivial predictors to compare with
+- ``cheap_labels``: labels of configurations with few pictures
+- ``pyg``: a graph as torch-geometric data, for other networks
 """
 
 from __future__ import annotations
@@ -35,9 +39,13 @@ RANKING = ("none", "spearman", "lambda_rank", "hybrid")
 
 @contextmanager
 def one_thread() -> Iterator[int]:
-    """Lets torch compute with one thread, and restores what it had; gives that number.
+    """Limit torch to one thread for the length of the block.
 
-    The predictor's tensors are small: threads gain little on idle cores, and wait for each other on busy ones.
+    The predictor's tensors are small: more threads gain little on idle cores and wait for each
+    other on busy ones.
+
+    Yields:
+        The number of threads before, which is restored afterward.
     """
     import torch
 
@@ -54,19 +62,21 @@ class FitOptions:
     """How the predictor is trained.
 
     Attributes:
-        folds: test parts; as many networks.
-        width: of every embedding.
-        hops: attention layers.
-        epochs: at most; the learning rate falls to 0 over them.
-        patience: epochs without a better validation error, after which a fold ends.
-        batch_size: configurations per step.
-        lr: learning rate of AdamW.
-        weight_decay: of AdamW.
+        folds: number of folds, at least 2; each has its own network.
+        width: size of every embedding.
+        hops: number of attention layers.
+        epochs: maximum number of epochs, over which the learning rate falls to 0.
+        patience: epochs without a better validation error after which a fold ends.
+        batch_size: configurations per step, at least 4.
+        lr: learning rate of AdamW, positive.
+        weight_decay: of AdamW, not negative.
         ranking: loss on the norms of hop embeddings: none, spearman, lambda_rank or hybrid (both).
-        ranking_weight: of that loss, beside the squared error of standardised labels.
-        validation: share of a fold's training part for early stopping and for the weights of hops.
-        ema: decay of the averaged parameters that are validated and kept.
-        additive: the network learns what a linear model of the decisions leaves (see `qsdm.predictor.linear`).
+        ranking_weight: weight of that loss; the squared error of standardized labels has weight 1.
+        validation: share of a fold's training part that is used for early stopping and for the
+            weights of hops, in (0, 1).
+        ema: decay of the averaged parameters that are validated and kept, in [0, 1).
+        additive: whether the network only learns what a linear model of the decisions leaves
+            unexplained (see `qsdm.predictor.linear`).
     """
 
     folds: int = 5
@@ -91,11 +101,13 @@ class FitOptions:
                 raise ValueError(f"{name} must be positive (got {getattr(self, name)})")
         if self.folds < 2 or self.batch_size < 4:
             raise ValueError(
-                f"folds must be at least 2 and batch_size at least 4 (got {self.folds} and {self.batch_size})"
+                f"folds must be at least 2 and batch_size at least 4 "
+                f"(got {self.folds} and {self.batch_size})"
             )
         if not (0 < self.validation < 1 and 0 <= self.ema < 1):
             raise ValueError(
-                f"validation and ema are shares between 0 and 1 (got {self.validation} and {self.ema})"
+                f"validation and ema must be shares between 0 and 1 "
+                f"(got {self.validation} and {self.ema})"
             )
         if self.weight_decay < 0 or self.ranking_weight < 0:
             raise ValueError(
@@ -105,7 +117,7 @@ class FitOptions:
 
 
 class FoldFile(TypedDict):
-    """What a fold's file says beside its arrays."""
+    """What a fold's file holds in addition to its arrays."""
 
     schema: str
     encoding: str
@@ -119,12 +131,12 @@ class FoldFile(TypedDict):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Predictor:
-    """Quality of configurations, as the objective counts it: larger is better.
+    """Predicts the objective of configurations; larger is better.
 
     Attributes:
-        encoding: of the space whose configurations it predicts.
-        folds: one network each, with the statistics of its training part.
-        objective: weights by metric that the labels were made with.
+        encoding: the encoding of the space whose configurations it predicts.
+        folds: trained networks, each with the statistics of its training part.
+        objective: weights by metric of the objective that the labels measure.
     """
 
     encoding: Encoding
@@ -132,16 +144,16 @@ class Predictor:
     objective: dict[str, float]
 
     def predict(self, genes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation over the folds.
+        """Predict the objective of configurations.
 
         Args:
             genes: int64 [B, W], index into the options of each weight.
 
         Returns:
-            Two float64 [B].
+            Mean and standard deviation over the folds, float64 [B] each.
 
         Raises:
-            ValueError: the genes are not of this space.
+            ValueError: the genes are not from this space.
         """
         from qsdm.predictor.fast import Fast
 
@@ -155,7 +167,14 @@ class Predictor:
         return values.mean(axis=0), values.std(axis=0)
 
     def by_fold(self, configurations: Tensor) -> Tensor:
-        """One-hot or relaxed [B, W, M + 1] => [folds, B], differentiable."""
+        """Predict the objective with each fold, differentiably.
+
+        Args:
+            configurations: float32 [B, W, M + 1], one-hot or relaxed.
+
+        Returns:
+            Float32 [folds, B].
+        """
         import torch
 
         return torch.stack(
@@ -163,7 +182,11 @@ class Predictor:
         )
 
     def save(self, directory: Path) -> None:
-        """Write fold-K.safetensors; folds of an earlier, larger training are removed."""
+        """Write ``fold-K.safetensors``, and remove surplus folds of an earlier training.
+
+        Args:
+            directory: of the predictor.
+        """
         for k, fold in enumerate(self.folds):
             state = {name: tensor.numpy() for name, tensor in fold.gnn.state_dict().items()}
             arrays = {
@@ -191,7 +214,15 @@ class Predictor:
 
     @staticmethod
     def load(directory: Path, space: Space, table: MethodTable) -> Predictor:
-        """The predictor that `train` saved for this space and table.
+        """Load the predictor that `train` saved for a space and a table.
+
+        Args:
+            directory: of the predictor.
+            space: whose configurations it shall predict.
+            table: errors of the space's weights under its methods.
+
+        Returns:
+            The predictor.
 
         Raises:
             StoreError: it is missing, damaged, or was trained for another space or table.
@@ -208,18 +239,21 @@ class Predictor:
         )
         if not paths:
             raise StoreError(
-                f"no predictor in {directory}: run python -m qsdm.train +model={space.graph.denoiser}"
+                f"no predictor in {directory}: "
+                f"run python -m qsdm.train +model={space.graph.denoiser}"
             )
         folds, objective = [], {}
         for path in paths:
             arrays, about = read_tensors(path, FoldFile, "run python -m qsdm.train again")
             if about["schema"] != SCHEMA:
                 raise StoreError(
-                    f"{path} is no predictor of schema {SCHEMA!r}: run python -m qsdm.train again"
+                    f"{path} is not a predictor of schema {SCHEMA!r}: "
+                    "run python -m qsdm.train again"
                 )
             if about["encoding"] != encoding.digest:
                 raise StoreError(
-                    f"{path} was trained for another graph, space or table of errors: run python -m qsdm.train again"
+                    f"{path} was trained for another graph, space or table of errors: "
+                    "run python -m qsdm.train again"
                 )
             state = {
                 name.removeprefix("gnn."): torch.from_numpy(array)
@@ -233,17 +267,24 @@ class Predictor:
                 numbers = {name: about[name] for name in ("mean", "deviation", "epochs")}
                 folds.append(Fold(gnn.eval(), **numbers, **rest))  # type: ignore[arg-type]
             except (RuntimeError, TypeError, ValueError) as error:
-                told = str(error).splitlines()[0]
+                reason = str(error).splitlines()[0]
                 raise StoreError(
-                    f"{path} holds another network ({told}): run python -m qsdm.train again"
+                    f"{path} holds another network ({reason}): run python -m qsdm.train again"
                 ) from error
             objective = about["objective"]
         return Predictor(encoding, tuple(folds), objective)
 
     def require(self, objective: dict[str, float]) -> None:
-        """Raises StoreError if the predictor was trained for another objective."""
+        """Check that the predictor was trained for an objective.
+
+        Args:
+            objective: weights by metric.
+
+        Raises:
+            StoreError: it was trained for another one.
+        """
         if dict(objective) != dict(self.objective):
             raise StoreError(
-                f"the predictor was trained for the objective {self.objective}, not {dict(objective)}: "
-                "run python -m qsdm.train again"
+                f"the predictor was trained for the objective {self.objective}, "
+                f"not {dict(objective)}: run python -m qsdm.train again"
             )

@@ -1,4 +1,4 @@
-"""The trivial predictors that the network must beat: average bits, the sum of errors, ridge regression."""
+"""Trivial predictors that the network must beat: average bits, sum of errors, ridge regression."""
 
 from __future__ import annotations
 
@@ -12,19 +12,51 @@ from qsdm.qconfig import Space
 
 
 def avg_bits(space: Space, genes: np.ndarray) -> np.ndarray:
-    """More bits, better pictures: [B]."""
+    """Compute the average bits of configurations: more bits should give better pictures.
+
+    Args:
+        space: W weights and the methods on offer for each.
+        genes: int64 [B, W].
+
+    Returns:
+        Bits per quantizable value, float64 [B].
+    """
     return np.array(
         [cost.avg_bits(space.graph, space.decode(row), space.full_bits) for row in genes]
     )
 
 
 def error_sum(space: Space, table: MethodTable, genes: np.ndarray) -> np.ndarray:
-    """Minus the sum over weights of the relative squared error: [B]."""
+    """Compute minus the sum over weights of the relative squared error.
+
+    Args:
+        space: W weights and the methods on offer for each.
+        table: errors of the weights under the methods.
+        genes: int64 [B, W].
+
+    Returns:
+        Float64 [B].
+
+    Raises:
+        ValueError: the table lacks a weight or a method that the space offers.
+    """
     return -decision_errors(space, table, genes).sum(axis=1)
 
 
 def decision_errors(space: Space, table: MethodTable, genes: np.ndarray) -> np.ndarray:
-    """Relative squared error of each weight as it is decided, [B, W]."""
+    """Look up the relative squared error of each weight under its method.
+
+    Args:
+        space: W weights and the methods on offer for each.
+        table: errors of the weights under the methods.
+        genes: int64 [B, W].
+
+    Returns:
+        Float64 [B, W].
+
+    Raises:
+        ValueError: the table lacks a weight or a method that the space offers.
+    """
     error = errors(space, table)
     columns = [
         np.array([space.methods.index(m) for m in offered])[genes[:, i]]
@@ -34,21 +66,30 @@ def decision_errors(space: Space, table: MethodTable, genes: np.ndarray) -> np.n
 
 
 def one_hot(space: Space, genes: np.ndarray) -> np.ndarray:
-    """[B, sum of options]."""
+    """Encode configurations as one-hot over the options of every weight.
+
+    Args:
+        space: W weights and the methods on offer for each.
+        genes: int64 [B, W].
+
+    Returns:
+        Float64 [B, total number of options].
+    """
     return np.concatenate(
         [np.eye(len(offered))[genes[:, i]] for i, offered in enumerate(space.options)], axis=1
     )
 
 
 def ridge(features: np.ndarray, labels: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """Ridge regression in its dual form, the penalty chosen by leave-one-out error on the training part.
+    """Predict labels by ridge regression, with the penalty of the smallest leave-one-out error.
 
     Args:
-        features: [B, F] of the training part; centred inside and scaled as a whole.
-        labels: [B].
-        new: [B', F].
+        features: float64 [B, F], of the training part; they need not be centered or scaled.
+        labels: float64 [B], of the training part.
+        new: float64 [B', F], features of the configurations to predict.
 
-    Returns: [B'].
+    Returns:
+        Float64 [B'].
     """
     middle, scale = features.mean(axis=0), features.std() + 1e-12
     x, offset = (features - middle) / scale, labels.mean()

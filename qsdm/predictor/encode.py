@@ -1,8 +1,9 @@
-"""A space and its table of errors => arrays that the predictor reads; done once per space.
+"""Encode a space and its table of errors as the arrays that the predictor reads.
 
-Node features are those that mean the same in any denoiser: op, role, relative depth, sizes, connectivity, the profile
-of the weight's errors over methods. Features of a decision (a weight under a method) are zero for full precision, which
-is so the origin and no outlier: the step 2^-bits, the relative error and log(1 + error / e0), the overhead.
+Features of nodes are those that mean the same in any denoiser: op, role, relative depth, sizes,
+connectivity, and the profile of the weight's errors over methods. Features of a decision (a weight
+under a method) are the step 2^-bits, log(1 + error / e0), the relative error and the overhead. They
+are zero for full precision, which makes it the origin rather than an outlier.
 """
 
 from __future__ import annotations
@@ -26,15 +27,16 @@ class Encoding:
     """What the predictor knows of a space.
 
     Attributes:
-        space: whose genes are predicted.
-        methods: M of them, the columns of a one-hot configuration; column M is full precision.
+        space: the space whose configurations are predicted.
+        methods: M methods, the columns of a one-hot configuration; column M is full precision.
         static: float32 [N, F], features of the nodes that no decision changes.
-        decisions: float32 [W, M + 1, F'], features of a weight under a method; zeros for full precision.
-        allowed: bool [W, M + 1], which methods are on offer; full precision always.
-        node_weight: int64 [N], index of the node's weight; W where it has none.
+        decisions: float32 [W, M + 1, F'], features of a weight under a method; zeros for full
+            precision.
+        allowed: bool [W, M + 1], which methods are on offer; full precision always is.
+        node_weight: int64 [N], index of the node's weight; W for a node without one.
         edges: int64 [2, E], source and target, with a loop at every node, sorted by target.
         columns: int64 [W, options], the method's column by gene; -1 beyond the weight's options.
-        digest: sha256 of all that the arrays are made of.
+        digest: sha256 of everything that the arrays depend on.
     """
 
     space: Space
@@ -58,10 +60,17 @@ class Encoding:
 
     @property
     def num_weights(self) -> int:
+        """W, the number of weights."""
         return len(self.columns)
 
     def columns_of(self, genes: np.ndarray) -> np.ndarray:
-        """Genes int64 [B, W] => column of each decision's method, int64 [B, W].
+        """Look up the column of each decision's method.
+
+        Args:
+            genes: int64 [B, W], index into the options of each weight.
+
+        Returns:
+            Int64 [B, W], from 0 to M.
 
         Raises:
             ValueError: a gene is not the index of an option of its weight.
@@ -69,29 +78,47 @@ class Encoding:
         genes = np.asarray(genes)
         if genes.ndim != 2 or genes.shape[1] != self.num_weights:
             raise ValueError(
-                f"wanted genes of shape [configurations, {self.num_weights}] (got {list(genes.shape)})"
+                f"wanted genes of shape [configurations, {self.num_weights}] "
+                f"(got {list(genes.shape)})"
             )
         counts = np.array([len(offered) for offered in self.space.options])
         if genes.size and (genes.min() < 0 or (genes >= counts).any()):
             raise ValueError(
-                f"genes are indices into each weight's options, from 0 to {counts.max() - 1} at most "
-                f"(got {genes.min()} to {genes.max()})"
+                f"genes are indices into each weight's options, from 0 to at most "
+                f"{counts.max() - 1} (got {genes.min()} to {genes.max()})"
             )
         return self.columns[np.arange(self.num_weights), genes]
 
     def one_hot(self, genes: np.ndarray) -> np.ndarray:
-        """Genes int64 [B, W] => float32 [B, W, M + 1]."""
+        """Encode configurations as one-hot.
+
+        Args:
+            genes: int64 [B, W], index into the options of each weight.
+
+        Returns:
+            Float32 [B, W, M + 1].
+
+        Raises:
+            ValueError: a gene is not the index of an option of its weight.
+        """
         return np.eye(len(self.methods) + 1, dtype=np.float32)[self.columns_of(genes)]
 
     def full_precision(self) -> np.ndarray:
-        """The one-hot configuration, float32 [1, W, M + 1], in which nothing is quantized."""
+        """The configuration in which nothing is quantized, one-hot, float32 [1, W, M + 1]."""
         hot = np.zeros((1, self.num_weights, len(self.methods) + 1), dtype=np.float32)
         hot[..., -1] = 1
         return hot
 
 
 def encode(space: Space, table: MethodTable) -> Encoding:
-    """Arrays of a space.
+    """Encode a space.
+
+    Args:
+        space: W weights and the methods on offer for each.
+        table: errors of the weights under the methods.
+
+    Returns:
+        The arrays.
 
     Raises:
         ValueError: the table lacks a weight or a method that the space offers.
@@ -126,25 +153,37 @@ def encode(space: Space, table: MethodTable) -> Encoding:
 
 
 def errors(space: Space, table: MethodTable) -> np.ndarray:
-    """Relative squared error, float64 [W, M], as the space orders them; NaN where a method is not on offer."""
+    """Look up errors in the order of a space's weights and methods.
+
+    Args:
+        space: W weights and the methods on offer for each.
+        table: errors of the weights under the methods.
+
+    Returns:
+        Relative squared error, float64 [W, M]; NaN where a method is not on offer.
+
+    Raises:
+        ValueError: the table lacks a weight or a method that the space offers.
+    """
     rows = {name: i for i, name in enumerate(table.weights)}
-    found = np.full((len(space.options), len(space.methods)), np.nan)
+    error = np.full((len(space.options), len(space.methods)), np.nan)
     for i, (weight, offered) in enumerate(zip(space.graph.weights, space.options, strict=True)):
         for method in offered:
             value = 0.0
             if not method.is_full:
-                known = weight.name in rows and method in table.methods
+                in_table = weight.name in rows and method in table.methods
                 value = (
                     table.rel_error[rows[weight.name], table.methods.index(method)]
-                    if known
+                    if in_table
                     else math.nan
                 )
             if math.isnan(value):
                 raise ValueError(
-                    f"the table has no error of {weight.name!r} under {method}: run calibrate with this space"
+                    f"the table has no error of {weight.name!r} under {method}: "
+                    "run calibrate with this space"
                 )
-            found[i, space.methods.index(method)] = value
-    return found
+            error[i, space.methods.index(method)] = value
+    return error
 
 
 def _decisions(space: Space, methods: tuple[QuantMethod, ...], error: np.ndarray) -> np.ndarray:
@@ -188,9 +227,8 @@ def _static(graph: Graph, node_weight: np.ndarray, error: np.ndarray) -> np.ndar
     profile = np.log(np.maximum(error, 1e-12))
     means = np.nanmean(profile, axis=1, keepdims=True)
     profile = np.concatenate([means, np.where(np.isnan(profile), 0, profile - means)], axis=1)
-    profile = np.concatenate(
-        [profile, profile.mean(axis=0, keepdims=True)]
-    )  # nodes without a weight: the mean
+    # Nodes without a weight get the mean.
+    profile = np.concatenate([profile, profile.mean(axis=0, keepdims=True)])
     numbers = [
         [*_sizes(node, graph), node.depth, math.log1p(from_input[i]), math.log1p(to_output[i]),
          len(parents[i]), len(children[i]), float(picture[i]), *profile[node_weight[i]]]

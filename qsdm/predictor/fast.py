@@ -1,7 +1,8 @@
-"""The trained network's answer, three times as fast as by message passing: same parameters, no gradients.
+"""Predictions by a trained network, without gradients, three times as fast as by message passing.
 
-What does not depend on the configuration is folded beforehand: every node's first embedding under every method, batch
-normalisation into a scale and a shift. Then a layer is one matrix product and one pass over the edges, in numba.
+What does not depend on the configuration is computed in advance: the first embedding of every node
+under every method, and batch normalization as a scale and a shift. A layer is then one matrix
+product and one pass over the edges, in numba.
 """
 
 from __future__ import annotations
@@ -24,12 +25,20 @@ CHUNK = 8  # configurations at a time: their embeddings stay in the second-level
 def attend(
     both, starts, sources, attention, slope, scale, shift, residual, h
 ):  # pragma: no cover (compiled)
-    """One layer after its matrix product, in place: h = relu(scale (sum over edges of alpha x source) + shift) (+ h).
+    """Compute one layer after its matrix product, in place.
+
+    ``h = relu(scale * (sum over edges of alpha * source) + shift)``, plus ``h`` if ``residual``.
 
     Args:
         both: float32 [B, N, 2 C], each node as source and as target.
-        starts: int64 [N + 1], of each target's edges in ``sources``.
-        h: float32 [B, N, C].
+        starts: int64 [N + 1], index in ``sources`` at which each target's edges start.
+        sources: int64 [E], source of each edge, sorted by target.
+        attention: float32 [C], the attention vector.
+        slope: float32, negative slope of the leaky ReLU.
+        scale: float32 [C], of the folded batch normalization.
+        shift: float32 [C], of the folded batch normalization.
+        residual: bool, whether the layer's input is added to its result.
+        h: float32 [B, N, C], the layer's input, overwritten by its result.
     """
     num_batch, num_nodes, width = h.shape
     for b in range(num_batch):
@@ -44,9 +53,8 @@ def attend(
                 for c in range(width):
                     x = both[b, s, c] + both[b, n, width + c]
                     score += attention[c] * max(x, slope * x)
-                if (
-                    score > top
-                ):  # softmax in one pass: what was summed is scaled down when a greater score comes
+                # Softmax in one pass: the sums are scaled down when a greater score appears.
+                if score > top:
                     shrink = np.exp(top - score)
                     total *= shrink
                     for c in range(width):
@@ -62,17 +70,20 @@ def attend(
 
 
 class Fast:
-    """A trained `Gnn` for configurations that are one-hot."""
+    """A trained `Gnn` for one-hot configurations.
+
+    Args:
+        gnn: the network, in evaluation mode.
+    """
 
     def __init__(self, gnn: Gnn) -> None:
         with torch.no_grad():
             num_columns = gnn.decisions.shape[1]
             nothing = gnn.decisions.new_zeros(1, num_columns, gnn.width)
-            decided = torch.cat([gnn.embed_decision(gnn.decisions), nothing])[
-                gnn.node_weight
-            ]  # [N, M + 1, C]
+            per_weight = torch.cat([gnn.embed_decision(gnn.decisions), nothing])
+            per_node = per_weight[gnn.node_weight]  # [N, M + 1, C]
             self.first = (
-                torch.relu(gnn.embed_static(gnn.static)[:, None] + decided)
+                torch.relu(gnn.embed_static(gnn.static)[:, None] + per_node)
                 .flatten(0, 1)
                 .contiguous()
             )
@@ -89,14 +100,20 @@ class Fast:
                 )
                 self.layers.append((matrix, bias, numbers))
             matrix, bias, _ = self.layers[0]
-            self.first_both = torch.addmm(
-                bias, self.first, matrix
-            )  # of the first layer, under every method
+            # Of the first layer, under every method
+            self.first_both = torch.addmm(bias, self.first, matrix)
             self.contribution, self.share = gnn.contribution, gnn.share
             self.additive, self.offset = gnn.additive, gnn.offset
 
     def __call__(self, columns: np.ndarray) -> np.ndarray:
-        """Columns of the decisions, int64 [B, W] => standardised labels, float64 [B]."""
+        """Predict standardized labels.
+
+        Args:
+            columns: int64 [B, W], column of each decision's method.
+
+        Returns:
+            Float64 [B].
+        """
         with torch.inference_mode():
             parts = [self._values(columns[i : i + CHUNK]) for i in range(0, len(columns), CHUNK)]
             return torch.cat(parts).double().numpy() if parts else np.zeros(0)
@@ -112,14 +129,16 @@ class Fast:
         for i, (matrix, bias, numbers) in enumerate(self.layers):
             both = self.first_both[rows] if i == 0 else torch.addmm(bias, h.flatten(0, 1), matrix)
             shape = (num_batch, num_nodes, 2 * self.width)
-            attend(both.view(shape).numpy(), self.starts, self.sources, *numbers, i > 0, h.numpy())  # type: ignore[call-arg]
+            attend(  # type: ignore[call-arg]
+                both.view(shape).numpy(), self.starts, self.sources, *numbers, i > 0, h.numpy()
+            )
         learned = self.contribution(h[:, self.weight_node]).mean(dim=(1, 2)) * num_weights**0.5
         chosen = self.additive[torch.arange(num_weights), torch.from_numpy(columns)].sum(dim=1)
         return chosen + self.offset + self.share * learned
 
 
 def _folded(conv: StaticGATv2Conv, norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor, tuple]:
-    """A layer's matrix [C, 2 C] (as source, as target), its bias, and the numbers of `attend`."""
+    """A layer's matrix [C, 2 C] (as source, as target), its bias, and arguments of `attend`."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     matrix = torch.cat([conv.lin_l.weight, conv.lin_r.weight]).t().contiguous()

@@ -1,6 +1,8 @@
-"""Training: folds, early stopping and weights of hops on a validation part of each fold's training part.
+"""Training of the predictor, one network per fold.
 
-The reported test fold decides nothing: not the stopping, not the standardisation of labels, not the weights of hops.
+Early stopping and the weights of hops use a validation part of each fold's training part. The test
+part, on which results are reported, influences nothing: neither early stopping, nor the
+standardization of labels, nor the weights of hops.
 """
 
 from __future__ import annotations
@@ -24,9 +26,8 @@ from qsdm.predictor.linear import fit_additive
 from qsdm.predictor.losses import ranking_loss
 from qsdm.predictor.scores import relevance, srcc
 
-_seeding = (
-    Lock()
-)  # torch's random numbers are those of the whole process; only first parameters need them
+# torch's random numbers belong to the whole process; only the initial parameters need them.
+_seeding = Lock()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,12 +35,15 @@ class Fold:
     """One trained network.
 
     Attributes:
-        gnn: in evaluation mode.
-        mean, deviation: of the labels of its training part; a prediction is mean + deviation x value.
-        test: indices of the outcomes that it has not seen.
-        hop_quality: [H + 1], rank correlation of each hop's norm with the label on the validation part, not negative.
-        hop_mean, hop_deviation: [H + 1], of the weights' norms over the training part.
-        epochs: until the kept state.
+        gnn: the network, in evaluation mode.
+        mean: of the labels of its training part.
+        deviation: their standard deviation; a prediction is mean + deviation × value.
+        test: int64, indices of the outcomes that it was not trained on.
+        hop_quality: float64 [H + 1], rank correlation of each hop's norm with the label on the
+            validation part; 0 where it is negative.
+        hop_mean: float64 [H + 1], mean of the weights' norms over the training part.
+        hop_deviation: float64 [H + 1], standard deviation of these norms.
+        epochs: number of epochs of the best state, which is kept.
     """
 
     gnn: Gnn
@@ -53,10 +57,19 @@ class Fold:
 
 
 def split(num: int, folds: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Disjoint sorted test parts that cover all of ``num`` outcomes, of sizes that differ by one at most.
+    """Split outcomes into test parts that are disjoint and cover all of them.
+
+    Args:
+        num: number of outcomes.
+        folds: number of parts, at least 2.
+        rng: source of the random order.
+
+    Returns:
+        Sorted indices of each part, int64; the sizes differ by at most one.
 
     Raises:
-        ValueError: a part would hold fewer than two outcomes, or training parts fewer than eight.
+        ValueError: a test part would hold fewer than two outcomes, or a training part fewer than
+            eight.
     """
     least = max(2 * folds, -(-8 * folds // (folds - 1)))
     if num < least:
@@ -77,14 +90,24 @@ def fit_folds(
     """Train one network per fold.
 
     Args:
+        encoding: of the space.
         genes: int64 [B, W], distinct configurations.
         labels: float64 [B], larger is better.
+        options: how the networks are trained.
+        seed: of the split, the initial parameters and the order of configurations.
+        log: receives the losses of every epoch.
+
+    Returns:
+        The trained networks.
+
+    Raises:
+        ValueError: there are too few labels for the folds.
     """
     configurations = torch.from_numpy(encoding.one_hot(genes))
     tests = split(len(labels), options.folds, np.random.default_rng(seed))
     ending = Event()
     with (
-        one_thread() as threads,  # of the sums: folds are trained side by side instead
+        one_thread() as threads,  # within a fold; the folds are trained in parallel instead
         tqdm(
             total=options.folds * options.epochs, desc="train", unit="epoch", disable=None
         ) as progress,
@@ -137,9 +160,8 @@ def _fit_fold(
         if options.additive
         else None
     )
-    target = (
-        y.clone()
-    )  # what is left for the network: labels minus additive predictions that did not see them
+    # The network learns what is left: labels minus additive predictions fitted without them.
+    target = y.clone()
     if additive is not None:
         target[train] -= torch.from_numpy(additive.left_out).float()
     low, high = float(np.quantile(labels[train], 0.2)), float(labels[train].max())
@@ -159,7 +181,7 @@ def _fit_fold(
     averaged = torch.optim.swa_utils.AveragedModel(
         gnn, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(options.ema), use_buffers=True
     )
-    best, kept, kept_epoch, share = np.inf, copy.deepcopy(gnn.state_dict()), 0, 1.0
+    best_score, best_state, best_epoch, share = np.inf, copy.deepcopy(gnn.state_dict()), 0, 1.0
     for epoch in range(1, options.epochs + 1):
         if ending.is_set():
             break
@@ -179,29 +201,29 @@ def _fit_fold(
             averaged.update_parameters(gnn)
             total += loss.item() / steps
         value, norms, _ = evaluate(cast(Gnn, averaged.module), configurations[val])
-        wanted = target[val].double().numpy()
-        # What the network adds to the additive model counts as far as it helps on the validation part.
-        useful = float(np.clip(value @ wanted / (value @ value + 1e-12), 0, 1)) if additive else 1.0
-        error = float(np.mean((useful * value - wanted) ** 2))
+        rest = target[val].double().numpy()
+        # The network's share in the label is the one that fits the validation part best.
+        useful = float(np.clip(value @ rest / (value @ value + 1e-12), 0, 1)) if additive else 1.0
+        error = float(np.mean((useful * value - rest) ** 2))
         misranked = float(np.mean([1 - srcc(hop, labels[val]) for hop in norms]))
-        found = error + (options.ranking_weight * misranked if options.ranking != "none" else 0.0)
-        known = (y - target)[val].double().numpy()
+        score = error + (options.ranking_weight * misranked if options.ranking != "none" else 0.0)
+        linear = (y - target)[val].double().numpy()
         log(
             {
                 "train/fold": seed[1],
                 "train/loss": total,
                 "val/mse": error,
-                "val/srcc": srcc(useful * value + known, labels[val]),
+                "val/srcc": srcc(useful * value + linear, labels[val]),
             }
         )
         progress.update()
-        if found < best:
-            best, kept_epoch, share = found, epoch, useful
-            kept = copy.deepcopy(averaged.module.state_dict())
-        if epoch - kept_epoch >= options.patience:
+        if score < best_score:
+            best_score, best_epoch, share = score, epoch, useful
+            best_state = copy.deepcopy(averaged.module.state_dict())
+        if epoch - best_epoch >= options.patience:
             progress.update(options.epochs - epoch)
             break
-    gnn.load_state_dict(kept)
+    gnn.load_state_dict(best_state)
     gnn.share.fill_(share)
     if additive is not None:
         gnn.additive.copy_(torch.from_numpy(additive.contributions))
@@ -212,14 +234,24 @@ def _fit_fold(
     nodes = evaluate(gnn, configurations[train])[2]
     flat = nodes.reshape(len(nodes), -1)
     return Fold(
-        gnn, mean, deviation, test, quality, flat.mean(axis=1), flat.std(axis=1) + 1e-6, kept_epoch
+        gnn, mean, deviation, test, quality, flat.mean(axis=1), flat.std(axis=1) + 1e-6, best_epoch
     )
 
 
 def evaluate(
     gnn: Gnn, configurations: Tensor, chunk: int = 16
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Value [B], norms [H + 1, B] and norms of the weights [H + 1, W, B] of a network in evaluation mode."""
+    """Run a network in evaluation mode, without gradients.
+
+    Args:
+        gnn: the network; it stays in evaluation mode.
+        configurations: float32 [B, W, M + 1], one-hot or relaxed.
+        chunk: configurations at a time.
+
+    Returns:
+        Standardized labels [B], norms of the graph's embeddings [H + 1, B], and norms of the
+        weights' embeddings [H + 1, W, B], all float64.
+    """
     gnn.eval()
     with torch.no_grad():
         parts = [gnn(part) for part in configurations.split(chunk)]

@@ -1,11 +1,13 @@
-"""The graph neural network: four attention layers over the denoiser's graph, one scalar per configuration.
+"""The graph neural network: attention over the denoiser's graph, one value per configuration.
 
-The graph is the same for all configurations, so a batch lies along GATv2Conv's head axis, [N, B, F], and one list of
-edges serves all of it.
+The graph is the same for all configurations. So a batch lies along the head axis of GATv2Conv,
+[N, B, F], and shares one list of edges.
 
 References:
     How Attentive are Graph Attention Networks? (Brody et al., 2022), Eq. 7.
-    Qua²SeDiMo: Quantifiable Quantization Sensitivity of Diffusion Models (Mills et al., 2025), section 4.
+
+    Qua²SeDiMo: Quantifiable Quantization Sensitivity of Diffusion Models (Mills et al., 2025),
+    section 4.
 """
 
 from __future__ import annotations
@@ -20,19 +22,31 @@ from qsdm.predictor.encode import Encoding
 
 
 class StaticGATv2Conv(GATv2Conv):
-    """GATv2Conv with one head, for many feature sets on one graph: its own messages, with the batch as heads."""
+    """GATv2Conv with one head, for a batch of features on one graph.
+
+    The batch takes the axis of the heads. The constructor is that of GATv2Conv.
+    """
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:  # type: ignore[override]
-        """[N, B, F] => [N, B, F']; ``edge_index`` [2, E] holds the loops already."""
+        """Apply the layer.
+
+        Args:
+            x: float32 [N, B, F].
+            edge_index: int64 [2, E], with a loop at every node.
+
+        Returns:
+            Float32 [N, B, F'].
+        """
         sources, targets = self.lin_l(x), self.lin_r(x)
         alpha = self.edge_updater(edge_index, x=(sources, targets), edge_attr=None)
         return self.propagate(edge_index, x=(sources, targets), alpha=alpha) + self.bias
 
 
 class Prediction(NamedTuple):
-    """
+    """Results of the network.
+
     Attributes:
-        value: [B], standardised label.
+        value: [B], standardized label.
         norms: [H + 1, B], L1 norm of each hop's graph embedding.
         nodes: [H + 1, W, B], L1 norm of each weight's embedding at each hop.
     """
@@ -43,13 +57,15 @@ class Prediction(NamedTuple):
 
 
 class Gnn(nn.Module):
-    """Configurations of one space => standardised labels and the norms of hop embeddings.
+    """Predicts standardized labels and norms of hop embeddings for configurations of one space.
 
-    The value is an additive model of the decisions (zeros until it is fitted) plus ``share`` times what the network
-    learned: the mean over weights of a contribution read from the weight's last embedding.
+    The label is an additive model of the decisions (zero until it is fitted) plus ``share`` times
+    what the network learned: the mean over weights of a contribution that is computed from the
+    weight's last embedding.
 
     Args:
-        width: of every embedding.
+        encoding: of the space.
+        width: size of every embedding.
         hops: number of attention layers.
     """
 
@@ -87,20 +103,33 @@ class Gnn(nn.Module):
         )
         self.norms = nn.ModuleList(nn.BatchNorm1d(width) for _ in range(hops))
         last = nn.Linear(width, 1)
-        nn.init.zeros_(last.weight)  # at first the additive model alone speaks
+        nn.init.zeros_(last.weight)  # initially the additive model alone counts
         self.contribution = nn.Sequential(nn.Linear(width, width), nn.ReLU(), last)
 
     def embed(self, configurations: Tensor) -> Tensor:
-        """One-hot or relaxed [B, W, M + 1] => [N, B, width]."""
+        """Compute the first embedding of every node, before its activation.
+
+        Args:
+            configurations: float32 [B, W, M + 1], one-hot or relaxed.
+
+        Returns:
+            Float32 [N, B, width].
+        """
         table = self.embed_decision(self.decisions)  # [W, M + 1, width]
         chosen = torch.einsum("bwm,wmf->wbf", configurations, table)
-        chosen = torch.cat(
-            [chosen, chosen.new_zeros(1, *chosen.shape[1:])]
-        )  # nodes without a weight
+        nothing = chosen.new_zeros(1, *chosen.shape[1:])  # of nodes without a weight
+        chosen = torch.cat([chosen, nothing])
         return self.embed_static(self.static)[:, None] + chosen[self.node_weight]
 
     def forward(self, configurations: Tensor) -> Prediction:
-        """One-hot or relaxed [B, W, M + 1] => `Prediction`."""
+        """Predict labels.
+
+        Args:
+            configurations: float32 [B, W, M + 1], one-hot or relaxed.
+
+        Returns:
+            Labels and norms.
+        """
         h = torch.relu(self.embed(configurations))
         hops = [h]
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):

@@ -1,9 +1,11 @@
-"""What the predictor learns by: squared error of the label, and ranking losses on the norms of hop embeddings.
+"""Ranking losses on the norms of hop embeddings, used in addition to the squared error of labels.
 
 References:
-    From RankNet to LambdaRank to LambdaMART (Burges, 2010), section 4: gradients weighted by the change of NDCG.
-    A General Approximation Framework for Direct Optimization of Information Retrieval Measures (Qin et al., 2010),
-    section 4: ranks as sums of sigmoids.
+    From RankNet to LambdaRank to LambdaMART (Burges, 2010), section 4: gradients weighted by the
+    change of NDCG.
+
+    A General Approximation Framework for Direct Optimization of Information Retrieval Measures
+    (Qin et al., 2010), section 4: ranks as sums of sigmoids.
 """
 
 from __future__ import annotations
@@ -13,33 +15,53 @@ from torch import Tensor
 
 from qsdm.predictor.scores import NDCG_AT
 
-TEMPERATURE = 0.1  # in standard deviations of the scores: sharp enough to order 16 of them, soft enough for gradients
+# In standard deviations of the scores: sharp enough to order 16 of them, soft enough for gradients
+TEMPERATURE = 0.1
 
 
 def soft_ranks(scores: Tensor, temperature: float = TEMPERATURE) -> Tensor:
-    """Differentiable ranks of [B], from 0.5 upwards: r_i = sum over j of sigmoid((s_i - s_j) / temperature)."""
+    """Compute differentiable ranks: r_i = sum over j of sigmoid((s_i - s_j) / temperature).
+
+    Args:
+        scores: [B].
+        temperature: positive, in standard deviations of the scores.
+
+    Returns:
+        Float32 [B], from 0.5 upward.
+    """
     scaled = (scores - scores.mean()) / (scores.std() + 1e-6)
     return torch.sigmoid((scaled[:, None] - scaled[None]) / temperature).sum(dim=1)
 
 
 def spearman_loss(scores: Tensor, labels: Tensor) -> Tensor:
-    """1 - correlation of soft ranks with the ranks of the labels, both [B]; in [0, 2]."""
+    """Compute 1 minus the correlation of soft ranks with the ranks of the labels.
+
+    Args:
+        scores: [B].
+        labels: [B], larger is better.
+
+    Returns:
+        A scalar in [0, 2].
+    """
     ranks = soft_ranks(scores)
-    wanted = labels.argsort().argsort().to(scores.dtype)
-    ranks, wanted = ranks - ranks.mean(), wanted - wanted.mean()
-    return 1 - (ranks * wanted).sum() / (ranks.norm() * wanted.norm() + 1e-6)
+    target = labels.argsort().argsort().to(scores.dtype)
+    ranks, target = ranks - ranks.mean(), target - target.mean()
+    return 1 - (ranks * target).sum() / (ranks.norm() * target.norm() + 1e-6)
 
 
 def lambda_rank_loss(scores: Tensor, relevance: Tensor) -> Tensor:
-    """Logistic loss of each pair, times the change of NDCG if the two swapped places.
+    """Compute the logistic loss of each pair, weighted by how much swapping it would change NDCG.
 
     Args:
-        scores: [B], scaled to deviation 1 inside.
+        scores: [B]; they need not be standardized.
         relevance: [B], not negative; see `qsdm.predictor.scores.relevance`.
+
+    Returns:
+        A scalar, not negative.
     """
     scaled = (scores - scores.mean()) / (scores.std() + 1e-6)
-    place = scaled.detach().argsort(descending=True).argsort()
-    discount = torch.where(place < NDCG_AT, 1 / torch.log2(place + 2.0), torch.zeros(()))
+    position = scaled.detach().argsort(descending=True).argsort()
+    discount = torch.where(position < NDCG_AT, 1 / torch.log2(position + 2.0), torch.zeros(()))
     ideal = relevance.sort(descending=True).values[:NDCG_AT]
     best = (ideal / torch.log2(torch.arange(len(ideal)) + 2.0)).sum()
     swap = (
@@ -53,13 +75,16 @@ def lambda_rank_loss(scores: Tensor, relevance: Tensor) -> Tensor:
 
 
 def ranking_loss(kind: str, norms: Tensor, labels: Tensor, relevance: Tensor) -> Tensor:
-    """Mean over hops of the loss ``kind``.
+    """Compute the mean of a ranking loss over hops.
 
     Args:
         kind: one of `qsdm.predictor.RANKING`.
-        norms: [H + 1, B].
+        norms: [H + 1, B], norms of the hops' embeddings.
         labels: [B], larger is better.
-        relevance: [B].
+        relevance: [B], not negative.
+
+    Returns:
+        A scalar; 0 for ``none``.
     """
     total = norms.new_zeros(())
     for scores in norms:

@@ -1,9 +1,11 @@
-"""A graph as torch-geometric data, for networks of one's own: without any error or decision in it.
+"""A graph as torch-geometric data, without errors and decisions, for other networks.
+
+Example::
 
     data = to_pyg(graph)
     data.x, data.edge_index, data.weight_index  # [N, F], [2, E], [N]
 
-On disk it is safetensors: what a pickle of `Data` would hold, for any reader.
+On disk it is a safetensors file, which any program can read, instead of a pickle of `Data`.
 """
 
 from __future__ import annotations
@@ -32,27 +34,31 @@ NUMBERS = (
     "dead",  # 1 if no path leads to an output
 )
 FEATURES = (*NUMBERS, *(f"op={op}" for op in Op), *(f"role={role}" for role in Role))
-"""Columns of ``x``: numbers, then op and role as one-hot."""
+"""Columns of ``x``: numbers, then op and role, both one-hot."""
 _TENSORS = ("x", "edge_index", "weight_index")
 
 
 def to_pyg(graph: Graph) -> Data:
-    """A graph as `torch_geometric.data.Data`.
+    """Convert a graph to `torch_geometric.data.Data`.
+
+    Args:
+        graph: of a denoiser.
 
     Returns:
-        ``x`` float32 [N, F], see `FEATURES`; ``edge_index`` int64 [2, E], source and target; ``weight_index`` int64
-        [N], the node's place in ``graph.weights``, -1 without a weight; and lists: ``name``, ``weight``, ``feature``.
+        Data with ``x`` float32 [N, F], see `FEATURES`; ``edge_index`` int64 [2, E], source and
+        target; ``weight_index`` int64 [N], index of the node's weight in ``graph.weights``, -1
+        without a weight; the lists ``name``, ``weight`` and ``feature``; and ``denoiser``.
     """
     from torch_geometric.data import Data
 
-    place = {weight.name: i for i, weight in enumerate(graph.weights)}
+    index = {weight.name: i for i, weight in enumerate(graph.weights)}
     return Data(
         x=torch.tensor([_features(node) for node in graph.nodes], dtype=torch.float32).reshape(
             -1, len(FEATURES)
         ),
         edge_index=torch.tensor(graph.edges, dtype=torch.int64).reshape(-1, 2).T.contiguous(),
         weight_index=torch.tensor(
-            [place[node.weight.name] if node.weight else -1 for node in graph.nodes]
+            [index[node.weight.name] if node.weight else -1 for node in graph.nodes]
         ),
         num_nodes=len(graph.nodes),
         name=[node.name for node in graph.nodes],
@@ -70,7 +76,15 @@ class _GraphFile(TypedDict):
 
 
 def write_pyg(path: Path, data: Data) -> None:
-    """Raises StoreError if it cannot be written."""
+    """Write data that `to_pyg` returned.
+
+    Args:
+        path: of the safetensors file.
+        data: a graph.
+
+    Raises:
+        StoreError: the file cannot be written.
+    """
     about = {
         "denoiser": data.denoiser,
         "name": data.name,
@@ -81,17 +95,24 @@ def write_pyg(path: Path, data: Data) -> None:
 
 
 def read_pyg(path: Path) -> Data:
-    """The inverse of `write_pyg`.
+    """Read data that `write_pyg` wrote.
+
+    Args:
+        path: of the safetensors file.
+
+    Returns:
+        The graph.
 
     Raises:
-        StoreError: the file is damaged or none of these.
+        StoreError: the file is missing, damaged or does not hold a graph.
     """
     from torch_geometric.data import Data
 
     tensors, about = read_tensors(path, _GraphFile, "trace with export=pyg again")
     if set(tensors) != set(_TENSORS):
         raise StoreError(
-            f"{path} holds no graph (it has {', '.join(sorted(tensors))}): trace with export=pyg again"
+            f"{path} does not hold a graph (it holds {', '.join(sorted(tensors))}): "
+            "trace with export=pyg again"
         )
     return Data(
         **{key: torch.from_numpy(value) for key, value in tensors.items()},

@@ -1,15 +1,22 @@
-"""How good a ranking is: Spearman's rank correlation, NDCG@10, and the ceiling that the labels' own noise sets."""
+"""Quality of a ranking: Spearman's rank correlation, NDCG@10, and the noise ceiling."""
 
 from __future__ import annotations
 
 import numpy as np
 
 NDCG_AT = 10
-RELEVANCE = 50.0  # Qua²SeDiMo's release: r = 50 clip((y - q20) / (max - q20), 0, 1)
+RELEVANCE = 50.0  # Qua²SeDiMo's code: r = 50 clip((y - q20) / (max - q20), 0, 1)
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 0 upwards, ties share their mean."""
+    """Rank values; equal values share the mean of their ranks.
+
+    Args:
+        values: [B].
+
+    Returns:
+        Float64 [B], from 0 to B - 1.
+    """
     _, inverse, counts = np.unique(
         np.asarray(values, dtype=np.float64), return_inverse=True, return_counts=True
     )
@@ -18,7 +25,15 @@ def ranks(values: np.ndarray) -> np.ndarray:
 
 
 def srcc(predicted: np.ndarray, measured: np.ndarray) -> float:
-    """Spearman's rank correlation; 0 if either is constant."""
+    """Compute Spearman's rank correlation coefficient.
+
+    Args:
+        predicted: [B].
+        measured: [B].
+
+    Returns:
+        In [-1, 1]; 0 if either is constant.
+    """
     a, b = ranks(predicted), ranks(measured)
     a, b = a - a.mean(), b - b.mean()
     scale = np.sqrt((a @ a) * (b @ b))
@@ -28,10 +43,15 @@ def srcc(predicted: np.ndarray, measured: np.ndarray) -> float:
 def relevance(
     labels: np.ndarray, low: float | None = None, high: float | None = None
 ) -> np.ndarray:
-    """Gain of each configuration: 0 for the worst fifth, 50 for the best.
+    """Compute the gain of each configuration: 0 for the worst fifth, 50 for the best.
 
     Args:
-        low, high: the labels with gain 0 and 50; their own 20 % quantile and maximum if not given.
+        labels: [B], larger is better.
+        low: label with gain 0; by default the 20 % quantile of ``labels``.
+        high: label with gain 50; by default the maximum of ``labels``.
+
+    Returns:
+        Float64 [B], in [0, 50].
     """
     low = float(np.quantile(labels, 0.2)) if low is None else low
     high = float(np.max(labels)) if high is None else high
@@ -39,28 +59,42 @@ def relevance(
 
 
 def ndcg(predicted: np.ndarray, measured: np.ndarray, at: int = NDCG_AT) -> float:
-    """Normalised discounted cumulative gain of the ``at`` best by prediction, with the linear gains of `relevance`."""
+    """Compute the normalized discounted cumulative gain, with the linear gains of `relevance`.
+
+    Args:
+        predicted: [B].
+        measured: [B], larger is better.
+        at: number of configurations with the best predictions that count.
+
+    Returns:
+        In [0, 1]; 0 if all labels are equal.
+    """
     gains = relevance(np.asarray(measured))
     discount = 1 / np.log2(np.arange(2, min(at, len(gains)) + 2))
-    found = gains[np.argsort(-np.asarray(predicted), kind="stable")][: len(discount)] @ discount
+    order = np.argsort(-np.asarray(predicted), kind="stable")
+    gain = gains[order][: len(discount)] @ discount
     best = np.sort(gains)[::-1][: len(discount)] @ discount
-    return float(found / best) if best > 0 else 0.0
+    return float(gain / best) if best > 0 else 0.0
 
 
 def noise_ceiling(halves: np.ndarray) -> dict[str, float]:
-    """What the labels' noise allows, from the labels of two halves of the pictures.
+    """Estimate the rank correlation that noisy labels allow, from labels of halves of the pictures.
 
     Args:
-        halves: float64 [S, 2, B]: S ways to halve the pictures, the same for all B configurations.
+        halves: float64 [S, 2, B], S ways to halve the pictures, the same for all B configurations.
 
     Returns:
-        halves: rank correlation between the halves, mean over the ways; halves_low, halves_high: their 2.5 % and 97.5 %
-        quantiles; reliability: of the whole label by Spearman and Brown, 2 r / (1 + r); ceiling: its square root, what
-        a perfect predictor of the true value would reach.
+        A dictionary with
+
+        - ``halves``: rank correlation r between the halves, mean over the ways,
+        - ``halves_low`` and ``halves_high``: its 2.5 % and 97.5 % quantiles over the ways,
+        - ``reliability``: of the whole label by the Spearman-Brown formula, 2 r / (1 + r),
+        - ``ceiling``: the square root of the reliability, which a perfect predictor of the true
+          value would reach.
     """
-    found = np.array([max(srcc(first, second), 0.0) for first, second in halves])
-    r = float(found.mean())
-    low, high = np.quantile(found, [0.025, 0.975])
+    correlations = np.array([max(srcc(first, second), 0.0) for first, second in halves])
+    r = float(correlations.mean())
+    low, high = np.quantile(correlations, [0.025, 0.975])
     reliability = 2 * r / (1 + r)
     return {
         "halves": r,

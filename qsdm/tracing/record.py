@@ -446,7 +446,7 @@ def _macs(kind: str, arguments: Sequence[tuple[str, Tensor]], result: Tensor) ->
 
 @contextlib.contextmanager
 def _plain_attention() -> Iterator[None]:
-    """Replace flex_attention, which compiles itself and cannot run inside a mode, by a plain one."""
+    """Replace flex_attention, which compiles itself and cannot run inside a mode."""
 
     def attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
         return F.scaled_dot_product_attention(
