@@ -1,11 +1,12 @@
-"""Sensitivity: what each decision costs, read off the trained predictor.
+"""Sensitivity: the harm of each decision, computed from the trained predictor.
 
-    attribution     Captum's integrated gradients and group ablation, from the full-precision configuration
-    hops            norms of hop embeddings as scores of a weight and what feeds it
-    faithfulness    whether the scores foretell measured labels and the predictor's own answers
-    tables, plots   per role, op and block
+- ``attribution``: Captum's integrated gradients and group ablation, relative to full precision
+- ``hops``: norms of hop embeddings as scores of a weight and of what feeds it
+- ``faithfulness``: whether scores agree with measured labels and with the predictor's estimates
+- ``tables`` and ``plots``: results per role, op and block
 
-All scores are harms in units of the objective: what the decision takes off the predicted quality, positive is worse.
+All scores are harms, in units of the objective: the amount by which a decision lowers the predicted
+quality. Positive values are worse.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ class AttributionOptions:
     """How sensitivities are computed.
 
     Attributes:
-        num_configs: random configurations that are explained; every option of a weight occurs equally often in them.
-        steps: of the integral from full precision to the configuration.
-        seed: of these configurations.
+        num_configs: number of random configurations that are explained; every option of a weight
+            occurs equally often in them.
+        steps: number of points of the integral from full precision to the configuration.
+        seed: of the random configurations.
     """
 
     num_configs: int = 36
@@ -45,11 +47,12 @@ class Sensitivity:
     """Harm of every weight under every method.
 
     Attributes:
-        weights: names, W of them.
-        methods: M of them.
+        weights: names of W weights.
+        methods: M methods.
         scores: float64 [W, M]; NaN where a method is not on offer.
-        attribution: what made the scores: integrated_gradients, ablation_to_full, ablation_from_full or hops.
-        faithfulness: figures by name (see `qsdm.sensitivity.faithfulness`).
+        attribution: how the scores were computed: integrated_gradients, ablation_to_full,
+            ablation_from_full or hops.
+        faithfulness: faithfulness metrics by name (see `qsdm.sensitivity.faithfulness`).
     """
 
     weights: tuple[str, ...]
@@ -59,31 +62,47 @@ class Sensitivity:
     faithfulness: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        wanted = (len(self.weights), len(self.methods))
-        if self.scores.shape != wanted:
+        shape = (len(self.weights), len(self.methods))
+        if self.scores.shape != shape:
             raise ValueError(
-                f"wanted scores of shape {wanted}, weights by methods (got {self.scores.shape})"
+                f"wanted scores of shape {shape}, weights by methods (got {self.scores.shape})"
             )
 
     @property
     def per_weight(self) -> np.ndarray:
-        """Mean harm over the methods on offer, [W]; NaN where nothing is known."""
+        """Mean harm over the methods on offer, float64 [W]; NaN for a weight without scores."""
         return _mean(self.scores)
 
     def at_bits(self, bits: int) -> np.ndarray:
-        """Mean harm over the methods of ``bits``, [W]; NaN where none is on offer."""
+        """Compute the mean harm over the methods of ``bits``.
+
+        Args:
+            bits: of the methods.
+
+        Returns:
+            Float64 [W]; NaN where no such method is on offer.
+        """
         return _mean(
             self.scores[:, [i for i, method in enumerate(self.methods) if method.bits == bits]]
         )
 
     def score(self, weight: str, method: QuantMethod) -> float | None:
-        """Harm of a weight under a method; None where it is not known."""
+        """Look up the harm of a weight under a method.
+
+        Args:
+            weight: its name.
+            method: the method.
+
+        Returns:
+            The harm; None if there is no score.
+        """
         if weight not in self.weights or method not in self.methods:
             return None
-        found = self.scores[self.weights.index(weight), self.methods.index(method)]
-        return None if np.isnan(found) else float(found)
+        score = self.scores[self.weights.index(weight), self.methods.index(method)]
+        return None if np.isnan(score) else float(score)
 
     def to_json(self) -> dict[str, Any]:
+        """The contents of sensitivity.json; NaN becomes null."""
         return {
             "weights": list(self.weights),
             "methods": [str(method) for method in self.methods],
@@ -94,6 +113,7 @@ class Sensitivity:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Sensitivity:
+        """The inverse of `to_json`."""
         scores = np.array(
             [[np.nan if v is None else v for v in row] for row in data["scores"]], dtype=np.float64
         )
@@ -104,9 +124,17 @@ class Sensitivity:
 
 
 def balanced_genes(space: Space, num: int, rng: np.random.Generator) -> np.ndarray:
-    """Random configurations, int64 [num, W]: weights decide independently, each option occurs equally often (+- 1).
+    """Draw random configurations in which weights are independent and options equally frequent.
 
-    `Space.sample` ties the bits of all weights together, which would blame a weight for its company.
+    `Space.sample` correlates the bits of all weights, so that a weight would be blamed for others.
+
+    Args:
+        space: W weights and the methods on offer for each.
+        num: number of configurations.
+        rng: source of randomness.
+
+    Returns:
+        Genes, int64 [num, W]; counts of a weight's options differ by at most one.
     """
     genes = np.empty((num, len(space.options)), dtype=np.int64)
     for i, offered in enumerate(space.options):
@@ -115,11 +143,15 @@ def balanced_genes(space: Space, num: int, rng: np.random.Generator) -> np.ndarr
 
 
 def by_decision(space: Space, genes: np.ndarray, harms: np.ndarray) -> np.ndarray:
-    """Mean harm of each decision, [W, M]; NaN where it never occurs.
+    """Average the harm of each decision over configurations.
 
     Args:
+        space: W weights and the methods on offer for each.
         genes: int64 [B, W].
-        harms: of each weight in each configuration, [B, W].
+        harms: float64 [B, W], of each weight in each configuration.
+
+    Returns:
+        Float64 [W, M]; NaN where a decision never occurs.
     """
     scores = np.full((len(space.options), len(space.methods)), np.nan)
     for i, offered in enumerate(space.options):
@@ -130,8 +162,8 @@ def by_decision(space: Space, genes: np.ndarray, harms: np.ndarray) -> np.ndarra
 
 
 def _mean(scores: np.ndarray) -> np.ndarray:
-    known = ~np.isnan(scores)
-    total = np.where(known, scores, 0).sum(axis=1)
+    present = ~np.isnan(scores)
+    total = np.where(present, scores, 0).sum(axis=1)
     return np.divide(
-        total, known.sum(axis=1), out=np.full(len(total), np.nan), where=known.any(axis=1)
+        total, present.sum(axis=1), out=np.full(len(total), np.nan), where=present.any(axis=1)
     )

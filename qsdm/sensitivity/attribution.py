@@ -1,10 +1,14 @@
-"""Attributions of the predictor's answer to weights and to groups of weights, with Captum.
+"""Attributions of the predictor's estimate to weights and to groups of weights, with Captum.
 
-Integrated gradients: harm_w = -(x_w - x0_w) . integral over t in [0, 1] of df/dx_w (x0 + t (x - x0)), for a one-hot
-configuration x and the full-precision configuration x0. The harms add up to f(x0) - f(x); the gap is reported.
+Integrated gradients, for a one-hot configuration x and the full-precision configuration x0::
 
-Ablation, in both directions, since it does not add up where weights interact: ``to_full`` gives a group of the
-quantized denoiser its full precision, ``from_full`` quantizes that group alone.
+    harm_w = -(x_w - x0_w) . integral over t in [0, 1] of df/dx_w (x0 + t (x - x0))
+
+The harms add up to f(x0) - f(x), up to an integration error that is reported.
+
+Ablation is done in both directions, because it does not add up where weights interact: ``to_full``
+restores a group of the quantized denoiser to full precision, ``from_full`` quantizes that group
+alone.
 
 References:
     Axiomatic Attribution for Deep Networks (Sundararajan et al., 2017), Eq. 1 and proposition 1.
@@ -22,21 +26,31 @@ from qsdm.predictor import Predictor
 
 
 def answer(predictor: Predictor) -> Callable[[Tensor], Tensor]:
-    """One-hot or relaxed [B, W, M + 1] => predicted quality [B], the mean of the folds."""
+    """Return the function that is explained: the mean of the folds' estimates.
+
+    Args:
+        predictor: a trained predictor.
+
+    Returns:
+        A differentiable function from configurations, one-hot or relaxed, float32 [B, W, M + 1], to
+        predicted quality, float32 [B].
+    """
     return lambda configurations: predictor.by_fold(configurations).mean(dim=0)
 
 
 def integrated_gradients(
     predictor: Predictor, genes: np.ndarray, steps: int = 24
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Harm of each weight in each configuration.
+    """Compute the harm of each weight in each configuration by integrated gradients.
 
     Args:
+        predictor: trained on the space of the genes.
         genes: int64 [B, W].
-        steps: points of the Gauss-Legendre rule.
+        steps: number of points of the Gauss-Legendre rule.
 
     Returns:
-        Harms, float64 [B, W], and what their sums lack, [B]: f(x0) - f(x) - sum over weights.
+        Harms, float64 [B, W], and the integration error, float64 [B]: f(x0) - f(x) minus the sum of
+        the harms.
     """
     from captum.attr import IntegratedGradients
 
@@ -44,7 +58,7 @@ def integrated_gradients(
     full = torch.from_numpy(predictor.encoding.full_precision())
     function = answer(predictor)
     method = IntegratedGradients(function)
-    # One configuration at a time: a path of ``steps`` points is a batch that stays in the cache.
+    # One configuration at a time: a batch of ``steps`` points stays in the cache.
     parts = [
         method.attribute(one[None], baselines=full, n_steps=steps).sum(dim=2)
         for one in configurations
@@ -56,11 +70,12 @@ def integrated_gradients(
 
 
 def ablation(predictor: Predictor, genes: np.ndarray, groups: np.ndarray) -> dict[str, np.ndarray]:
-    """Harm of each group of weights, in both directions.
+    """Compute the harm of each group of weights by ablation, in both directions.
 
     Args:
+        predictor: trained on the space of the genes.
         genes: int64 [B, W].
-        groups: int64 [W], the group of each weight, from 0 upwards without gaps.
+        groups: int64 [W], the group of each weight, from 0 to G - 1 without gaps.
 
     Returns:
         ``to_full`` and ``from_full``, float64 [B, G] each.
@@ -74,10 +89,10 @@ def ablation(predictor: Predictor, genes: np.ndarray, groups: np.ndarray) -> dic
     first = [int((groups == g).argmax()) for g in range(groups.max() + 1)]
     method = FeatureAblation(answer(predictor))
     directions = {"to_full": (configurations, full, -1), "from_full": (full, configurations, 1)}
-    found = {}
+    harms = {}
     with torch.no_grad():
         for name, (inputs, baselines, sign) in directions.items():
-            # f(inputs) - f(inputs with the group replaced), repeated on each element of the group: take one
+            # f(inputs) - f(inputs with the group replaced), on each element of the group: take one
             change = method.attribute(inputs, baselines=baselines, feature_mask=mask)
-            found[name] = sign * change[:, first, 0].double().numpy()
-    return found
+            harms[name] = sign * change[:, first, 0].double().numpy()
+    return harms

@@ -1,13 +1,19 @@
-"""Whether scores say the truth.
+"""Faithfulness metrics for attributions.
 
-additive_srcc   rank correlation of measured labels with minus the sum of the configuration's scores; these are labels
-                that the predictor has learned from, so this tells scores apart and says nothing of its accuracy
-deletion        full precision is given to one weight after the other, the most harmful first: the mean share of the
-                total harm that is undone along the way, minus the same for a random order; larger is better
-agreement       rank correlation over weights with the harm of quantizing each weight alone, as the predictor sees it
-interventions   linear correlation over weights with the harm that was measured on the denoiser itself, each weight
-                quantized alone (``measure alone=METHOD``); linear, since most of them do less harm than the noise
-interventions_srcc    the same of ranks
+``additive_srcc``
+    Rank correlation of measured labels with minus the sum of the configuration's scores. The
+    predictor was trained on these labels, so this compares scores; it is not a test of accuracy.
+``deletion``
+    Weights are restored to full precision one by one, the most harmful first. The metric is the
+    mean share of the total harm that is undone along the way, minus that of a random order; larger
+    is better.
+``agreement``
+    Rank correlation, over weights, with the predicted harm of quantizing each weight alone.
+``interventions``
+    Linear correlation, over weights, with the measured harm of quantizing each weight alone
+    (``measure alone=METHOD``). It is linear because most weights do less harm than the noise.
+``interventions_srcc``
+    The rank correlation of the same harms.
 """
 
 from __future__ import annotations
@@ -23,11 +29,15 @@ from qsdm.sensitivity import Sensitivity
 
 
 def additive_srcc(sensitivity: Sensitivity, columns: np.ndarray, labels: np.ndarray) -> float:
-    """Rank correlation of labels with minus the sum of scores.
+    """Compute the rank correlation of labels with minus the sum of scores.
 
     Args:
-        columns: int64 [B, W], the method's column of each decision.
-        labels: [B], larger is better.
+        sensitivity: scores of W weights under M methods.
+        columns: int64 [B, W], column of each decision's method.
+        labels: float64 [B], larger is better.
+
+    Returns:
+        In [-1, 1].
     """
     scores = np.where(np.isnan(sensitivity.scores), 0, sensitivity.scores)
     return srcc(-scores[np.arange(columns.shape[1]), columns].sum(axis=1), labels)
@@ -36,20 +46,22 @@ def additive_srcc(sensitivity: Sensitivity, columns: np.ndarray, labels: np.ndar
 def interventions(
     sensitivity: Sensitivity, measured: Mapping[tuple[str, QuantMethod], float]
 ) -> dict[str, float]:
-    """Correlations of scores with measured harm, over the weights that were quantized alone and have a score; none for
-    fewer than three.
+    """Correlate scores with the measured harm of weights that were quantized alone.
 
     Args:
+        sensitivity: scores of weights under methods.
         measured: harm by weight and method.
+
+    Returns:
+        ``interventions`` and ``interventions_srcc``, over the weights that have a score; empty for
+        fewer than three of them, or if all scores or all harms are equal.
     """
     pairs = [
         (sensitivity.score(weight, method), harm) for (weight, method), harm in measured.items()
     ]
-    known = np.array([pair for pair in pairs if pair[0] is not None], dtype=np.float64).reshape(
-        -1, 2
-    )
-    scores, harms = known.T
-    if len(known) < 3 or scores.std() == 0 or harms.std() == 0:
+    both = [pair for pair in pairs if pair[0] is not None]
+    scores, harms = np.array(both, dtype=np.float64).reshape(-1, 2).T
+    if len(both) < 3 or scores.std() == 0 or harms.std() == 0:
         return {}
     return {
         "interventions": float(np.corrcoef(scores, harms)[0, 1]),
@@ -64,12 +76,17 @@ def deletion(
     rng: np.random.Generator,
     steps: int = 16,
 ) -> float:
-    """Mean share of the harm undone by the scores' order, over that of a random order.
+    """Compute how much faster harm is undone in the order of the scores than in a random order.
 
     Args:
+        predictor: trained on the space of the genes.
         genes: int64 [W], one configuration.
-        per_weight: harm of each weight in it, [W].
-        steps: points along the way.
+        per_weight: float64 [W], harm of each weight in it.
+        rng: source of the random orders.
+        steps: number of points along the way.
+
+    Returns:
+        Mean share of the total harm that is undone along the way, minus that of random orders.
     """
     import torch
 

@@ -1,11 +1,15 @@
-"""Scores from the norms of hop embeddings: of a weight (hop 0) and of the m-hop subgraph that ends at it.
+"""Scores from the norms of hop embeddings, for a weight (hop 0) and its m-hop subgraph.
 
-Training made the norm of a graph's hop-m embedding rank configurations like their labels. The norm of one weight's
-embedding, standardised over the training part of its fold, is therefore a score of its subgraph; hops count by the rank
-correlation that they reached on the fold's validation part, never on its test part.
+The subgraph is what feeds the weight, m steps back.
+
+The networks are trained so that the norm of the graph's hop-m embedding ranks configurations like
+their labels. The norm of one weight's embedding, standardized over the training part of its fold,
+is therefore a score of its subgraph. Each hop is weighted by the rank correlation that it reached
+on the fold's validation part, never on its test part.
 
 References:
-    Qua²SeDiMo: Quantifiable Quantization Sensitivity of Diffusion Models (Mills et al., 2025), section 4.
+    Qua²SeDiMo: Quantifiable Quantization Sensitivity of Diffusion Models (Mills et al., 2025),
+    section 4.
 """
 
 from __future__ import annotations
@@ -17,10 +21,14 @@ from qsdm.predictor import Predictor
 
 
 def hop_harms(predictor: Predictor, genes: np.ndarray) -> np.ndarray:
-    """Harm of each weight's subgraph at each hop: float64 [H + 1, B, W], in the objective's units up to a factor.
+    """Score each weight's subgraph at each hop.
 
     Args:
+        predictor: trained on the space of the genes.
         genes: int64 [B, W].
+
+    Returns:
+        Harms, float64 [H + 1, B, W], in units of the objective up to a factor.
     """
     from qsdm.predictor.fit import evaluate
 

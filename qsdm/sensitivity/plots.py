@@ -1,4 +1,4 @@
-"""Sensitivities as pictures."""
+"""Figures of sensitivities."""
 
 from __future__ import annotations
 
@@ -20,45 +20,55 @@ LABELS = {
 
 
 def bars(rows: list[dict[str, Any]], kind: str, unit: str, limit: int = 24) -> Figure:
-    """Harm of each group by three attributions, the greatest first.
+    """Plot the harm of each group by three attributions, the most harmful group first.
 
     Args:
         rows: of `qsdm.sensitivity.tables.table`.
-        unit: of the harm, as "predicted fd_lite0".
+        kind: of the groups: role, op or block.
+        unit: of the harm, for example "predicted fd_lite0".
+        limit: maximum number of groups.
+
+    Returns:
+        The figure.
     """
     from matplotlib.figure import Figure
 
     ordered = sorted(rows, key=lambda row: -row["integrated_gradients"])[:limit][::-1]
     figure = Figure(figsize=(8, 1.4 + 0.34 * len(ordered)), layout="constrained")
     axes = figure.subplots()
-    place = np.arange(len(ordered))
+    position = np.arange(len(ordered))
     for offset, name in zip((0.26, 0.0, -0.26), COLORS, strict=True):
         axes.barh(
-            place + offset,
+            position + offset,
             [row[name] for row in ordered],
             0.25,
             color=COLORS[name],
             label=LABELS[name],
         )
-    axes.set_yticks(place, [f"{row['name']} ({row['num_weights']})" for row in ordered], fontsize=8)
+    names = [f"{row['name']} ({row['num_weights']})" for row in ordered]
+    axes.set_yticks(position, names, fontsize=8)
     axes.axvline(0, color="black", linewidth=0.6)
-    axes.set_xlabel(f"harm ({unit}); number of weights in brackets")
-    left_out = len(rows) - len(ordered)
-    axes.set_title(
-        f"Sensitivity per {kind}" + (f", {left_out} smaller ones left out" if left_out else ""),
-        fontsize=10,
-    )
+    axes.set_xlabel(f"harm ({unit}); number of weights in parentheses")
+    num_hidden = len(rows) - len(ordered)
+    hidden = f", {num_hidden} less harmful ones not shown" if num_hidden else ""
+    axes.set_title(f"Sensitivity per {kind}{hidden}", fontsize=10)
     axes.legend(fontsize=8, loc="lower right", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
 def against_measured(rows: list[dict[str, Any]], unit: str, named: int = 3) -> Figure:
-    """Attributed harm of weights against what was measured of each, quantized alone; linear below 1, logarithmic above.
+    """Plot the attributed harm of weights against their measured harm when quantized alone.
+
+    The axes are linear below 1 and logarithmic above.
 
     Args:
-        rows: weight, method, measured, integrated_gradients.
-        named: how many of the most harmful ones get their name.
+        rows: mappings with weight, method, measured and integrated_gradients.
+        unit: of the attributed harm, for example "predicted fd_lite0".
+        named: number of weights, the most harmful ones, that are annotated with their names.
+
+    Returns:
+        The figure.
     """
     from matplotlib.figure import Figure
 
@@ -86,7 +96,16 @@ def against_measured(rows: list[dict[str, Any]], unit: str, named: int = 3) -> F
 
 
 def heat_map(sensitivity: Sensitivity, unit: str, limit: int = 120) -> Figure:
-    """Harm of every weight, in the graph's order, under every method; the ``limit`` most sensitive ones of many."""
+    """Plot the harm of every weight under every method, in the order of the graph.
+
+    Args:
+        sensitivity: scores of all decisions.
+        unit: of the harm, for example "predicted fd_lite0".
+        limit: maximum number of weights; the most sensitive ones are shown.
+
+    Returns:
+        The figure.
+    """
     from matplotlib.figure import Figure
 
     chosen = np.sort(np.argsort(-np.nan_to_num(sensitivity.per_weight))[:limit])
@@ -102,7 +121,7 @@ def heat_map(sensitivity: Sensitivity, unit: str, limit: int = 120) -> Figure:
     axes.set_xticks(range(len(methods)), methods, rotation=45, ha="right", fontsize=8)
     axes.set_yticks(range(len(chosen)), [sensitivity.weights[i] for i in chosen], fontsize=5)
     axes.set_title(
-        f"Harm of each decision ({sensitivity.attribution.replace('_', ' ')}); grey: not on offer",
+        f"Harm of each decision ({sensitivity.attribution.replace('_', ' ')}); gray: not on offer",
         fontsize=9,
     )
     figure.colorbar(image, ax=axes, label=unit, shrink=0.5)

@@ -1,4 +1,4 @@
-"""Sensitivity per role, op and block, as plain rows."""
+"""Tables of sensitivity per role, op and block."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ KINDS = ("role", "op", "block")
 
 
 def groups_of(space: Space, kind: str) -> tuple[list[str], np.ndarray]:
-    """Names of the groups in order of first use, and the group of each weight, int64 [W].
+    """Group a space's weights.
 
     Args:
-        kind: role, op or block (the stage where a weight lies in no block).
+        space: W weights and the methods on offer for each.
+        kind: role, op or block; a weight outside any block is grouped by its stage.
+
+    Returns:
+        Names of the groups, in order of first use, and the group of each weight, int64 [W].
     """
     nodes = [space.graph.node_of(weight.name) for weight in space.graph.weights]
     keys = [
@@ -34,17 +38,21 @@ def table(
     from_full: np.ndarray,
     hops: np.ndarray,
 ) -> list[dict[str, Any]]:
-    """One row per group.
+    """Tabulate the harm of each group of weights, averaged over configurations.
 
     Args:
-        harms: [B, W] by integrated gradients.
-        to_full, from_full: [B, G] by ablation.
-        hops: [B, W].
+        space: W weights and the methods on offer for each.
+        kind: of the groups: role, op or block.
+        harms: float64 [B, W], by integrated gradients.
+        to_full: float64 [B, G], by ablation: the group restored to full precision.
+        from_full: float64 [B, G], by ablation: the group quantized alone.
+        hops: float64 [B, W], by norms of hop embeddings.
 
     Returns:
-        Rows with name, num_weights, share_of_values, and harms, means over configurations: ``integrated_gradients``
-        (sum over the group; all groups add up to the total), ``per_weight`` (their mean), ``to_full``, ``from_full``,
-        ``hops`` (mean over the group's weights).
+        One row per group, with ``name``, ``num_weights``, ``share_of_values`` and the harms:
+        ``integrated_gradients`` (sum over the group; all groups add up to the total),
+        ``per_weight`` (their mean), ``to_full``, ``from_full`` and ``hops`` (mean over the group's
+        weights).
     """
     names, groups = groups_of(space, kind)
     sizes = np.array([weight.numel for weight in space.graph.weights]) / space.graph.num_values
@@ -68,7 +76,16 @@ def table(
 
 
 def text(kind: str, rows: list[dict[str, Any]], limit: int = 12) -> str:
-    """The groups of greatest harm, for the terminal."""
+    """Format the most harmful groups for the terminal.
+
+    Args:
+        kind: of the groups: role, op or block.
+        rows: of `table`.
+        limit: maximum number of groups.
+
+    Returns:
+        Several lines of text.
+    """
     ordered = sorted(rows, key=lambda row: -row["integrated_gradients"])
     width = max(len(kind), *(len(row["name"]) for row in ordered[:limit])) + 2
     heads = ("weights", "of values", "harm", "per weight", "to full", "from full")

@@ -1,10 +1,10 @@
-"""Search strategies: `Strategy.ask` proposes configurations, `Strategy.tell` learns what they are worth.
+"""Search strategies: `Strategy.ask` proposes configurations, `Strategy.tell` receives their values.
 
-A strategy never evaluates anything: the command that runs it owns budget, scoring and logging. What is chosen on the
-command line (one entry of ``conf/strategy``) is a small frozen dataclass of options whose ``start`` makes the strategy;
-every other file here is one of them.
+A strategy never evaluates anything: the command that runs it owns budget, scoring and logging. An
+entry of ``conf/strategy`` names a frozen dataclass of options, whose ``start`` begins a search;
+each module here holds one strategy.
 
-Axes: B configurations, W weights, O options of the weight that has most, K objectives.
+Axes: B configurations, W weights, O options of the weight that has the most, K objectives.
 """
 
 from __future__ import annotations
@@ -19,17 +19,21 @@ from qsdm.qconfig import Space
 
 
 class Strategy(Protocol):
-    """One search in progress."""
+    """A search in progress."""
 
     def ask(self) -> np.ndarray:
-        """Configurations to evaluate: genes, int64 [B, W] (see `Space.encode`)."""
+        """Propose configurations to evaluate.
+
+        Returns:
+            Genes, int64 [B, W] (see `Space.encode`).
+        """
 
     def tell(self, genes: np.ndarray, values: np.ndarray) -> None:
-        """What the configurations of the last `ask` are worth.
+        """Receive the values of the configurations of the last `ask`.
 
         Args:
-            genes: int64 [B, W], as asked.
-            values: float64 [B, K], to be minimised.
+            genes: int64 [B, W], as `ask` returned them.
+            values: float64 [B, K], to be minimized.
         """
 
 
@@ -37,22 +41,28 @@ class StrategyOptions(Protocol):
     """One entry of ``conf/strategy``."""
 
     def start(self, problem: Problem, seeds: np.ndarray, rng: np.random.Generator) -> Strategy:
-        """A new search.
+        """Begin a search.
 
         Args:
-            seeds: configurations that are known to be good, int64 [S, W]; S may be 0.
+            problem: the space as arrays.
+            seeds: int64 [S, W], good configurations to start from; S may be 0.
+            rng: source of randomness.
+
+        Returns:
+            The search.
         """
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Problem:
-    """A space as arrays: what a strategy needs to know of it.
+    """A space as arrays: all that a strategy needs to know about it.
 
     Attributes:
-        num_options: int64 [W].
-        size_bytes: int64 [W, O]; 0 beyond a weight's options.
-        error: float64 [W, O], relative squared error of the weight (see `MethodTable`); infinite beyond a weight's
-            options.
+        space: W weights and the methods on offer for each.
+        error: float64 [W, O], relative squared error of the weight (see `MethodTable`); infinite
+            beyond a weight's options.
+        num_options: int64 [W], number of options.
+        size_bytes: int64 [W, O], size of the weight; 0 beyond a weight's options.
     """
 
     space: Space
@@ -71,26 +81,55 @@ class Problem:
 
     @staticmethod
     def of(space: Space, table: MethodTable) -> Problem:
-        """Raises ValueError if the table lacks a weight or a method of the space."""
+        """Combine a space with the errors of its weights.
+
+        Args:
+            space: W weights and the methods on offer for each.
+            table: errors of the weights under the methods.
+
+        Returns:
+            The problem.
+
+        Raises:
+            ValueError: the table lacks a weight or a method of the space.
+        """
         column = {method: i for i, method in enumerate(table.methods)}
         row = {name: i for i, name in enumerate(table.weights)}
         error = np.full(sizes_of(space)[1].shape, np.inf)
         for i, (weight, offered) in enumerate(zip(space.graph.weights, space.options, strict=True)):
             for o, method in enumerate(offered):
-                known = weight.name in row and method in column
-                error[i, o] = table.rel_error[row[weight.name], column[method]] if known else np.nan
+                in_table = weight.name in row and method in column
+                error[i, o] = (
+                    table.rel_error[row[weight.name], column[method]] if in_table else np.nan
+                )
                 if np.isnan(error[i, o]):
                     raise ValueError(
-                        f"{method} was not calibrated for {weight.name!r}: calibrate this space again"
+                        f"{method} was not calibrated for {weight.name!r}: "
+                        "calibrate this space again"
                     )
         return Problem(space, error)
 
     def size_of(self, genes: np.ndarray) -> np.ndarray:
-        """Bytes of configurations: genes, int64 [B, W] => int64 [B]."""
+        """Compute the size of configurations.
+
+        Args:
+            genes: int64 [B, W].
+
+        Returns:
+            Bytes, int64 [B].
+        """
         return self.size_bytes[np.arange(len(self.num_options)), genes].sum(axis=-1)
 
     def sample(self, rng: np.random.Generator, num: int) -> np.ndarray:
-        """Random configurations by the rule of `Space.sample`, many at once: genes, int64 [num, W]."""
+        """Draw many random configurations at once, by the rule of `Space.sample`.
+
+        Args:
+            rng: source of randomness.
+            num: number of configurations.
+
+        Returns:
+            Genes, int64 [num, W].
+        """
         bits, share = bits_of(self.space)
         widths = np.unique(bits[share > 0])
         target = rng.uniform(widths[0], widths[-1], size=num)
@@ -106,13 +145,29 @@ class Problem:
 
 
 def draw(weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One option for each weight: float64 [W, O], not negative, a row need not sum to 1 => genes, int64 [W]."""
+    """Draw one option for each weight.
+
+    Args:
+        weights: float64 [W, O], not negative, proportional to the probability of each option.
+        rng: source of randomness.
+
+    Returns:
+        Genes, int64 [W].
+    """
     cumulative = weights.cumsum(axis=1)
     return (rng.random((len(weights), 1)) * cumulative[:, -1:] >= cumulative).sum(axis=1)
 
 
 def bits_of(space: Space) -> tuple[np.ndarray, np.ndarray]:
-    """Bits of each option, and 1 / (options of the weight with these bits); float64 [W, O], 0 beyond its options."""
+    """Tabulate the bits of each option.
+
+    Args:
+        space: W weights and the methods on offer for each.
+
+    Returns:
+        The bits, and 1 / (number of the weight's options with these bits); float64 [W, O], 0 beyond
+        the weight's options.
+    """
     num = max(len(offered) for offered in space.options)
     bits, share = np.zeros((2, len(space.options), num))
     for i, offered in enumerate(space.options):
@@ -124,7 +179,14 @@ def bits_of(space: Space) -> tuple[np.ndarray, np.ndarray]:
 
 
 def sizes_of(space: Space) -> tuple[np.ndarray, np.ndarray]:
-    """Number of options, int64 [W], and their bytes, int64 [W, O]."""
+    """Tabulate the sizes of each option.
+
+    Args:
+        space: W weights and the methods on offer for each.
+
+    Returns:
+        Number of options, int64 [W], and their bytes, int64 [W, O], 0 beyond the weight's options.
+    """
     options = np.array([len(offered) for offered in space.options], dtype=np.int64)
     sizes = np.zeros((len(options), options.max()), dtype=np.int64)
     for i, (weight, offered) in enumerate(zip(space.graph.weights, space.options, strict=True)):

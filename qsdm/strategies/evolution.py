@@ -1,6 +1,7 @@
-"""NSGA-II over the space: genomes are rows of an int matrix, the operators are our own, duplicates are removed by hash.
+"""Evolutionary search by NSGA-II, with operators for configurations and no duplicates.
 
-References: Deb et al., A Fast and Elitist Multiobjective Genetic Algorithm: NSGA-II (2002).
+References:
+    A Fast and Elitist Multiobjective Genetic Algorithm: NSGA-II (Deb et al., 2002).
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ class Evolution:
     """Options of the evolutionary search.
 
     Attributes:
-        population: configurations that survive a generation.
-        offspring: configurations per `ask`.
-        crossover: probability that a child has two parents.
-        mutation: largest share of a child's weights that change; the share is drawn per child, log-uniform, one weight
-            at least.
+        population: number of configurations that survive a generation, at least 4.
+        offspring: number of configurations per `ask`.
+        crossover: probability that a child has two parents, in [0, 1].
+        mutation: largest share of a child's weights that change, in (0, 1]. The share is drawn for
+            each child from a log-uniform distribution; at least one weight changes.
     """
 
     population: int = 100
@@ -33,21 +34,33 @@ class Evolution:
     def __post_init__(self) -> None:
         if self.population < 4 or self.offspring < 1:
             raise ValueError(
-                f"evolution needs a population >= 4 and offspring (got {self.population} and {self.offspring})"
+                f"evolution needs a population of at least 4 and at least 1 offspring "
+                f"(got {self.population} and {self.offspring})"
             )
         if not (0 <= self.crossover <= 1 and 0 < self.mutation <= 1):
             raise ValueError(
-                f"crossover and mutation are shares in [0, 1] (got {self.crossover} and {self.mutation})"
+                f"crossover must be in [0, 1] and mutation in (0, 1] "
+                f"(got {self.crossover} and {self.mutation})"
             )
 
     def start(
         self, problem: Problem, seeds: np.ndarray, rng: np.random.Generator
     ) -> EvolutionSearch:
+        """Begin a search (see `StrategyOptions.start`)."""
         return EvolutionSearch(self, problem, seeds, rng)
 
 
 class EvolutionSearch:
-    """One run of NSGA-II. The first `ask` returns the seeds, filled up with random configurations to the population."""
+    """One run of NSGA-II.
+
+    The first `ask` returns the seeds, and random configurations up to the size of the population.
+
+    Args:
+        options: of the search.
+        problem: the space as arrays.
+        seeds: int64 [S, W], good configurations to start from; S may be 0.
+        rng: source of randomness.
+    """
 
     def __init__(
         self, options: Evolution, problem: Problem, seeds: np.ndarray, rng: np.random.Generator
@@ -83,15 +96,25 @@ class EvolutionSearch:
         self._asked: Any = None
 
     def ask(self) -> np.ndarray:
+        """Propose a generation (see `Strategy.ask`)."""
         self._asked = self._algorithm.ask()
         return np.asarray(self._asked.get("X"), dtype=np.int64)
 
     def tell(self, genes: np.ndarray, values: np.ndarray) -> None:
+        """Receive the values of the last `ask` (see `Strategy.tell`).
+
+        Args:
+            genes: int64 [B, W], as `ask` returned them.
+            values: float64 [B, 2], to be minimized.
+
+        Raises:
+            ValueError: the genes are not those of the last `ask`.
+        """
         from pymoo.core.evaluator import Evaluator
         from pymoo.problems.static import StaticProblem
 
         if self._asked is None or not np.array_equal(genes, self._asked.get("X")):
-            raise ValueError("tell needs the configurations of the last ask")
+            raise ValueError("tell needs the configurations of the last ask, in the same order")
         Evaluator().eval(StaticProblem(self._problem, F=values), self._asked)
         self._algorithm.tell(infills=self._asked)
         self._asked = None
@@ -105,8 +128,9 @@ def _operators(
     from pymoo.core.mutation import Mutation
 
     class Mix(Crossover):
-        """Half of the pairs exchange weights one by one, half exchange a contiguous run: neighbours in the graph act
-        together.
+        """Half of the pairs exchange single weights, and half exchange a contiguous run.
+
+        Weights that are neighbors in the graph act together.
         """
 
         def __init__(self) -> None:
@@ -115,13 +139,13 @@ def _operators(
         def _do(self, _: Any, x: np.ndarray, **__: Any) -> np.ndarray:  # x: [2, pairs, W]
             _, pairs, num = x.shape
             ends = np.sort(rng.integers(num + 1, size=(pairs, 2)), axis=1)
-            place = np.arange(num)
-            run = (place >= ends[:, :1]) & (place < ends[:, 1:])
+            index = np.arange(num)
+            run = (index >= ends[:, :1]) & (index < ends[:, 1:])
             swap = np.where(rng.random((pairs, 1)) < 0.5, run, rng.random((pairs, num)) < 0.5)
             return np.stack([np.where(swap, x[1], x[0]), np.where(swap, x[0], x[1])])
 
     class Redraw(Mutation):
-        """Some weights draw another of their options, uniformly."""
+        """Some weights draw another of their options, uniformly at random."""
 
         def _do(self, _: Any, x: np.ndarray, **__: Any) -> np.ndarray:  # x: [B, W]
             batch, num = x.shape
@@ -134,7 +158,7 @@ def _operators(
             return np.where(hit, shifted, x)
 
     class SameBytes(DuplicateElimination):
-        """Equal genomes, found by hash."""
+        """Detects equal configurations by hash."""
 
         def _do(self, pop: Any, other: Any, is_duplicate: np.ndarray) -> np.ndarray:
             seen = (

@@ -1,6 +1,4 @@
-"""Fronts of two objectives that are both minimised: which points no other point beats, and the area that they
-dominate.
-"""
+"""Fronts of two minimized objectives: points that no other beats, and the area they dominate."""
 
 from __future__ import annotations
 
@@ -8,13 +6,13 @@ import numpy as np
 
 
 def front(values: np.ndarray) -> np.ndarray:
-    """The points that no other point dominates, the first of equal ones.
+    """Find the points that no other point dominates; of equal points, the first.
 
     Args:
-        values: float64 [B, 2], to be minimised.
+        values: float64 [B, 2], to be minimized.
 
     Returns:
-        Indices, int64, by rising second objective.
+        Their indices, int64, in ascending order of the second objective.
     """
     order = np.lexsort((values[:, 0], values[:, 1]))
     best = (
@@ -26,12 +24,14 @@ def front(values: np.ndarray) -> np.ndarray:
 
 
 def hypervolume(values: np.ndarray, reference: np.ndarray) -> float:
-    """Area between the front of ``values`` and the point ``reference``; points that are not better than it in both add
-    nothing.
+    """Compute the area between the front of points and a reference point.
 
     Args:
-        values: float64 [B, 2], to be minimised.
-        reference: float64 [2].
+        values: float64 [B, 2], to be minimized.
+        reference: float64 [2]; points that are not better in both objectives add nothing.
+
+    Returns:
+        The area, not negative.
     """
     inside = values[(values < reference).all(axis=1)]
     inside = inside[front(inside)]

@@ -1,11 +1,12 @@
-"""The greedy path of an additive model: from the least harm to the fewest bytes, one weight at a time, least harm per
-saved byte first.
+"""Greedy search along the path of an additive model, from the least harm to the fewest bytes.
 
-For each weight only options on the lower convex hull of (bytes, harm) are taken; then the steps of all weights sort by
-slope into one path, and every configuration on it is the best of its size (the linear relaxation of the multiple-choice
-knapsack problem).
+The path changes one weight at a time, in the order of harm per saved byte. For each weight, only
+options on the lower convex hull of (bytes, harm) are used. Sorting the steps of all weights by
+slope then gives one path, and every configuration on it is the best of its size (by the linear
+relaxation of the multiple-choice knapsack problem).
 
-References: Sinha and Zoltners, The Multiple-Choice Knapsack Problem (1979), sections 1 and 2.
+References:
+    The Multiple-Choice Knapsack Problem (Sinha and Zoltners, 1979), sections 1 and 2.
 """
 
 from __future__ import annotations
@@ -20,22 +21,25 @@ from qsdm.strategies import Problem
 
 
 def path(problem: Problem, harm: np.ndarray) -> np.ndarray:
-    """Configurations from least harm to fewest bytes.
+    """Compute the path of configurations from the least harm to the fewest bytes.
 
     Args:
-        harm: float64 [W, O], what each option of each weight costs in quality, on one scale for all weights (an error,
-            or a loss of predicted quality); whatever stands beyond a weight's options is ignored.
+        problem: the space as arrays.
+        harm: float64 [W, O], loss of quality by each option of each weight, on one scale for all
+            weights (an error, or a loss of predicted quality); entries beyond a weight's options
+            are ignored.
 
     Returns:
-        Genes, int64 [P, W], by falling bytes.
+        Genes, int64 [P, W], in descending order of bytes.
 
     Raises:
-        ValueError: a harm is not finite.
+        ValueError: a harm is not finite, or the shape is wrong.
     """
     offered = np.arange(problem.size_bytes.shape[1]) < problem.num_options[:, None]
     if harm.shape != offered.shape or not np.isfinite(harm[offered]).all():
         raise ValueError(
-            f"greedy needs a finite harm of each option, shape {offered.shape} (got shape {harm.shape})"
+            f"greedy needs a finite harm for each option, shape {offered.shape} "
+            f"(got shape {harm.shape}, {np.isfinite(harm).sum()} finite values)"
         )
     start = np.empty(len(problem.num_options), dtype=np.int64)
     steps: list[tuple[float, int, int]] = []  # (harm per saved byte, weight, option)
@@ -52,9 +56,12 @@ def path(problem: Problem, harm: np.ndarray) -> np.ndarray:
 
 
 def _hull(size: np.ndarray, harm: np.ndarray) -> list[int]:
-    """Options on the lower convex hull, from the least harm (fewest bytes among equals) to the fewest bytes."""
+    """Options on the lower convex hull, from the least harm to the fewest bytes.
+
+    Of equally harmful options, the smallest comes first.
+    """
     hull: list[int] = []
-    for option in np.lexsort((harm, -size)):  # by falling bytes
+    for option in np.lexsort((harm, -size)):  # in descending order of bytes
         while hull and harm[option] <= harm[hull[-1]]:
             hull.pop()
         if hull and size[option] == size[hull[-1]]:
@@ -72,7 +79,15 @@ def _slope(size: np.ndarray, harm: np.ndarray, a: int, b: int) -> float:
 
 
 def spread(genes: np.ndarray, num: int) -> np.ndarray:
-    """At most ``num`` configurations of a path, evenly spaced, ends included: [P, W] => [min(P, num), W]."""
+    """Pick evenly spaced configurations of a path, its ends included.
+
+    Args:
+        genes: int64 [P, W].
+        num: maximum number of configurations, at least 2.
+
+    Returns:
+        Int64 [min(P, num), W].
+    """
     if len(genes) <= num:
         return genes
     return genes[np.unique(np.linspace(0, len(genes) - 1, num).round().astype(np.int64))]
@@ -80,11 +95,13 @@ def spread(genes: np.ndarray, num: int) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class Greedy:
-    """Options of the greedy search: it proposes its seeds and the path of the weights' errors, and then only random
-    single changes.
+    """Options of the greedy search.
+
+    It proposes its seeds and the path of the weights' errors, and then random changes of single
+    weights only.
 
     Attributes:
-        batch: configurations per `ask`.
+        batch: number of configurations per `ask`.
     """
 
     batch: int = 100
@@ -93,6 +110,7 @@ class Greedy:
         require(1, batch=self.batch)
 
     def start(self, problem: Problem, seeds: np.ndarray, rng: np.random.Generator) -> GreedySearch:
+        """Begin a search (see `StrategyOptions.start`)."""
         return GreedySearch(
             problem, np.concatenate([seeds, path(problem, problem.error)]), rng, self.batch
         )
@@ -100,7 +118,14 @@ class Greedy:
 
 @dataclass(slots=True)
 class GreedySearch:
-    """Proposes the queue, then neighbours of what was queued (one weight changed)."""
+    """Proposes a queue of configurations, then neighbors of these (one weight changed).
+
+    Attributes:
+        problem: the space as arrays.
+        queue: int64 [Q, W], configurations to propose first.
+        rng: source of randomness.
+        batch: number of configurations per `ask`.
+    """
 
     problem: Problem
     queue: np.ndarray
@@ -109,6 +134,7 @@ class GreedySearch:
     _at: int = field(default=0, init=False)
 
     def ask(self) -> np.ndarray:
+        """Propose configurations (see `Strategy.ask`)."""
         left = self.queue[self._at : self._at + self.batch]
         self._at += len(left)
         if len(left):
@@ -119,4 +145,4 @@ class GreedySearch:
         return genes
 
     def tell(self, genes: np.ndarray, values: np.ndarray) -> None:
-        """Nothing to learn: the order comes from the additive model."""
+        """Ignore the values: the order comes from the additive model."""

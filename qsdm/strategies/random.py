@@ -12,10 +12,12 @@ from qsdm.strategies import Problem, bits_of, draw, sizes_of
 
 @dataclass(frozen=True, slots=True)
 class Random:
-    """Options of random search: configurations whose average bits spread evenly (see `Space.sample`).
+    """Options of random search, whose configurations have evenly spread average bits.
+
+    See `Space.sample`.
 
     Attributes:
-        batch: configurations per `ask`.
+        batch: number of configurations per `ask`, at least 1.
     """
 
     batch: int = 100
@@ -25,20 +27,30 @@ class Random:
             raise ValueError(f"random search needs a batch of at least 1 (got {self.batch})")
 
     def start(self, problem: Problem, seeds: np.ndarray, rng: np.random.Generator) -> RandomSearch:
+        """Begin a search; seeds are not used (see `StrategyOptions.start`)."""
         return RandomSearch(problem, rng, self.batch)
 
 
 @dataclass(frozen=True, slots=True)
 class RandomSearch:
+    """Proposes random configurations.
+
+    Attributes:
+        problem: the space as arrays.
+        rng: source of randomness.
+        batch: number of configurations per `ask`.
+    """
+
     problem: Problem
     rng: np.random.Generator
     batch: int
 
     def ask(self) -> np.ndarray:
+        """Propose configurations (see `Strategy.ask`)."""
         return self.problem.sample(self.rng, self.batch)
 
     def tell(self, genes: np.ndarray, values: np.ndarray) -> None:
-        """Nothing to learn."""
+        """Ignore the values."""
 
 
 def near(
@@ -49,23 +61,29 @@ def near(
     full_bits: int | None = None,
     tries: int = 100,
 ) -> QuantConfig:
-    """A random configuration of about ``size_bytes``.
+    """Draw a random configuration of a certain size.
 
-    Each weight draws its bits from a distribution that is tilted so that the expected size is the wanted one, then
-    uniformly a method of these bits, as `Space.sample` does; random single changes towards the wanted size follow until
-    the tolerance is met.
+    Each weight draws its bits from a distribution whose expected size is ``size_bytes``, and then a
+    method of these bits, uniformly, as in `Space.sample`. Random changes of single weights follow
+    until the size is within the tolerance.
 
     Args:
+        space: W weights and the methods on offer for each.
         size_bytes: of the quantizable weights, overhead included.
-        tolerance: relative, as 0.01.
-        full_bits: must be that of the space, if it is given.
+        tolerance: largest relative difference from ``size_bytes``, for example 0.01.
+        rng: source of randomness.
+        full_bits: bits of full precision; if given, they must be those of the space.
+        tries: number of configurations to draw before giving up.
+
+    Returns:
+        The configuration.
 
     Raises:
-        ValueError: the space has nothing of this size.
+        ValueError: no configuration of this size exists or was found.
     """
     if full_bits not in (None, space.full_bits):
         raise ValueError(
-            f"this space is of a {space.full_bits}-bit denoiser (got full_bits {full_bits})"
+            f"this space is for a {space.full_bits}-bit denoiser (got full_bits {full_bits})"
         )
     if not tolerance >= 0:
         raise ValueError(f"tolerance must not be negative (got {tolerance})")
@@ -84,21 +102,23 @@ def near(
         if _repair(genes, sizes, offered, size_bytes, slack, rng):
             return space.decode(genes)
     raise ValueError(
-        f"found nothing within {tolerance:.2%} of {size_bytes} bytes in {tries} tries: give a larger tolerance"
+        f"found no configuration within {tolerance:.2%} of {size_bytes} bytes in {tries} tries: "
+        "give a larger tolerance"
     )
 
 
 def _tilted(space: Space, sizes: np.ndarray, size_bytes: int) -> np.ndarray:
-    """Probability of each option, float64 [W, O]: exp(t bits), shared by the options of equal bits, t such that the
-    expected size fits.
+    """Probability of each option, float64 [W, O], for the expected size ``size_bytes``.
+
+    It is proportional to exp(t × bits), and options of equal bits share it.
     """
     bits, share = bits_of(space)
-    centre = bits[share > 0].mean()
+    center = bits[share > 0].mean()
     low, high = -60.0, 60.0
     probability = share
     for _ in range(60):
         tilt = (low + high) / 2
-        probability = share * np.exp(tilt * (bits - centre))
+        probability = share * np.exp(tilt * (bits - center))
         probability /= probability.sum(axis=1, keepdims=True)
         low, high = (tilt, high) if (probability * sizes).sum() < size_bytes else (low, tilt)
     return probability
@@ -112,8 +132,9 @@ def _repair(
     slack: float,
     rng: np.random.Generator,
 ) -> bool:
-    """Change random weights, in place, until the size is within ``slack`` of the wanted one; False if no single change
-    helps.
+    """Change random weights, in place, until the size is within ``slack`` of ``size_bytes``.
+
+    Returns False if no change of a single weight helps.
     """
     rows = np.arange(len(genes))
     while abs(excess := int(sizes[rows, genes].sum()) - size_bytes) > slack:

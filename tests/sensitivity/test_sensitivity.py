@@ -228,7 +228,7 @@ def test_pictures_are_drawn(toy: Toy, genes: np.ndarray, tmp_path: Path) -> None
     rows = table(toy.space, "block", harms, zeros, zeros, harms)
     figure = plots.bars(rows, "block", "predicted fd_lite0", limit=3)
     assert len(figure.axes[0].get_yticklabels()) == 3
-    assert f"{len(names) - 3} smaller ones left out" in figure.axes[0].get_title()
+    assert f"{len(names) - 3} less harmful ones not shown" in figure.axes[0].get_title()
     scores = by_decision(toy.space, genes, harms)
     weights = tuple(weight.name for weight in toy.space.graph.weights)
     made = Sensitivity(weights, toy.space.methods, scores, "integrated_gradients")
