@@ -1,26 +1,27 @@
-"""A pool of processes on this machine that survives the death of any of them at any moment.
+"""A pool of processes on this machine that survives the death of any worker at any moment.
 
-Each worker has one pipe of its own, and the driver, which has one thread, knows which task each
-worker has. Nothing is shared, no queue and no lock, so a worker that dies leaves nothing behind
-that another one would wait for: the driver learns of it by its pipe, its sentinel or its exit code,
-gives the task to another worker and starts a new one.
+Each worker has its own pipe, and the driver, which has one thread, knows the task of each worker.
+They share no queue and no lock, so nothing waits for a worker that died. The driver notices its
+death by its pipe, its sentinel or its exit code, gives the task to another worker and starts a new
+one.
 
-Why not a library's: a killed worker breaks all futures of the standard library's pool. Pebble
-5.2.3, used before, replaces the worker, but its driver waited forever in 16 of 60 runs in which the
-only worker was killed before its first task, in 28 of 60 with two workers and 6,000 small tasks,
-and in 6 of 6 with 400 tasks of 5 kB: its workers share one pipe under a lock, its scheduler blocks
-on that pipe when it is full and nobody reads, and futures that a broken pool had accepted never
-complete. ``experiments/bench/pool.py`` kills workers of this one at random moments.
+Why not a library: a killed worker breaks all futures of the standard library's pool. Pebble 5.2.3,
+used before, replaces the worker, but its driver waited forever in 16 of 60 runs in which the only
+worker was killed before its first task, in 28 of 60 with two workers and 6,000 small tasks, and in
+6 of 6 with 400 tasks of 5 kB. Its workers share one pipe under a lock, its scheduler blocks on that
+pipe when it is full and nobody reads, and futures that a broken pool had accepted never complete.
+``experiments/bench/pool.py`` kills workers of this pool at random moments.
 
-What is not detected is a worker that lives but does nothing: one that was stopped (SIGSTOP), or a
-task without end.
+Not detected is a worker that lives but makes no progress: one that was stopped (SIGSTOP), or a task
+that never ends.
 
-Processes are spawned: a fork after OpenMP has started threads hangs. Each worker has one thread; on
-a CPU many single-threaded workers draw more pictures than one with many threads. Ctrl-C reaches the
-driver only, which then ends the workers; if the driver is killed, they end themselves.
+Processes are spawned, because a fork hangs once OpenMP has started threads. Each worker has one
+thread by default: on a CPU, many single-threaded workers draw more pictures than one worker with
+many threads. Ctrl-C reaches only the driver, which then ends the workers; if the driver is killed,
+they end themselves.
 
-With ``gpus=N`` each worker sees one GPU alone, the first by its own count. A worker that takes a
-dead one's place takes its GPU too. Not tried: several GPUs.
+With ``gpus=N`` each worker sees a single GPU, as its first one. A worker that replaces a dead one
+uses the same GPU. Several GPUs have not been tried.
 """
 
 from __future__ import annotations
@@ -45,11 +46,11 @@ from qsdm.engine.pipe import DriverEnd, WorkerEnd, decode, encode
 from qsdm.engine.worker import Worker
 
 POLL_S = 1.0
-"""How often exit codes are looked at: neither pipe nor sentinel tells of a death while a process
-that the worker had forked holds them open."""
+"""How often exit codes are checked, in seconds: neither pipe nor sentinel shows a death while a
+process that the worker forked holds them open."""
 EXIT_S = 5.0
-"""How long a worker may take to end by itself before it is killed, and then for the system to
-remove it."""
+"""How long a worker may take to end by itself before it is killed, in seconds; and, after that, how
+long the system may take to remove it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +58,13 @@ class Local:
     """Options of the pool.
 
     Attributes:
-        num_workers: processes; None for one per GPU, or without GPUs for as many as there are cores
-            for us.
-        num_threads: of each worker.
-        retries: how often a task is done again after its worker died, and how many workers in a row
+        num_workers: number of processes; None for one per GPU or, without GPUs, one per core that
+            this process may use.
+        num_threads: number of threads of each worker.
+        retries: how often a task is retried after its worker died, and how many workers in a row
             may die before they can begin.
-        gpus: over how many GPUs the workers are spread, the first of those that
-            CUDA_VISIBLE_DEVICES names; 0 to let each worker see what this process sees.
+        gpus: number of GPUs over which the workers are spread, the first of those that
+            CUDA_VISIBLE_DEVICES names; with 0, each worker sees what this process sees.
     """
 
     num_workers: int | None = None
@@ -85,6 +86,7 @@ class Local:
 
     @contextmanager
     def open(self, start: Start) -> Iterator[_LocalPool]:
+        """Start workers (see `qsdm.engine.Engine.open`)."""
         pool = _LocalPool(self, start)
         try:
             yield pool
@@ -94,15 +96,21 @@ class Local:
 
 
 def num_cores() -> int:
-    """Cores that this process may use."""
+    """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def visible_gpus(num: int) -> list[str]:
-    """The first GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them.
+    """List the first GPUs that this process may use.
+
+    Args:
+        num: number of GPUs.
+
+    Returns:
+        Their names, as in CUDA_VISIBLE_DEVICES.
 
     Raises:
-        EngineError: it may use fewer.
+        EngineError: fewer GPUs are visible.
     """
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is None:
@@ -121,10 +129,11 @@ class _Batch:
     """The tasks of one call of `map`.
 
     Attributes:
+        tasks: all of them.
         todo: indices of tasks that no worker has.
-        deaths: of workers, by task.
-        results: not yet yielded.
-        is_open: somebody still wants the results.
+        deaths: number of workers that died of each task.
+        results: results that were not yet yielded.
+        is_open: whether the results are still needed.
     """
 
     tasks: Sequence[Any]
@@ -143,11 +152,13 @@ class _Process:
     """A worker as the driver sees it.
 
     Attributes:
-        slot: of the pool, which decides the GPU.
-        is_ready: it has started and takes tasks.
-        has_begun: a task, ever.
-        job: the batch and the index of the task that it has.
-        is_at_work: it has begun that one.
+        slot: its number in the pool, which determines its GPU.
+        process: the process.
+        pipe: the driver's end of its pipe.
+        is_ready: whether it has started and takes tasks.
+        has_begun: whether it has ever begun a task.
+        job: the batch and the index of its task.
+        is_at_work: whether it has begun that task.
     """
 
     slot: int
@@ -160,7 +171,7 @@ class _Process:
 
 
 class _LocalPool:
-    """Workers are started when there are tasks for them, and get one task at a time."""
+    """Workers start when there are tasks for them, and get one task at a time."""
 
     def __init__(self, options: Local, start: Start) -> None:
         self._options = options
@@ -184,9 +195,8 @@ class _LocalPool:
             self._hand_out(batch)
             while left:
                 self._handle_events(0 if batch.results else POLL_S)
-                self._hand_out(
-                    batch
-                )  # before the results: the workers shall not wait for whoever takes them
+                # Before the results, so that no worker waits for whoever takes them
+                self._hand_out(batch)
                 if batch.results:
                     i, result = batch.results.popleft()
                     if isinstance(result, EngineError):
@@ -195,16 +205,14 @@ class _LocalPool:
                     yield i, result
         except (EngineError, GeneratorExit):
             raise
-        except (
-            BaseException
-        ):  # Ctrl-C, or what a signal's handler raises: perhaps in the midst of a message
+        except BaseException:  # Ctrl-C or a signal handler, perhaps in the middle of a message
             self.stop()
             raise
         finally:
             batch.is_open = False
 
     def close(self) -> None:
-        """End the workers, and kill those that still do something."""
+        """End the workers, and kill those that are still busy."""
         for worker in self._workers.values():
             if worker.job is None and worker.is_ready:
                 self._selector.unregister(worker.pipe)
@@ -223,7 +231,7 @@ class _LocalPool:
             self._remove(worker)
 
     def _hand_out(self, batch: _Batch) -> None:
-        """Give the idle workers a task each, and start workers for those that are left."""
+        """Give each idle worker a task, and start workers for the remaining tasks."""
         idle = [
             worker for worker in self._workers.values() if worker.is_ready and worker.job is None
         ]
@@ -253,8 +261,10 @@ class _LocalPool:
         return self._options.num_workers
 
     def _launch(self, slot: int) -> None:
-        """Start a worker. What it needs goes by its pipe: multiprocessing's own one would block if
-        it died."""
+        """Start a worker.
+
+        What it needs is sent through its pipe: multiprocessing's own pipe would block if it died.
+        """
         gpu = self._gpus[slot % len(self._gpus)] if self._gpus else None
         try:
             worker = self._workers[slot] = _spawn(slot, gpu, self._options.num_threads)
@@ -266,7 +276,7 @@ class _LocalPool:
         self._watch(worker)
 
     def _watch(self, worker: _Process) -> None:
-        """Wait for room in its pipe as well, while there is something to write."""
+        """Wait until its pipe can be written too, while there is something to write."""
         writing = selectors.EVENT_WRITE if worker.pipe.has_unsent else 0
         self._selector.modify(worker.pipe, selectors.EVENT_READ | writing, worker)
 
@@ -274,7 +284,7 @@ class _LocalPool:
         for key, events in self._selector.select(timeout_s):
             worker: _Process = key.data
             if self._workers.get(worker.slot) is not worker:
-                continue  # buried by an event before this one
+                continue  # removed by an earlier event
             if key.fileobj is not worker.pipe:
                 self._bury(worker)
                 continue
@@ -293,8 +303,11 @@ class _LocalPool:
             self._looked_at = time.monotonic()
 
     def _take(self, worker: _Process, message: bytearray) -> None:
-        """A worker's first message says whether it has started, then an empty one that it begins a
-        task, and the next one is the result."""
+        """Handle a worker's message.
+
+        The first message says whether the worker has started. After that, an empty one says that it
+        begins a task, and the next one is the result.
+        """
         if not message:
             worker.has_begun = worker.is_at_work = True
             self._start_deaths = 0
@@ -314,9 +327,9 @@ class _LocalPool:
             batch.results.append((i, value))
 
     def _bury(self, worker: _Process) -> None:
-        """Remove a worker that died or closed its pipe; its task is done again, or set aside.
+        """Remove a worker that died or closed its pipe; its task is retried or set aside.
 
-        A task that it had not begun is not to blame.
+        A task that it had not begun is not blamed.
         """
         if not _wait_for_exit([worker.process]):
             worker.process.kill()
@@ -349,7 +362,8 @@ class _LocalPool:
         from tqdm import tqdm
 
         self._unusable.add(slot)
-        tqdm.write(f"{died}: going on with {self._num_workers - len(self._unusable)} workers")
+        num_left = self._num_workers - len(self._unusable)
+        tqdm.write(f"{died}: continuing with {num_left} workers")
 
     def _remove(self, worker: _Process) -> None:
         del self._workers[worker.slot]
@@ -362,7 +376,7 @@ class _LocalPool:
 
 
 def _spawn(slot: int, gpu: str | None, num_threads: int) -> _Process:
-    """Raises OSError if the system does not allow another process."""
+    """Start a process; raises OSError if the system does not allow another one."""
     ours, its = socket.socketpair()
     process = multiprocessing.get_context("spawn").Process(
         target=_work, args=(its, gpu, num_threads), daemon=True
@@ -389,8 +403,8 @@ def _wait_for_exit(processes: Sequence[BaseProcess]) -> bool:
 
 @contextmanager
 def _interrupts_deferred() -> Iterator[None]:
-    """Ctrl-C comes after the block. A process that is started within begins with it blocked."""
-    resource_tracker.ensure_running()  # it unblocks the signal
+    """Delay Ctrl-C until the block ends; a process that starts within begins with it blocked."""
+    resource_tracker.ensure_running()  # starting it unblocks the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -399,8 +413,7 @@ def _interrupts_deferred() -> Iterator[None]:
 
 
 def _work(sock: socket.socket, gpu: str | None, num_threads: int) -> None:
-    """What a worker's process does: start, then one task after the other until the driver closes
-    the pipe."""
+    """Run a worker's process: start, then run task after task until the driver closes the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     if gpu is not None:
@@ -408,9 +421,8 @@ def _work(sock: socket.socket, gpu: str | None, num_threads: int) -> None:
     threading.Thread(target=_end_with_driver, daemon=True).start()
     from tqdm import tqdm
 
-    tqdm.set_lock(
-        threading.RLock()
-    )  # its default is a semaphore of the system, which a killed worker would leak
+    # The default lock is a system semaphore, which a killed worker would leak.
+    tqdm.set_lock(threading.RLock())
     pipe = WorkerEnd(sock)
     try:
         start = pipe.receive()

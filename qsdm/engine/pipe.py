@@ -1,7 +1,7 @@
-"""Whole messages over a pair of sockets: the driver's end never blocks, the worker's end waits.
+"""Messages over a pair of sockets: the driver's end never blocks, the worker's end does.
 
-The driver may not block on a worker that died: another process that the worker had forked can keep
-its end of the pipe open, so that a write neither ends nor fails.
+The driver must not block on a worker that died: a process that the worker forked may keep its end
+of the pipe open, so that a write neither ends nor fails.
 """
 
 from __future__ import annotations
@@ -19,8 +19,15 @@ CHUNK_BYTES = 1 << 18
 
 
 def encode(value: object) -> bytes:
-    """A value for another process of ours, as multiprocessing writes it, but with tensors by value:
-    in shared memory they would end with the worker.
+    """Encode a value for another process of this run, as multiprocessing does.
+
+    Tensors are copied, because shared memory would disappear with the worker.
+
+    Args:
+        value: anything that can be pickled.
+
+    Returns:
+        The message.
 
     Raises:
         Exception: whatever the value's own code raises.
@@ -33,7 +40,13 @@ def encode(value: object) -> bytes:
 
 
 def decode(message: bytes | bytearray) -> Any:
-    """The value that another process of ours has encoded.
+    """Decode a value that another process of this run encoded.
+
+    Args:
+        message: of `encode`.
+
+    Returns:
+        The value.
 
     Raises:
         Exception: whatever the value's own code raises.
@@ -45,10 +58,10 @@ class DriverEnd:
     """Messages to and from one worker.
 
     Args:
-        sock: one of a connected pair; it becomes non-blocking.
+        sock: one socket of a connected pair; it becomes non-blocking.
 
     Attributes:
-        ended: the worker has closed its end, and everything that it wrote has been read.
+        ended: whether the worker has closed its end and everything that it wrote has been read.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -59,22 +72,21 @@ class DriverEnd:
         self.ended = False
 
     def fileno(self) -> int:
-        """For selectors."""
+        """File descriptor, for selectors."""
         return self._socket.fileno()
 
     @property
     def has_unsent(self) -> bool:
-        """Call `flush` once the socket is writable."""
+        """Whether `flush` must be called once the socket is writable."""
         return bool(self._unsent)
 
     def send(self, message: bytes) -> None:
-        """Write what the socket takes now, and keep the rest for `flush`."""
+        """Write what the socket accepts now, and keep the rest for `flush`."""
         self._unsent += memoryview(LENGTH.pack(len(message))), memoryview(message)
         self.flush()
 
     def flush(self) -> None:
-        """Go on writing. If the worker died, what is unsent is dropped: its end of the pipe will
-        tell."""
+        """Continue writing; if the worker died, drop the rest, since `receive` will show that."""
         try:
             while self._unsent:
                 part = self._unsent[0]
@@ -108,7 +120,7 @@ class DriverEnd:
         return messages
 
     def receive_rest(self) -> list[bytearray]:
-        """All messages that a dead worker had written completely."""
+        """All complete messages of a dead worker."""
         messages: list[bytearray] = []
         while not self.ended:
             before = len(self._received)
@@ -119,7 +131,7 @@ class DriverEnd:
         return messages
 
     def close(self) -> None:
-        """An idle worker ends by it."""
+        """Close the pipe, which ends an idle worker."""
         self._socket.close()
 
 
@@ -127,7 +139,7 @@ class WorkerEnd:
     """Messages to and from the driver.
 
     Args:
-        sock: the other one of the pair, blocking.
+        sock: the other socket of the pair, blocking.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -144,7 +156,7 @@ class WorkerEnd:
         return message if len(message) == length else None
 
     def send(self, message: bytes) -> None:
-        """Raises OSError if the driver has closed its end."""
+        """Send a message; raises OSError if the driver has closed its end."""
         self._file.write(LENGTH.pack(len(message)))
         self._file.write(message)
         self._file.flush()

@@ -1,11 +1,10 @@
-"""Actors on a Ray cluster, or on one that is started on this machine for as long as the block
-lasts.
+"""Actors on a Ray cluster, or on one that is started on this machine until the block ends.
 
-Each actor is a process with the CPUs and GPUs that Ray gave it; Ray itself lets it see only its
-GPUs. An actor gets a task when it runs, so nodes that join later take part. On a cluster the nodes
-need qsdm, and the store and the model under the same paths. Ray tells of actors and nodes that
-died; of an actor that never starts, for the cluster has no room for it, it does not: see
-``start_s``. Not tried: several machines, GPUs.
+Each actor is a process with the CPUs and GPUs that Ray gave it; Ray lets it see only its own GPUs.
+An actor gets tasks once it runs, so nodes that join later take part. The nodes of a cluster need
+qsdm, and the store and the model under the same paths. Ray reports actors and nodes that died, but
+not an actor that never starts because the cluster has no room for it: see ``start_s``. Several
+machines and GPUs have not been tried.
 
 References:
     Ray: A Distributed Framework for Emerging AI Applications (Moritz et al., 2018).
@@ -34,13 +33,13 @@ class Ray:
     Attributes:
         address: of a cluster, as ``ray start`` prints it, or auto for the one that this machine
             belongs to; None to start one on this machine.
-        num_workers: actors; None for as many as the cluster has CPUs and GPUs for.
-        num_cpus: of each actor.
-        num_gpus: of each actor; a fraction lets several share one.
-        num_threads: of each actor.
-        retries: how often a task is done again after its actor died.
-        start_s: how long to wait, in seconds, while no actor runs. Others may come later than that.
-        init: further arguments of ``ray.init``, as object_store_memory or runtime_env.
+        num_workers: number of actors; None for as many as the cluster has CPUs and GPUs for.
+        num_cpus: number of CPUs of each actor.
+        num_gpus: number of GPUs of each actor; with a fraction, several share one.
+        num_threads: number of threads of each actor.
+        retries: how often a task is retried after its actor died.
+        start_s: how long to wait while no actor runs, in seconds; further actors may start later.
+        init: further arguments of ``ray.init``, such as object_store_memory or runtime_env.
     """
 
     address: str | None = None
@@ -71,6 +70,7 @@ class Ray:
 
     @contextmanager
     def open(self, start: Start) -> Iterator[_RayPool]:
+        """Start actors (see `qsdm.engine.Engine.open`)."""
         try:
             import ray
         except ImportError as error:
@@ -97,9 +97,8 @@ class Ray:
         here = {"include_dashboard": False} if self.address is None else {}
         try:
             if at := re.fullmatch(r"(?:ray://)?(.+):(\d+)", self.address or ""):
-                socket.create_connection(
-                    (at[1], int(at[2])), 10
-                ).close()  # Ray itself would try for a quarter of an hour
+                # Ray itself would try for a quarter of an hour.
+                socket.create_connection((at[1], int(at[2])), 10).close()
             ray.init(address=self.address or "local", **(quiet | here | dict(self.init)))
         except (OSError, ValueError, RuntimeError) as error:
             raise EngineError(
@@ -107,14 +106,14 @@ class Ray:
             ) from error
 
     def _room(self, ray: Any) -> int:
-        """For how many actors the nodes have CPUs and GPUs."""
-        wanted = {
+        """How many actors the nodes have CPUs and GPUs for."""
+        per_actor = {
             name: num for name, num in (("CPU", self.num_cpus), ("GPU", self.num_gpus)) if num
         }
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        # A thousandth, for Ray counts in ten-thousandths: 1 / 0.1 shall be ten.
+        # Plus a thousandth, because Ray counts in ten-thousandths: 1 / 0.1 must be 10.
         room = sum(
-            min(int(node.get(name, 0) / num + 1e-3) for name, num in wanted.items())
+            min(int(node.get(name, 0) / num + 1e-3) for name, num in per_actor.items())
             for node in nodes
         )
         if room < 1:
@@ -131,7 +130,7 @@ class _RayPool:
         actor = ray.remote(num_cpus=options.num_cpus, num_gpus=options.num_gpus)(Worker)
         self._new = lambda: actor.remote(start, options.num_threads)
         self._idle: list[Any] = []
-        self._coming: dict[Any, Any] = {}  # actor by the reference that is ready when it runs
+        self._coming: dict[Any, Any] = {}  # actors by the reference that is ready once they run
 
     def hire(self) -> None:
         actor = self._new()
@@ -147,7 +146,7 @@ class _RayPool:
         todo = deque(range(len(tasks)))
         deaths = [0] * len(tasks)
         doing: dict[Any, tuple[Any, int]] = {}
-        running_at = time.monotonic()  # when there was an actor
+        running_at = time.monotonic()  # when an actor last ran
         try:
             while todo or doing:
                 while todo and self._idle:
@@ -197,17 +196,16 @@ class _RayPool:
                     raise result
                 yield i, result
         finally:
-            self._idle += [
-                actor for actor, _ in doing.values()
-            ]  # they do what they are given one after the other
+            # An actor runs its tasks one by one, so a busy one may be given more.
+            self._idle += [actor for actor, _ in doing.values()]
 
     def _none_started(self) -> str:
         options = self._options
         return (
             f"no worker has started within {options.start_s:g} s: the cluster may have no room for "
             f"one with {options.num_cpus:g} CPUs and {options.num_gpus:g} GPUs, or is still "
-            "setting up its environment (ray status tells): free some, give smaller "
-            "engine.num_cpus and engine.num_gpus, or a longer engine.start_s"
+            "setting up its environment (see ray status): free some, give smaller "
+            "engine.num_cpus and engine.num_gpus, or give a longer engine.start_s"
         )
 
 

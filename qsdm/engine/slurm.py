@@ -1,20 +1,19 @@
-"""Jobs of a Slurm cluster (submitit), of several tasks each: a job loads once what `start` loads.
+"""Jobs on a Slurm cluster, through submitit; each job calls `start` once and runs several tasks.
 
-A job that is told to stop, for its time is up or it is preempted, returns what it has done. What is
-left of a job, and all of one that died, is done again by jobs of one task, so a task that kills its
-job is set aside alone. Submissions, results and logs lie in a folder of the run's own, which the
-nodes must see too, as they must see qsdm, the store and the model under the same paths; what is
-read is removed, logs stay. If the driver is killed, the jobs it has submitted run to their end, and
-nobody reads their results.
+A job that is told to stop, because its time is up or it is preempted, returns its results so far.
+The remaining tasks of such a job, and all tasks of a job that died, are retried in jobs of one
+task, so that a task that kills its job is set aside alone. Each run has its own folder for
+submissions, results and logs. The nodes must see this folder, qsdm, the store and the model under
+the same paths. Results are removed once they are read; logs stay. If the driver is killed, the jobs
+that it has submitted run to their end, and nobody reads their results.
 
-Slurm tells late of a job that died (submitit asks sacct every ten minutes at most), and without
-accounting, or of a job that was preempted for good, not at all: submitit takes UNKNOWN and
-PREEMPTED for states that pass. So squeue is asked as well, and a job that it does not list for
-``lost_s`` is taken for dead. A job that it lists may wait in the queue as long as the cluster
-likes.
+Slurm reports a dead job late (submitit asks sacct at most every ten minutes) or, without accounting
+or after a final preemption, not at all: submitit regards UNKNOWN and PREEMPTED as temporary states.
+So squeue is asked too, and a job that it has not listed for ``lost_s`` counts as dead. A job that
+it lists may wait in the queue for as long as necessary.
 
-Not tried: Slurm itself. What is tested is ``cluster=local``, which runs the same jobs as processes
-on this machine.
+Slurm itself has not been tried. The tests use ``cluster=local``, which runs the same jobs as
+processes on this machine.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ from qsdm.engine.worker import Worker
 
 CLUSTERS = ("slurm", "local", "debug")
 GRACE_S = {"slurm": 15.0}
-"""How long after a job's end its result may still be on its way, as a shared file system has it."""
+"""How long a shared file system may take to show the result of a job that ended, in seconds."""
 END_S = 10.0
-"""How long to wait for processes on this machine that are told to end."""
+"""How long to wait for processes on this machine that are told to end, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,19 +45,20 @@ class Slurm:
 
     Attributes:
         cluster: slurm, local (processes on this machine) or debug (in this process).
-        folder: of submissions, results and logs.
-        tasks_per_job: tasks that share one loading.
-        max_jobs: at a time.
+        folder: folder of submissions, results and logs.
+        tasks_per_job: number of tasks of a job, which share what it loads.
+        max_jobs: maximum number of jobs at a time.
         partition: of the cluster.
-        timeout_min: of a job, its loading included.
-        gpus_per_node: for a job, which has one node.
-        cpus_per_task: for a job, and threads that it computes with.
-        mem_gb: for a job.
-        retries: how often a task is done again, in a job of its own, after its job died.
-        setup: lines of shell before the job.
-        additional: further options of sbatch by their long names, as {account: NAME}.
-        poll_s: between two looks for results.
-        lost_s: how long Slurm may not list a job that has no result, or not answer at all.
+        timeout_min: time limit of a job in minutes, including loading.
+        gpus_per_node: number of GPUs of a job, which has one node.
+        cpus_per_task: number of CPUs and threads of a job.
+        mem_gb: memory of a job in GB.
+        retries: how often a task is retried, in a job of its own, after its job died.
+        setup: shell commands to run before the job.
+        additional: further options of sbatch by their long names, for example {account: NAME}.
+        poll_s: time between two checks for results, in seconds.
+        lost_s: how long Slurm may fail to list a job without a result, or to answer at all, in
+            seconds.
     """
 
     cluster: str = "slurm"
@@ -96,11 +96,12 @@ class Slurm:
 
     @property
     def num_workers(self) -> int | None:
-        """How many jobs run at a time is up to the cluster."""
+        """Unknown (None), because the cluster decides how many jobs run; 1 for ``debug``."""
         return 1 if self.cluster == "debug" else None
 
     @contextmanager
     def open(self, start: Start) -> Iterator[_SlurmPool]:
+        """Prepare to submit jobs (see `qsdm.engine.Engine.open`)."""
         pool = _SlurmPool(self, self._executor(), start)
         try:
             yield pool
@@ -115,7 +116,7 @@ class Slurm:
                 "the engine slurm needs submitit: pip install 'qsdm[slurm]'"
             ) from error
 
-        # Of this run alone: local jobs are named by their process, whose number comes again.
+        # For this run alone: local jobs are named by their process id, which is reused.
         folder = Path(self.folder).expanduser() / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         try:
             executor = submitit.AutoExecutor(folder, self.cluster)
@@ -182,9 +183,8 @@ class _SlurmPool:
                         raise result
                     yield i, result
                 left = group[len(results) :]
-                for i in (
-                    left if why else left[:1]
-                ):  # of a job that was stopped, the later ones had not begun
+                # In a job that was told to stop, only the first of them had begun.
+                for i in left if why else left[:1]:
                     deaths[i] += 1
                 for i in left:
                     if deaths[i] <= self._options.retries:
@@ -200,7 +200,7 @@ class _SlurmPool:
                 time.sleep(self._options.poll_s)
 
     def _submit(self, groups: Sequence[Sequence[bytes]]) -> list[Any]:
-        """Jobs, as one array if there are several."""
+        """Submit jobs, as one array if there are several."""
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
         if not groups:
@@ -215,7 +215,7 @@ class _SlurmPool:
         return jobs
 
     def _ended(self, job: Any) -> bool:
-        """Whether a job is over, with its result in the file or past hope."""
+        """Whether a job is over, and its result is in the file or will not arrive."""
         if not job.done():
             return self._queue is not None and self._queue.has_lost(job.job_id)
         if self._options.cluster == "debug" or job.paths.result_pickle.exists():
@@ -224,7 +224,7 @@ class _SlurmPool:
         return time.monotonic() - seen >= GRACE_S.get(self._options.cluster, 0)
 
     def _read(self, job: Any) -> tuple[list[Any], str | None]:
-        """Results of the tasks that a job has done, and why there are no more, if it died."""
+        """Results of a job's tasks and, if it died, the reason why there are no more."""
         from submitit.core.utils import FailedJobError
 
         self._jobs.remove(job)
@@ -247,7 +247,7 @@ class _SlurmPool:
 
 
 class Queue:
-    """Which jobs Slurm lists.
+    """Keeps track of which jobs Slurm lists.
 
     Args:
         lost_s: see `Slurm`.
@@ -255,12 +255,15 @@ class Queue:
 
     def __init__(self, lost_s: float) -> None:
         self._lost_s = lost_s
-        self._listed_at: dict[str, float] = {}  # last, or when it was submitted, by the job's id
+        self._listed_at: dict[str, float] = {}  # by job id; at first the time of submission
         self._asked_at = float("-inf")
         self._answered_at: float | None = None
 
     def look(self, job_ids: Sequence[str]) -> None:
-        """Ask for jobs without a result, four times within ``lost_s``, or once a minute.
+        """Ask Slurm about jobs without a result, four times within ``lost_s`` or once a minute.
+
+        Args:
+            job_ids: of these jobs.
 
         Raises:
             EngineError: Slurm has not answered for ``lost_s``.
@@ -310,13 +313,18 @@ def _encoded(result: Any) -> bytes:
 
 
 class _Stopped(BaseException):
-    """The job is told to stop. Not an `Exception`, or it would be taken for one of the task's."""
+    """The job is told to stop; not an `Exception`, which would be blamed on the task."""
 
 
 class Job:
-    """What runs on a node: tasks => their results, fewer if the job is told to stop.
+    """What runs on a node: turns tasks into results, fewer if the job is told to stop.
 
-    Both are encoded one by one, so that one that cannot be read does not take the others with it.
+    Tasks and results are encoded one by one, so that an unreadable one does not affect the others.
+
+    Args:
+        start: returns the function from a task to its result.
+        tasks: encoded tasks.
+        num_threads: number of threads of torch.
     """
 
     def __init__(self, start: Start, tasks: Sequence[bytes], num_threads: int) -> None:
@@ -337,6 +345,5 @@ class Job:
         return results
 
     def checkpoint(self) -> None:
-        """submitit calls it, in the midst of a task, when Slurm's signal says that the job will be
-        ended."""
+        """Stop; submitit calls this in the middle of a task when Slurm is about to end the job."""
         raise _Stopped

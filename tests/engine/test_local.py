@@ -132,7 +132,7 @@ def test_a_pool_goes_on_with_the_workers_that_could_start(
     assert results == dict.fromkeys(range(4), first[0])
     assert warning.read_text() == (
         "workers died 2 times before they could begin (exit code 9: killed, out of memory, or see "
-        "above): going on with 1 workers"
+        "above): continuing with 1 workers"
     )
 
 
