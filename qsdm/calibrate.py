@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from qsdm import run
 from qsdm.cost import MethodTable
+from qsdm.denoisers import denoiser_tensors as parameters  # as it was called here in 0.1
 from qsdm.log import Log, ignore
 from qsdm.qconfig import Space
 from qsdm.report import graph_page
@@ -33,12 +34,11 @@ def calibrate(
         StoreError: the denoiser was not traced yet.
         ModelError: there are no weights.
     """
-    from qsdm.denoisers import denoiser_tensors
     from qsdm.quant import calibration
 
     graph, space = workspace.graph, workspace.space
     target = workspace.path(f"calibration/{workspace.space_name}")
-    table = calibration.calibrate(denoiser_tensors(workspace.model), space, target, log, error)
+    table = calibration.calibrate(parameters(workspace.model), space, target, log, error)
     graph_page.write(workspace.path("graph.html"), graph, graph_page.errors(graph, table))
     print(summary(space, table))
     return table
