@@ -3,7 +3,7 @@
     python -m qsdm.attribute +model=emoji_unet
     python -m qsdm.attribute +model=emoji_unet attribution.num_configs=96 attribution.steps=64
 
-Writes ``sensitivity/<space>-{role,block,weights,interventions}.png`` and ``sensitivity/<space>.json``:
+Writes ``sensitivity/<space>-{role,block,weights,interventions}.png`` and ``sensitivity/<space>.json``::
 
     schema              qsdm/sensitivities/1
     denoiser, space, objective, attribution (options), num_configs

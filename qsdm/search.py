@@ -4,7 +4,7 @@
     python -m qsdm.search +model=emoji_unet strategy=random budget=5000
     python -m qsdm.search +model=emoji_unet max_bits=3.5 kappa=1
 
-Writes ``search/<space>.json``:
+Writes ``search/<space>.json``::
 
     schema              qsdm/front/1
     denoiser, space, objective, strategy, seed, budget, kappa, max_bits

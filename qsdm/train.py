@@ -4,7 +4,7 @@
     python -m qsdm.train +model=emoji_unet objective=paper predictor.ranking=spearman
     python -m qsdm.train -m +model=emoji_unet seed=0,1,2
 
-Writes ``predictor/<space>/fold-K.safetensors`` and ``predictor/<space>/report.json``:
+Writes ``predictor/<space>/fold-K.safetensors`` and ``predictor/<space>/report.json``::
 
     schema              qsdm/predictor-report/1
     denoiser, space, objective, predictor, seed, protocol, num_outcomes, seconds

@@ -86,7 +86,9 @@ def test_json_round_trip_and_digest() -> None:
     "data", [None, [], {}, {"schema": "qsdm/qconfig/1"}, {"schema": "x", "methods": {}}]
 )
 def test_foreign_json_is_refused(data: object) -> None:
-    with pytest.raises(ValueError, match=r"wanted a configuration of schema|missing required field `denoiser`"):
+    with pytest.raises(
+        ValueError, match=r"wanted a configuration of schema|missing required field `denoiser`"
+    ):
         QuantConfig.from_json(data)  # type: ignore[arg-type]
 
 

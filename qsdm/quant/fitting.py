@@ -50,7 +50,7 @@ def fit(weight: torch.Tensor, method: QuantMethod) -> Quantized:
     """Quantizes one weight.
 
     Args:
-        weight: [out, in, *kernel] of any floating type, on any device; it is computed on the CPU.
+        weight: ``[out, in, *kernel]`` of any floating type, on any device; it is computed on the CPU.
 
     Returns:
         Codes and tensors, on the CPU.
@@ -151,7 +151,7 @@ def dequantize(quantized: Quantized, out: torch.Tensor | None = None) -> torch.T
         out: float32 of the weight's shape, contiguous, on the CPU; filled and returned.
 
     Returns:
-        float32 [out, in, *kernel] on the CPU.
+        float32 ``[out, in, *kernel]`` on the CPU.
     """
     shape, method = quantized.shape, quantized.method
     if out is None:

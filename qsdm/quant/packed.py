@@ -27,7 +27,7 @@ class PackedWeight(nn.Module):
     """One quantized weight; buffers ``codes`` and what else its method stores.
 
     Args:
-        shape: of the weight, [out, in, *kernel].
+        shape: of the weight, ``[out, in, *kernel]``.
         device: of the buffers, which are not initialized.
     """
 
@@ -48,7 +48,7 @@ class PackedWeight(nn.Module):
         return made
 
     def forward(self, dtype: torch.dtype) -> torch.Tensor:
-        """Values [out, in, *kernel]."""
+        """Values ``[out, in, *kernel]``."""
         others = [
             tensor
             for part, tensor in self._buffers.items()

@@ -16,7 +16,7 @@ class Quantized:
 
     Attributes:
         method: with which it was quantized.
-        shape: of the weight, [out, in, *kernel].
+        shape: of the weight, ``[out, in, *kernel]``.
         codes: uint8 [ceil(numel * bits / 8)], packed without gaps (see `qsdm.quant.packing`).
         tensors: scale, zero_point, codebook ... as the method names them.
     """

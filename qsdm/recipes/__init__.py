@@ -108,7 +108,7 @@ class Layer:
 
     Attributes:
         parameters: its name in the state dict, and those of its ties.
-        shape: [out, in, *kernel].
+        shape: ``[out, in, *kernel]``.
         weights: the whole, or its parts by input.
     """
 
