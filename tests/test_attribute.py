@@ -16,6 +16,7 @@ from qsdm.store import Store, StoreError
 from qsdm.store.files import read_json
 from qsdm.store.outcomes import OutcomeDatabase
 from qsdm.train import train
+from qsdm.workspace import Workspace
 
 QUALITY = Objective({"fd_lite0": -1})
 
@@ -34,14 +35,14 @@ def test_attribute_finds_the_hidden_sensitivities(
 ) -> None:
     measure_alone(fill_store(tmp_path, toy, 60), toy)
     train(
-        MODEL,
-        SPACE,
+        Workspace(MODEL, SPACE, tmp_path),
         QUALITY,
         FitOptions(folds=2, width=16, hops=2, epochs=2),
-        tmp_path,
         num_images=64,
     )
-    result = attribute(MODEL, SPACE, QUALITY, tmp_path, AttributionOptions(num_configs=12, steps=8))
+    result = attribute(
+        Workspace(MODEL, SPACE, tmp_path), QUALITY, AttributionOptions(num_configs=12, steps=8)
+    )
     folder = tmp_path / "toy_unet/sensitivity"
     assert read_json(folder / "traced.json") == result
     for name in ("role", "block", "weights", "interventions"):
@@ -68,12 +69,12 @@ def test_attribute_finds_the_hidden_sensitivities(
     assert "conv_in" in printed
     assert "attributions miss" in printed
     with pytest.raises(StoreError, match="objective"):
-        attribute(MODEL, SPACE, Objective({"clip_score": 1}), tmp_path)
+        attribute(Workspace(MODEL, SPACE, tmp_path), Objective({"clip_score": 1}))
 
 
 def test_missing_stages_are_named(toy: Toy, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"qsdm\.trace"):
-        attribute(MODEL, SPACE, QUALITY, tmp_path)
+        attribute(Workspace(MODEL, SPACE, tmp_path), QUALITY)
     fill_store(tmp_path, toy, 6)
     with pytest.raises(StoreError, match=r"qsdm\.train"):
-        attribute(MODEL, SPACE, QUALITY, tmp_path)
+        attribute(Workspace(MODEL, SPACE, tmp_path), QUALITY)

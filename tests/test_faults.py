@@ -31,6 +31,7 @@ from qsdm.store import Store, StoreError
 from qsdm.store.outcomes import OutcomeDatabase
 from qsdm.store.tensors import write_tensors
 from qsdm.trace import trace
+from qsdm.workspace import Workspace
 
 METHODS = ("uaq-3", "uaq-4", "kmeans_a-3", "kmeans_a-4")
 SPACE = SpaceSpec("small", METHODS)
@@ -45,14 +46,14 @@ def run(model: Model, root: Path, **options) -> list[Outcome]:
         "engine": Serial(),
         **options,
     }
-    return measure(model, SPACE, root, **given)
+    return measure(Workspace(model, SPACE, root), **given)
 
 
 @pytest.fixture(scope="module")
 def calibrated(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("calibrated")
-    trace(tiny_model, root, page=False)
-    calibrate(tiny_model, SPACE, root)
+    trace(Workspace(tiny_model, root=root), page=False)
+    calibrate(Workspace(tiny_model, SPACE, root))
     return root
 
 

@@ -30,6 +30,7 @@ from qsdm.qconfig import QuantConfig, QuantMethod, Space, SpaceSpec
 from qsdm.store import Store, StoreError
 from qsdm.store.files import read_json, write_json
 from qsdm.trace import trace
+from qsdm.workspace import Workspace
 
 METHODS = ("uaq-3", "uaq-4", "kmeans_a-3", "kmeans_a-4")
 SPACE = SpaceSpec("small", METHODS)
@@ -38,8 +39,8 @@ SPACE = SpaceSpec("small", METHODS)
 @pytest.fixture(scope="module")
 def calibrated(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = tmp_path_factory.mktemp("calibrated")
-    trace(tiny_model, store)
-    calibrate(tiny_model, SPACE, store)
+    trace(Workspace(tiny_model, root=store))
+    calibrate(Workspace(tiny_model, SPACE, store))
     return store
 
 
@@ -65,7 +66,7 @@ def test_measures_each_configuration_once(
         "engine": Serial(),
         "log": lambda row: logged.append(dict(row)),
     }
-    first = measure(tiny_model, SPACE, store, num_configs=2, **arguments)
+    first = measure(Workspace(tiny_model, SPACE, store), num_configs=2, **arguments)
     assert all(len(outcome.qconfig.methods) > 0 for outcome in first)
     assert all(outcome.num_images == 6 and outcome.metrics["psnr"] > 5 for outcome in first)
     assert set(first[0].halves) == {"fd_lite0", "psnr"}
@@ -73,7 +74,7 @@ def test_measures_each_configuration_once(
     assert "fp" in printed
     assert first[0].qconfig.digest[:12] in printed
     num_logged = len(logged)
-    again = measure(tiny_model, SPACE, store, num_configs=3, **arguments)
+    again = measure(Workspace(tiny_model, SPACE, store), num_configs=3, **arguments)
     assert again[:2] == first  # provenance, with its times, included: nothing was measured again
     assert len(again) == 3
     assert len(logged) == num_logged + 1
@@ -88,7 +89,10 @@ def test_measures_the_configurations_of_a_file(
     wanted = [space.uniform("uaq-3"), space.uniform("kmeans_a-4")]
     write_json(tmp_path / "some.json", [qconfig.to_json() for qconfig in wanted])
     found = measure(
-        tiny_model, SPACE, store, configs=tmp_path / "some.json", num_images=4, engine=Serial()
+        Workspace(tiny_model, SPACE, store),
+        configs=tmp_path / "some.json",
+        num_images=4,
+        engine=Serial(),
     )
     assert [outcome.qconfig for outcome in found] == wanted
     assert found[0].metrics["psnr"] < found[1].metrics["psnr"]  # 3 bits, 4 bits
@@ -102,7 +106,10 @@ def test_what_cannot_be_measured_is_named_and_not_stored(
     bad = QuantConfig("tiny", good.methods | {space.graph.weights[0].name: QuantMethod("uaq", 7)})
     write_json(tmp_path / "some.json", [bad.to_json(), good.to_json()])
     found = measure(
-        tiny_model, SPACE, store, configs=tmp_path / "some.json", num_images=5, engine=Serial()
+        Workspace(tiny_model, SPACE, store),
+        configs=tmp_path / "some.json",
+        num_images=5,
+        engine=Serial(),
     )
     assert [outcome.qconfig for outcome in found] == [good]
     assert (
@@ -113,7 +120,10 @@ def test_what_cannot_be_measured_is_named_and_not_stored(
     write_json(tmp_path / "bad.json", bad.to_json())
     with pytest.raises(EvaluationError, match=r"no configuration has an outcome: .*uaq-7"):
         measure(
-            tiny_model, SPACE, store, configs=tmp_path / "bad.json", num_images=5, engine=Serial()
+            Workspace(tiny_model, SPACE, store),
+            configs=tmp_path / "bad.json",
+            num_images=5,
+            engine=Serial(),
         )
 
 
@@ -145,13 +155,13 @@ def test_reads_fronts_lists_and_single_configurations(space: Space, tmp_path: Pa
 
 def test_bad_input_names_the_remedy(tiny_model: Model, store: Path, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"run python -m qsdm\.trace \+model=tiny"):
-        measure(tiny_model, SPACE, tmp_path, engine=Serial())
+        measure(Workspace(tiny_model, SPACE, tmp_path), engine=Serial())
     with pytest.raises(StoreError, match=r"run python -m qsdm\.calibrate \+model=tiny"):
-        measure(tiny_model, SpaceSpec("other", METHODS), store, engine=Serial())
+        measure(Workspace(tiny_model, SpaceSpec("other", METHODS), store), engine=Serial())
     with pytest.raises(ValueError, match=r"num_images of at least 2 \(got 1\)"):
-        measure(tiny_model, SPACE, store, num_images=1, engine=Serial())
+        measure(Workspace(tiny_model, SPACE, store), num_images=1, engine=Serial())
     with pytest.raises(ValueError, match=r"wanted batch_size of at least 1 \(got 0\)"):
-        measure(tiny_model, SPACE, store, batch_size=0, engine=Serial())
+        measure(Workspace(tiny_model, SPACE, store), batch_size=0, engine=Serial())
 
 
 def test_weights_of_another_training_are_refused(
@@ -163,7 +173,7 @@ def test_weights_of_another_training_are_refused(
     with pytest.raises(
         EngineError, match=r"other weights of 'tiny': run python -m qsdm\.calibrate \+model=tiny"
     ):
-        measure(other, SPACE, store, num_images=4, engine=Serial())
+        measure(Workspace(other, SPACE, store), num_images=4, engine=Serial())
 
 
 SCRIPT = """
@@ -245,7 +255,7 @@ def test_what_was_measured_survives(
     assert len({outcome.key for outcome in after}) == len(after)
 
     more = len(after) + 1  # full precision is one of them
-    measure(tiny_model, SPACE, root, more, num_images=4, engine=Serial())
+    measure(Workspace(tiny_model, SPACE, root), more, num_images=4, engine=Serial())
     final = stored()
     assert final[: len(after)] == after
     assert len(final) == more + 1
@@ -268,13 +278,13 @@ def test_a_metric_that_is_added_joins_the_others(
     """The same pictures are drawn again, their other metrics kept; what needs no new metric draws nothing."""
     fewer = dataclasses.replace(tiny_model, metrics={"fd_lite0": tiny_model.metrics["fd_lite0"]})
     arguments = {"num_configs": 1, "num_images": 3, "engine": Serial()}
-    (before,) = measure(fewer, SPACE, store, **arguments)
-    (after,) = measure(tiny_model, SPACE, store, **arguments)
+    (before,) = measure(Workspace(fewer, SPACE, store), **arguments)
+    (after,) = measure(Workspace(tiny_model, SPACE, store), **arguments)
     assert set(after.metrics) == {"fd_lite0", "psnr"}
     assert after.protocol == before.protocol
     assert after.metrics["fd_lite0"] == before.metrics["fd_lite0"]
     assert after.versions == {name: m.version for name, m in tiny_model.metrics.items()}
-    (again,) = measure(fewer, SPACE, store, **arguments)
+    (again,) = measure(Workspace(fewer, SPACE, store), **arguments)
     assert again == after
     assert "no picture is missing" in capsys.readouterr().out
     assert len(Store(store, "tiny").outcomes()) == 2  # with full precision
@@ -292,12 +302,12 @@ def test_what_load_leaves_out_is_another_protocol(tmp_path: Path) -> None:
     without = dataclasses.replace(model, load={"text_encoder_3": None, "tokenizer_3": None})
     values = []
     for name in ("one", "another"):
-        trace(model, tmp_path / name, page=False)
-        calibrate(model, SPACE, tmp_path / name)
+        trace(Workspace(model, root=tmp_path / name), page=False)
+        calibrate(Workspace(model, SPACE, tmp_path / name))
         arguments = {"num_configs": 1, "num_images": 4, "engine": Serial()}
         if name == "one":
-            measure(model, SPACE, tmp_path / name, **arguments)
-        (outcome,) = measure(without, SPACE, tmp_path / name, **arguments)
+            measure(Workspace(model, SPACE, tmp_path / name), **arguments)
+        (outcome,) = measure(Workspace(without, SPACE, tmp_path / name), **arguments)
         values.append(outcome.metrics)
     assert values[0] == values[1]
     outcomes = Store(tmp_path / "one", model.name).outcomes()
@@ -340,12 +350,10 @@ def test_an_unconditional_pipeline_draws_as_many_as_are_asked_for(
     pictures = []
     for size in (4, 1):
         store = tmp_path / str(size)
-        trace(unconditional, store, page=False)
-        calibrate(unconditional, SPACE, store)
+        trace(Workspace(unconditional, root=store), page=False)
+        calibrate(Workspace(unconditional, SPACE, store))
         measure(
-            unconditional,
-            SPACE,
-            store,
+            Workspace(unconditional, SPACE, store),
             num_configs=1,
             num_images=4,
             batch_size=size,
@@ -361,8 +369,14 @@ def test_too_few_pictures_are_an_error_and_leave_no_file(
     unconditional: Model, tmp_path: Path
 ) -> None:
     one = dataclasses.replace(unconditional, call={"batch_size": 1})
-    trace(one, tmp_path, page=False)
-    calibrate(one, SPACE, tmp_path)
+    trace(Workspace(one, root=tmp_path), page=False)
+    calibrate(Workspace(one, SPACE, tmp_path))
     with pytest.raises(EvaluationError, match="drew 1 pictures where 4 were asked for"):
-        measure(one, SPACE, tmp_path, num_configs=1, num_images=4, batch_size=4, engine=Serial())
+        measure(
+            Workspace(one, SPACE, tmp_path),
+            num_configs=1,
+            num_images=4,
+            batch_size=4,
+            engine=Serial(),
+        )
     assert list(Store(tmp_path, one.name).path("").rglob("full-*")) == []

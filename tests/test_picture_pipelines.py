@@ -33,6 +33,7 @@ from qsdm.qconfig import QuantConfig, SpaceSpec
 from qsdm.quant.calibration import PackedWeights
 from qsdm.store import Store
 from qsdm.trace import prepare, trace
+from qsdm.workspace import Workspace
 
 SPEC = SpaceSpec("small", ("kmeans_a-3", "kmeans_a-4"))
 NUM, STEPS, GUIDANCE = 4, 4, 2.0
@@ -94,7 +95,7 @@ def test_it_is_traced_from_its_own_call(name: str, folder: Path, tmp_path: Path)
     if name == "WanImageToVideoPipeline" and importlib.util.find_spec("ftfy") is None:
         pytest.skip("this pipeline cleans captions by ftfy, which is not installed")
     model = build(name, folder)
-    graph = trace(model, tmp_path)
+    graph = trace(Workspace(model, root=tmp_path))
     module, _, origin = prepare(model)
     assert origin == name
     assert tracing.uncovered(module, graph) == []
@@ -137,10 +138,14 @@ def test_it_is_measured_from_the_pictures_that_a_direct_call_draws(
     name: str, folder: Path, tmp_path: Path
 ) -> None:
     model, place = build(name, folder), Store(tmp_path, name)
-    trace(model, tmp_path)
-    calibrate(model, SPEC, tmp_path)
+    trace(Workspace(model, root=tmp_path))
+    calibrate(Workspace(model, SPEC, tmp_path))
     (outcome,) = measure(
-        model, SPEC, tmp_path, num_configs=1, num_images=NUM, batch_size=2, engine=Serial()
+        Workspace(model, SPEC, tmp_path),
+        num_configs=1,
+        num_images=NUM,
+        batch_size=2,
+        engine=Serial(),
     )
     assert outcome.num_images == NUM
     assert 0 < outcome.metrics["psnr"] < 100
@@ -196,16 +201,20 @@ def test_of_two_denoisers_the_one_named_is_quantized(
         for component in ("transformer", "transformer_2")
     )
     assert (first.name, second.name) == ("WanPipeline", "WanPipeline-transformer_2")
-    trace(first, tmp_path)
+    trace(Workspace(first, root=tmp_path))
     assert (
         "transformer_2 is another denoiser of this pipeline: "
         "trace it with +model.component=transformer_2" in capsys.readouterr().out
     )
-    graphs = {model.name: trace(model, tmp_path) for model in (first, second)}
+    graphs = {model.name: trace(Workspace(model, root=tmp_path)) for model in (first, second)}
     for model in (first, second):
-        calibrate(model, SPEC, tmp_path)
+        calibrate(Workspace(model, SPEC, tmp_path))
         assert measure(
-            model, SPEC, tmp_path, num_configs=1, num_images=2, batch_size=2, engine=Serial()
+            Workspace(model, SPEC, tmp_path),
+            num_configs=1,
+            num_images=2,
+            batch_size=2,
+            engine=Serial(),
         )
     graph = graphs[second.name]
     qconfig = SPEC.of(graph).uniform("kmeans_a-3")
@@ -267,7 +276,7 @@ def test_inputs_are_built_where_the_call_fails(
 
     monkeypatch.setattr(diffusers.StableDiffusionInpaintPipeline, "check_inputs", fail)
     model = build("StableDiffusionInpaintPipeline", folder)
-    graph = trace(model, tmp_path)
+    graph = trace(Workspace(model, root=tmp_path))
     assert tracing.uncovered(prepare(model)[0], graph) == []
     told = (
         "  inputs       signature and config, because StableDiffusionInpaintPipeline could not be "
@@ -280,7 +289,7 @@ def test_inputs_of_ones_own_are_taken_where_a_pipeline_wants_pictures(
     folder: Path, tmp_path: Path
 ) -> None:
     model = build("StableDiffusionInpaintPipeline", folder, inputs={"sample": [1, 9, 16, 16]})
-    graph = trace(model, tmp_path)
+    graph = trace(Workspace(model, root=tmp_path))
     assert tracing.uncovered(prepare(model)[0], graph) == []
     (sample,) = [node for node in graph.nodes if node.name == "input.sample"]
     assert sample.activation == (1, 9, 16, 16)

@@ -18,6 +18,7 @@ from qsdm.sensitivity import AttributionOptions
 from qsdm.store import Store
 from qsdm.store.files import read_json
 from qsdm.strategies.evolution import Evolution
+from qsdm.workspace import Workspace
 
 SPACE = SpaceSpec("small", ("uaq-3", "uaq-4", "kmeans_a-3", "kmeans_a-4"), splits=".*")
 NAMES = [stage.name for stage in stages(SPACE.name)]
@@ -25,14 +26,12 @@ NAMES = [stage.name for stage in stages(SPACE.name)]
 
 def arguments(model: Model, store: Path) -> dict[str, Any]:
     return {
-        "model": model,
-        "space": SPACE,
+        "workspace": Workspace(model, SPACE, store),
         "objective": Objective({"fd_lite0": -1}),
         "predictor": FitOptions(folds=3, width=8, hops=2, epochs=2),
         "attribution": AttributionOptions(num_configs=4),
         "strategy": Evolution(population=8, offspring=8),
         "engine": Serial(),
-        "store": store,
         "num_labels": 12,
         "num_images": 4,
         "budget": 60,

@@ -39,6 +39,7 @@ from qsdm.store.files import read_json, write_json
 from qsdm.strategies import Problem
 from qsdm.strategies.random import Random
 from qsdm.trace import prepare, trace
+from qsdm.workspace import Workspace
 
 SPEC = SpaceSpec("small", ("uaq-3", "uaq-4", "kmeans_a-3", "kmeans_a-4"))
 METRICS = {"fd_lite0": FrechetLite0(), "psnr": Psnr()}
@@ -75,7 +76,7 @@ def test_from_the_files_to_a_measured_table(
     name: str, models: dict[str, Model], tmp_path: Path
 ) -> None:
     model, place = models[name], Store(tmp_path, name)
-    graph = trace(model, tmp_path)
+    graph = trace(Workspace(model, root=tmp_path))
     module, _, origin = prepare(model)
     assert origin == (name if name != "DiTPipeline" else "signature and config")
     fused = {
@@ -83,8 +84,8 @@ def test_from_the_files_to_a_measured_table(
     }  # of Hunyuan-DiT's attention
     assert not fused
 
-    calibrate(model, SPEC, tmp_path)
-    outcomes = measure(model, SPEC, tmp_path, num_configs=2, **FULL)
+    calibrate(Workspace(model, SPEC, tmp_path))
+    outcomes = measure(Workspace(model, SPEC, tmp_path), num_configs=2, **FULL)
     assert len(outcomes) == 2
     assert all(set(outcome.metrics) == set(METRICS) for outcome in outcomes)
     (full,) = place.path("pictures").glob("full-*.safetensors")
@@ -94,7 +95,11 @@ def test_from_the_files_to_a_measured_table(
 
     write_front(place, SPEC.of(graph))
     summary = realize(
-        model, SPEC, Objective({"fd_lite0": -1}), tmp_path, candidates=1, num_random=1, **FULL
+        Workspace(model, SPEC, tmp_path),
+        Objective({"fd_lite0": -1}),
+        candidates=1,
+        num_random=1,
+        **FULL,
     )
     rows = {row["name"]: row for row in summary["rows"]}
     assert set(rows) == {"fp", *SPEC.methods, "random-0", "ours"}

@@ -24,6 +24,7 @@ from qsdm.store.schemas import FRONT, REPORT
 from qsdm.strategies import Problem
 from qsdm.strategies.random import Random
 from qsdm.trace import trace
+from qsdm.workspace import Workspace
 
 SPEC = SpaceSpec("small", ("uaq-3", "uaq-4", "kmeans_a-3", "kmeans_a-4"))
 LIMIT = 3.7
@@ -32,8 +33,8 @@ LIMIT = 3.7
 @pytest.fixture(scope="module")
 def traced(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = tmp_path_factory.mktemp("store")
-    trace(tiny_model, store)
-    calibrate(tiny_model, SPEC, store)
+    trace(Workspace(tiny_model, root=store))
+    calibrate(Workspace(tiny_model, SPEC, store))
     return store
 
 
@@ -66,10 +67,8 @@ def searched(tiny_model: Model, traced: Path, space: Space) -> Path:
 def realized(tiny_model: Model, searched: Path) -> Store:
     """With a chosen configuration, its pictures and its checkpoint."""
     summary = realize(
-        tiny_model,
-        SPEC,
+        Workspace(tiny_model, SPEC, searched),
         Objective({"fd_lite0": -1}),
-        searched,
         avg_bits=LIMIT,
         candidates=2,
         num_images=4,
@@ -227,14 +226,14 @@ def test_takes_the_best_predicted_points_below_the_limit() -> None:
 def test_bad_input_names_the_remedy(tiny_model: Model, traced: Path, tmp_path: Path) -> None:
     objective = Objective({"fd_lite0": -1})
     with pytest.raises(StoreError, match=r"run python -m qsdm\.trace \+model=tiny"):
-        realize(tiny_model, SPEC, objective, tmp_path, engine=Serial())
+        realize(Workspace(tiny_model, SPEC, tmp_path), objective, engine=Serial())
     with pytest.raises(ValueError, match="seed_set other than label_seed_set"):
-        realize(tiny_model, SPEC, objective, traced, seed_set=0, engine=Serial())
+        realize(Workspace(tiny_model, SPEC, traced), objective, seed_set=0, engine=Serial())
     learned = Store(tmp_path, "tiny").path("predictor/small/report.json")
     about = {"denoiser": "tiny", "space": "small", "objective": {"fd_lite0": -1}, "protocol": "0"}
     REPORT.write(learned, about | predictor_report(4) | {"seed_set": 1})
     with pytest.raises(ValueError, match="predictor's labels have seed_set=1"):
-        realize(tiny_model, SPEC, objective, tmp_path, engine=Serial())
+        realize(Workspace(tiny_model, SPEC, tmp_path), objective, engine=Serial())
     other = SpaceSpec("other", SPEC.methods)
     with pytest.raises(StoreError, match=r"run python -m qsdm\.calibrate \+model=tiny"):
-        realize(tiny_model, other, objective, traced, engine=Serial())
+        realize(Workspace(tiny_model, other, traced), objective, engine=Serial())

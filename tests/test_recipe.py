@@ -22,6 +22,7 @@ from qsdm.run.keys import values_of
 from qsdm.store import Store, StoreError
 from qsdm.store.files import read_json
 from qsdm.trace import trace
+from qsdm.workspace import Workspace
 
 SPEC = SpaceSpec("traced", ("uaq-3", "uaq-4"), splits=".*", max_overhead=4.0)
 
@@ -29,7 +30,7 @@ SPEC = SpaceSpec("traced", ("uaq-3", "uaq-4"), splits=".*", max_overhead=4.0)
 @pytest.fixture(scope="module")
 def traced(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = tmp_path_factory.mktemp("traced")
-    trace(tiny_model, store, page=False)
+    trace(Workspace(tiny_model, root=store), page=False)
     return store
 
 
@@ -52,7 +53,7 @@ def test_an_imported_recipe_is_measured(
 ) -> None:
     rules = tmp_path / "rules.txt"
     rules.write_text(r"ff\.net=q4_1,.=f16,^blk=q4_0")
-    recipe(tiny_model, SPEC, store, rules)
+    recipe(Workspace(tiny_model, SPEC, store), rules)
     printed = capsys.readouterr().out
     assert "1 of the names or patterns decide about no weight: '^blk'" in printed
     calibrates, measures = printed.splitlines()[-2:]
@@ -60,8 +61,10 @@ def test_an_imported_recipe_is_measured(
     assert measures.endswith(f"configs={target}")
     spec = spec_of(calibrates)
     assert spec == spec_of(measures)
-    calibrate(tiny_model, spec, store)
-    (outcome,) = measure(tiny_model, spec, store, configs=target, num_images=4, engine=Serial())
+    calibrate(Workspace(tiny_model, spec, store))
+    (outcome,) = measure(
+        Workspace(tiny_model, spec, store), configs=target, num_images=4, engine=Serial()
+    )
     assert outcome.qconfig == QuantConfig.from_json(read_json(target))
     assert {str(method) for method in outcome.qconfig.methods.values()} == {"uaq_g32-4"}
 
@@ -70,7 +73,7 @@ def test_a_recipe_inside_the_space_needs_no_other_calibration(
     tiny_model: Model, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "skip.json").write_text(json.dumps(["conv_in", "time_embedding"]))
-    recipe(tiny_model, SPEC, store, tmp_path / "skip.json", default="uaq-3")
+    recipe(Workspace(tiny_model, SPEC, store), tmp_path / "skip.json", default="uaq-3")
     printed = capsys.readouterr().out
     assert "calibrate" not in printed
     assert "3 full precision" in printed
@@ -82,9 +85,9 @@ def test_what_realize_chose_is_written(
 ) -> None:
     (tmp_path / "skip.json").write_text("[]")
     place = Store(store, "tiny")
-    recipe(tiny_model, SPEC, store, tmp_path / "skip.json")
+    recipe(Workspace(tiny_model, SPEC, store), tmp_path / "skip.json")
     place.path("chosen.json").write_text(place.path("recipes/skip.json").read_text())
-    written = recipe(tiny_model, SPEC, store, to=to)
+    written = recipe(Workspace(tiny_model, SPEC, store), to=to)
     assert place.path(f"recipes/chosen{written.suffix}").read_text() == written.text
     assert written.usage
 
@@ -94,7 +97,7 @@ def test_a_byte_order_mark_and_a_rule_of_skip_lists(
 ) -> None:
     file = tmp_path / "skip.json"
     file.write_text(json.dumps(["down_blocks", "conv_in"]), encoding="utf-8-sig")
-    recipe(tiny_model, SPEC, store, file, rules=Engine.quanto)
+    recipe(Workspace(tiny_model, SPEC, store), file, rules=Engine.quanto)
     printed = capsys.readouterr().out
     assert "decide about no weight: 'down_blocks'" in printed
     assert "a Conv, which diffusers' quanto backend leaves at full precision" in printed
@@ -112,13 +115,13 @@ def test_what_diffusers_does_with_a_class_is_asked_of_diffusers(tiny_model: Mode
 
 def test_bad_input_names_the_remedy(tiny_model: Model, store: Path, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"run python -m qsdm\.trace \+model=tiny"):
-        recipe(tiny_model, SPEC, tmp_path)
+        recipe(Workspace(tiny_model, SPEC, tmp_path))
     with pytest.raises(StoreError, match=r"missing.json cannot be read .*give file=PATH"):
-        recipe(tiny_model, SPEC, store, tmp_path / "missing.json")
+        recipe(Workspace(tiny_model, SPEC, store), tmp_path / "missing.json")
     with pytest.raises(StoreError, match=r"cannot be read \(IsADirectoryError\): give file=PATH"):
-        recipe(tiny_model, SPEC, store, tmp_path)
+        recipe(Workspace(tiny_model, SPEC, store), tmp_path)
     (tmp_path / "picture.json").write_bytes(bytes(range(256)))
     with pytest.raises(StoreError, match=r"cannot be read \(UnicodeDecodeError\): give file=PATH"):
-        recipe(tiny_model, SPEC, store, tmp_path / "picture.json")
+        recipe(Workspace(tiny_model, SPEC, store), tmp_path / "picture.json")
     with pytest.raises(ValueError, match=r"wanted a method and its bits, as uaq-4"):
-        recipe(tiny_model, SPEC, store, tmp_path / "missing.json", default="q4_0")
+        recipe(Workspace(tiny_model, SPEC, store), tmp_path / "missing.json", default="q4_0")

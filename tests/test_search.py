@@ -19,6 +19,7 @@ from qsdm.strategies import Problem
 from qsdm.strategies.evolution import Evolution
 from qsdm.strategies.greedy import Greedy
 from qsdm.strategies.random import Random
+from qsdm.workspace import Workspace
 
 METHODS = ["uaq-3", "uaq-4", "kmeans_c-3", "kmeans_c-4", "kmeans_a-3", "kmeans_a-4"]
 EVOLUTION = Evolution(population=40, offspring=40)
@@ -154,9 +155,7 @@ def test_a_missing_stage_is_named_with_its_command(tmp_path):
     )
     with pytest.raises(StoreError, match=r"run python -m qsdm\.trace \+model=none"):
         search(
-            model,
-            SpaceSpec("traced", METHODS),
+            Workspace(model, SpaceSpec("traced", METHODS), tmp_path),
             Objective({"fd_lite0": -1}),
             EVOLUTION,
-            store=tmp_path,
         )

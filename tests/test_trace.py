@@ -17,12 +17,13 @@ from qsdm.graph import Graph
 from qsdm.predictor.pyg import read_pyg
 from qsdm.qconfig import QuantConfig, QuantMethod, SpaceSpec
 from qsdm.trace import trace
+from qsdm.workspace import Workspace
 
 
 def test_graph_is_captured_from_the_pipeline_and_stored(
     tiny_model: Model, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    graph = trace(tiny_model, tmp_path)
+    graph = trace(Workspace(tiny_model, root=tmp_path))
     stored = Graph.from_json(json.loads((tmp_path / "tiny" / "graph.json").read_text()))
     assert stored.digest == graph.digest
     text = next(node for node in graph.nodes if node.name == "input.encoder_hidden_states")
@@ -52,7 +53,7 @@ def test_graph_is_captured_from_the_pipeline_and_stored(
 def test_a_graph_is_exported(tiny_model: Model, tmp_path: Path) -> None:
     import networkx
 
-    graph = trace(tiny_model, tmp_path, export=["graphml", "pyg"])
+    graph = trace(Workspace(tiny_model, root=tmp_path), export=["graphml", "pyg"])
     read = networkx.read_graphml(tmp_path / "tiny" / "graph.graphml")
     assert set(read.edges) == {(graph.nodes[a].name, graph.nodes[b].name) for a, b in graph.edges}
     data = read_pyg(tmp_path / "tiny" / "graph.pyg.safetensors")
@@ -69,17 +70,19 @@ def test_a_graph_is_exported(tiny_model: Model, tmp_path: Path) -> None:
         "graph.pyg.safetensors",
     }
     with pytest.raises(ValueError, match="export takes graphml or pyg"):
-        trace(tiny_model, tmp_path, export=["graphml", "dot"])
+        trace(Workspace(tiny_model, root=tmp_path), export=["graphml", "dot"])
 
 
 def test_the_page_shows_the_errors_of_a_calibration(tiny_model: Model, tmp_path: Path) -> None:
-    trace(tiny_model, tmp_path)
+    trace(Workspace(tiny_model, root=tmp_path))
     page = tmp_path / "tiny" / "graph.html"
     assert '"labels":[]' in page.read_text()
-    calibrate(tiny_model, SpaceSpec("small", ["uaq-3", "uaq-4"], max_overhead=99), tmp_path)
+    calibrate(
+        Workspace(tiny_model, SpaceSpec("small", ["uaq-3", "uaq-4"], max_overhead=99), tmp_path)
+    )
     calibrated = page.read_text()
     assert '"labels":["error of uaq-3","error of uaq-4"]' in calibrated
-    trace(tiny_model, tmp_path)
+    trace(Workspace(tiny_model, root=tmp_path))
     assert page.read_text() == calibrated
 
 
@@ -89,8 +92,8 @@ def test_any_pipeline_directory_is_a_model(tiny_model: Model, tmp_path: Path) ->
     found = found_model(str(folder))
     assert re.fullmatch(r"my_pipeline-[0-9a-f]{8}", found.name)
     assert (found.denoiser, found.component) == ("UNet2DConditionModel", "unet")
-    assert {w.name for w in trace(found, tmp_path).weights} == {
-        w.name for w in trace(tiny_model, tmp_path).weights
+    assert {w.name for w in trace(Workspace(found, root=tmp_path)).weights} == {
+        w.name for w in trace(Workspace(tiny_model, root=tmp_path)).weights
     }
 
 
@@ -141,7 +144,7 @@ def test_the_command_line_of_the_issue(
 
 def test_parameter_count_is_checked(tiny_model: Model, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="parameters, not 17"):
-        trace(replace(tiny_model, num_params=17), tmp_path)
+        trace(Workspace(replace(tiny_model, num_params=17), root=tmp_path))
 
 
 def test_what_is_no_pipeline_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +179,7 @@ def test_a_quantized_pipeline_on_disk_is_told(tiny_model: Model, tmp_path: Path)
         )
     )
     with pytest.raises(ModelError, match="already quantized: give path=DIRECTORY"):
-        trace(found_model(str(tmp_path / "pipe")), tmp_path)
+        trace(Workspace(found_model(str(tmp_path / "pipe")), root=tmp_path))
 
 
 def test_unknown_class_is_told() -> None:

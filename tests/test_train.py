@@ -15,6 +15,7 @@ from qsdm.store import Store, StoreError
 from qsdm.store.files import read_json
 from qsdm.store.outcomes import OutcomeDatabase
 from qsdm.train import train
+from qsdm.workspace import Workspace
 
 QUICK = FitOptions(folds=2, width=16, hops=2, epochs=2)
 QUALITY = Objective({"fd_lite0": -1})
@@ -25,7 +26,9 @@ def test_train_reports_held_out_scores_beside_the_baselines(
 ) -> None:
     fill_store(tmp_path, toy, 60)
     logged: list[dict] = []
-    report = train(MODEL, SPACE, QUALITY, QUICK, tmp_path, num_images=64, log=logged.append)
+    report = train(
+        Workspace(MODEL, SPACE, tmp_path), QUALITY, QUICK, num_images=64, log=logged.append
+    )
     assert read_json(tmp_path / "toy_unet/predictor/traced/report.json") == report
     assert report["num_outcomes"] == 60
     held_out = report["held_out"]
@@ -97,17 +100,17 @@ def test_only_labels_of_the_wanted_noise_weights_and_count_are_learned_from(
 
 def test_missing_stages_are_named(toy: Toy, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"qsdm\.trace"):
-        train(MODEL, SPACE, QUALITY, QUICK, tmp_path, num_images=64)
+        train(Workspace(MODEL, SPACE, tmp_path), QUALITY, QUICK, num_images=64)
     fill_store(tmp_path, toy, 6)
     with pytest.raises(ValueError, match="measure more configurations"):
-        train(MODEL, SPACE, QUALITY, FitOptions(), tmp_path, num_images=64)
+        train(Workspace(MODEL, SPACE, tmp_path), QUALITY, FitOptions(), num_images=64)
     with pytest.raises(StoreError, match=r"no outcomes with fid.*qsdm\.measure"):
-        train(MODEL, SPACE, Objective({"fid": -1}), QUICK, tmp_path, num_images=64)
+        train(Workspace(MODEL, SPACE, tmp_path), Objective({"fid": -1}), QUICK, num_images=64)
     Store(tmp_path, "toy_unet").path("outcomes.sqlite").unlink()
     for side in ("-wal", "-shm"):
         Store(tmp_path, "toy_unet").path(f"outcomes.sqlite{side}").unlink(missing_ok=True)
     with pytest.raises(StoreError, match=r"qsdm\.measure"):
-        train(MODEL, SPACE, QUALITY, QUICK, tmp_path, num_images=64)
+        train(Workspace(MODEL, SPACE, tmp_path), QUALITY, QUICK, num_images=64)
 
 
 def test_a_test_set_is_reported_and_not_trained_on(
@@ -128,7 +131,7 @@ def test_a_test_set_is_reported_and_not_trained_on(
                 outcome, protocol=under.digest, provenance={"stage": "test"}
             )
             database.add(marked, under)
-    report = train(MODEL, SPACE, QUALITY, QUICK, tmp_path, num_images=64)
+    report = train(Workspace(MODEL, SPACE, tmp_path), QUALITY, QUICK, num_images=64)
     assert report["num_outcomes"] == 40
     sets, (between,) = report["test"]["sets"], report["test"]["between"]
     assert [(entry["seed_set"], entry["num_configs"]) for entry in sets] == [(0, 12), (1, 10)]

@@ -18,6 +18,7 @@ from qsdm.run.keys import values_of
 from qsdm.store import ZOO, Store
 from qsdm.store.files import read_json
 from qsdm.trace import trace
+from qsdm.workspace import Workspace
 
 ALL = sorted(path.parent.name for path in ZOO.glob("*/pipeline"))
 LABELS = 240  # at least
@@ -44,7 +45,7 @@ def test_labels_were_measured_with_this_pipeline_and_these_metrics(made, tmp_pat
     model, space = made["model"], made["space"]
     protocol = protocol_of(model, prompts_of(model), seed_set=0, num_images=256)
     outcomes = Store(tmp_path, model.name).outcomes(protocol)
-    trace(model, tmp_path, page=False)
+    trace(Workspace(model, root=tmp_path), page=False)
     graph = Graph.from_json(read_json(Store(tmp_path, model.name).path("graph.json")))
     encodable = space.of(graph, model.full_bits)
     drawn = in_space(outcomes, encodable, Objective({"fd_lite0": -1}))

@@ -42,6 +42,7 @@ from qsdm.quant.fitting import dequantize, fit
 from qsdm.run.conf import CONF
 from qsdm.store.files import read_json
 from qsdm.trace import trace
+from qsdm.workspace import Workspace
 
 PIPELINES = ("emoji_unet", "emoji_pixart", "emoji_mmdit")
 
@@ -55,8 +56,8 @@ def cpu_seconds(function: Callable[[], object]) -> float:
 def measure(name: str, num_images: int, store: Path) -> dict[str, float]:
     model, spec = parts_of(name)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        graph = trace(model, store, page=False)
-        calibrate(model, spec, store)
+        graph = trace(Workspace(model, root=store), page=False)
+        calibrate(Workspace(model, spec, store))
     space = spec.of(graph, model.full_bits)
     packed = PackedWeights(store / name / "calibration" / spec.name)
     prompts = prompts_of(model)

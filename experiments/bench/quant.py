@@ -27,6 +27,7 @@ from qsdm.graph import Graph
 from qsdm.qconfig import QuantMethod, Space
 from qsdm.quant import kernels, packing
 from qsdm.quant.fitting import dequantize, fit, fit_all, table
+from qsdm.workspace import Workspace
 
 NAMES = ("uaq", "kmeans_c", "kmeans_a")
 METHODS = [QuantMethod(name, bits) for name in NAMES for bits in (3, 4)]
@@ -45,7 +46,7 @@ def graph_of(name: str) -> Graph:
     from qsdm.trace import trace
 
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        return trace(model_of(name), Path(folder), page=False)
+        return trace(Workspace(model_of(name), root=Path(folder)), page=False)
 
 
 def heavy(rows: int, n: int, rng: np.random.Generator) -> torch.Tensor:

@@ -29,6 +29,7 @@ from qsdm.predictor.scores import srcc
 from qsdm.quant.calibration import PackedWeights
 from qsdm.store import Store
 from qsdm.trace import trace
+from qsdm.workspace import Workspace
 
 
 def main() -> None:
@@ -58,8 +59,8 @@ def main() -> None:
         chosen = [
             shipped[i] for i in np.linspace(0, len(shipped) - 1, args.num).round().astype(int)
         ]
-        graph = trace(model, Path(folder), page=False)
-        calibrate(model, spec("traced"), Path(folder))
+        graph = trace(Workspace(model, root=Path(folder)), page=False)
+        calibrate(Workspace(model, spec("traced"), Path(folder)))
         packed = PackedWeights(Path(folder) / args.name / "calibration" / "traced")
         here = Evaluator(model, graph, packed, metrics, protocol, prompts)
         print(f"computed in {str(computed_in(model.dtype)).removeprefix('torch.')} here")

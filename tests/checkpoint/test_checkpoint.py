@@ -26,6 +26,7 @@ from qsdm.quant.packed import PackedLayer
 from qsdm.quant.packed_model import pack
 from qsdm.quant.swap import quantized, sliced
 from qsdm.trace import trace
+from qsdm.workspace import Workspace
 
 METHODS = [
     "uaq-3",
@@ -44,7 +45,7 @@ UAQ4 = QuantMethod("uaq", 4)
 def saved(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory):
     """A tiny pipeline in 16 bit, a mixed configuration of it, and both as a checkpoint."""
     folder = tmp_path_factory.mktemp("checkpoint")
-    space = SpaceSpec("mixed", METHODS).of(trace(tiny_model, folder, page=False))
+    space = SpaceSpec("mixed", METHODS).of(trace(Workspace(tiny_model, root=folder), page=False))
     qconfig = space.sample(np.random.default_rng(0))
     left_out = {name: method for i, (name, method) in enumerate(qconfig.methods.items()) if i % 7}
     qconfig = QuantConfig(qconfig.denoiser, left_out)
@@ -291,7 +292,7 @@ def test_the_shipped_pipeline_draws_the_same_pictures_bit_for_bit(
         "emoji_unet", "zoo", "UNet2DConditionModel", "unet", resolution_px=32, steps=2, guidance=2.0
     )
     space = SpaceSpec("some", ["uaq-3", "uaq-4", "kmeans_a-3", "kmeans_a-4"]).of(
-        trace(model, tmp_path, page=False)
+        trace(Workspace(model, root=tmp_path), page=False)
     )
     qconfig = space.sample(np.random.default_rng(0))
     pipeline = load_pipeline(model)

@@ -18,6 +18,7 @@ from qsdm.denoisers import Model, load_pipeline
 from qsdm.qconfig import SpaceSpec
 from qsdm.store.tensors import read_header
 from qsdm.trace import trace
+from qsdm.workspace import Workspace
 
 METHODS = ["uaq-4", "kmeans_c-3"]
 
@@ -25,7 +26,7 @@ METHODS = ["uaq-4", "kmeans_c-3"]
 @pytest.fixture(scope="module")
 def saved(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint")
-    space = SpaceSpec("two", METHODS).of(trace(tiny_model, folder, page=False))
+    space = SpaceSpec("two", METHODS).of(trace(Workspace(tiny_model, root=folder), page=False))
     qconfig = space.sample(np.random.default_rng(0))
     pipeline = load_pipeline(tiny_model, dtype="float16")
     save_quantized(pipeline, "unet", space.graph, qconfig, folder / "saved")

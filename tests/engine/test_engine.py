@@ -20,6 +20,7 @@ from qsdm.outcome import Outcome
 from qsdm.qconfig import SpaceSpec
 from qsdm.store import Store
 from qsdm.trace import trace
+from qsdm.workspace import Workspace
 
 
 def test_serial_sets_a_failing_task_aside() -> None:
@@ -70,8 +71,8 @@ def test_every_engine_measures_the_same(tiny_model: Model, tmp_path: Path) -> No
         "ray": Ray(num_workers=1, init=SMALL),
         "slurm": Slurm(cluster="local", folder=str(tmp_path / "jobs"), poll_s=0.1),
     }
-    trace(tiny_model, tmp_path / "serial")
-    calibrate(tiny_model, space, tmp_path / "serial")
+    trace(Workspace(tiny_model, root=tmp_path / "serial"))
+    calibrate(Workspace(tiny_model, space, tmp_path / "serial"))
     found: dict[str, list[Outcome]] = {}
     for name, engine in engines.items():
         store = tmp_path / name
@@ -80,7 +81,11 @@ def test_every_engine_measures_the_same(tiny_model: Model, tmp_path: Path) -> No
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.symlink_to(tmp_path / "serial" / "tiny" / part)
         measured = measure(
-            tiny_model, space, store, num_configs=3, num_images=4, batch_size=3, engine=engine
+            Workspace(tiny_model, space, store),
+            num_configs=3,
+            num_images=4,
+            batch_size=3,
+            engine=engine,
         )
         kept = Store(store, "tiny").outcomes()
         assert (

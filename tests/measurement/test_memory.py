@@ -28,6 +28,7 @@ from qsdm.measurement.memory import (
 from qsdm.qconfig import QuantConfig, SpaceSpec
 from qsdm.store import ZOO
 from qsdm.trace import trace
+from qsdm.workspace import Workspace
 
 EMOJI = Model(
     "emoji_unet", "zoo", "UNet2DConditionModel", "unet", resolution_px=32, steps=10, guidance=2.0
@@ -37,12 +38,12 @@ SPEC = SpaceSpec("some", ["uaq-3", "uaq-4", "kmeans_a-3", "nf4_g64-4"])
 
 @pytest.fixture(scope="module")
 def emoji(tmp_path_factory: pytest.TempPathFactory) -> Graph:
-    return trace(EMOJI, tmp_path_factory.mktemp("emoji"), page=False)
+    return trace(Workspace(EMOJI, root=tmp_path_factory.mktemp("emoji")), page=False)
 
 
 @pytest.fixture(scope="module")
 def tiny(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Graph:
-    return trace(tiny_model, tmp_path_factory.mktemp("tiny"), page=False)
+    return trace(Workspace(tiny_model, root=tmp_path_factory.mktemp("tiny")), page=False)
 
 
 def test_headers_tell_what_the_files_of_the_shipped_pipeline_weigh() -> None:

@@ -18,6 +18,7 @@ from qsdm.outcome import Outcome, Protocol
 from qsdm.qconfig import QuantConfig, QuantMethod, SpaceSpec
 from qsdm.store import Store
 from qsdm.trace import trace
+from qsdm.workspace import Workspace
 
 PROTOCOL = Protocol("a", "0", "1", "DDIM", 10, 2.0, 32, "float32", "1", 0, 256)
 CONFIGS = [QuantConfig("a", {"w": QuantMethod("uaq", bits)}) for bits in (2, 3, 4, 5)]
@@ -141,13 +142,13 @@ def test_measure_tells_its_plan_first(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    trace(tiny_model, tmp_path)
-    calibrate(tiny_model, SPACE, tmp_path)
+    trace(Workspace(tiny_model, root=tmp_path))
+    calibrate(Workspace(tiny_model, SPACE, tmp_path))
     arguments = {"num_images": 4, "batch_size": 4, "engine": Serial()}
 
     def lines(**given) -> tuple[list[Outcome], list[str]]:
         capsys.readouterr()
-        found = measure(tiny_model, SPACE, tmp_path, **{**arguments, **given})
+        found = measure(Workspace(tiny_model, SPACE, tmp_path), **{**arguments, **given})
         return found, capsys.readouterr().out.splitlines()
 
     # A plan alone measures nothing, writes nothing, starts no workers.
@@ -167,7 +168,9 @@ def test_measure_tells_its_plan_first(
     assert not store.path("pictures").exists()
 
     with pytest.raises(ValueError, match="price_per_hour must be positive"):
-        measure(tiny_model, SPACE, tmp_path, num_configs=2, price_per_hour=0, **arguments)
+        measure(
+            Workspace(tiny_model, SPACE, tmp_path), num_configs=2, price_per_hour=0, **arguments
+        )
     assert not store.path("outcomes.sqlite").exists()
 
     first, printed = lines(num_configs=2)

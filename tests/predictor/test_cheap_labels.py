@@ -16,6 +16,7 @@ from qsdm.predictor.scores import srcc
 from qsdm.store import StoreError
 from qsdm.store.outcomes import OutcomeDatabase
 from qsdm.train import train
+from qsdm.workspace import Workspace
 
 QUALITY = Objective({"fd_lite0": -1})
 QUICK = FitOptions(folds=2, width=16, hops=2, epochs=2)
@@ -83,14 +84,16 @@ def test_train_learns_from_both_and_is_judged_by_full_ones(
         )
     for outcome in outcomes:
         database.add(Outcome(outcome.qconfig, few.digest, near(outcome, rng, 0.05), 16), few)
-    report = train(MODEL, SPACE, QUALITY, QUICK, tmp_path, num_images=64, cheap_images=16)
+    report = train(
+        Workspace(MODEL, SPACE, tmp_path), QUALITY, QUICK, num_images=64, cheap_images=16
+    )
     assert report["num_outcomes"] == 30
     assert report["cheap"]["num"] == 60
     assert report["cheap"]["srcc"] > 0.9
     assert len(report["held_out"]["measured"]) == len(report["held_out"]["gnn"]) == 30
-    alone = train(MODEL, SPACE, QUALITY, QUICK, tmp_path, num_images=64)
+    alone = train(Workspace(MODEL, SPACE, tmp_path), QUALITY, QUICK, num_images=64)
     assert alone["cheap"] is None
     assert report["scores"]["ridge"]["srcc"]["mean"] > alone["scores"]["ridge"]["srcc"]["mean"]
     assert "60 labels read off 16 pictures, by 30 full ones" in capsys.readouterr().out
     with pytest.raises(StoreError, match="all 30 configurations of 64 pictures have a full label"):
-        train(MODEL, SPACE, QUALITY, QUICK, tmp_path, num_images=64, cheap_images=64)
+        train(Workspace(MODEL, SPACE, tmp_path), QUALITY, QUICK, num_images=64, cheap_images=64)
