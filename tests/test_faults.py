@@ -278,7 +278,7 @@ def test_a_full_disk_keeps_what_was_stored(
     with monkeypatch.context() as patch:
         patch.setattr(OutcomeDatabase, "_connect", small)
         with pytest.raises(
-            StoreError, match=r"not written .* full.*: free some space and run again"
+            StoreError, match=r"cannot be written \(database or disk is full\): free some space"
         ):
             run(tiny_model, root)
     assert 0 < len(Store(root, "tiny").outcomes()) < NUM + 1
@@ -397,7 +397,8 @@ def test_a_foreign_database_is_told_and_left_alone(tiny_model: Model, root: Path
     path = root / "tiny" / "outcomes.sqlite"
     path.write_bytes(b"not a database, but somebody's file" * 100)
     with pytest.raises(
-        StoreError, match=r"outcomes\.sqlite is no database of outcomes .*: move it away"
+        StoreError,
+        match=r"outcomes\.sqlite is damaged or no database of outcomes .*: run .* --repair",
     ):
         run(tiny_model, root)
     assert path.read_bytes().startswith(b"not a database")
