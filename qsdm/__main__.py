@@ -237,6 +237,8 @@ def inputs_of(
         "settings": settings,
     }
     parts["reads"] = {name: content(place.path(name)) for name in stage.reads}
+    if stage.name == "calibrate":
+        parts["format"] = 2  # since then tables tell which weights they were made from
     if stage.name == "train":
         parts["outcomes"] = sorted(
             (*outcome.key, sorted(outcome.versions.items()))

@@ -6,8 +6,11 @@ python -m qsdm.calibrate +model=sdxl path=DIRECTORY space=wide
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from qsdm import run
 from qsdm.cost import MethodTable
+from qsdm.denoisers import ModelError, source_digest
 from qsdm.denoisers import denoiser_tensors as parameters  # as it was called here in 0.1
 from qsdm.log import Log, ignore
 from qsdm.qconfig import Space
@@ -38,7 +41,11 @@ def calibrate(
 
     graph, space = workspace.graph, workspace.space
     target = workspace.path(f"calibration/{workspace.space_name}")
-    table = calibration.calibrate(parameters(workspace.model), space, target, log, error)
+    model = workspace.model
+    tensors, source = parameters(model), ""
+    with suppress(ModelError):  # other components are missing
+        source = source_digest(model)
+    table = calibration.calibrate(tensors, space, target, log, error, source)
     graph_page.write(workspace.path("graph.html"), graph, graph_page.errors(graph, table))
     print(summary(space, table))
     return table

@@ -147,6 +147,8 @@ class TableFile(TypedDict):
         version: of the algorithms that fitted the codes.
         graph: digest of the graph.
         error: what the error column holds.
+        fitted: see `MethodTable`.
+        source: see `MethodTable`.
     """
 
     schema: str
@@ -155,6 +157,8 @@ class TableFile(TypedDict):
     version: NotRequired[str]
     graph: NotRequired[str]
     error: NotRequired[str]
+    fitted: NotRequired[str]
+    source: NotRequired[str]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -169,6 +173,8 @@ class MethodTable:
             offer.
         size_bytes: int64 [W, M].
         norm_error: float64 [W, M], ``sum |W - Q|^2.4 / sum |W|^2.4``; None if it was not computed.
+        fitted: digest of the values that were quantized; empty in tables of qsdm 0.1.0.
+        source: digest of the pipeline that they were read from.
     """
 
     weights: tuple[str, ...]
@@ -176,6 +182,8 @@ class MethodTable:
     rel_error: np.ndarray
     size_bytes: np.ndarray
     norm_error: np.ndarray | None = None
+    fitted: str = ""
+    source: str = ""
 
     def __post_init__(self) -> None:
         expected = (len(self.weights), len(self.methods))

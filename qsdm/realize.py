@@ -214,10 +214,11 @@ def row(space: Space, name: str, outcome: Outcome) -> dict[str, Any]:
 def write_checkpoint(ready: Session, directory: Path, ours: QuantConfig) -> dict[str, int]:
     """The pipeline with ``ours`` packed, as files; their bytes by kind."""
     from qsdm.checkpoint import save_quantized
-    from qsdm.denoisers import load_pipeline
+    from qsdm.denoisers import denoiser_tensors, load_pipeline
     from qsdm.quant.calibration import PackedWeights
 
     packed = PackedWeights(directory)
+    packed.require(denoiser_tensors(ready.model), ready.space.graph)
     bits = ready.space.full_bits
     found = save_quantized(
         load_pipeline(ready.model, dtype=f"float{bits}"),

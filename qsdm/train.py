@@ -32,7 +32,14 @@ from qsdm.bounds import MANY, require
 from qsdm.cost import MethodTable
 from qsdm.denoisers import Model
 from qsdm.log import Log, ignore
-from qsdm.measurement.labels import labels_of, noise, test_report, under_protocol, usable
+from qsdm.measurement.labels import (
+    labels_of,
+    noise,
+    require_fitted,
+    test_report,
+    under_protocol,
+    usable,
+)
 from qsdm.outcome import Objective, Outcome
 from qsdm.predictor import FitOptions
 from qsdm.predictor.cheap_labels import CheapLabels, cheap_labels
@@ -81,6 +88,7 @@ def train(
     began = perf_counter()
     model, files, made = workspace.model, workspace.store, workspace.space
     table = workspace.table
+    require_fitted(model, table, made.graph)
     labelled = under_protocol(files, model, seed_set, num_images)
     outcomes = usable(labelled, made, objective, model.name)
     genes = np.stack([made.encode(outcome.qconfig) for outcome in outcomes])

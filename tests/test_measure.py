@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
 from pipelines import build_model
 from processes import workers as running_workers
 
@@ -174,6 +175,48 @@ def test_weights_of_another_training_are_refused(
         EngineError, match=r"other weights of 'tiny': run python -m qsdm\.calibrate \+model=tiny"
     ):
         measure(Workspace(other, SPACE, store), num_images=4, engine=Serial())
+
+
+def test_weights_that_were_changed_while_loading_are_refused(
+    tiny_model: Model, store: Path
+) -> None:
+    """A LoRA that is fused into 16 values of one layer, given by model.load; the files are the same."""
+    from qsdm.denoisers import load_pipeline
+
+    unet = load_pipeline(tiny_model).unet
+    with torch.no_grad():
+        unet.up_blocks[0].resnets[0].conv1.weight.view(-1)[:16] *= 1.02
+    fused = dataclasses.replace(tiny_model, load={"unet": unet})
+    with pytest.raises(EngineError, match=r"up_blocks\.0.* from other weights of 'tiny': run"):
+        measure(fused, SPACE, store, num_images=4, engine=Serial())
+    # Calibrated from what is loaded, they are measured.
+    calibrate(fused, SPACE, store)
+    assert measure(fused, SPACE, store, num_configs=1, num_images=4, engine=Serial())
+    with pytest.raises(EngineError, match=r"up_blocks\.0.* from other weights of 'tiny': run"):
+        measure(tiny_model, SPACE, store, num_images=4, engine=Serial())
+
+
+def test_a_table_of_other_weights_is_not_learned_from(
+    tiny_model: Model, store: Path, space: Space, tmp_path: Path
+) -> None:
+    from qsdm.denoisers import load_pipeline
+    from qsdm.measurement.labels import require_fitted
+    from qsdm.quant.calibration import OtherWeights, read_table
+
+    table = read_table(Store(store, "tiny").path("calibration/small"))
+    require_fitted(tiny_model, table, space.graph)
+    pipeline = load_pipeline(tiny_model)
+    pipeline.save_pretrained(tmp_path / "again", max_shard_size="100KB")
+    again = dataclasses.replace(tiny_model, path=str(tmp_path / "again"))
+    require_fitted(again, table, space.graph)  # the same values in other files
+    with torch.no_grad():
+        pipeline.unet.conv_in.weight.view(-1)[0] += 1e-6
+    pipeline.save_pretrained(tmp_path / "other")
+    other = dataclasses.replace(tiny_model, path=str(tmp_path / "other"))
+    with pytest.raises(OtherWeights, match=r"other weights of 'tiny': run python -m qsdm\.calib"):
+        require_fitted(other, table, space.graph)
+    with pytest.raises(OtherWeights, match=r"does not tell which weights .* again"):
+        require_fitted(tiny_model, dataclasses.replace(table, fitted=""), space.graph)
 
 
 SCRIPT = """

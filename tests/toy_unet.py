@@ -9,7 +9,7 @@ import numpy as np
 
 from qsdm import cost
 from qsdm.cost import MethodTable
-from qsdm.denoisers import Model, pipeline_digest, weights_digest
+from qsdm.denoisers import Model, pipeline_digest, source_digest, weights_digest
 from qsdm.graph import Graph, Node, Op, Role, Weight, sorted_graph
 from qsdm.outcome import Outcome, Protocol
 from qsdm.qconfig import QuantConfig, Space, SpaceSpec
@@ -244,6 +244,8 @@ def fill_store(root: Path, toy: Toy, num: int, seed: int = 0) -> Store:
         "schema": SCHEMA,
         "weights": list(toy.table.weights),
         "methods": [str(m) for m in toy.table.methods],
+        "fitted": "made up",
+        "source": source_digest(MODEL),
     }
     tensors = {"rel_error": toy.table.rel_error, "size_bytes": toy.table.size_bytes}
     write_tensors(store.path("calibration/traced/table.safetensors"), tensors, about)

@@ -23,6 +23,7 @@ from qsdm.denoisers.faults import (
 from qsdm.denoisers.files import component_files, pipeline_folder, read_index
 from qsdm.denoisers.identity import pipeline_digest as pipeline_digest
 from qsdm.denoisers.identity import sampler_of as sampler_of
+from qsdm.denoisers.identity import source_digest as source_digest
 from qsdm.denoisers.identity import weights_digest as weights_digest
 from qsdm.graph import canonical
 from qsdm.prompts import Captions, Label, Prompt, Prompts

@@ -66,6 +66,15 @@ def weights_digest(model: Model) -> str:
     return digest.hexdigest()
 
 
+def source_digest(model: Model) -> str:
+    """sha256 over all that is loaded: weights and everything else.
+
+    Raises:
+        ModelError: files are missing, or a value of ``model.load`` has no content that could be digested.
+    """
+    return _sha256([weights_digest(model), pipeline_digest(model)])
+
+
 def _file_digest(model: Model, file: Path) -> str:
     """Of a single file and of the components that complete its pipeline from the folder that describes it."""
     folder = _folder(model)

@@ -35,6 +35,7 @@ from qsdm.measurement.scoring import ScoredShard, digests, outcome_of
 from qsdm.metrics import Metric
 from qsdm.outcome import EvaluationError, Outcome, Protocol
 from qsdm.qconfig import QuantConfig, QuantMethod
+from qsdm.quant.calibration import PackedWeights
 from qsdm.store.provenance import provenance
 
 if TYPE_CHECKING:
@@ -88,9 +89,11 @@ class Evaluator:
             )
         check_prompts(model, self.prompts)
         self.pipeline = load_pipeline(model)
+        self.denoiser = denoiser_of(self.pipeline, model)
+        if isinstance(packed, PackedWeights):  # now, while the weights are as they were loaded
+            packed.require(self.denoiser.get_parameter, graph)
         if torch.cuda.is_available():
             self.pipeline.to("cuda")  # type: ignore[attr-defined]
-        self.denoiser = denoiser_of(self.pipeline, model)
         for name in {model.component, *denoisers_in(pipeline_index(model))}:
             if (module := getattr(self.pipeline, name, None)) is not None:
                 compute_in(module, computed_in(model.dtype))

@@ -14,7 +14,15 @@ from typing import Any
 import numpy as np
 
 from qsdm import cost
-from qsdm.denoisers import Model, frames_of, pipeline_digest, weights_digest
+from qsdm.denoisers import (
+    Model,
+    denoiser_tensors,
+    frames_of,
+    pipeline_digest,
+    source_digest,
+    weights_digest,
+)
+from qsdm.graph import Graph
 from qsdm.outcome import Objective, Outcome, Protocol
 from qsdm.qconfig import OutsideSpace, Space
 from qsdm.store import Store, StoreError
@@ -58,6 +66,36 @@ def under_protocol(files: Store, model: Model, seed_set: int, num_images: int) -
             f"seed_set={seed_set} and num_images={num_images}: run python -m qsdm.measure +model={model.name} with them"
         )
     return found
+
+
+def require_fitted(model: Model, table: cost.MethodTable, graph: Graph) -> None:
+    """Compare the weights that a table of methods was computed from with the model's present ones.
+
+    They are read only if the pipeline is not as it was then, as after it was saved again.
+
+    Args:
+        model: as it is today.
+        table: that `calibrate` wrote.
+        graph: of the space.
+
+    Raises:
+        OtherWeights: they differ, or the table does not tell.
+        ModelError: the weights are not here.
+    """
+    from qsdm.quant.calibration import OtherWeights, fitted_digest  # with torch: --help is fast
+
+    remedy = f"run python -m qsdm.calibrate +model={model.name}"
+    if not table.fitted:
+        raise OtherWeights(
+            f"the table of methods of {model.name!r} does not tell which weights it was computed from, "
+            f"as those of qsdm 0.1.0: {remedy} again"
+        )
+    if table.source == source_digest(model):
+        return
+    if fitted_digest(denoiser_tensors(model), graph) != table.fitted:
+        raise OtherWeights(
+            f"the table of methods was computed from other weights of {model.name!r}: {remedy}"
+        )
 
 
 def usable(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from qsdm.measurement.evaluator import Evaluator
 from qsdm.measurement.scoring import ScoredShard
 from qsdm.outcome import Protocol
 from qsdm.qconfig import QuantConfig
-from qsdm.quant.calibration import PackedWeights, read_table
+from qsdm.quant.calibration import OtherWeights, PackedWeights
 from qsdm.store import StoreError
 from qsdm.store.tensors import map_tensor
 
@@ -64,17 +63,18 @@ class WorkerStart:
             if protocol.digest not in evaluators:
                 first = next(iter(evaluators.values()), None)
                 if first is None:
-                    made = Evaluator(
-                        self.model,
-                        self.graph,
-                        packed,
-                        self.model.metrics,
-                        protocol,
-                        prompts,
-                        self.batch_size,
-                    )
-                    if packed is not None:
-                        check_packed(self.graph, dict(made.denoiser.named_parameters()), packed)
+                    try:
+                        made = Evaluator(
+                            self.model,
+                            self.graph,
+                            packed,
+                            self.model.metrics,
+                            protocol,
+                            prompts,
+                            self.batch_size,
+                        )
+                    except OtherWeights as error:  # no other task can be done either
+                        raise EngineError(str(error)) from error
                 else:
                     made = first.under(protocol, prompts)
                 evaluators[protocol.digest] = made
@@ -89,33 +89,6 @@ class WorkerStart:
             return ready.seen(task.qconfig, task.start, task.stop)
 
         return work
-
-
-def check_packed(graph: Graph, parameters: Mapping[str, Any], packed: PackedWeights) -> None:
-    """Refuse packed weights of another training: some errors to the denoiser's own weights must be those of the table.
-
-    Raises:
-        EngineError: they are not; no other task can be done either.
-    """
-    table = read_table(packed.path)
-    names = {name: i for i, name in enumerate(table.weights)}
-    for weight in graph.weights[:: max(1, len(graph.weights) // 4)]:
-        if weight.name not in names:
-            continue
-        row = table.rel_error[names[weight.name]]
-        best = int(np.nanargmin(row))
-        own = (
-            parameters[weight.parameter]
-            .detach()[:, weight.start : weight.start + weight.shape[1]]
-            .float()
-        )
-        difference = packed.dequantize(weight.name, table.methods[best]) - own
-        error = float(difference.square().sum() / own.square().sum().clamp_min(1e-30))
-        if abs(error - row[best]) > 0.2 * row[best] + 1e-4:
-            raise EngineError(
-                f"{packed.path} was made from other weights of {graph.denoiser!r}: "
-                f"run python -m qsdm.calibrate +model={graph.denoiser}"
-            )
 
 
 def read_full(path: Path) -> np.ndarray:

@@ -11,14 +11,14 @@ import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from qsdm.cost import MethodTable, TableFile
-from qsdm.graph import Weight
+from qsdm.graph import Graph, Weight, canonical
 from qsdm.log import Log, ignore
 from qsdm.qconfig import QuantMethod, Space
 from qsdm.quant.fitting import VERSION, Fitted, dequantize, fit_all, layout
@@ -26,6 +26,7 @@ from qsdm.quant.quantized import Quantized
 from qsdm.quant.rows import sharing
 from qsdm.quant.swap import sliced
 from qsdm.store import StoreError
+from qsdm.store.checksum import NUM_DIGITS, checksum
 from qsdm.store.files import decode, replace
 from qsdm.store.provenance import provenance
 from qsdm.store.tensors import TensorFile, read_header, read_tensors, write_tensors
@@ -53,14 +54,18 @@ def calibrate(
     path: Path,
     log: Log = ignore,
     error: str = "relative",
+    source: str = "",
 ) -> MethodTable:
     """Quantizes every weight with every method on offer for it; writes table.safetensors and weights.safetensors.
+
+    Both hold a digest of the very values that were read.
 
     Args:
         tensors: the denoiser's parameters by name.
         path: a directory; made if need be.
         error: what the table's first column of errors holds, which all later stages read: ``relative``, one definition
             for every method, or ``paper``, the paper's release's (see `qsdm.quant.fitting.Fitted`).
+        source: digest of the files that ``tensors`` reads, by which later stages know them without reading them.
 
     Raises:
         ValueError: there is no such error; a parameter is not what the graph says or holds NaN; tied parameters differ.
@@ -82,11 +87,17 @@ def calibrate(
         for part, kind in layout(method, weight.shape).items()
     }
 
+    shapes = {weight.name: weight.shape for weight in weights}
+    digests = dict.fromkeys(shapes, "0" * NUM_DIGITS)  # as long as those that take their place
+
+    def metadata() -> dict[str, str]:
+        about = {"schema": SCHEMA, "version": VERSION, "shapes": shapes, "digests": digests}
+        return {"qsdm": json.dumps(about)}
+
     def fill(partial: Path) -> None:
-        shapes = {weight.name: weight.shape for weight in weights}
-        about = json.dumps({"schema": SCHEMA, "version": VERSION, "shapes": shapes})
-        with TensorFile(partial, parts, {"qsdm": about}) as file:
-            for done, (i, fits) in enumerate(_fits(tensors, space), 1):
+        with TensorFile(partial, parts, metadata()) as file:
+            for done, (i, fits, digest) in enumerate(_fits(tensors, space), 1):
+                digests[weights[i].name] = digest
                 for method, fitted in fits.items():
                     for part, stored in fitted.quantized.parts.items():
                         file.write(f"{weights[i].name}|{method}|{part}", bytes_of(stored))
@@ -102,9 +113,12 @@ def calibrate(
                         for method in fits
                     }
                 )
+            file.describe(metadata())
 
     replace(path / "weights.safetensors", fill)
-    table = MethodTable(tuple(weight.name for weight in weights), methods, errors, sizes, norms)
+    fitted = checksum(canonical(digests))
+    names = tuple(weight.name for weight in weights)
+    table = MethodTable(names, methods, errors, sizes, norms, fitted, source)
     about = {
         "schema": SCHEMA,
         "version": VERSION,
@@ -115,6 +129,8 @@ def calibrate(
         "error": error,
         "weights": table.weights,
         "methods": [str(method) for method in methods],
+        "fitted": fitted,
+        "source": source,
     }
     write_tensors(
         path / "table.safetensors",
@@ -126,20 +142,20 @@ def calibrate(
 
 def _fits(
     tensors: Callable[[str], torch.Tensor], space: Space
-) -> Iterator[tuple[int, dict[QuantMethod, Fitted]]]:
-    """Index and fits of every weight as they come, two weights at a time if torch has two threads or more."""
+) -> Iterator[tuple[int, dict[QuantMethod, Fitted], str]]:
+    """Index, fits and digest of every weight as they come, two weights at a time if torch has two threads or more."""
     workers = min(2, torch.get_num_threads())
 
-    def made(i: int) -> tuple[int, dict[QuantMethod, Fitted]]:
+    def made(i: int) -> tuple[int, dict[QuantMethod, Fitted], str]:
         weight = space.graph.weights[i]
         with sharing(workers):
             tensor = _read(tensors, weight)
             try:
-                return i, fit_all(tensor, space.options[i])
+                return i, fit_all(tensor, space.options[i]), digest_of(tensor)
             except ValueError as error:
                 raise ValueError(f"{weight.parameter}: {error}") from error
 
-    waiting: set[Future[tuple[int, dict[QuantMethod, Fitted]]]] = set()
+    waiting: set[Future[tuple[int, dict[QuantMethod, Fitted], str]]] = set()
     with ThreadPoolExecutor(workers) as pool:
         try:
             for i in tqdm(range(len(space.options)), "calibrate", disable=None, unit="weight"):
@@ -171,6 +187,8 @@ def read_table(path: Path) -> MethodTable:
             arrays["rel_error"],
             arrays["size_bytes"],
             arrays.get("norm_error"),
+            about.get("fitted", ""),
+            about.get("source", ""),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError(
@@ -183,12 +201,41 @@ class PackedFile(TypedDict):
     """What the file of packed weights says beside its arrays.
 
     Attributes:
-        version: of the algorithms that fitted; shapes: by the weight's name.
+        version: of the algorithms that fitted; shapes: by the weight's name; digests: of the values that were
+            quantized, by the weight's name (none in files of qsdm 0.1.0).
     """
 
     schema: str
     version: str
     shapes: dict[str, tuple[int, ...]]
+    digests: NotRequired[dict[str, str]]
+
+
+class OtherWeights(StoreError):
+    """What was quantized is not what pictures are drawn with; the message says how to quantize that."""
+
+
+def digest_of(tensor: torch.Tensor) -> str:
+    """xxh3_128 of a tensor's values in float32, whatever type they are stored in.
+
+    Args:
+        tensor: of any shape and floating-point type.
+    """
+    return checksum(bytes_of(tensor.float()))
+
+
+def fitted_digest(tensors: Callable[[str], torch.Tensor], graph: Graph) -> str:
+    """Digest of all weights, as `MethodTable.fitted` has it.
+
+    Args:
+        tensors: parameters by name.
+        graph: of the space.
+
+    Raises:
+        ValueError: a parameter is not what the graph says.
+    """
+    digests = {weight.name: digest_of(_read(tensors, weight)) for weight in graph.weights}
+    return checksum(canonical(digests))
 
 
 class PackedWeights:
@@ -220,6 +267,7 @@ class PackedWeights:
             raise self._damaged(error) from error
         self.version: str = about["version"]
         self._shapes = about["shapes"]
+        self._digests = about.get("digests")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PackedWeights, (self.path,)  # another process maps the file anew
@@ -235,6 +283,29 @@ class PackedWeights:
             )
         found = {part: self._tensor(f"{name}|{method}|{part}") for part in parts}
         return Quantized(method, self._shapes[name], found.pop("codes"), found)
+
+    def require(self, tensors: Callable[[str], torch.Tensor], graph: Graph) -> None:
+        """Compare what was quantized with what is going to be drawn with, bit by bit, by digests.
+
+        Args:
+            tensors: the denoiser's parameters by name, in full precision.
+            graph: of the space.
+
+        Raises:
+            OtherWeights: a value differs, or the file does not tell from what it was made.
+        """
+        remedy = f"run python -m qsdm.calibrate +model={graph.denoiser}"
+        if self._digests is None:
+            raise OtherWeights(
+                f"{self.path} does not tell which weights it was made from, as files of qsdm 0.1.0: {remedy} again"
+            )
+        for weight in graph.weights:
+            for name in (weight.parameter, *weight.ties):
+                values = sliced(tensors(name), weight)
+                if digest_of(values) != self._digests.get(weight.name):
+                    raise OtherWeights(
+                        f"{self.path}: {name} was quantized from other weights of {graph.denoiser!r}: {remedy}"
+                    )
 
     def _tensor(self, key: str) -> torch.Tensor:
         """A part, compared with its checksum when this process first reads it."""

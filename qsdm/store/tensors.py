@@ -209,6 +209,20 @@ class TensorFile:
         """Of all parts by name, once the file is closed."""
         return dict(self._checksums)
 
+    def describe(self, metadata: Mapping[str, str]) -> None:
+        """Replace the metadata, which were not known when the file was opened.
+
+        Args:
+            metadata: texts by name, together as long as the first ones.
+
+        Raises:
+            ValueError: they are longer or shorter.
+        """
+        before, self._metadata = self._metadata, dict(metadata)
+        if len(self._header()) != self._start:
+            self._metadata = before
+            raise ValueError("the metadata are not as long as those that they replace")
+
     def write(self, key: str, data: bytes | memoryview, offset: int = 0) -> None:
         """``offset`` bytes after the part's first."""
         start, stop = self._parts[key].data_offsets

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import pickle
 import re
 from pathlib import Path
@@ -10,7 +11,13 @@ import torch
 
 from qsdm.graph import Graph, Node, Op, Weight
 from qsdm.qconfig import QuantMethod, Space
-from qsdm.quant.calibration import PackedWeights, calibrate, read_table
+from qsdm.quant.calibration import (
+    OtherWeights,
+    PackedWeights,
+    calibrate,
+    fitted_digest,
+    read_table,
+)
 from qsdm.quant.fitting import dequantize, fit
 from qsdm.store import StoreError
 
@@ -185,3 +192,54 @@ def test_a_parameter_that_is_not_finite_is_named(
     changed = tensors | dict.fromkeys((name, *weight.ties), damaged)
     with pytest.raises(ValueError, match=f"^{re.escape(name)}: the weight holds NaN or infinities"):
         calibrate(changed.__getitem__, space, tmp_path)
+
+
+def test_what_was_quantized_is_what_is_drawn_with(
+    path: Path, tensors: dict[str, torch.Tensor]
+) -> None:
+    """Bit by bit, in whatever type the same values are held."""
+    packed = PackedWeights(path)
+    packed.require(tensors.__getitem__, GRAPH)
+    packed.require({name: t.float() for name, t in tensors.items()}.__getitem__, GRAPH)
+    for name in tensors:
+        changed = {key: tensor.float().clone() for key, tensor in tensors.items()}
+        changed[name].view(-1)[-1] *= 1 + 2**-20
+        with pytest.raises(
+            OtherWeights, match=rf"{name} was quantized from other weights of 'toy'"
+        ):
+            packed.require(changed.__getitem__, GRAPH)
+
+
+def test_a_fused_adapter_is_seen(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """A LoRA of rank 1 that changes each weight of one layer by 2 %."""
+    changed = {name: tensor.float() for name, tensor in tensors.items()}
+    generator = torch.Generator().manual_seed(1)
+    up, down = (torch.randn(size, generator=generator) for size in ((8, 1), (1, 200)))
+    changed["a.weight"] = changed["a.weight"] + 0.02 * up @ down
+    with pytest.raises(OtherWeights, match=r"run python -m qsdm\.calibrate \+model=toy"):
+        PackedWeights(path).require(changed.__getitem__, GRAPH)
+
+
+def test_files_that_do_not_tell_their_origin_are_made_again(
+    path: Path, tensors: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    """As qsdm 0.1.0 wrote them."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    file = path / "weights.safetensors"
+    with safe_open(file, "pt") as opened:
+        about = json.loads(opened.metadata()["qsdm"])
+    del about["digests"]
+    save_file(load_file(file), tmp_path / "weights.safetensors", {"qsdm": json.dumps(about)})
+    packed = PackedWeights(tmp_path)
+    with pytest.raises(OtherWeights, match=r"does not tell which weights .*calibrate .* again"):
+        packed.require(tensors.__getitem__, GRAPH)
+
+
+def test_the_table_holds_the_same_digest(
+    path: Path, tensors: dict[str, torch.Tensor], space: Space
+) -> None:
+    assert read_table(path).fitted == fitted_digest(tensors.__getitem__, GRAPH)
+    changed = {name: 2 * tensor for name, tensor in tensors.items()}
+    assert read_table(path).fitted != fitted_digest(changed.__getitem__, GRAPH)
