@@ -17,6 +17,7 @@ from qsdm.outcome import SCHEMA, Objective
 from qsdm.run.keys import values_of
 from qsdm.store import ZOO, Store
 from qsdm.store.files import read_json
+from qsdm.store.manifest import NAME, check_shipped, read_checksums
 from qsdm.trace import trace
 from qsdm.workspace import Workspace
 
@@ -134,3 +135,11 @@ def test_quality_was_measured_with_these_weights(made) -> None:
     distance = quality["fd_lite0"]
     assert distance["floor"] < distance["autoencoder"] < distance["generated"]
     assert distance["generated"] < 3 * distance["autoencoder"]
+
+
+def test_all_that_ships_is_listed_with_its_checksum() -> None:
+    """Once any of it is made anew: python experiments/zoo/checksums.py."""
+    files = {path.relative_to(ZOO).as_posix() for path in ZOO.rglob("*") if path.is_file()}
+    listed = read_checksums(ZOO)
+    assert {name for name in files if not name.endswith((".md", ".png"))} == {*listed, NAME}
+    check_shipped(ZOO)

@@ -13,14 +13,13 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from qsdm.graph import Weight, canonical
 from qsdm.qconfig import QuantConfig, QuantMethod
 from qsdm.quant.packed_model import Slice
-from qsdm.store import StoreError
-from qsdm.store.artifacts import Artifact, typed
-from qsdm.store.checksum import checksum, checksum_of_file, is_whole, with_checksum
+from qsdm.store import StoreError, manifest
+from qsdm.store.checksum import checksum, is_whole, with_checksum
 from qsdm.store.files import decode, read_json
 from qsdm.store.tensors import Header, read_header
 
@@ -91,24 +90,13 @@ def check_config(file: Path, config: Mapping[str, Any]) -> None:
         raise CheckpointError(f"the quantization_config in {file} is damaged: copy it again")
 
 
-class _Files(TypedDict):
-    files: dict[str, str]
-
-
-FILES: Artifact[_Files] = Artifact("qsdm/files/1", "realize", typed(_Files))
-FILES_NAME = "checksums.json"
-"""Checksums of the files that `save_quantized` writes beside the packed denoiser, by path."""
-
-
 def write_checksums(folder: Path, component: str) -> None:
     """List a pipeline's files, without those of its packed component, which carry their own."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    found = {
-        path.relative_to(folder).as_posix(): checksum_of_file(path)
-        for path in files
-        if path.relative_to(folder).parts[0] not in (component, FILES_NAME, "README.md")
-    }
-    FILES.write(folder / FILES_NAME, {"files": found})
+    own = (component, manifest.NAME, "README.md")
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    manifest.write_checksums(
+        folder, [path for path in files if path.relative_to(folder).parts[0] not in own]
+    )
 
 
 def check_files(folder: Path) -> None:
@@ -117,21 +105,15 @@ def check_files(folder: Path) -> None:
     Raises:
         CheckpointError: a file is missing or is not as it was saved.
     """
-    if not (folder / FILES_NAME).exists():
-        return
     try:
-        files = FILES.read(folder / FILES_NAME)["files"]
+        files = manifest.read_checksums(folder)
     except StoreError as error:
         raise CheckpointError(str(error)) from error
-    for name, wanted in files.items():
-        try:
-            told = "" if checksum_of_file(folder / name) == wanted else "is not as it was saved"
-        except OSError as error:
-            told = f"cannot be read ({error.strerror or error})"
-        if told:
+    for name, expected in files.items():
+        if told := manifest.fault(folder / name, expected):
             raise CheckpointError(
-                f"{folder / name} {told}: copy it again, or remove {folder / FILES_NAME} if you "
-                "changed it on purpose"
+                f"{folder / name} {told}: copy it again, or remove {folder / manifest.NAME} if "
+                "you changed it on purpose"
             )
 
 

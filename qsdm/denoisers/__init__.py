@@ -29,6 +29,7 @@ from qsdm.graph import canonical
 from qsdm.prompts import Captions, Label, Prompt, Prompts
 from qsdm.prompts.edits import Edit
 from qsdm.store import ZOO
+from qsdm.store.manifest import check_shipped
 
 if TYPE_CHECKING:
     import diffusers
@@ -154,6 +155,8 @@ def load_pipeline(
 
     quiet()
     source = existing(model)
+    if isinstance(source, Path):
+        check_shipped(source)
     if model.file is not None:
         pipeline = _of_file(model, getattr(torch, dtype), components)
         return _finished(pipeline, model)
@@ -646,7 +649,8 @@ def prompts_of(model: Model) -> Sequence[Prompt]:
             f"model {model.name} has no prompts: add prompts=NAME, with a NAME of conf/prompts"
         )
     if isinstance(model.prompts, str):
-        path = ZOO / model.name / "prompts.json" if model.prompts == "zoo" else model.prompts
+        path = ZOO / model.name / "prompts.json" if model.prompts == "zoo" else Path(model.prompts)
+        check_shipped(path)
         return Captions(str(path)).read()
     return model.prompts.read()
 

@@ -23,6 +23,7 @@ from qsdm.denoisers.files import (
     pipeline_folder,
     read_index,
 )
+from qsdm.store.manifest import check_shipped
 
 if TYPE_CHECKING:
     from qsdm.denoisers import Model
@@ -59,6 +60,7 @@ def weights_digest(model: Model) -> str:
         folder = pipeline_folder(model)
     except ModelError:
         return unseen_digest(model)
+    check_shipped(folder)
     files = [path for paths in pipeline_files(folder, model.load).values() for path in paths]
     for path in sorted(set(files)):
         digest.update(str(path.relative_to(folder)).encode())

@@ -16,6 +16,8 @@ from typing import Protocol
 
 import numpy as np
 
+from qsdm.store.manifest import check_shipped
+
 
 class MetricError(ValueError):
     """A metric cannot be computed; the message says what it lacks."""
@@ -87,6 +89,7 @@ def file_digest(path: Path) -> str:
         raise MetricError(
             f"no file {path}, which a metric needs: restore it, or give metrics.NAME.reference=FILE"
         )
+    check_shipped(path)
     return _digest(
         path,
         max((p.stat().st_mtime_ns for p in path.rglob("*")), default=0)

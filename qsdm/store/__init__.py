@@ -89,9 +89,12 @@ class Store:
         Args:
             protocol: only its outcomes, if it is given.
         """
+        from qsdm.store.manifest import check_shipped
+
         stored: list[Outcome] = []
         shipped = ZOO / self.denoiser / "store" / "outcomes.parquet"
         if shipped.exists():
+            check_shipped(shipped)
             stored += read_outcomes_parquet(shipped)
         if (path := self.path("outcomes.sqlite")).exists():
             stored += OutcomeDatabase(path).read()
@@ -112,9 +115,12 @@ class Store:
         return {p.digest: p for p in (adopted.get(q.digest, q) for q in stored.values())}
 
     def _stored(self) -> dict[str, Protocol]:
+        from qsdm.store.manifest import check_shipped
+
         found: dict[str, Protocol] = {}
         shipped = ZOO / self.denoiser / "store" / "protocols.json"
         if shipped.exists():
+            check_shipped(shipped)
             found |= {p.digest: p for p in map(Protocol.from_json, read_json(shipped))}
         if (path := self.path("outcomes.sqlite")).exists():
             found |= OutcomeDatabase(path).protocols()

@@ -16,6 +16,7 @@ from qsdm.outcome import Outcome, Protocol
 from qsdm.store import Store, StoreError
 from qsdm.store.__main__ import main
 from qsdm.store.files import tell
+from qsdm.store.manifest import check_shipped, write_checksums
 from qsdm.store.outcomes import (
     OutcomeDatabase,
     decode_row,
@@ -178,3 +179,22 @@ def test_a_flipped_bit_of_a_page_is_told(tmp_path: Path) -> None:
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         with suppress(StoreError):
             assert read_outcomes_parquet(path) == [outcome(3), outcome(4)]
+
+
+def test_what_ships_is_compared_with_its_checksums(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qsdm.store.ZOO", tmp_path)
+    for name in ("toy/store/outcomes.parquet", "toy/pipeline/unet/weights", "toy/reference"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    check_shipped(tmp_path)  # as long as there is no list
+    write_checksums(tmp_path, [path for path in tmp_path.rglob("*") if path.is_file()])
+    check_shipped(tmp_path / "toy")
+    (tmp_path / "toy/pipeline/unet/weights").write_text("other")
+    check_shipped(tmp_path / "toy/store/outcomes.parquet")
+    with pytest.raises(StoreError, match=r"weights, which ships with qsdm, is not as it was saved"):
+        check_shipped(tmp_path / "toy/pipeline")
+    (tmp_path / "toy/reference").unlink()
+    with pytest.raises(StoreError, match=r"reference.* cannot be read .*--force-reinstall"):
+        check_shipped(tmp_path / "toy/reference")

@@ -1,0 +1,74 @@
+"""Checksums of files that carry none of their own, in a file beside them.
+
+    checksums.json in a checkpoint          the components that `qsdm.checkpoint.save_quantized` copies
+    qsdm/zoo/checksums.json                 all that ships with qsdm
+
+What ships was published before artifacts carried checksums, and digests of some of its files are part of protocols: so
+they stay as they are, byte for byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import TypedDict
+
+from qsdm import store
+from qsdm.store.artifacts import Artifact, typed
+from qsdm.store.checksum import checksum_of_file
+from qsdm.store.files import StoreError
+
+NAME = "checksums.json"
+
+
+class _Files(TypedDict):
+    files: dict[str, str]
+
+
+FILES: Artifact[_Files] = Artifact("qsdm/files/1", "realize", typed(_Files))
+
+
+def write_checksums(folder: Path, files: Iterable[Path]) -> None:
+    """List files below ``folder`` with their checksums."""
+    found = {path.relative_to(folder).as_posix(): checksum_of_file(path) for path in sorted(files)}
+    FILES.write(folder / NAME, {"files": found})
+
+
+def read_checksums(folder: Path) -> Mapping[str, str]:
+    """Checksums by path, none where there is no list.
+
+    Raises:
+        StoreError: the list is damaged.
+    """
+    path = folder / NAME
+    return FILES.read(path)["files"] if path.exists() else {}
+
+
+def fault(path: Path, expected: str) -> str:
+    """What is wrong with a file; an empty text if nothing is."""
+    try:
+        return "" if checksum_of_file(path) == expected else "is not as it was saved"
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+
+
+def check_shipped(path: Path) -> None:
+    """Compare what ships with qsdm, a file or a folder, with its checksums, once per process.
+
+    Raises:
+        StoreError: it is damaged.
+    """
+    if path.is_relative_to(store.ZOO):
+        _check_shipped(store.ZOO, path)
+
+
+@cache
+def _check_shipped(zoo: Path, path: Path) -> None:
+    for name, expected in read_checksums(zoo).items():
+        file = zoo / name
+        if file.is_relative_to(path) and (told := fault(file, expected)):
+            raise StoreError(
+                f"{file}, which ships with qsdm, {told}: run pip install --force-reinstall "
+                f"--no-deps qsdm, or remove {zoo / NAME} if you changed it on purpose"
+            )

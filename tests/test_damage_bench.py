@@ -1,0 +1,58 @@
+"""A few damaged copies of each artifact: the short form of experiments/bench/damage.py."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from fabricated_store import fabricate
+
+from experiments.bench import damage
+from qsdm.report import results
+from qsdm.store import Store
+
+NAMES = (
+    "graph.json",
+    "outcomes.sqlite",
+    "chosen.json",
+    "summary.json",
+    "search/traced.json",
+    "sensitivity/traced.json",
+    "predictor/traced/report.json",
+    "calibration/traced/table.safetensors",
+)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return fabricate(tmp_path_factory.mktemp("store"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_page_is_never_drawn_from_damaged_data_without_a_word(store: Store, name: str) -> None:
+    def read() -> object:
+        found = results.read(store)
+        return [getattr(found, field) for field in type(found).__slots__]
+
+    case = damage.Case(name, store.path(name), read)
+    expected, whole = damage.flat(read()), case.path.read_bytes()
+    answers = []
+    try:
+        for i in range(6):
+            done = damage.damage(case.path, random.Random(f"{name} {i}"))
+            answers.append((*damage.answer(case, expected), done))
+            damage.restore(case.path, whole)
+    finally:
+        damage.restore(case.path, whole)
+    assert {kind for kind, _, _ in answers} <= {"sentence", "harmless"}, answers
+    assert damage.flat(read()) == expected
+
+
+@pytest.mark.slow
+def test_damaged_copies_of_every_artifact_of_a_real_store(tmp_path: Path) -> None:
+    damage.build(tmp_path / "bench")
+    counts = damage.run(tmp_path / "bench", num=90, seed=7)
+    assert {kind for _, kind in counts} <= {"sentence", "harmless"}, counts
+    assert sum(counts.values()) == 90
+    assert damage.run(tmp_path / "bench", num=90, seed=7) == counts  # nothing is done again
