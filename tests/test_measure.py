@@ -188,12 +188,12 @@ def test_weights_that_were_changed_while_loading_are_refused(
         unet.up_blocks[0].resnets[0].conv1.weight.view(-1)[:16] *= 1.02
     fused = dataclasses.replace(tiny_model, load={"unet": unet})
     with pytest.raises(EngineError, match=r"up_blocks\.0.* from other weights of 'tiny': run"):
-        measure(fused, SPACE, store, num_images=4, engine=Serial())
+        measure(Workspace(fused, SPACE, store), num_images=4, engine=Serial())
     # Calibrated from what is loaded, they are measured.
-    calibrate(fused, SPACE, store)
-    assert measure(fused, SPACE, store, num_configs=1, num_images=4, engine=Serial())
+    calibrate(Workspace(fused, SPACE, store))
+    assert measure(Workspace(fused, SPACE, store), num_configs=1, num_images=4, engine=Serial())
     with pytest.raises(EngineError, match=r"up_blocks\.0.* from other weights of 'tiny': run"):
-        measure(tiny_model, SPACE, store, num_images=4, engine=Serial())
+        measure(Workspace(tiny_model, SPACE, store), num_images=4, engine=Serial())
 
 
 def test_a_table_of_other_weights_is_not_learned_from(
