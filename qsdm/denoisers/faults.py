@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qsdm.store.tensors import read_header
+
 
 class ModelError(Exception):
     """A model cannot be loaded; the message says how to get it."""
@@ -114,13 +116,8 @@ def _safetensors_fault(path: Path, start: bytes, size: int) -> str | None:
     if size < 8 + length:
         return f"{path} is truncated (wanted {8 + length:,} bytes or more, got {size:,}): download it again"
     try:
-        with path.open("rb") as file:
-            header = json.loads(file.read(8 + length)[8:])
-        header.pop("__metadata__", None)
-        wanted = (
-            8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        wanted = read_header(path, whole=False).size_bytes
+    except (OSError, ValueError) as error:
         return f"{path} has a damaged header ({error}): download it again"
     if size < wanted:
         return f"{path} is truncated (wanted {wanted:,} bytes, got {size:,}): download it again"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsdm.denoisers.faults import PICKLES, ModelError, file_fault, pipeline_fault, read_config
+from qsdm.store.tensors import Entry, read_header
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +27,7 @@ DENOISER = "model.diffusion_model."
 CONFIGS = ("*.json", "*/*.json", "*.txt", "*/*.txt", "*/*.model")
 
 
-def header(file: Path) -> dict[str, Any]:
+def header(file: Path) -> Mapping[str, Entry]:
     """Type and shape of every tensor by name, as safetensors writes them.
 
     Raises:
@@ -46,10 +47,8 @@ def header(file: Path) -> dict[str, Any]:
         )
     if (wrong := file_fault(file)) is not None:
         raise ModelError(wrong)
-    with file.open("rb") as opened:
-        tensors: dict[str, Any] = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
-    tensors.pop("__metadata__", None)
-    if small := [name for name, entry in tensors.items() if str(entry["dtype"]).startswith("F8")]:
+    tensors = read_header(file).parts
+    if small := [name for name, entry in tensors.items() if entry.dtype.startswith("F8")]:
         raise ModelError(
             f"{file} is quantized already ({small[0]} is in 8 bits): give the file of 16 or 32 bits"
         )
@@ -74,7 +73,7 @@ def repository(file: Path) -> str:
     if (file.parent / "config.json").is_file() and (whole / "model_index.json").is_file():
         raise ModelError(f"{file} belongs to the diffusers pipeline {whole}: give path={whole}")
     tensors = {
-        name: torch.empty(entry["shape"], device="meta") for name, entry in header(file).items()
+        name: torch.empty(entry.shape, device="meta") for name, entry in header(file).items()
     }
     unknown = ModelError(
         f"{file} is of no kind that diffusers recognizes: give config=DIRECTORY of the diffusers pipeline "
@@ -178,7 +177,7 @@ def _widest(file: Path) -> torch.dtype:
     import torch
 
     tensors = header(file)
-    kinds = {entry["dtype"] for name, entry in tensors.items() if not name.startswith(OTHERS)} & {
+    kinds = {entry.dtype for name, entry in tensors.items() if not name.startswith(OTHERS)} & {
         "F64",
         "F32",
         "F16",

@@ -96,6 +96,11 @@ class Header:
     start: int
     checksums: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def size_bytes(self) -> int:
+        """Of the whole file."""
+        return self.start + max((e.data_offsets[1] for e in self.parts.values()), default=0)
+
     def check(self, key: str, data: bytes | memoryview) -> None:
         """Compare a part's bytes with its checksum, if there is one.
 
@@ -106,8 +111,12 @@ class Header:
             raise ValueError(f"its part {key!r} is not as it was written")
 
 
-def read_header(path: Path) -> Header:
-    """The header of a whole safetensors file.
+def read_header(path: Path, whole: bool = True) -> Header:
+    """The header of a safetensors file.
+
+    Args:
+        path: of the file.
+        whole: the file must have all bytes that its header tells of.
 
     Raises:
         OSError: there is no such file.
@@ -121,12 +130,12 @@ def read_header(path: Path) -> Header:
         raw = decode(file.read(start - 8), dict[str, Any])
     metadata = decode(raw.pop("__metadata__", {}), dict[str, str])
     parts = decode(raw, dict[str, Entry])
-    end = max((entry.data_offsets[1] for entry in parts.values()), default=0)
-    if size != start + end:
-        raise ValueError(f"wanted {start + end} bytes, got {size}")
     digits = metadata.pop(CHECKSUMS, None)
+    header = Header(parts, metadata, start)
+    if whole and size != header.size_bytes:
+        raise ValueError(f"wanted {header.size_bytes} bytes, got {size}")
     if digits is None:
-        return Header(parts, metadata, start)
+        return header
     names = sorted(parts)
     own, *others = (digits[i : i + NUM_DIGITS] for i in range(0, len(digits), NUM_DIGITS))
     if len(others) != len(names) or own != _header_checksum(parts, metadata):
