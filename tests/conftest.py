@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from tiny import build_tiny_model
 from toy_unet import Toy, make_toy
 
@@ -20,6 +21,11 @@ def pytest_configure(config: pytest.Config) -> None:
     too, which would hide that a test draws from them without a seed."""
     if hasattr(config.option, "randomly_reset_seed"):
         config.option.randomly_reset_seed = False
+
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("qsdm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("qsdm")
 
 
 @pytest.fixture
