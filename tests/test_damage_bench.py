@@ -11,6 +11,7 @@ from fabricated_store import fabricate
 from experiments.bench import damage
 from qsdm.report import results
 from qsdm.store import Store
+from qsdm.store.__main__ import main
 
 NAMES = (
     "graph.json",
@@ -56,3 +57,23 @@ def test_damaged_copies_of_every_artifact_of_a_real_store(tmp_path: Path) -> Non
     assert {kind for _, kind in counts} <= {"sentence", "harmless"}, counts
     assert sum(counts.values()) == 90
     assert damage.run(tmp_path / "bench", num=90, seed=7) == counts  # nothing is done again
+
+
+def test_the_check_of_a_store_names_what_is_damaged(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``python -m qsdm.store FOLDER``."""
+    folder = store.path("graph.json").parent
+    assert main([str(folder)]) == 0
+    assert f"{folder}: {len(NAMES)} artifacts, 0 damaged" in capsys.readouterr().out
+    for name in NAMES:
+        whole = store.path(name).read_bytes()
+        store.path(name).write_bytes(whole[: len(whole) // 2])
+        try:
+            assert main([str(folder)]) == 1
+        finally:
+            damage.restore(store.path(name), whole)
+        told = capsys.readouterr().out
+        assert str(store.path(name)) in told
+        assert "run python -m qsdm." in told
+    assert main([str(folder)]) == 0

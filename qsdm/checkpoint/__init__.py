@@ -245,7 +245,7 @@ def load_quantized(
         format.check_files(path)
     options = components | ({"variant": variant} if variant else {})
     try:
-        return loader.from_pretrained(path, dtype=dtype, use_safetensors=True, **options)
+        loaded = loader.from_pretrained(path, dtype=dtype, use_safetensors=True, **options)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except (MemoryError, torch.OutOfMemoryError):
@@ -253,6 +253,14 @@ def load_quantized(
     except Exception as error:  # damaged files of other libraries raise anything
         told = (str(error) or repr(error)).strip().splitlines()[0]
         raise CheckpointError(f"{path} cannot be loaded ({told}): copy or save it again") from error
+    for name, part in getattr(loaded, "components", {folder.name: loaded}).items():
+        # diffusers leaves a parameter that the files lack without values, with a warning at most
+        for parameter, tensor in part.named_parameters() if isinstance(part, nn.Module) else ():
+            if tensor.is_meta:
+                raise CheckpointError(
+                    f"the files of {name!r} in {path} lack {parameter!r}: copy or save it again"
+                )
+    return loaded
 
 
 def dequantized(denoiser: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:

@@ -11,11 +11,15 @@ outcomes.sqlite.damaged; nothing else is changed.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from qsdm.store.artifacts import Artifact
-from qsdm.store.files import StoreError, read_json
+from qsdm.store.checksum import is_whole
+from qsdm.store.files import StoreError, decode
+from qsdm.store.manifest import NAME, fault, read_checksums
 from qsdm.store.outcomes import OutcomeDatabase, problems, read_outcomes_parquet, repair
 from qsdm.store.schemas import CHOSEN, FRONT, GRAPH, REPORT, SENSITIVITIES, SUMMARY
 from qsdm.store.tensors import check_tensors
@@ -34,6 +38,7 @@ TENSORS = {
     "predictor/*/*.safetensors": "python -m qsdm.train",
     "pictures/*.safetensors": "remove it: it is made when it is needed",
     "shards/*/*.safetensors": "remove it: its pictures are drawn again",
+    "checkpoint/*/diffusion_pytorch_model*.safetensors": "python -m qsdm.realize",
 }
 """What makes them, by where they lie."""
 
@@ -42,20 +47,38 @@ def check(folder: Path) -> Iterator[tuple[Path, str]]:
     """Every artifact of a model's store, and what is wrong with it; nothing is an empty text."""
     for pattern, artifact in ARTIFACTS.items():
         for path in sorted(folder.glob(pattern)):
-            yield path, _told(lambda path=path, artifact=artifact: artifact.read(path, folder.name))
+            yield path, _told(partial(artifact.read, path, folder.name))
     for pattern, remedy in TENSORS.items():
         told = f"run {remedy} +model={folder.name}" if remedy.startswith("python") else remedy
         for path in sorted(folder.glob(pattern)):
-            yield path, _told(lambda path=path, told=told: check_tensors(path, told))
+            yield path, _told(partial(check_tensors, path, told))
     if (path := folder / "stages.json").exists():
-        yield path, _told(lambda: read_json(path))
+        yield path, _told(lambda: _check_json(path, "remove it: the main job checks every stage"))
+    checkpoint = folder / "checkpoint"
+    remedy = f"run python -m qsdm.realize +model={folder.name} again"
+    if (path := checkpoint / NAME).exists():
+        if told := _told(lambda: read_checksums(checkpoint)):
+            yield path, told
+        else:
+            for name, expected in read_checksums(checkpoint).items():
+                told = fault(checkpoint / name, expected)
+                yield checkpoint / name, told and f"{checkpoint / name} {told}: {remedy}"
     if (path := folder / "outcomes.parquet").exists():
         yield path, _told(lambda: read_outcomes_parquet(path))
     if (path := folder / "outcomes.sqlite").exists():
         yield path, _told(lambda: OutcomeDatabase(path)) or problems(path)
 
 
-def _told(read) -> str:
+def _check_json(path: Path, remedy: str) -> None:
+    try:
+        whole = is_whole(decode(path.read_bytes(), dict[str, Any]))
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} is damaged ({error}): {remedy}") from error
+    if not whole:
+        raise StoreError(f"{path} is damaged (its checksum is that of other content): {remedy}")
+
+
+def _told(read: Callable[[], object]) -> str:
     try:
         read()
     except StoreError as error:

@@ -135,6 +135,19 @@ def test_without_checksums_what_cannot_be_loaded_is_one_sentence(
     assert "\n" not in str(caught.value)
 
 
+def test_a_tensor_that_is_missing_is_told(copy: Path) -> None:
+    """diffusers leaves it without values, on the meta device."""
+    from safetensors.torch import load_file, save_file
+
+    (copy / FILES_NAME).unlink()
+    file = copy / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    del tensors["encoder.conv_in.weight"]
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"'vae' in .* lack 'encoder\.conv_in\.weight'"):
+        load_quantized(copy)
+
+
 def test_what_was_changed_on_purpose_can_be_loaded(copy: Path) -> None:
     def change(config: dict) -> None:
         config["final_sigmas_type"] = "sigma_min"
