@@ -15,6 +15,7 @@ from qsdm.quant.calibration import (
     OtherWeights,
     PackedWeights,
     calibrate,
+    digest_of,
     fitted_digest,
     read_table,
 )
@@ -208,6 +209,15 @@ def test_what_was_quantized_is_what_is_drawn_with(
             OtherWeights, match=rf"{name} was quantized from other weights of 'toy'"
         ):
             packed.require(changed.__getitem__, GRAPH)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_digest_is_of_the_values(dtype: torch.dtype) -> None:
+    """Not of their type or of how they lie in memory."""
+    values = torch.randn(3, 1 << 18, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert digest_of(values) == digest_of(values.float())
+    assert digest_of(values[:, 5:]) == digest_of(values[:, 5:].float().contiguous())
+    assert digest_of(values[:, 5:]) != digest_of(values[:, :-5])
 
 
 def test_a_fused_adapter_is_seen(path: Path, tensors: dict[str, torch.Tensor]) -> None:

@@ -16,10 +16,10 @@ from outcomes import PROTOCOL, outcome
 
 from qsdm.outcome import Outcome
 from qsdm.store import Store, StoreError
-from qsdm.store.files import read_json, write_json
+from qsdm.store.files import read_json, replace, write_json
 from qsdm.store.outcomes import OutcomeDatabase, read_outcomes_parquet, write_outcomes_parquet
 from qsdm.store.provenance import provenance
-from qsdm.store.tensors import read_tensors, write_tensors
+from qsdm.store.tensors import TensorFile, map_tensor, read_tensors, write_tensors
 
 ROOT = Path(__file__).parents[2]
 
@@ -175,3 +175,26 @@ def test_provenance_holds_versions_and_nothing_of_the_machine() -> None:
     about = provenance()
     assert "numpy" in about["versions"]
     assert str(Path.home()) not in json.dumps(about)
+
+
+def test_a_file_that_was_written_in_part_is_no_file(tmp_path: Path) -> None:
+    """Neither when nothing more comes, nor when an error interrupts."""
+    path = tmp_path / "pictures.safetensors"
+
+    def write(count: int, error: Exception | None = None) -> None:
+        def fill(partial: Path) -> None:
+            with TensorFile(partial, {"images": ("U8", (4, 2))}, {}) as file:
+                for i in range(count):
+                    file.write("images", bytes([i, i]), 2 * i)
+                if error is not None:
+                    raise error
+
+        replace(path, fill)
+
+    with pytest.raises(ValueError, match="'images' was not written whole"):
+        write(3)
+    with pytest.raises(KeyError, match="interrupted"):
+        write(4, KeyError("interrupted"))
+    assert list(tmp_path.iterdir()) == []
+    write(4)
+    assert map_tensor(path, "images").tolist() == [[i, i] for i in range(4)]
