@@ -277,9 +277,7 @@ def test_frames_of_a_video_stay_together_in_halves() -> None:
     values = np.random.default_rng(0).normal(size=(20, 1)).astype(np.float32)
     outcomes = []
     for frames in (1, 3):
-        protocol = Protocol(
-            "x", "", "", "", 1, 1.0, 8, "float32", "", 0, 20, {"mean": "1"}, frames=frames
-        )
+        protocol = Protocol("x", "", "", "", 1, 1.0, 8, "float32", "", 0, 20, frames=frames)
         features = np.repeat(values, frames, axis=0)
         about = {"drawing_s": 1.0, "scoring_s": 1.0}
         shard = ScoredShard({"mean": features}, np.zeros((20 * frames, 32), np.uint8), about)
@@ -294,9 +292,10 @@ def test_frames_of_a_video_stay_together_in_halves() -> None:
     assert video.protocol != picture.protocol
 
 
-def test_one_frame_leaves_the_digest_as_it_was() -> None:
-    protocol = Protocol("x", "", "", "", 1, 1.0, 8, "float32", "", 0, 2, {})
-    assert "frames" not in protocol.to_json()
+def test_a_protocol_that_says_nothing_of_frames_has_one() -> None:
+    protocol = Protocol("x", "", "", "", 1, 1.0, 8, "float32", "", 0, 2)
+    silent = {key: value for key, value in protocol.to_json().items() if key != "frames"}
+    assert Protocol.from_json(silent).digest == protocol.digest
     three = dataclasses.replace(protocol, frames=3)
     assert Protocol.from_json(three.to_json()) == three
     assert three.digest != protocol.digest
