@@ -21,6 +21,7 @@ from qsdm.denoisers.faults import (
     read_config,
 )
 from qsdm.denoisers.files import component_files, pipeline_folder, read_index
+from qsdm.denoisers.identity import SAME_PICTURES, WEIGHTS
 from qsdm.denoisers.identity import pipeline_digest as pipeline_digest
 from qsdm.denoisers.identity import sampler_of as sampler_of
 from qsdm.denoisers.identity import source_digest as source_digest
@@ -349,6 +350,7 @@ def pipeline_class(model: Model) -> type | None:
     name = pipeline_index(model).get("_class_name")
     if not isinstance(name, str) or not re.fullmatch(r"[A-Z]\w+", name):
         return None
+    quiet()  # diffusers imports the class now, and transformers would advise torchvision
     found = getattr(diffusers, name, None)
     return found if isinstance(found, type) else None
 
@@ -704,17 +706,7 @@ def denoiser_tensors(model: Model) -> Callable[[str], torch.Tensor]:
     return read
 
 
-SAME_WEIGHTS = {
-    "variant",
-    "use_safetensors",
-    "low_cpu_mem_usage",
-    "disable_mmap",
-    "cache_dir",
-    "local_files_only",
-    "force_download",
-    "proxies",
-    "token",
-}
+SAME_WEIGHTS = SAME_PICTURES | WEIGHTS
 """Arguments of from_pretrained by which the denoiser's weights are still those of the files of `component_files`."""
 
 OLD_NAMES = re.compile(r"\.(query|key|value|proj_attn)\.(weight|bias)$")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,3 +61,14 @@ def test_a_pipeline_is_loaded_from_its_directory(tiny_model: Model) -> None:
     module = denoisers.denoiser_of(pipeline, tiny_model)
     assert isinstance(module, denoisers.denoiser_class(tiny_model))
     assert sum(p.numel() for p in module.parameters()) == tiny_model.num_params
+
+
+def test_looking_up_a_pipelines_class_says_nothing() -> None:
+    """Beside a torch without torchvision, transformers would advise to install it, in every worker."""
+    code = (
+        "import qsdm; from qsdm.denoisers import pipeline_class;"
+        "print(pipeline_class(qsdm.open('emoji_unet').model).__name__)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "StableDiffusionPipeline\n"
+    assert run.stderr == ""
