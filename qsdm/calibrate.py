@@ -1,7 +1,9 @@
 """Quantizes every weight of a denoiser with every method of a space: errors, sizes, and a packed store to measure from.
 
-python -m qsdm.calibrate +model=emoji_unet
-python -m qsdm.calibrate +model=sdxl path=DIRECTORY space=wide
+    python -m qsdm.calibrate +model=emoji_unet
+    python -m qsdm.calibrate +model=sdxl path=DIRECTORY space=wide
+
+Writes ``calibration/<space>/table.safetensors`` and ``weights.safetensors``; graph.html then shows the errors.
 """
 
 from __future__ import annotations

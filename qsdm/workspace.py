@@ -1,8 +1,10 @@
 """One model, one space and one store: each artifact of them is opened once, or the command that makes it is named.
 
-emoji = qsdm.open("emoji_unet")
-emoji.graph, emoji.space, emoji.table
-emoji.predictor(Objective({"fd_lite0": -1}))
+    emoji = qsdm.open("emoji_unet")
+    emoji.graph, emoji.space, emoji.table
+    emoji.predictor(Objective({"fd_lite0": -1}))
+
+An artifact whose file changed since is opened again.
 """
 
 from __future__ import annotations
