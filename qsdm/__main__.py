@@ -32,7 +32,6 @@ from qsdm.denoisers import Model, weights_digest
 from qsdm.graph import canonical
 from qsdm.log import Log, ignore
 from qsdm.outcome import Objective
-from qsdm.qconfig import OutsideSpace
 from qsdm.store import Store
 from qsdm.store.artifacts import Artifact
 from qsdm.store.files import decode
@@ -201,21 +200,24 @@ def main(
 
 
 def num_measured(workspace: Workspace, objective: Objective, seed_set: int, num_images: int) -> int:
-    """Configurations of the space that have a label: all metrics of the objective, measured in today's way."""
-    from qsdm.denoisers import prompts_of
-    from qsdm.measurement.protocol import protocol_of, versions_of
+    """Count the labels that `measure` would measure in the same way today.
 
-    model, made = workspace.model, workspace.space
-    protocol = protocol_of(model, prompts_of(model), seed_set, num_images)
-    learned = {name: model.metrics[name] for name in objective.weights if name in model.metrics}
-    versions, count = versions_of(learned), 0
-    for outcome in filter(lambda outcome: outcome.is_label, workspace.store.outcomes(protocol)):
-        try:
-            made.encode(outcome.qconfig)
-        except OutsideSpace:  # full precision, and configurations of other spaces
-            continue
-        count += not outcome.lacks(versions)
-    return count
+    Args:
+        workspace: model, space and store.
+        objective: whose metrics a label has.
+        seed_set: of the starting noise.
+        num_images: pictures that each label was measured from.
+
+    Returns:
+        Their number; 0 if labels were measured in other ways only.
+    """
+    from qsdm.measurement.labels import NoLabels
+
+    try:
+        labels = workspace.labels(objective, seed_set, num_images)
+    except NoLabels:
+        return 0
+    return len(labels) if labels.is_current(workspace.model) else 0
 
 
 def inputs_of(

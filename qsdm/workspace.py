@@ -25,6 +25,7 @@ from qsdm.store.schemas import GRAPH, REPORT, PredictorReport
 
 if TYPE_CHECKING:
     from qsdm.cost import MethodTable
+    from qsdm.measurement.labels import Bank, Labels
     from qsdm.outcome import Objective
     from qsdm.predictor import Predictor
 
@@ -165,6 +166,35 @@ class Workspace:
         """
         name = f"predictor/{self.space_name}/report.json"
         return self._opened(name, "train", lambda path: REPORT.read(path, self.name))
+
+    def bank(self) -> Bank:
+        """Read everything that was measured of the model's present weights.
+
+        Returns:
+            The outcomes, which tell their labels in this space; they are read once per call.
+
+        Raises:
+            StoreError: the model was not traced, or the outcomes are damaged.
+        """
+        from qsdm.measurement.labels import Bank
+
+        return Bank.read(self.store, self.space, self.model)
+
+    def labels(self, objective: Objective, seed_set: int = 0, num_images: int = 256) -> Labels:
+        """Read the labels that a predictor learns from.
+
+        Args:
+            objective: makes a value of an outcome's metrics; larger is better.
+            seed_set: of the starting noise.
+            num_images: pictures that each label was measured from.
+
+        Returns:
+            The labels of this space.
+
+        Raises:
+            StoreError: there are none.
+        """
+        return self.bank().labels(objective, seed_set, num_images)
 
     def predictor(self, objective: Objective) -> Predictor:
         """The trained predictor.

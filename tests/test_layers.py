@@ -18,11 +18,12 @@ COMMANDS = {"trace", "calibrate", "measure", "train", "attribute", "search", "re
 ALLOWED: dict[str, set[str]] = (
     dict.fromkeys(GROUND | MACHINERY, GROUND)
     | {"engine": GROUND}
-    | {"measurement": GROUND | MACHINERY | {"engine", "predictor"}}
+    | {"measurement": GROUND | MACHINERY | {"engine"}}
     | {"checkpoint": GROUND | MACHINERY | {"measurement"}}
     # METHODS needs neither torch nor numba; a configuration is read by its names.
     | {"qconfig": GROUND | {"quant"}}
-    | {"predictor": GROUND, "sensitivity": GROUND | {"predictor"}, "report": GROUND}
+    | {"predictor": GROUND | {"measurement"}, "report": GROUND | {"measurement"}}
+    | {"sensitivity": GROUND | {"predictor"}}
     | {"run": {"store", "log"}}
     | {"workspace": GROUND | MACHINERY | JOINS | {"run"}}
     | {

@@ -1,16 +1,23 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from toy_unet import MODEL, SPACE, Toy, fill_store
 
-from qsdm.measurement.labels import labels_of, noise, under_protocol, usable
+from qsdm.denoisers import Model
+from qsdm.measurement import labels as labels_module
+from qsdm.measurement.labels import Bank, Labels, NoLabels
 from qsdm.outcome import Objective, Outcome
 from qsdm.predictor import FitOptions
+from qsdm.predictor.judge import noise
 from qsdm.predictor.scores import srcc
+from qsdm.qconfig import Space
 from qsdm.store import Store, StoreError
 from qsdm.store.files import read_json
 from qsdm.store.outcomes import OutcomeDatabase
@@ -46,28 +53,124 @@ def test_train_reports_held_out_scores_beside_the_baselines(
     assert all(name in printed for name in report["scores"])
 
 
+def test_train_reads_the_outcomes_once_and_hashes_the_weights_once(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Test sets of several protocols and labels of few pictures included."""
+    store = fill_store(tmp_path, toy, 20)
+    database = OutcomeDatabase(store.path("outcomes.sqlite"))
+    tested, protocol = toy.outcomes(9, seed=5)
+    for seed_set in (0, 1, 2):
+        under = dataclasses.replace(protocol, seed_set=seed_set)
+        for outcome in tested:
+            database.add(
+                dataclasses.replace(outcome, protocol=under.digest, provenance={"stage": "test"}),
+                under,
+            )
+    counts = {"outcomes": 0, "weights": 0, "encoded": 0}
+
+    def counting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def count(*args: Any, **kwargs: Any) -> Any:
+            counts[name] += 1
+            return function(*args, **kwargs)
+
+        return count
+
+    monkeypatch.setattr(Store, "outcomes", counting("outcomes", Store.outcomes))
+    monkeypatch.setattr(Space, "encode", counting("encoded", Space.encode))
+    for module in list(sys.modules.values()):  # whoever has imported it
+        if getattr(module, "__name__", "").startswith("qsdm") and hasattr(module, "weights_digest"):
+            digest = counting("weights", module.weights_digest)
+            monkeypatch.setattr(module, "weights_digest", digest)
+    report = train(Workspace(MODEL, SPACE, tmp_path), QUALITY, QUICK, num_images=64)
+    assert len(report["test"]["sets"]) == 3
+    assert counts["outcomes"] == 1
+    assert counts["weights"] == 1
+    # Full precision is tried, too.
+    assert counts["encoded"] == 20 + 1 + 3 * 9, "each outcome becomes genes once"
+
+
+def bank_of(toy: Toy, *outcomes: Outcome) -> Bank:
+    """A bank of outcomes, of which some may be of a second protocol."""
+    _, protocol = toy.outcomes(1)
+    second = dataclasses.replace(protocol, seed_set=protocol.seed_set, prompts="other")
+    return Bank(toy.space, outcomes, {p.digest: p for p in (protocol, second)})
+
+
 def test_labels_follow_the_objective(toy: Toy) -> None:
     outcomes, _ = toy.outcomes(6)
     objective = Objective({"fd_lite0": -1, "avg_bits": -150})
-    labels, halves = labels_of(outcomes, toy.space, objective)
+    labels = bank_of(toy, *outcomes).labels(objective, num_images=64)
     expected = [-o.metrics["fd_lite0"] - 150 * toy.avg_bits(o.qconfig) for o in outcomes]  # type: ignore[operator]
-    np.testing.assert_allclose(labels, expected)
-    assert halves is not None
-    assert halves.shape == (1, 2, 6)
-    np.testing.assert_allclose(halves[0].mean(axis=0), labels)
+    np.testing.assert_allclose(labels.values, expected)
+    np.testing.assert_array_equal(labels.genes, [toy.space.encode(o.qconfig) for o in outcomes])
+    assert labels.halves is not None
+    assert labels.halves.shape == (1, 2, 6)
+    np.testing.assert_allclose(labels.halves[0].mean(axis=0), labels.values)
+    assert noise(labels) is not None
     bare = [Outcome(o.qconfig, o.protocol, o.metrics, o.num_images) for o in outcomes]
-    assert labels_of(bare, toy.space, objective)[1] is None
-    assert noise(None) is None
+    without = bank_of(toy, *bare).labels(objective, num_images=64)
+    assert without.halves is None
+    assert noise(without) is None
 
 
-def test_outcomes_of_another_protocol_are_named_and_not_used(
-    toy: Toy, capsys: pytest.CaptureFixture[str]
+def test_labels_can_be_selected_and_joined(toy: Toy) -> None:
+    labels = bank_of(toy, *toy.outcomes(6)[0]).labels(QUALITY, num_images=64)
+    parts = labels.take([4, 0]), labels.take([1, 2, 3, 5])
+    assert parts[0].digests == [labels.digests[4], labels.digests[0]]
+    assert parts[0].halves is not None
+    np.testing.assert_array_equal(parts[0].halves, labels.halves[..., [4, 0]])  # type: ignore[index]
+    both = parts[0].joined(parts[1])
+    assert sorted(both.digests) == sorted(labels.digests)
+    by_digest = dict(zip(labels.digests, labels.values, strict=True))
+    np.testing.assert_array_equal(both.values, [by_digest[digest] for digest in both.digests])
+    assert both.halves is None
+
+
+def test_outcomes_of_another_protocol_are_named_and_not_used(toy: Toy) -> None:
+    outcomes, protocol = toy.outcomes(6)
+    other = dataclasses.replace(protocol, prompts="other").digest
+    foreign = [Outcome(o.qconfig, other, o.metrics, o.num_images) for o in outcomes[:2]]
+    labels = bank_of(toy, *foreign, *outcomes).labels(QUALITY, num_images=64)
+    assert list(labels.outcomes) == outcomes
+    assert f"not used: 2 of {other[:12]}" in labels.note
+    assert not bank_of(toy, *outcomes).labels(QUALITY, num_images=64).note
+
+
+def test_labels_of_today_come_before_more_labels_of_another_day(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outcomes, _ = toy.outcomes(6)
-    foreign = [Outcome(o.qconfig, "f" * 64, o.metrics, o.num_images) for o in outcomes[:2]]
-    found = usable([*foreign, *outcomes], toy.space, QUALITY, "toy_unet")
-    assert found == outcomes
-    assert "2 of ffffffffffff" in capsys.readouterr().out
+    """Else new labels would be counted, measured and not learned from."""
+    outcomes, protocol = toy.outcomes(6)
+    other = dataclasses.replace(protocol, prompts="other").digest
+    ours = [Outcome(o.qconfig, other, o.metrics, o.num_images) for o in outcomes[:2]]
+    bank = bank_of(toy, *ours, *outcomes)
+    monkeypatch.setattr(
+        labels_module,
+        "of_today",
+        lambda protocol, model: dataclasses.replace(protocol, prompts="other"),
+    )
+    labels = dataclasses.replace(bank, model=MODEL).labels(QUALITY, num_images=64)
+    assert list(labels.outcomes) == ours
+    assert labels.is_current(MODEL)
+    (rest,) = [group for group in bank.sets(QUALITY, "measure") if len(group) == 6]
+    assert not rest.is_current(MODEL)
+
+
+def test_versions_of_a_metric_are_not_mixed(toy: Toy) -> None:
+    outcomes, _ = toy.outcomes(7)
+    first = [dataclasses.replace(o, versions={"fd_lite0": "1"}) for o in outcomes[:4]]
+    second = [dataclasses.replace(o, versions={"fd_lite0": "2"}) for o in outcomes[4:]]
+    labels = bank_of(toy, *second, *first).labels(QUALITY, num_images=64)
+    assert list(labels.outcomes) == first
+    assert "3 of" in labels.note
+    assert "other versions of the metrics" in labels.note
+
+    class Metric:
+        version = "2"
+
+    model = dataclasses.replace(MODEL, metrics={"fd_lite0": Metric()})
+    assert not labels.is_current(model), "today's version is another one"
 
 
 def test_only_labels_of_the_wanted_noise_weights_and_count_are_learned_from(
@@ -82,20 +185,22 @@ def test_only_labels_of_the_wanted_noise_weights_and_count_are_learned_from(
         database.add(dataclasses.replace(outcome, protocol=other.digest), other)
     for outcome in toy.outcomes(5, seed=2)[0]:  # proposed by a search
         database.add(dataclasses.replace(outcome, provenance={"stage": "candidates"}), protocol)
-    labels = under_protocol(store, MODEL, 0, 64)
-    assert {outcome.protocol for outcome in labels} == {protocol.digest}
-    assert len([outcome for outcome in labels if outcome.qconfig.methods]) == 20
-    assert len(under_protocol(store, MODEL, 1, 64)) == 40
+
+    def labels_of(model: Model, seed_set: int, num_images: int) -> Labels:
+        return Workspace(model, SPACE, tmp_path).labels(QUALITY, seed_set, num_images)
+
+    labels = labels_of(MODEL, 0, 64)
+    assert {outcome.protocol for outcome in labels.outcomes} == {protocol.digest}
+    assert len(labels) == 20
+    assert len(labels_of(MODEL, 1, 64)) == 40
     for model, seed_set, num_images in (
         (MODEL, 2, 64),
         (MODEL, 0, 256),
         (dataclasses.replace(MODEL, steps=11), 0, 64),
         (dataclasses.replace(MODEL, dtype="bfloat16"), 0, 64),
     ):
-        with pytest.raises(
-            StoreError, match=r"none of the \d+ labels.*run python -m qsdm\.measure"
-        ):
-            under_protocol(store, model, seed_set, num_images)
+        with pytest.raises(NoLabels, match=r"none of the \d+ labels.*run python -m qsdm\.measure"):
+            labels_of(model, seed_set, num_images)
 
 
 def test_missing_stages_are_named(toy: Toy, tmp_path: Path) -> None:

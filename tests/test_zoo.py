@@ -11,7 +11,7 @@ from composed import compose
 
 from qsdm.denoisers import load_pipeline, prompts_of, weights_digest
 from qsdm.graph import Graph
-from qsdm.measurement.labels import in_space
+from qsdm.measurement.labels import Bank
 from qsdm.measurement.protocol import protocol_of
 from qsdm.outcome import SCHEMA, Objective
 from qsdm.run.keys import values_of
@@ -49,11 +49,15 @@ def test_labels_were_measured_with_this_pipeline_and_these_metrics(made, tmp_pat
     trace(Workspace(model, root=tmp_path), page=False)
     graph = Graph.from_json(read_json(Store(tmp_path, model.name).path("graph.json")))
     encodable = space.of(graph, model.full_bits)
-    drawn = in_space(outcomes, encodable, Objective({"fd_lite0": -1}))
-    labels = [outcome for outcome in drawn if outcome.is_label]
+    bank = Bank.read(Store(tmp_path, model.name), encodable, model)
+    labels = bank.labels(Objective({"fd_lite0": -1}))
+    assert labels.is_current(model)
     assert len(labels) >= LABELS
-    assert len(drawn) >= len(labels) + TESTED[0, 256]
-    assert len({encodable.encode(outcome.qconfig).tobytes() for outcome in drawn}) == len(drawn)
+    tests = bank.tests(Objective({"fd_lite0": -1}))
+    (test,) = [test for test in tests if test.protocol == labels.protocol]
+    assert len(test) >= TESTED[0, 256]
+    drawn = np.concatenate([labels.genes, test.genes])
+    assert len(np.unique(drawn, axis=0)) == len(drawn)
     assert all(
         outcome.num_images == 256 and set(outcome.metrics) == set(model.metrics)
         for outcome in outcomes

@@ -15,25 +15,22 @@ the model that knows all of them.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from pymoo.indicators.hv import HV
 
-from qsdm.graph import Graph
+import qsdm
+from qsdm.measurement.labels import Labels
 from qsdm.outcome import Objective, Outcome
-from qsdm.predictor import baselines
-from qsdm.predictor.cheap_labels import cheap_labels
+from qsdm.predictor.cheap_labels import read_off
 from qsdm.predictor.encode import encode
 from qsdm.predictor.linear import Additive, fit_additive
 from qsdm.predictor.scores import srcc
-from qsdm.qconfig import Space, SpaceSpec
-from qsdm.quant.calibration import read_table
-from qsdm.store import Store
-from qsdm.store.files import read_json
+from qsdm.workspace import Workspace
 
 QUALITY = Objective({"fd_lite0": -1})
-METHODS = ("uaq-3", "uaq-4", "kmeans_c-3", "kmeans_c-4", "kmeans_a-3", "kmeans_a-4")
 DRAWS = 10
 
 
@@ -60,29 +57,22 @@ def volume(decisions: np.ndarray, judge: Additive, sizes: np.ndarray, corner: np
     return float(HV(ref_point=corner)(points))
 
 
-def load(name: str, store: Path) -> tuple[Space, object, list[Outcome], list[Outcome]]:
-    """Space, table, labels and test set."""
-    place = Store(store, name)
-    space = SpaceSpec("traced", METHODS, ".*").of(
-        Graph.from_json(read_json(place.find("graph.json", "trace")))
+def load(name: str, store: Path) -> tuple[Workspace, Labels, Labels | None]:
+    """Labels and test set, both of 256 pictures."""
+    workspace = qsdm.open(name, store=store)
+    bank = workspace.bank()
+    labels = bank.labels(QUALITY, seed_set=0, num_images=256)
+    tests = [test for test in bank.tests(QUALITY) if test.protocol == labels.protocol]
+    return workspace, labels, tests[0] if tests else None
+
+
+def with_few(labels: Labels, num_images: int) -> Labels:
+    """The labels as if only their first pictures had been drawn."""
+    outcomes = tuple(
+        Outcome(o.qconfig, "few", o.prefixes[num_images], num_images) for o in labels.outcomes
     )
-    table = read_table(place.find("calibration/traced", "calibrate"))
-    protocols = [d for d, p in place.protocols().items() if p.seed_set == 0 and p.num_images == 256]
-    found = [
-        o
-        for o in place.outcomes()
-        if o.protocol in protocols and len(o.metrics) > 3
-        if len(o.qconfig.methods) == len(space.options)
-    ]
-    found = [
-        o
-        for o in found
-        if all(
-            m in offered
-            for m, offered in zip(o.qconfig.methods.values(), space.options, strict=True)
-        )
-    ]
-    return space, table, [o for o in found if o.is_label], [o for o in found if not o.is_label]
+    protocol = replace(labels.protocol, num_images=num_images)
+    return replace(labels, outcomes=outcomes, protocol=protocol, halves=None)
 
 
 def main() -> None:
@@ -92,26 +82,21 @@ def main() -> None:
     parser.add_argument("--name", default="emoji_unet")
     parser.add_argument("--store", type=Path, default=Path("store"), help="traced and calibrated")
     args = parser.parse_args()
-    space, table, labelled, tested = load(args.name, args.store)
-    encoding = encode(space, table)  # type: ignore[arg-type]
+    workspace, labelled, tested = load(args.name, args.store)
+    space, table = workspace.space, workspace.table
+    encoding = encode(space, table)
     rng = np.random.default_rng(0)
-
-    def parts(some: list[Outcome]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        genes = np.stack([space.encode(outcome.qconfig) for outcome in some])
-        known = np.stack(
-            [-baselines.error_sum(space, table, genes), baselines.avg_bits(space, genes)], axis=1
-        )  # type: ignore[arg-type]
-        return encoding.one_hot(genes), np.array([QUALITY(o.metrics) for o in some]), known
-
-    everything, all_labels, _ = parts(labelled + tested)
-    judge = fit_additive(encoding, everything, all_labels)
-    sizes = np.nan_to_num(table.size_bytes.astype(float))  # type: ignore[attr-defined]
+    everything = labelled if tested is None else labelled.joined(tested)
+    all_labels = everything.values
+    judge = fit_additive(encoding, encoding.one_hot(everything.genes), all_labels)
+    sizes = np.nan_to_num(table.size_bytes.astype(float))
     offered = np.array([[m in options for m in space.methods] for options in space.options])
     sizes = np.where(offered, sizes, np.inf)
     best = front(judge, np.where(offered, sizes, 1.0), offered)
     corner = np.array([np.where(offered, sizes, 0).max(axis=1).sum(), -all_labels.min()])
     whole = volume(best, judge, sizes, corner)
-    print(f"{args.name}: {len(labelled)} labels, {len(tested)} test configurations, {DRAWS} draws")
+    num_tested = 0 if tested is None else len(tested)
+    print(f"{args.name}: {len(labelled)} labels, {num_tested} test configurations, {DRAWS} draws")
     print(f"{'full labels':>12}{'others':>14}{'pictures':>10}{'srcc':>16}{'front':>16}")
     for cheap_images in (0, 16, 64):
         for num_full in (10, 20, 40, 80, 160, len(labelled)):
@@ -119,24 +104,16 @@ def main() -> None:
                 continue
             ranks, fronts = [], []
             for _ in range(DRAWS):
-                order = [labelled[i] for i in rng.permutation(len(labelled))]
-                unseen, rest = (
-                    (tested, order)
-                    if tested
-                    else (order[: len(order) // 5], order[len(order) // 5 :])
-                )
-                full, others = rest[:num_full], rest[num_full:]
-                x, y, known = parts(full)
-                if cheap_images and others:
-                    few = [
-                        Outcome(o.qconfig, "few", o.prefixes[cheap_images], cheap_images)
-                        for o in others
-                    ]
-                    hot, _, cheap_known = parts(others)
-                    read = cheap_labels(full, y, known, few, cheap_known, cheap_images)
-                    x, y = np.concatenate([x, hot]), np.concatenate([y, read.labels])
-                fitted = fit_additive(encoding, x, y)
-                hot, truth, _ = parts(unseen)
+                order = rng.permutation(len(labelled))
+                unseen, rest = tested, order
+                if unseen is None:
+                    unseen, rest = labelled.take(order[: len(order) // 5]), order[len(order) // 5 :]
+                full = labelled.take(rest[:num_full])
+                if cheap_images and num_full < len(rest):
+                    few = with_few(labelled.take(rest[num_full:]), cheap_images)
+                    full = full.joined(read_off(full, few, space, table)[0])
+                fitted = fit_additive(encoding, encoding.one_hot(full.genes), full.values)
+                hot, truth = encoding.one_hot(unseen.genes), unseen.values
                 ranks.append(srcc(fitted(hot), truth))
                 fronts.append(
                     volume(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,11 @@ from qsdm.cost import avg_bits, size_bytes
 from qsdm.denoisers import weights_digest
 from qsdm.graph import Graph
 from qsdm.measure import histogram
-from qsdm.measurement.labels import labels_of, noise
+from qsdm.measurement.labels import Bank
 from qsdm.outcome import Objective, Outcome, Protocol
+from qsdm.predictor.judge import noise
 from qsdm.predictor.scores import srcc
-from qsdm.qconfig import Space, SpaceSpec
+from qsdm.qconfig import OutsideSpace, Space, SpaceSpec
 from qsdm.quant.fitting import VERSION
 from qsdm.store import Store
 from qsdm.store.files import read_json, write_json, write_text
@@ -41,10 +43,8 @@ def kind(outcome: Outcome, spaces: dict[str, Space]) -> str:
     if len(methods) == 1:
         return "alone"
     for name, space in spaces.items():
-        offered = {
-            w.name: options for w, options in zip(space.graph.weights, space.options, strict=True)
-        }
-        if methods.keys() == offered.keys() and all(m in offered[w] for w, m in methods.items()):
+        with suppress(OutsideSpace):
+            space.encode(outcome.qconfig)
             return name
     return "other"
 
@@ -54,17 +54,16 @@ Row = tuple[str, Outcome, Protocol, float]  # part, outcome, its protocol, avera
 
 def noise_of(metric: str, rows: Sequence[Row], space: Space) -> str:
     """A line of the card: how far the metric of the traced configurations agrees with itself."""
-    labels = [
-        o
-        for part, o, p, _ in rows
-        if (part, p.seed_set, p.num_images) == ("traced", 0, 256) and o.is_label
-    ]
-    found = noise(labels_of(labels, space, Objective({metric: 1.0}))[1])
+    bank = Bank(space, [o for _, o, _, _ in rows], {p.digest: p for _, _, p, _ in rows})
+    objective = Objective({metric: 1.0})
+    found = noise(bank.labels(objective, seed_set=0, num_images=256))
     assert found is not None, f"the labels have no halves of {metric}"
-    tested: dict[tuple[int, int], dict[str, float | None]] = {}
-    for part, o, p, _ in rows:
-        if part == "traced" and not o.is_label:
-            tested.setdefault((p.seed_set, p.num_images), {})[o.qconfig.digest] = o.metrics[metric]
+    tested = {
+        (test.protocol.seed_set, test.protocol.num_images): dict(
+            zip(test.digests, test.values, strict=True)
+        )
+        for test in bank.tests(objective)
+    }
 
     def agreement(other: tuple[int, int]) -> str:
         digests = tested.get((0, 256), {}).keys() & tested.get(other, {}).keys()

@@ -1,71 +1,382 @@
-"""Measured outcomes as what a predictor learns and is judged by: labels, their noise, and test sets.
+"""Which measured outcomes are labels of a space: what a predictor learns from and is judged by.
 
-A test set was measured for judging alone (``measure test=true``): often with more pictures than the labels, and with
-other starting noise, which tells how far labels of two seed sets agree at all.
+A label is a configuration of the space that was measured to be learned from (not proposed by a
+search) and has all metrics of the objective. Labels that are used together were measured in one
+way: with the model's present weights and sampling, under one protocol, by one version of each
+metric.
+
+A test set was measured for judging alone (``measure test=true``): often with more pictures than the
+labels, and with other starting noise, which shows how far labels of two seed sets agree at all.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
-from collections.abc import Callable, Sequence
-from itertools import combinations
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from qsdm import cost
 from qsdm.denoisers import (
     Model,
+    ModelError,
     denoiser_tensors,
     frames_of,
     pipeline_digest,
+    prompts_of,
+    sampler_of,
     source_digest,
     weights_digest,
 )
 from qsdm.graph import Graph
+from qsdm.measurement.protocol import of_pictures, prompts_digest, versions_of
 from qsdm.outcome import Objective, Outcome, Protocol
+from qsdm.prompts import PromptsError
 from qsdm.qconfig import OutsideSpace, Space
 from qsdm.store import Store, StoreError
 
 
-def of_model(files: Store, model: Model) -> dict[str, Protocol]:
-    """Protocols with the model's present weights and sampling, by digest."""
-    wanted = {
+@dataclass(frozen=True, slots=True, eq=False)
+class Labels:
+    """Labels of B configurations of a space, all measured in one way.
+
+    Attributes:
+        outcomes: B outcomes, one per configuration.
+        genes: int64 [B, W], index into the options of each weight.
+        values: float64 [B], the objective; larger is better.
+        halves: float64 [S, 2, B], values from the two halves of the pictures in S ways; None if an
+            outcome lacks them.
+        protocol: how the pictures were drawn.
+        versions: of the objective's metrics, by name.
+        unused: number of the space's other labels by the way that they were measured in.
+    """
+
+    outcomes: tuple[Outcome, ...]
+    genes: np.ndarray
+    values: np.ndarray
+    halves: np.ndarray | None
+    protocol: Protocol
+    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    unused: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.outcomes)
+
+    @property
+    def digests(self) -> list[str]:
+        """Digest of each configuration."""
+        return [outcome.qconfig.digest for outcome in self.outcomes]
+
+    @property
+    def note(self) -> str:
+        """One sentence about labels that are not used; empty if all are."""
+        if not self.unused:
+            return ""
+        others = ", ".join(f"{number} of {way}" for way, number in self.unused.items())
+        return f"{len(self)} outcomes of protocol {self.protocol.digest[:12]}; not used: {others}"
+
+    def take(self, rows: Sequence[int]) -> Labels:
+        """Select some of the labels.
+
+        Args:
+            rows: their indices.
+
+        Returns:
+            The selection, in the order of the indices.
+        """
+        index = np.asarray(rows, dtype=np.int64)
+        return dataclasses.replace(
+            self,
+            outcomes=tuple(self.outcomes[i] for i in index),
+            genes=self.genes[index],
+            values=self.values[index],
+            halves=None if self.halves is None else self.halves[..., index],
+        )
+
+    def joined(self, others: Labels) -> Labels:
+        """Add labels of other configurations, whose values have the same unit.
+
+        Args:
+            others: of the same space; they come last.
+
+        Returns:
+            All of them, without halves.
+        """
+        return dataclasses.replace(
+            self,
+            outcomes=self.outcomes + others.outcomes,
+            genes=np.concatenate([self.genes, others.genes]),
+            values=np.concatenate([self.values, others.values]),
+            halves=None,
+        )
+
+    def is_current(self, model: Model) -> bool:
+        """Whether `measure` would measure them in the same way today.
+
+        Args:
+            model: as it is today.
+        """
+        learned = {name: model.metrics[name] for name in self.versions if name in model.metrics}
+        if any(self.versions[name] != version for name, version in versions_of(learned).items()):
+            return False
+        try:
+            return self.protocol == of_today(self.protocol, model)
+        except (ModelError, PromptsError):  # nothing can be measured today
+            return False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bank:
+    """Everything that is stored of a model, read once.
+
+    Attributes:
+        space: whose configurations have labels.
+        outcomes: all of them.
+        protocols: protocols of the outcomes that count, by digest.
+        model: as it is today; None if outcomes of any weights count.
+    """
+
+    space: Space
+    outcomes: Sequence[Outcome]
+    protocols: Mapping[str, Protocol]
+    model: Model | None = None
+
+    @staticmethod
+    def read(store: Store, space: Space, model: Model | None = None) -> Bank:
+        """Read a store.
+
+        Args:
+            store: of the model.
+            space: whose configurations have labels.
+            model: only outcomes of its present weights and sampling count; None: all do.
+
+        Returns:
+            The bank.
+
+        Raises:
+            StoreError: the outcomes are damaged.
+            ModelError: files of the model are missing.
+        """
+        protocols = store.protocols()
+        if model is not None:
+            protocols = present(protocols, model)
+        return Bank(space, tuple(store.outcomes()), protocols, model)
+
+    def labels(self, objective: Objective, seed_set: int = 0, num_images: int = 256) -> Labels:
+        """Choose the labels to learn from.
+
+        Of labels that were measured in several ways, those count that `measure` would measure in
+        the same way today; without any, those of the way with most labels.
+
+        Args:
+            objective: makes a value of an outcome's metrics.
+            seed_set: of the starting noise.
+            num_images: pictures that each label was measured from.
+
+        Returns:
+            The labels.
+
+        Raises:
+            NoLabels: there are none.
+        """
+        accepted = [
+            protocol
+            for protocol in self.protocols.values()
+            if (protocol.seed_set, protocol.num_images) == (seed_set, num_images)
+        ]
+        groups = self.sets(objective, "measure", accepted)
+        if not groups:
+            raise NoLabels(self._without_labels(objective, seed_set, num_images))
+        if (model := self.model) is not None and len(groups) > 1:
+            groups.sort(key=lambda labels: not labels.is_current(model))
+        chosen, *others = groups
+        unused: Counter[str] = Counter()
+        for labels in others:
+            same = labels.protocol == chosen.protocol
+            way = labels.protocol.digest[:12] + " with other versions of the metrics" * same
+            unused[way] += len(labels)
+        return dataclasses.replace(chosen, unused=dict(unused))
+
+    def tests(self, objective: Objective, least: int = 3) -> list[Labels]:
+        """Collect the test set under every protocol that it was measured with.
+
+        Args:
+            objective: makes a value of an outcome's metrics.
+            least: number of configurations below which a protocol is left out.
+
+        Returns:
+            One set of labels per protocol, by seed set and number of pictures.
+        """
+        ordered = sorted(self.protocols.values(), key=lambda p: (p.seed_set, p.num_images))
+        tests = [self.sets(objective, "test", [protocol])[:1] for protocol in ordered]
+        return [labels for groups in tests for labels in groups if len(labels) >= least]
+
+    def sets(
+        self, objective: Objective, stage: str, protocols: Sequence[Protocol] | None = None
+    ) -> list[Labels]:
+        """Group the space's labels by the way that they were measured in.
+
+        Args:
+            objective: makes a value of an outcome's metrics.
+            stage: what the outcomes were measured for: ``measure`` or ``test``.
+            protocols: of the labels; None for any that counts.
+
+        Returns:
+            Labels of each way, those of most configurations first.
+        """
+        accepted = self.protocols if protocols is None else {p.digest: p for p in protocols}
+        metrics = metrics_of(objective)
+        ways: dict[tuple[str, ...], list[tuple[Outcome, np.ndarray]]] = {}
+        for outcome in self.outcomes:
+            if outcome.protocol not in accepted or stage_of(outcome) != stage:
+                continue
+            if any(outcome.metrics.get(name) is None for name in metrics):
+                continue
+            try:
+                genes = self.space.encode(outcome.qconfig)
+            except OutsideSpace:
+                continue  # full precision, and configurations of other spaces
+            way = (outcome.protocol, *(outcome.versions.get(name, "") for name in metrics))
+            ways.setdefault(way, []).append((outcome, genes))
+        groups = [
+            self._labels(objective, accepted[way[0]], *zip(*members, strict=True))
+            for way, members in ways.items()
+        ]
+        return sorted(groups, key=len, reverse=True)
+
+    def _labels(
+        self,
+        objective: Objective,
+        protocol: Protocol,
+        outcomes: tuple[Outcome, ...],
+        genes: tuple[np.ndarray, ...],
+    ) -> Labels:
+        names = metrics_of(objective)
+        bits = avg_bits(self.space, outcomes)
+
+        def values(of: Callable[[Outcome, str], float | None]) -> np.ndarray:
+            total = np.zeros(len(outcomes))
+            for name, weight in objective.weights.items():
+                column = [of(outcome, name) for outcome in outcomes] if name in names else bits
+                total += weight * np.array(column, dtype=np.float64)
+            return total
+
+        def half(split: int, side: int) -> np.ndarray:
+            return values(lambda outcome, name: outcome.halves[name][split][side])
+
+        num = min((len(o.halves.get(name, ())) for o in outcomes for name in names), default=0)
+        halves = [[half(split, side) for side in (0, 1)] for split in range(num)]
+        return Labels(
+            outcomes,
+            np.stack(genes),
+            values(lambda o, name: o.metrics[name]),
+            np.array(halves) if num else None,
+            protocol,
+            {name: outcomes[0].versions.get(name, "") for name in names},
+        )
+
+    def _without_labels(self, objective: Objective, seed_set: int, num_images: int) -> str:
+        """Why there is no label."""
+        denoiser = self.space.graph.denoiser
+        remedy = f"run python -m qsdm.measure +model={denoiser}"
+        measured = [outcome for outcome in self.outcomes if outcome.is_label]
+        under = [
+            protocol
+            for outcome in measured
+            if (protocol := self.protocols.get(outcome.protocol)) is not None
+            and (protocol.seed_set, protocol.num_images) == (seed_set, num_images)
+        ]
+        if measured and not under:
+            return (
+                f"none of the {len(measured)} labels of {denoiser!r} was measured with its present "
+                f"weights and sampling, seed_set={seed_set} and num_images={num_images}: "
+                f"{remedy} with them"
+            )
+        metrics = metrics_of(objective)
+        return (
+            f"no outcomes with {', '.join(metrics) or 'any metric'} for {denoiser!r} in this space "
+            f"({len(under)} others): {remedy}"
+        )
+
+
+class NoLabels(StoreError):
+    """Nothing was measured that is a label."""
+
+
+def metrics_of(objective: Objective) -> list[str]:
+    """Names of the metrics in an objective, in its order; what is left is a cost."""
+    return [name for name in objective.weights if name != "avg_bits"]
+
+
+def avg_bits(space: Space, outcomes: Sequence[Outcome]) -> list[float]:
+    """Average bits of each outcome's configuration."""
+    return [cost.avg_bits(space.graph, o.qconfig, space.full_bits) for o in outcomes]
+
+
+def stage_of(outcome: Outcome) -> str:
+    """What an outcome was measured for: measure, test, candidates or realize."""
+    return str(outcome.provenance.get("stage", "measure"))
+
+
+def present(protocols: Mapping[str, Protocol], model: Model) -> dict[str, Protocol]:
+    """Select the protocols of a model's present weights and sampling.
+
+    Args:
+        protocols: by digest.
+        model: as it is today.
+
+    Returns:
+        Those of them, by digest.
+
+    Raises:
+        ModelError: files of the model are missing.
+    """
+    if not protocols:
+        return {}
+    expected = {
         "weights": weights_digest(model),
         "pipeline": pipeline_digest(model),
         "steps": model.steps,
         "guidance": model.guidance,
         "resolution_px": model.resolution_px,
         "dtype": model.dtype,
-        "frames": frames_of(model),
     }
-    return {
+    same = {
         digest: protocol
-        for digest, protocol in files.protocols().items()
-        if all(getattr(protocol, name) == value for name, value in wanted.items())
+        for digest, protocol in protocols.items()
+        if all(getattr(protocol, name) == value for name, value in expected.items())
     }
+    if not same:
+        return {}
+    frames = frames_of(model)  # imports the pipeline's class
+    return {digest: protocol for digest, protocol in same.items() if protocol.frames == frames}
 
 
-def under_protocol(files: Store, model: Model, seed_set: int, num_images: int) -> list[Outcome]:
-    """Labels that were measured with the model's present weights and sampling, this noise and this many pictures.
+def of_today(protocol: Protocol, model: Model) -> Protocol:
+    """A protocol of a model's present weights as `measure` would write it today.
+
+    Args:
+        protocol: one of `present`.
+        model: as it is today.
+
+    Returns:
+        The same seeds and number of pictures, with today's captions, sampler and quantizers.
 
     Raises:
-        StoreError: there are labels, but none such.
+        ModelError: files of the model are missing, or it has no prompts.
+        PromptsError: the prompts cannot be read.
     """
-    wanted = {"seed_set": seed_set, "num_images": num_images}
-    same = {
-        digest
-        for digest, protocol in of_model(files, model).items()
-        if all(getattr(protocol, name) == value for name, value in wanted.items())
-    }
-    labels = [outcome for outcome in files.outcomes() if outcome.is_label]
-    found = [outcome for outcome in labels if outcome.protocol in same]
-    if labels and not found:
-        raise StoreError(
-            f"none of the {len(labels)} labels of {model.name!r} was measured with its present weights and sampling, "
-            f"seed_set={seed_set} and num_images={num_images}: run python -m qsdm.measure +model={model.name} with them"
-        )
-    return found
+    from qsdm.quant.fitting import VERSION  # with torch: --help is fast
+
+    prompts = of_pictures(prompts_of(model), protocol.num_images)
+    return dataclasses.replace(
+        protocol,
+        quantizer_version=str(VERSION),
+        sampler=sampler_of(model),
+        prompts=prompts_digest(prompts),
+    )
 
 
 def require_fitted(model: Model, table: cost.MethodTable, graph: Graph) -> None:
@@ -87,8 +398,8 @@ def require_fitted(model: Model, table: cost.MethodTable, graph: Graph) -> None:
     remedy = f"run python -m qsdm.calibrate +model={model.name}"
     if not table.fitted:
         raise OtherWeights(
-            f"the table of methods of {model.name!r} does not tell which weights it was computed from, "
-            f"as those of qsdm 0.1.0: {remedy} again"
+            f"the table of methods of {model.name!r} does not tell which weights it was "
+            f"computed from, as those of qsdm 0.1.0: {remedy} again"
         )
     if table.source == source_digest(model):
         return
@@ -96,132 +407,3 @@ def require_fitted(model: Model, table: cost.MethodTable, graph: Graph) -> None:
         raise OtherWeights(
             f"the table of methods was computed from other weights of {model.name!r}: {remedy}"
         )
-
-
-def usable(
-    outcomes: Sequence[Outcome], space: Space, objective: Objective, denoiser: str
-) -> list[Outcome]:
-    """The outcomes of the space's configurations under the protocol that has most of them; others are named, not used.
-
-    Raises:
-        StoreError: there are none.
-    """
-    found = in_space(outcomes, space, objective)
-    if not found:
-        metrics = [name for name in objective.weights if name != "avg_bits"]
-        raise StoreError(
-            f"no outcomes with {', '.join(metrics) or 'any metric'} for {denoiser!r} in this space "
-            f"({len(outcomes)} others): run python -m qsdm.measure +model={denoiser}"
-        )
-    (chosen, number), *others = Counter(way_of(o, objective) for o in found).most_common()
-    if others:
-        told = [
-            f"{n} of {way[0][:12]}" + " with other versions of the metrics" * (way[0] == chosen[0])
-            for way, n in others
-        ]
-        print(f"{number} outcomes of protocol {chosen[0][:12]}; not used: {', '.join(told)}")
-    return [outcome for outcome in found if way_of(outcome, objective) == chosen]
-
-
-def way_of(outcome: Outcome, objective: Objective) -> tuple[str, tuple[str, ...]]:
-    """Protocol and versions of the objective's metrics: what must agree for two labels to be compared."""
-    names = sorted(name for name in objective.weights if name != "avg_bits")
-    return outcome.protocol, tuple(outcome.versions.get(name, "") for name in names)
-
-
-def in_space(outcomes: Sequence[Outcome], space: Space, objective: Objective) -> list[Outcome]:
-    """Those of the space's configurations that have the objective's metrics."""
-    metrics = [name for name in objective.weights if name != "avg_bits"]
-    found = []
-    for outcome in outcomes:
-        try:
-            space.encode(outcome.qconfig)
-        except OutsideSpace:
-            continue  # full precision, and configurations of other spaces
-        if all(outcome.metrics.get(name) is not None for name in metrics):
-            found.append(outcome)
-    return found
-
-
-def labels_of(
-    outcomes: Sequence[Outcome], space: Space, objective: Objective
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Labels, float64 [B], and those of the two halves of the pictures in several ways, [S, 2, B]; None if any outcome
-    lacks them."""
-    bits = [cost.avg_bits(space.graph, outcome.qconfig, space.full_bits) for outcome in outcomes]
-    labels = np.array(
-        [objective({**o.metrics, "avg_bits": b}) for o, b in zip(outcomes, bits, strict=True)]
-    )
-    names = [name for name in objective.weights if name != "avg_bits"]
-    num = min((len(o.halves.get(name, ())) for o in outcomes for name in names), default=0)
-    if num == 0:
-        return labels, None
-    halves = [
-        [
-            [
-                objective({**{name: o.halves[name][s][k] for name in names}, "avg_bits": b})
-                for o, b in zip(outcomes, bits, strict=True)
-            ]
-            for k in (0, 1)
-        ]
-        for s in range(num)
-    ]
-    return labels, np.array(halves)
-
-
-def noise(halves: np.ndarray | None) -> dict[str, float] | None:
-    from qsdm.predictor.scores import noise_ceiling
-
-    return None if halves is None else noise_ceiling(halves)
-
-
-def test_report(
-    files: Store,
-    model: Model,
-    space: Space,
-    objective: Objective,
-    predict: Callable[[np.ndarray], dict[str, np.ndarray]],
-) -> dict[str, Any] | None:
-    """How predictions rank the configurations of the test set, under every protocol that it was measured with.
-
-    Args:
-        predict: genes int64 [B, W] => predictions by name, float64 [B].
-
-    Returns:
-        ``sets``: seed_set, num_images, num_configs, srcc by name, noise (see `noise`). ``between``: rank correlation of
-        the labels of two seed sets, over the configurations of both. None without a test set.
-    """
-    from qsdm.predictor.scores import srcc
-
-    sets, labelled = [], []
-    for protocol in sorted(
-        of_model(files, model).values(), key=lambda p: (p.seed_set, p.num_images)
-    ):
-        tested = [o for o in files.outcomes(protocol) if o.provenance.get("stage") == "test"]
-        found = in_space(tested, space, objective)
-        if found:
-            most = Counter(way_of(o, objective) for o in found).most_common(1)[0][0]
-            found = [outcome for outcome in found if way_of(outcome, objective) == most]
-        if len(found) < 3:
-            continue
-        labels, halves = labels_of(found, space, objective)
-        predicted = predict(np.stack([space.encode(outcome.qconfig) for outcome in found]))
-        about = {
-            "seed_set": protocol.seed_set,
-            "num_images": protocol.num_images,
-            "num_configs": len(found),
-        }
-        ranks = {name: srcc(values, labels) for name, values in predicted.items()}
-        sets.append(about | {"srcc": ranks, "noise": noise(halves)})
-        labelled.append(
-            (protocol, dict(zip((o.qconfig.digest for o in found), labels.tolist(), strict=True)))
-        )
-    between = []
-    for (p, first), (q, second) in combinations(labelled, 2):
-        both = sorted(first.keys() & second.keys())
-        if p.seed_set != q.seed_set and len(both) >= 3:
-            r = srcc(np.array([first[d] for d in both]), np.array([second[d] for d in both]))
-            between.append(
-                {"sets": [[p.seed_set, p.num_images], [q.seed_set, q.num_images]], "srcc": r}
-            )
-    return {"sets": sets, "between": between} if sets else None

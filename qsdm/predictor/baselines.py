@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from qsdm import cost
@@ -80,16 +82,15 @@ def one_hot(space: Space, genes: np.ndarray) -> np.ndarray:
     )
 
 
-def ridge(features: np.ndarray, labels: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """Predict labels by ridge regression, with the penalty of the smallest leave-one-out error.
+def fit_ridge(features: np.ndarray, labels: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Fit ridge regression, with the penalty of the smallest leave-one-out error.
 
     Args:
-        features: float64 [B, F], of the training part; they need not be centered or scaled.
-        labels: float64 [B], of the training part.
-        new: float64 [B', F], features of the configurations to predict.
+        features: float64 [B, F]; they need not be centered or scaled.
+        labels: float64 [B].
 
     Returns:
-        Float64 [B'].
+        A function from features, float64 [B', F], to predicted labels, float64 [B'].
     """
     middle, scale = features.mean(axis=0), features.std() + 1e-12
     x, offset = (features - middle) / scale, labels.mean()
@@ -97,4 +98,19 @@ def ridge(features: np.ndarray, labels: np.ndarray, new: np.ndarray) -> np.ndarr
     dual, _ = ridge_dual(
         gram, labels - offset, PENALTIES * max(float(np.trace(gram)) / len(gram), 1e-12)
     )
-    return ((new - middle) / scale) @ x.T @ dual / x.shape[1] + offset
+    slope = x.T @ dual / x.shape[1]
+    return lambda new: ((new - middle) / scale) @ slope + offset
+
+
+def ridge(features: np.ndarray, labels: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """Predict labels by ridge regression, see `fit_ridge`.
+
+    Args:
+        features: float64 [B, F], of the training part.
+        labels: float64 [B], of the training part.
+        new: float64 [B', F], features of the configurations to predict.
+
+    Returns:
+        Float64 [B'].
+    """
+    return fit_ridge(features, labels)(new)

@@ -11,7 +11,7 @@ import copy
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Event, Lock
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -229,18 +229,30 @@ def _fit_fold(
         gnn.additive.copy_(torch.from_numpy(additive.contributions))
         gnn.offset.fill_(additive.offset)
     gnn.eval()
-    norms = evaluate(gnn, configurations[val])[1]
+    norms = evaluate(gnn, configurations[val]).norms
     quality = np.array([max(srcc(hop, labels[val]), 0.0) for hop in norms])
-    nodes = evaluate(gnn, configurations[train])[2]
+    nodes = evaluate(gnn, configurations[train]).nodes
     flat = nodes.reshape(len(nodes), -1)
     return Fold(
         gnn, mean, deviation, test, quality, flat.mean(axis=1), flat.std(axis=1) + 1e-6, best_epoch
     )
 
 
-def evaluate(
-    gnn: Gnn, configurations: Tensor, chunk: int = 16
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+class Evaluation(NamedTuple):
+    """Results of a network in evaluation mode, all float64; see `qsdm.predictor.gnn.Prediction`.
+
+    Attributes:
+        value: [B], standardized labels.
+        norms: [H + 1, B], norms of the graph's embeddings.
+        nodes: [H + 1, W, B], norms of the weights' embeddings.
+    """
+
+    value: np.ndarray
+    norms: np.ndarray
+    nodes: np.ndarray
+
+
+def evaluate(gnn: Gnn, configurations: Tensor, chunk: int = 16) -> Evaluation:
     """Run a network in evaluation mode, without gradients.
 
     Args:
@@ -249,13 +261,11 @@ def evaluate(
         chunk: configurations at a time.
 
     Returns:
-        Standardized labels [B], norms of the graph's embeddings [H + 1, B], and norms of the
-        weights' embeddings [H + 1, W, B], all float64.
+        Labels and norms.
     """
     gnn.eval()
     with torch.no_grad():
         parts = [gnn(part) for part in configurations.split(chunk)]
-    value, norms, nodes = (
-        torch.cat([part[i] for part in parts], dim=-1).double().numpy() for i in range(3)
+    return Evaluation(
+        *(torch.cat([part[i] for part in parts], dim=-1).double().numpy() for i in range(3))
     )
-    return value, norms, nodes

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from qsdm.store.schemas import Noise
+
 NDCG_AT = 10
 RELEVANCE = 50.0  # Qua²SeDiMo's code: r = 50 clip((y - q20) / (max - q20), 0, 1)
 
@@ -77,7 +79,7 @@ def ndcg(predicted: np.ndarray, measured: np.ndarray, at: int = NDCG_AT) -> floa
     return float(gain / best) if best > 0 else 0.0
 
 
-def noise_ceiling(halves: np.ndarray) -> dict[str, float]:
+def noise_ceiling(halves: np.ndarray) -> Noise:
     """Estimate the rank correlation that noisy labels allow, from labels of halves of the pictures.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
@@ -11,9 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from qsdm import cost
-from qsdm.graph import Graph
-from qsdm.outcome import Objective, Outcome, Protocol
-from qsdm.qconfig import QuantConfig
+from qsdm.graph import Graph, merge_splits
+from qsdm.measurement.labels import Bank, Labels, avg_bits
+from qsdm.outcome import Objective
+from qsdm.qconfig import QuantMethod, Space
 from qsdm.store import Store, StoreError
 from qsdm.store.artifacts import Artifact
 from qsdm.store.schemas import CHOSEN, FRONT, GRAPH, REPORT, SENSITIVITIES, SUMMARY
@@ -70,13 +72,16 @@ def read(store: Store, space: str = "traced", full_bits: int = 16) -> Results:
     front = _optional(store, FRONT, f"search/{space}.json")
     summary = _optional(store, SUMMARY, "summary.json")
     chosen = _optional(store, CHOSEN, "chosen.json")
-    protocol, outcomes = most_measured(store, offered(store, space))
     objective = None if front is None else Objective(front["objective"])
+    calibrated = None if graph is None else calibrated_space(store, graph, space, full_bits)
+    labels = None if calibrated is None else most_labels(store, calibrated, objective)
     folder = _found(store, "pictures")
     return Results(
         denoiser=store.denoiser,
         graph=graph,
-        outcomes=[] if graph is None else labels(outcomes, graph, full_bits, objective),
+        outcomes=[]
+        if labels is None or calibrated is None
+        else table_of(labels, calibrated, objective),
         predictor=_optional(store, REPORT, f"predictor/{space}/report.json"),
         sensitivity=_optional(store, SENSITIVITIES, f"sensitivity/{space}.json"),
         front=front,
@@ -85,78 +90,85 @@ def read(store: Store, space: str = "traced", full_bits: int = 16) -> Results:
         pictures={}
         if folder is None
         else {path.stem: path.read_bytes() for path in sorted(folder.glob("*.png"))},
-        protocol=None if protocol is None else protocol.to_json(),
-        versions={name: version for o in outcomes for name, version in sorted(o.versions.items())},
+        protocol=None if labels is None else labels.protocol.to_json(),
+        versions={}
+        if labels is None
+        else {n: version for o in labels.outcomes for n, version in sorted(o.versions.items())},
     )
 
 
-def offered(store: Store, space: str) -> dict[str, set[str]] | None:
-    """Methods that the space offers for each of its weights, as it was calibrated; None where it was not."""
-    path = _found(store, f"calibration/{space}/table.safetensors")
+def calibrated_space(store: Store, graph: Graph, name: str, full_bits: int) -> Space | None:
+    """The space that was calibrated.
+
+    Args:
+        store: of the model.
+        graph: as traced.
+        name: of the space.
+        full_bits: bits of full precision.
+
+    Returns:
+        The space; None if it was not calibrated, or from another graph.
+
+    Raises:
+        StoreError: its table is damaged.
+    """
+    path = _found(store, f"calibration/{name}/table.safetensors")
     if path is None:
         return None
     arrays, about = read_tensors(path, cost.TableFile, "run python -m qsdm.calibrate again")
-    known, wanted = arrays.get("rel_error"), (len(about["weights"]), len(about["methods"]))
-    if known is None or known.shape != wanted:
+    errors, shape = arrays.get("rel_error"), (len(about["weights"]), len(about["methods"]))
+    if errors is None or errors.shape != shape:
         raise StoreError(f"{path} holds no errors of weights: run python -m qsdm.calibrate again")
-    return {
-        name: set(compress(about["methods"], row))
-        for name, row in zip(about["weights"], ~np.isnan(known), strict=True)
+    methods = [QuantMethod.parse(text) for text in about["methods"]]
+    offered = {
+        weight: tuple(sorted(compress(methods, row), key=lambda method: method.bits))
+        for weight, row in zip(about["weights"], ~np.isnan(errors), strict=True)
     }
+    # The space may have merged what the graph splits.
+    split = sorted({weight.partition("#")[0] for weight in offered if "#" in weight})
+    kept = "|".join(f"^{re.escape(module)}$" for module in split) or r"\A\b\Z"
+    own = merge_splits(graph, kept)
+    if {weight.name for weight in own.weights} != offered.keys():
+        return None
+    return Space(own, tuple(offered[weight.name] for weight in own.weights), full_bits)
 
 
-def most_measured(
-    store: Store, on_offer: Mapping[str, set[str]] | None
-) -> tuple[Protocol | None, list[Outcome]]:
-    """The protocol with most labels, and these: configurations of all weights, by methods ``on_offer``."""
-    protocols = store.protocols()
-    outcomes = [
-        outcome
-        for outcome in store.outcomes()
-        if outcome.protocol in protocols and outcome.is_label and _is_in(outcome.qconfig, on_offer)
-    ]
-    if not outcomes:
-        return None, []
-    names = [outcome.protocol for outcome in outcomes]
-    most = max(dict.fromkeys(names), key=names.count)
-    return protocols[most], [outcome for outcome in outcomes if outcome.protocol == most]
+def most_labels(store: Store, space: Space, objective: Objective | None) -> Labels | None:
+    """The labels that were measured in one way, of the way with most of them.
+
+    Args:
+        store: of the model.
+        space: whose configurations have labels.
+        objective: whose metrics a label has; None before a search, when any outcome is one.
+
+    Returns:
+        The labels; None if there are none.
+
+    Raises:
+        StoreError: the outcomes are damaged.
+    """
+    sets = Bank.read(store, space).sets(objective or Objective({"avg_bits": -1.0}), "measure")
+    return sets[0] if sets else None
 
 
-def _is_in(qconfig: QuantConfig, on_offer: Mapping[str, set[str]] | None) -> bool:
-    if on_offer is None:  # neither full precision nor a weight alone
-        return len(qconfig.methods) > 1
-    return qconfig.methods.keys() == on_offer.keys() and all(
-        str(m) in on_offer[w] for w, m in qconfig.methods.items()
-    )
-
-
-def labels(
-    outcomes: Sequence[Outcome], graph: Graph, full_bits: int, objective: Objective | None = None
+def table_of(
+    labels: Labels, space: Space, objective: Objective | None = None
 ) -> list[dict[str, Any]]:
-    """Average bits, metrics and, on the objective's scale, quality of each outcome."""
-    # A space may merge split weights; sizes are then those of the merged names, which only that space's graph knows.
-    found = []
-    for outcome in outcomes:
-        bits = _avg_bits(graph, outcome.qconfig, full_bits)
-        values = dict(outcome.metrics) | {"avg_bits": bits}
-        entry: dict[str, Any] = {"avg_bits": bits, "metrics": dict(outcome.metrics)}
-        if objective is not None and all(
-            values.get(name) is not None for name in objective.weights
-        ):
-            entry["quality"] = objective(values)
-        found.append(entry)
-    return found
+    """Average bits, metrics and, on the objective's scale, quality of each label.
 
-
-def _avg_bits(graph: Graph, qconfig: QuantConfig, full_bits: int) -> float:
-    from qsdm.graph import merge_splits
-
-    names = {weight.name for weight in graph.weights}
-    if set(qconfig.methods) <= names:
-        return cost.avg_bits(graph, qconfig, full_bits)
-    split = {name.partition("#")[0] for name in qconfig.methods if "#" in name}
-    kept = "|".join(f"^{name.replace('.', '[.]')}$" for name in sorted(split)) or r"\A\b\Z"
-    return cost.avg_bits(merge_splits(graph, kept), qconfig, full_bits)
+    Args:
+        labels: of the space.
+        space: whose weights are counted.
+        objective: by which the labels were made; None if there is none.
+    """
+    rows: list[dict[str, Any]] = [
+        {"avg_bits": bits, "metrics": dict(outcome.metrics)}
+        for outcome, bits in zip(labels.outcomes, avg_bits(space, labels.outcomes), strict=True)
+    ]
+    if objective is not None:
+        for row, value in zip(rows, labels.values.tolist(), strict=True):
+            row["quality"] = value
+    return rows
 
 
 def rows(summary: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
