@@ -1,21 +1,22 @@
-"""Random configurations generate real pictures, which are scored.
+"""Draw pictures under random configurations and score them.
 
     python -m qsdm.measure +model=emoji_unet num_configs=80
-    python -m qsdm.measure +model=emoji_unet configs=FILE          # these instead of random ones
-    python -m qsdm.measure +model=emoji_unet seed_set=1            # the same configurations with other noise
-    python -m qsdm.measure +model=emoji_unet alone=uaq-3           # each weight alone, all others in full precision
-    python -m qsdm.measure +model=emoji_unet num_configs=60 seed=1 test=true    # to judge predictors, never to train
-    python -m qsdm.measure +model=emoji_unet plan=true price_per_hour=2.5       # how long, how much; nothing is drawn
+    python -m qsdm.measure +model=emoji_unet configs=FILE     # these instead of random ones
+    python -m qsdm.measure +model=emoji_unet seed_set=1       # the same ones with other noise
+    python -m qsdm.measure +model=emoji_unet alone=uaq-3      # each weight alone, others unchanged
+    python -m qsdm.measure +model=emoji_unet num_configs=60 seed=1 test=true   # a test set
+    python -m qsdm.measure +model=emoji_unet plan=true price_per_hour=2.5      # only time and price
 
-What the same protocol has measured before is skipped, so a killed run goes on where it was. Picture i of all
-configurations has the same caption and starting noise.
+Configurations that the same protocol has measured before are skipped, so a killed run continues
+where it stopped. Picture i of all configurations has the same caption and starting noise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -35,6 +36,8 @@ _GOLDEN = (5**0.5 - 1) / 2
 
 if TYPE_CHECKING:
     from qsdm.engine import Engine
+    from qsdm.measurement.memory import Memory
+    from qsdm.measurement.plan import Plan
     from qsdm.measurement.session import Session
     from qsdm.outcome import Protocol
 
@@ -56,29 +59,31 @@ def measure(
     price_per_hour: float | None = None,
     log: Log = ignore,
 ) -> list[Outcome]:
-    """Outcomes of random configurations, or of those in a file, and of full precision.
+    """Measure random configurations, or those in a file, and full precision.
 
     Args:
         workspace: model, space and store.
-        num_configs: random configurations that the protocol shall have outcomes of.
+        num_configs: number of random configurations to measure, including those in the store.
         configs: JSON with a configuration, a list of them, or what `search` wrote.
-        alone: a method, such as uaq-3: measure each weight with it while all others keep full precision, instead of
-            random configurations.
-        test: store the outcomes as a test set, on which `train` reports and never trains; take another seed than that
-            of the labels.
-        num_images: per configuration.
-        seed_set: which starting noise; pictures of two seed sets have nothing in common but the captions.
-        seed: of the random configurations; the first ones of two runs with the same seed are the same.
-        batch_size: pictures at a time; halved where memory does not suffice. On CPUs 16 are drawn faster than 64: more
-            leave the caches.
-        shard: pictures per task: a configuration of more is drawn by several workers, and a killed run goes on within
-            it.
-        plan: print what is missing, how long it takes and what the pipeline weighs, and stop.
+        alone: a method, such as uaq-3: measure each weight with it while all others keep full
+            precision, instead of random configurations.
+        test: store the outcomes as a test set, on which `train` reports and never trains; choose
+            another seed than that of the labels.
+        num_images: pictures per configuration.
+        seed_set: which starting noise; pictures of two seed sets have only the captions in common.
+        seed: of the random configurations; two runs with the same seed begin with the same ones.
+        batch_size: pictures at a time; halved where memory does not suffice. On CPUs 16 are faster
+            than 64, which do not fit into the caches.
+        shard: pictures per task: a configuration of more pictures is drawn by several workers, and
+            a killed run continues within it.
+        engine: where workers run.
+        plan: only print what is missing, how long it takes and how much memory the pipeline needs.
         price_per_hour: of one worker, in any currency; for the plan.
+        log: receives the metrics of every outcome.
 
     Returns:
-        The outcomes of the configurations in their order, without those that were set aside; of a plan, those that are
-        there already.
+        The outcomes of the configurations in their order, without those that were set aside; with
+        ``plan`` those that were measured before.
 
     Raises:
         StoreError: the model is not traced or not calibrated, or the store cannot be written.
@@ -90,21 +95,25 @@ def measure(
     require(1, MANY, num_configs=num_configs, batch_size=batch_size, shard=shard)
     require(2, MANY, num_images=num_images)
     require(0, price_per_hour=price_per_hour)
-    given = None if configs is None else read_configs(configs)
+    listed = None if configs is None else read_configs(configs)
     # A plan starts no workers.
     with open_session(workspace, Serial() if plan else engine, batch_size, shard=shard) as ready:
-        if given is not None:
-            chosen = given
+        if listed is not None:
+            chosen = listed
         elif alone is not None:
             chosen = one_by_one(ready.space, alone)
         else:
             chosen = sample(ready.space, num_configs, seed)
         protocol = ready.protocol(seed_set, num_images)
         full = QuantConfig(workspace.name, {})
-        tell_plan(ready, [full, *chosen], protocol, engine, price_per_hour, plan)
+        planned, memory = plan_measurement(ready, [full, *chosen], protocol)
+        planned = replace(planned, num_workers=engine.num_workers, price_per_hour=price_per_hour)
+        print(planned, flush=True)
+        if plan or planned.num_pictures:
+            print(memory.line(ready.batch_size), flush=True)
         if plan:
-            known = {outcome.qconfig.digest: outcome for outcome in ready.store.outcomes(protocol)}
-            return [known[qconfig.digest] for qconfig in chosen if qconfig.digest in known]
+            by_digest = {o.qconfig.digest: o for o in ready.store.outcomes(protocol)}
+            return [by_digest[q.digest] for q in chosen if q.digest in by_digest]
         measured = ready.measure([full, *chosen], protocol, "test" if test else "measure", log=log)
     outcomes = [
         measured.outcomes[qconfig.digest]
@@ -112,9 +121,8 @@ def measure(
         if qconfig.digest in measured.outcomes
     ]
     if not outcomes:
-        raise EvaluationError(
-            f"no configuration has an outcome: {next(iter(measured.failures.values()))}"
-        )
+        reason = next(iter(measured.failures.values()))
+        raise EvaluationError(f"no configuration has an outcome: {reason}")
     rows = [(outcome.qconfig.digest[:12], outcome) for outcome in outcomes]
     if full.digest in measured.outcomes:
         rows.insert(0, ("fp", measured.outcomes[full.digest]))
@@ -127,69 +135,77 @@ def measure(
         )
     if measured.failures:
         named = ", ".join(digest[:12] for digest in measured.failures)
-        print(
-            f"{len(measured.failures)} configurations were set aside and have no outcome: {named}"
-        )
+        num = len(measured.failures)
+        print(f"{num} configurations were set aside and have no outcome: {named}")
     return outcomes
 
 
-def tell_plan(
-    ready: Session,
-    wanted: Sequence[QuantConfig],
-    protocol: Protocol,
-    engine: Engine,
-    price: float | None,
-    whole: bool,
-) -> None:
-    """Print what is going to be drawn, and what the pipeline weighs.
+def plan_measurement(
+    ready: Session, qconfigs: Sequence[QuantConfig], protocol: Protocol
+) -> tuple[Plan, Memory]:
+    """Plan a measurement on one worker, without a price.
 
     Args:
-        price: see `measure`.
-        whole: also if nothing is missing.
+        ready: the running session.
+        qconfigs: configurations that are to be measured.
+        protocol: how their pictures are drawn.
+
+    Returns:
+        What is going to be drawn, and what the pipeline takes in memory.
     """
-    from qsdm.measurement import memory
-    from qsdm.measurement.plan import plan_of
+    from qsdm.measurement.memory import memory_of
+    from qsdm.measurement.plan import History, plan_of
     from qsdm.measurement.session import full_name
 
+    history = History(ready.store.outcomes(), ready.store.protocols())
     has_full = ready.store.path(full_name(protocol)).exists()
-    outcomes, protocols = ready.store.outcomes(), ready.store.protocols()
-    plan = plan_of(
-        wanted, protocol, outcomes, protocols, has_full, ready.versions, engine.num_workers, price
+    quantized = [qconfig for qconfig in qconfigs if qconfig.methods]
+    return (
+        plan_of(history, qconfigs, protocol, ready.versions, has_full),
+        memory_of(ready.model, ready.space.graph, quantized),
     )
-    print(plan, flush=True)
-    if whole or plan.num_pictures:
-        weighed = [qconfig for qconfig in wanted if qconfig.methods]
-        print(
-            memory.memory_of(ready.model, ready.space.graph, weighed).line(ready.batch_size),
-            flush=True,
-        )
 
 
 def sample(space: Space, num_configs: int, seed: int) -> list[QuantConfig]:
-    """Distinct random configurations; those of a smaller number are the first of a larger one.
+    """Draw distinct random configurations; a larger number begins with those of a smaller one.
 
-    Their targets of average bits follow the golden ratio's sequence, so any number of them spreads evenly over the
-    space's range.
+    Their targets of average bits follow the golden ratio's sequence, so any number of them is
+    spread evenly over the space's range.
+
+    Args:
+        space: of the configurations.
+        num_configs: how many.
+        seed: of the random numbers.
+
+    Returns:
+        The configurations.
 
     Raises:
         ValueError: the space holds fewer.
     """
     rng = np.random.default_rng(seed)
     start = rng.random()
-    found: dict[str, QuantConfig] = {}
+    distinct: dict[str, QuantConfig] = {}
     for i in range(100 * num_configs):
         qconfig = space.sample(rng, (start + i * _GOLDEN) % 1)
-        found.setdefault(qconfig.digest, qconfig)
-        if len(found) == num_configs:
-            return list(found.values())
+        distinct.setdefault(qconfig.digest, qconfig)
+        if len(distinct) == num_configs:
+            return list(distinct.values())
     raise ValueError(
-        f"the space holds about {len(found)} configurations (wanted {num_configs}): give a smaller num_configs"
+        f"the space holds about {len(distinct)} configurations (wanted {num_configs}): "
+        "give a smaller num_configs"
     )
 
 
 def one_by_one(space: Space, method: str) -> list[QuantConfig]:
-    """Each weight alone with a method, or with what takes its place where it is not on offer; the others keep full
-    precision.
+    """Quantize each weight alone; all others keep full precision.
+
+    Args:
+        space: of the weights.
+        method: for every weight, or its substitute where it is not on offer.
+
+    Returns:
+        One configuration per weight.
 
     Raises:
         OutsideSpace: no method of these bits is on offer.
@@ -199,7 +215,13 @@ def one_by_one(space: Space, method: str) -> list[QuantConfig]:
 
 
 def read_configs(path: Path) -> list[QuantConfig]:
-    """Configurations of a JSON file: one, a list, or the points of a front.
+    """Read configurations from a JSON file.
+
+    Args:
+        path: of a file with one, a list of them, or what `search` wrote.
+
+    Returns:
+        The configurations.
 
     Raises:
         StoreError: there are none in it.
@@ -212,18 +234,23 @@ def read_configs(path: Path) -> list[QuantConfig]:
     if isinstance(data, dict):
         data = data.get("points", [data])
     try:
-        found = [QuantConfig.from_json(entry.get("qconfig", entry)) for entry in data]
+        qconfigs = [QuantConfig.from_json(entry.get("qconfig", entry)) for entry in data]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise StoreError(
             f"{path} holds no configurations ({error}): give a list of them, or what search wrote"
         ) from error
-    if not found:
+    if not qconfigs:
         raise StoreError(f"{path} holds an empty list of configurations")
-    return found
+    return qconfigs
 
 
 def table(space: Space, rows: Sequence[tuple[str, Outcome]]) -> str:
-    """Average bits and metrics, one line per outcome; of many the first and the last."""
+    """Format average bits and metrics, one line per outcome; of many the first and the last.
+
+    Args:
+        space: whose weights are counted.
+        rows: label and outcome of each line.
+    """
     names = list(rows[0][1].metrics)
     widths = [max(12, len(name) + 2) for name in names]
     lines = [
@@ -231,21 +258,25 @@ def table(space: Space, rows: Sequence[tuple[str, Outcome]]) -> str:
         + "".join(f"{n:>{w}}" for n, w in zip(names, widths, strict=True))
     ]
     for label, outcome in rows if len(rows) <= 24 else [*rows[:12], *rows[-12:]]:
-        values: list[Any] = [outcome.metrics.get(name) for name in names]
+        values = [outcome.metrics.get(name) for name in names]
         cells = "".join(
             f"{'-':>{w}}" if value is None else f"{value:>{w}.4f}"
             for value, w in zip(values, widths, strict=True)
         )
-        lines.append(
-            f"{label:<14}{avg_bits(space.graph, outcome.qconfig, space.full_bits):>8.4f}{cells}"
-        )
+        bits = avg_bits(space.graph, outcome.qconfig, space.full_bits)
+        lines.append(f"{label:<14}{bits:>8.4f}{cells}")
     if len(rows) > 24:
         lines.insert(13, f"... {len(rows) - 24} more")
     return "\n".join(lines)
 
 
 def histogram(bits: Sequence[float], num_bins: int = 10) -> str:
-    """How many configurations have how many average bits: one line per bin."""
+    """Format how many configurations have how many average bits, one line per bin.
+
+    Args:
+        bits: average bits of each configuration.
+        num_bins: number of lines.
+    """
     counts, edges = np.histogram(bits, num_bins)
     lines = [
         f"{low:>7.3f} to {high:.3f} bits {count:>5} {'█' * round(40 * count / counts.max())}"

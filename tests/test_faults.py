@@ -23,7 +23,9 @@ from qsdm.denoisers import Model
 from qsdm.engine.local import Local
 from qsdm.engine.serial import Serial
 from qsdm.measure import measure
-from qsdm.measurement import evaluator as evaluation
+from qsdm.measurement import drawer as drawing
+from qsdm.measurement import evaluator
+from qsdm.measurement import shards as shards_module
 from qsdm.measurement.shards import Shards
 from qsdm.outcome import EvaluationError, Outcome
 from qsdm.qconfig import SpaceSpec
@@ -226,18 +228,19 @@ def test_two_runs_of_the_same_command_at_once(
 def test_a_run_that_removes_shards_leaves_the_folder_to_another_that_writes_there(
     tiny_model: Model, root: Path, undisturbed: list[Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = Path.write_bytes
+    write, removals = shards_module.write_tensors, []
     last = undisturbed[-1].qconfig
 
-    def interleaved(path: Path, data: bytes) -> int:
-        if "shards" in path.parts:
-            protocol = next(iter(Store(root, "tiny").protocols().values()), None)
-            if protocol is not None:
-                Shards(Store(root, "tiny"), protocol, IMAGES // 2).remove(last)
-        return write(path, data)
+    def interleaved(path: Path, *args) -> None:
+        protocol = next(iter(Store(root, "tiny").protocols().values()), None)
+        if protocol is not None:
+            Shards(Store(root, "tiny"), protocol, IMAGES // 2, {}).remove(last)
+            removals.append(path)
+        write(path, *args)
 
-    monkeypatch.setattr(Path, "write_bytes", interleaved)
+    monkeypatch.setattr(shards_module, "write_tensors", interleaved)
     assert_same(root, run(tiny_model, root), undisturbed)
+    assert removals, "shards were written while others were removed"
 
 
 def test_shards_left_by_a_run_that_was_killed_before_it_removed_them(
@@ -305,9 +308,9 @@ def test_a_batch_with_nan_concerns_its_configuration_only(
 ) -> None:
     """The weights of one are broken in memory; measured again with whole ones, it has its outcome."""
     broken = undisturbed[3].qconfig
-    switch = evaluation.Evaluator.switch
+    switch = drawing.Drawer.switch
 
-    def spoilt(self: evaluation.Evaluator, qconfig) -> int:
+    def spoilt(self: drawing.Drawer, qconfig) -> int:
         changed = switch(self, qconfig)
         if qconfig == broken:
             with torch.no_grad():
@@ -316,7 +319,7 @@ def test_a_batch_with_nan_concerns_its_configuration_only(
         return changed
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation.Evaluator, "switch", spoilt)
+        patch.setattr(drawing.Drawer, "switch", spoilt)
         found = run(tiny_model, root, num_configs=4)
     assert broken not in [o.qconfig for o in found]
     assert_same(root, run(tiny_model, root), undisturbed)
@@ -340,15 +343,15 @@ def test_out_of_memory_halves_the_batch(
     undisturbed: list[Outcome],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    draw, sizes = evaluation.Evaluator._batch, []
+    draw, sizes = drawing.Drawer._batch, []
 
-    def narrow(self: evaluation.Evaluator, qconfig, places: range) -> np.ndarray:
-        sizes.append(len(places))
-        if len(places) > 1:
+    def narrow(self: drawing.Drawer, qconfig, batch: list, frames: int) -> np.ndarray:
+        sizes.append(len(batch))
+        if len(batch) > 1:
             raise error()
-        return draw(self, qconfig, places)
+        return draw(self, qconfig, batch, frames)
 
-    monkeypatch.setattr(evaluation.Evaluator, "_batch", narrow)
+    monkeypatch.setattr(drawing.Drawer, "_batch", narrow)
     found = run(tiny_model, root, shard=IMAGES)
     assert sizes[:3] == [4, 2, 1]
     assert set(sizes[2:]) == {1}, "once halved, batches stay small"
@@ -359,7 +362,7 @@ def test_out_of_memory_halves_the_batch(
 def test_one_picture_that_does_not_fit_is_told(
     tiny_model: Model, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluation.Evaluator, "_batch", failing(lambda: None, 10**6, MemoryError))
+    monkeypatch.setattr(drawing.Drawer, "_batch", failing(lambda: None, 10**6, MemoryError))
     with pytest.raises(EvaluationError, match="draws no pictures: MemoryError"):
         run(tiny_model, root)
 
@@ -413,8 +416,8 @@ def test_a_clock_that_goes_backwards(
     monkeypatch.setattr(time, "time", lambda: float(next(now)))
     dates = iter(range(28, 0, -1))
     monkeypatch.setattr(
-        evaluation,
-        "made_by",
+        evaluator,
+        "_provenance",
         lambda: {"made": f"2026-01-{next(dates):02}T00:00:00+00:00", "versions": {}},
     )
     run(tiny_model, root, num_configs=5)

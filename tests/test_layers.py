@@ -160,3 +160,19 @@ def test_the_ground_needs_only_numpy() -> None:
                 assert not at_once or top in sys.stdlib_module_names | {"numpy", "qsdm"}, (
                     f"{path.name} imports {name}"
                 )
+
+
+MOST_PARAMETERS = 5
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in files() if part_of(path) == "measurement"], ids=lambda path: path.name
+)
+def test_functions_of_measurement_take_few_parameters(path: Path) -> None:
+    """More of them want to be an object; the fields of a dataclass are none."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            given = node.args
+            names = [a.arg for a in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+            names = [name for name in names if name not in ("self", "cls")]
+            assert len(names) <= MOST_PARAMETERS, f"{path.name}:{node.lineno} takes {names}"

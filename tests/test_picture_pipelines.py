@@ -23,7 +23,8 @@ from qsdm.denoisers import Model, found_model, load_pipeline, prompts_of
 from qsdm.engine.serial import Serial
 from qsdm.graph import Graph
 from qsdm.measure import measure
-from qsdm.measurement.evaluator import Evaluator, channels_last
+from qsdm.measurement.drawer import Drawer, channels_last
+from qsdm.measurement.evaluator import Evaluator
 from qsdm.measurement.protocol import protocol_of, seed_of
 from qsdm.measurement.worker import read_full
 from qsdm.metrics.fidelity import Psnr
@@ -87,7 +88,7 @@ def build(name: str, folder: Path, **fields: Any) -> Model:
 def evaluator(model: Model, num_images: int = 2) -> Evaluator:
     prompts = prompts_of(model)
     protocol = protocol_of(model, prompts, 0, num_images)
-    return Evaluator(model, Graph(model.name, (), ()), None, {}, protocol, prompts)
+    return Evaluator(Drawer(model, Graph(model.name, (), ()), None), {}, protocol, prompts)
 
 
 @pytest.mark.parametrize("name", BUILDERS)
@@ -107,16 +108,16 @@ def test_what_is_given_decides_what_is_drawn(name: str, folder: Path) -> None:
     if name == "WanImageToVideoPipeline" and importlib.util.find_spec("ftfy") is None:
         pytest.skip("this pipeline cleans captions by ftfy, which is not installed")
     model, full = build(name, folder), QuantConfig(name, {})
-    drawer = evaluator(model)
-    pair = drawer.pictures(full).astype(int)
-    drawer.batch_size = 1  # two entries of a batch do not touch each other
-    assert np.abs(drawer.pictures(full).astype(int) - pair).max() <= 1
+    ready = evaluator(model)
+    pair = ready.pictures(full).astype(int)
+    ready.drawer.batch_size = 1  # two entries of a batch do not touch each other
+    assert np.abs(ready.pictures(full).astype(int) - pair).max() <= 1
     other = dataclasses.replace(model, prompts=Edits(str(folder / "others")))
     # The same entries draw the same bits, so whatever changes comes from the pictures alone: of random
     # weights from 0.04 levels per pixel (FLUX Kontext) to 10 (the SDXL refiner).
     assert np.array_equal(evaluator(model).pictures(full), pair)
     assert not np.array_equal(evaluator(other).pictures(full), pair)
-    frames = drawer.protocol.frames
+    frames = ready.protocol.frames
     assert pair.shape == (2 * frames, pipelines.RESOLUTION_PX, pipelines.RESOLUTION_PX, 3)
 
 
@@ -220,11 +221,10 @@ def test_of_two_denoisers_the_one_named_is_quantized(
     qconfig = SPEC.of(graph).uniform("kmeans_a-3")
     packed = PackedWeights(Store(tmp_path, second.name).path("calibration/small"))
     prompts = prompts_of(second)
-    drawer = Evaluator(
-        second, graph, packed, {}, protocol_of(second, prompts, 0, 2), prompts
-    )  # fmt: skip
+    drawer = Drawer(second, graph, packed)
+    ready = Evaluator(drawer, {}, protocol_of(second, prompts, 0, 2), prompts)
     plain = load_pipeline(second)
-    drawer.pictures(qconfig)
+    ready.pictures(qconfig)
     for name in ("transformer", "transformer_2"):
         before = dict(getattr(plain, name).named_parameters())
         after = dict(getattr(drawer.pipeline, name).named_parameters())

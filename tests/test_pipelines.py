@@ -21,7 +21,8 @@ from qsdm.denoisers import Model, ModelError, load_pipeline, prompts_of, sampler
 from qsdm.engine.serial import Serial
 from qsdm.graph import Graph
 from qsdm.measure import measure
-from qsdm.measurement import evaluator as evaluation
+from qsdm.measurement import drawer as drawing
+from qsdm.measurement.drawer import Drawer
 from qsdm.measurement.evaluator import Evaluator
 from qsdm.measurement.protocol import protocol_of, seed_of
 from qsdm.measurement.worker import read_full
@@ -150,7 +151,8 @@ def write_front(place: Store, space: Any) -> None:
 
 def evaluator(model: Model, num_images: int = 2) -> Evaluator:
     protocol = protocol_of(model, prompts_of(model), 0, num_images)
-    return Evaluator(model, Graph(model.name, (), ()), None, {}, protocol, prompts_of(model))
+    drawer = Drawer(model, Graph(model.name, (), ()), None)
+    return Evaluator(drawer, {}, protocol, prompts_of(model))
 
 
 @pytest.mark.parametrize("name", BUILDERS)
@@ -158,7 +160,7 @@ def test_bfloat16_draws_almost_the_same(
     name: str, models: dict[str, Model], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        evaluation, "computed_in", lambda dtype: getattr(torch, dtype)
+        drawing, "computed_in", lambda dtype: getattr(torch, dtype)
     )  # whatever the processor
     full = QuantConfig(name, {})
     single = evaluator(models[name]).pictures(full).astype(int)

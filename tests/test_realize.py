@@ -124,6 +124,7 @@ def test_ours_is_written_as_a_small_pipeline_that_draws_the_same_pictures(
 
     from qsdm.checkpoint import contents, load_quantized
     from qsdm.denoisers import prompts_of
+    from qsdm.measurement.drawer import Drawer
     from qsdm.measurement.evaluator import Evaluator
     from qsdm.measurement.protocol import protocol_of, seed_of
     from qsdm.quant.calibration import PackedWeights
@@ -135,14 +136,9 @@ def test_ours_is_written_as_a_small_pipeline_that_draws_the_same_pictures(
         read_json(realized.path("summary.json"))["checkpoint"]["packed_bytes"] == found.packed_bytes
     )
     prompts = prompts_of(tiny_model)
-    evaluator = Evaluator(
-        tiny_model,
-        space.graph,
-        PackedWeights(realized.path("calibration/small")),
-        {},
-        protocol_of(tiny_model, prompts, 0, 2),
-        prompts,
-    )
+    packed = PackedWeights(realized.path("calibration/small"))
+    drawer = Drawer(tiny_model, space.graph, packed)
+    evaluator = Evaluator(drawer, {}, protocol_of(tiny_model, prompts, 0, 2), prompts)
     wanted = evaluator.pictures(chosen)
     loaded = load_quantized(realized.path("checkpoint"))
     loaded.set_progress_bar_config(disable=True)

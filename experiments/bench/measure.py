@@ -34,7 +34,8 @@ from stages import model_of
 from qsdm.calibrate import calibrate
 from qsdm.denoisers import Model, arguments, computed_in, denoiser_of, load_pipeline, prompts_of
 from qsdm.graph import Graph
-from qsdm.measurement.evaluator import Evaluator, compute_in
+from qsdm.measurement.drawer import Drawer, compute_in
+from qsdm.measurement.evaluator import Evaluator
 from qsdm.measurement.protocol import protocol_of, seed_of
 from qsdm.qconfig import QuantConfig, QuantMethod, SpaceSpec
 from qsdm.quant.calibration import PackedWeights
@@ -62,14 +63,15 @@ def measure(name: str, num_images: int, store: Path) -> dict[str, float]:
     packed = PackedWeights(store / name / "calibration" / spec.name)
     prompts = prompts_of(model)
     protocol = protocol_of(model, prompts, 0, num_images)
-    ready = Evaluator(model, space.graph, packed, model.metrics, protocol, prompts)
+    drawer = Drawer(model, space.graph, packed)
+    ready = Evaluator(drawer, model.metrics, protocol, prompts)
     rng = np.random.default_rng(0)
     warm, timed = space.sample(rng), space.sample(rng)
 
     def draw_bare(pipeline: object) -> None:
         with torch.inference_mode():
-            for start in range(0, num_images, ready.batch_size):
-                places = range(start, min(start + ready.batch_size, num_images))
+            for start in range(0, num_images, drawer.batch_size):
+                places = range(start, min(start + drawer.batch_size, num_images))
                 seeds = [torch.Generator().manual_seed(seed_of(0, i)) for i in places]
                 call = arguments(
                     pipeline,
@@ -115,8 +117,9 @@ def naive(name: str, num_images: int, store: Path, fits: str) -> None:
     qconfig = space.sample(np.random.default_rng(0))
     prompts = prompts_of(model)
     protocol = protocol_of(model, prompts, 0, num_images)
-    fresh = Evaluator(model, space.graph, None, model.metrics, protocol, prompts)
-    parameters = dict(fresh.denoiser.named_parameters())
+    drawer = Drawer(model, space.graph, None)
+    fresh = Evaluator(drawer, model.metrics, protocol, prompts)
+    parameters = dict(drawer.denoiser.named_parameters())
     with torch.no_grad():
         for weight in space.graph.weights:
             part = parameters[weight.parameter][:, weight.start : weight.start + weight.shape[1]]

@@ -75,20 +75,15 @@ def model_of(name: str) -> Any:
 def drawing(num_images: int = 64) -> None:
     from qsdm.denoisers import prompts_of
     from qsdm.graph import Graph
+    from qsdm.measurement.drawer import Drawer
     from qsdm.measurement.evaluator import Evaluator
     from qsdm.measurement.protocol import protocol_of
     from qsdm.qconfig import QuantConfig
 
     model = model_of("emoji_unet")
     prompts = prompts_of(model)
-    evaluator = Evaluator(
-        model,
-        Graph(model.name, (), ()),
-        None,
-        {},
-        protocol_of(model, prompts, 0, num_images),
-        prompts,
-    )
+    drawer = Drawer(model, Graph(model.name, (), ()), None)
+    evaluator = Evaluator(drawer, {}, protocol_of(model, prompts, 0, num_images), prompts)
     duration = seconds(lambda: evaluator.pictures(QuantConfig(model.name, {})), repeats=1)
     print(f"draw        {num_images / duration:.1f} pictures a second")
 

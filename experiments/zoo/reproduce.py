@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 
 from qsdm.calibrate import calibrate
 from qsdm.denoisers import computed_in, prompts_of
+from qsdm.measurement.drawer import Drawer
 from qsdm.measurement.evaluator import Evaluator
 from qsdm.measurement.protocol import protocol_of
 from qsdm.predictor.scores import srcc
@@ -62,7 +63,7 @@ def main() -> None:
         graph = trace(Workspace(model, root=Path(folder)), page=False)
         calibrate(Workspace(model, spec("traced"), Path(folder)))
         packed = PackedWeights(Path(folder) / args.name / "calibration" / "traced")
-        here = Evaluator(model, graph, packed, metrics, protocol, prompts)
+        here = Evaluator(Drawer(model, graph, packed), metrics, protocol, prompts)
         print(f"computed in {str(computed_in(model.dtype)).removeprefix('torch.')} here")
         print(
             f"{'configuration':<14}{'there':>10}{'here':>10}{'difference':>12}{'standard error':>16}"

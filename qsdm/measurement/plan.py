@@ -1,4 +1,4 @@
-"""What a measurement is going to do: configurations, pictures, time and money, before anything is drawn."""
+"""What a measurement is going to do: configurations, pictures, time and money."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from statistics import median
 from qsdm.outcome import Outcome, Protocol
 from qsdm.qconfig import QuantConfig
 
-NUM_RECENT = 50  # outcomes that tell the speed: the store gives shipped ones first, which another machine drew
+# Outcomes that tell the speed: the store lists shipped ones first, which another machine drew.
+NUM_RECENT = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,8 @@ class Plan:
     def __post_init__(self) -> None:
         if (price := self.price_per_hour) is not None and not (math.isfinite(price) and price > 0):
             raise ValueError(
-                f"price_per_hour must be positive, the price of one worker for an hour (got {price})"
+                "price_per_hour must be positive, the price of one worker for an hour "
+                f"(got {price})"
             )
 
     @property
@@ -49,7 +51,7 @@ class Plan:
 
     @property
     def seconds(self) -> float | None:
-        """Until the end: each worker takes one configuration at a time, and they share full precision."""
+        """Until the end: each worker takes one configuration at a time, they share full precision."""
         if self.picture_s is None:
             return None
         workers = self.num_workers or 1
@@ -68,7 +70,8 @@ class Plan:
         if not self.num_pictures:
             return "plan: no picture is missing"
         configs = f"{self.num_configs:,} configuration{'s' * (self.num_configs != 1)}"
-        drawn = f"plan: {configs} x {self.num_images:,} pictures = {self.num_configs * self.num_images:,}"
+        num_quantized = self.num_configs * self.num_images
+        drawn = f"plan: {configs} x {self.num_images:,} pictures = {num_quantized:,}"
         if self.num_full:
             drawn += f", and {self.num_full:,} of full precision"
         if self.picture_s is None or self.seconds is None:
@@ -76,76 +79,90 @@ class Plan:
         workers = f"on {self.num_workers} worker{'s' * (self.num_workers != 1)}"
         if self.num_workers is None:
             workers = "on one worker, less on more"
-        told = (
+        text = (
             f"{drawn}; about {duration(self.seconds)} {workers} ({self.picture_s:.2g} s a picture)"
         )
         if self.price is not None:
-            told += f"; about {self.price:,.2f} at {self.price_per_hour:,.2f} per worker and hour"
-        return told
+            text += f"; about {self.price:,.2f} at {self.price_per_hour:,.2f} per worker and hour"
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What was measured of a model so far.
+
+    Attributes:
+        outcomes: in the order of the store.
+        protocols: of the outcomes, by digest.
+    """
+
+    outcomes: Sequence[Outcome]
+    protocols: Mapping[str, Protocol]
+
+    def picture_s(self, protocol: Protocol, metrics: Collection[str]) -> float | None:
+        """Estimate how long it takes to draw and score one picture.
+
+        Args:
+            protocol: how pictures are drawn.
+            metrics: names of those that are scored.
+
+        Returns:
+            Seconds: the median of the last outcomes that were drawn in the same way, whatever their
+            seeds and number of pictures; of those with the same metrics, if there are any. None if
+            no outcome tells.
+        """
+        seconds: dict[bool, list[float]] = {True: [], False: []}
+        for outcome in self.outcomes:
+            about, other = outcome.provenance, self.protocols.get(outcome.protocol)
+            if other is None or not {"drawing_s", "scoring_s"} <= set(about):
+                continue
+            # For full precision nothing was drawn: its pictures were there.
+            if outcome.qconfig.methods and way_of(other) == way_of(protocol):
+                each = (about["drawing_s"] + about["scoring_s"]) / outcome.num_images
+                seconds[set(outcome.metrics) == set(metrics)].append(each)
+        chosen = seconds[True] or seconds[False]
+        return median(chosen[-NUM_RECENT:]) if chosen else None
 
 
 def plan_of(
-    wanted: Sequence[QuantConfig],
+    history: History,
+    qconfigs: Sequence[QuantConfig],
     protocol: Protocol,
-    outcomes: Sequence[Outcome],
-    protocols: Mapping[str, Protocol],
-    has_full: bool,
     versions: Mapping[str, str],
-    num_workers: int | None = None,
-    price_per_hour: float | None = None,
+    has_full: bool = False,
 ) -> Plan:
-    """The plan of measuring ``wanted`` under ``protocol``.
+    """Plan a measurement on one worker, without a price.
 
     Args:
-        wanted: may name one twice, and full precision.
-        outcomes: all of the model, in the order of the store.
-        protocols: of the outcomes, by digest.
-        has_full: the pictures of full precision are there.
+        history: what was measured so far.
+        qconfigs: configurations, full precision among them; one may occur twice.
+        protocol: how their pictures are drawn.
         versions: of the metrics that are asked for, by name.
+        has_full: whether the pictures of full precision are there.
+
+    Returns:
+        What is missing.
     """
-    known = {
+    complete = {
         outcome.qconfig.digest
-        for outcome in outcomes
+        for outcome in history.outcomes
         if outcome.protocol == protocol.digest and not outcome.lacks(versions)
     }
-    missing = {qconfig.digest: qconfig for qconfig in wanted if qconfig.digest not in known}
+    missing = {qconfig.digest: qconfig for qconfig in qconfigs if qconfig.digest not in complete}
     return Plan(
         sum(bool(qconfig.methods) for qconfig in missing.values()),
         protocol.num_images,
         protocol.num_images if missing and not has_full else 0,
-        picture_s(protocol, outcomes, protocols, versions),
-        num_workers,
-        price_per_hour,
+        history.picture_s(protocol, versions),
     )
 
 
-def picture_s(
-    protocol: Protocol,
-    outcomes: Sequence[Outcome],
-    protocols: Mapping[str, Protocol],
-    metrics: Collection[str],
-) -> float | None:
-    """Seconds to draw and score one picture: the median of the last outcomes that drew in the same way, whatever
-    their seeds and number of pictures; of those with the same metrics, if there are any."""
-    found: dict[bool, list[float]] = {True: [], False: []}
-    for outcome in outcomes:
-        about, other = outcome.provenance, protocols.get(outcome.protocol)
-        # Full precision draws nothing: its pictures were there.
-        if (
-            other is None
-            or not outcome.qconfig.methods
-            or not {"drawing_s", "scoring_s"} <= set(about)
-        ):
-            continue
-        if way_of(other) == way_of(protocol):
-            seconds = (about["drawing_s"] + about["scoring_s"]) / outcome.num_images
-            found[set(outcome.metrics) == set(metrics)].append(seconds)
-    chosen = found[True] or found[False]
-    return median(chosen[-NUM_RECENT:]) if chosen else None
-
-
 def way_of(protocol: Protocol) -> tuple[object, ...]:
-    """What of a protocol decides how long a picture takes; guidance runs the denoiser twice."""
+    """What of a protocol decides how long a picture takes; guidance runs the denoiser twice.
+
+    Args:
+        protocol: how pictures are drawn.
+    """
     return (
         protocol.denoiser,
         protocol.steps,
@@ -156,7 +173,11 @@ def way_of(protocol: Protocol) -> tuple[object, ...]:
 
 
 def duration(seconds: float) -> str:
-    """As people say it: 40 s, 41 min, 8.3 h, 3.5 days."""
+    """Format a duration as people say it: 40 s, 41 min, 8.3 h, 3.5 days.
+
+    Args:
+        seconds: its length.
+    """
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     if seconds < 90 * 60:

@@ -1,4 +1,4 @@
-"""What was seen of a configuration's pictures => `Outcome`: values, those of halves and of the first pictures."""
+"""Scored pictures of a configuration => `Outcome`: values, those of halves and of the first pictures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PREFIXES = (16, 64, 256)
 
 @dataclass(frozen=True, slots=True)
 class ScoredShard:
-    """What is left of some pictures of a configuration once they are looked at.
+    """Features and digests of some pictures of a configuration; the pictures are discarded.
 
     Attributes:
         features: by metric, float32 [N, F].
@@ -40,7 +40,16 @@ def outcome_of(
     metrics: Mapping[str, Metric],
     shards: Sequence[ScoredShard],
 ) -> Outcome:
-    """The outcome of all pictures of a protocol, which were drawn at once or in shards, in their order.
+    """Compute the outcome of all pictures of a protocol.
+
+    Args:
+        qconfig: the configuration.
+        protocol: of the pictures.
+        metrics: by name.
+        shards: of the pictures, in their order.
+
+    Returns:
+        The outcome.
 
     Raises:
         EvaluationError: a metric is not finite.
@@ -48,39 +57,42 @@ def outcome_of(
     began = time.perf_counter()
     values: dict[str, float | None] = {}
     halves: dict[str, tuple[tuple[float, float], ...]] = {}
-    seen = np.concatenate([shard.digests for shard in shards])
+    pictures = np.concatenate([shard.digests for shard in shards])
     num, frames = protocol.num_images, protocol.frames
-    assert len(seen) == num * frames
+    assert len(pictures) == num * frames
     prefixes: dict[int, dict[str, float | None]] = {first: {} for first in PREFIXES if first < num}
     for name, metric in metrics.items():
         features = np.concatenate([shard.features[name] for shard in shards])
         values[name] = metric.reduce(features)
-        for first, found in prefixes.items():
-            found[name] = metric.reduce(features[: first * frames])
+        for first, prefix in prefixes.items():
+            prefix[name] = metric.reduce(features[: first * frames])
         pairs = [
-            (metric.reduce(features[of(a, frames)]), metric.reduce(features[of(b, frames)]))
+            (
+                metric.reduce(features[rows_of(a, frames)]),
+                metric.reduce(features[rows_of(b, frames)]),
+            )
             for a, b in splits(num)
         ]
-        known = tuple((short(a), short(b)) for a, b in pairs if a is not None and b is not None)
-        if pairs and len(known) == len(pairs):
-            halves[name] = known
+        defined = tuple((short(a), short(b)) for a, b in pairs if a is not None and b is not None)
+        if pairs and len(defined) == len(pairs):
+            halves[name] = defined
     seconds = {key: sum(shard.about[key] for shard in shards) for key in ("drawing_s", "scoring_s")}
     seconds["scoring_s"] = round(seconds["scoring_s"] + time.perf_counter() - began, 3)
-    about = {**shards[0].about, **seconds, "pictures": hashlib.sha256(seen.tobytes()).hexdigest()}
-    return Outcome(
-        qconfig,
-        protocol.digest,
-        values,
-        num,
-        halves,
-        prefixes,
-        about,
-        {name: metric.version for name, metric in metrics.items()},
-    )
+    digest = hashlib.sha256(pictures.tobytes()).hexdigest()
+    about = {**shards[0].about, **seconds, "pictures": digest}
+    versions = {name: metric.version for name, metric in metrics.items()}
+    return Outcome(qconfig, protocol.digest, values, num, halves, prefixes, about, versions)
 
 
 def digests(images: np.ndarray) -> np.ndarray:
-    """sha256 of each picture, uint8 [N, 32]."""
+    """Hash each picture.
+
+    Args:
+        images: uint8 [N, H, W, 3].
+
+    Returns:
+        sha256, uint8 [N, 32].
+    """
     return np.stack(
         [np.frombuffer(hashlib.sha256(image.tobytes()).digest(), np.uint8) for image in images]
     )
@@ -88,22 +100,41 @@ def digests(images: np.ndarray) -> np.ndarray:
 
 @cache
 def splits(num_images: int) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-    """The same for all configurations: `NUM_SPLITS` ways to halve four or more pictures, indices [N / 2] each."""
-    found: list[tuple[np.ndarray, np.ndarray]] = []
+    """Halve the pictures of a protocol in `NUM_SPLITS` ways, the same for all configurations.
+
+    Args:
+        num_images: drawings of the protocol.
+
+    Returns:
+        Both halves of each way, indices [N / 2]; nothing for fewer than four drawings.
+    """
     if num_images < 4:
         return ()
+    pairs: list[tuple[np.ndarray, np.ndarray]] = []
     for k in range(NUM_SPLITS):
         order = np.random.default_rng([num_images, k]).permutation(num_images)
         half = (num_images + 1) // 2
-        found.append((np.sort(order[:half]), np.sort(order[half:])))
-    return tuple(found)
+        pairs.append((np.sort(order[:half]), np.sort(order[half:])))
+    return tuple(pairs)
 
 
-def of(drawings: np.ndarray, frames: int) -> np.ndarray:
-    """Indices of the pictures of some drawings: a video's frames, which are alike, stay together."""
+def rows_of(drawings: np.ndarray, frames: int) -> np.ndarray:
+    """List the pictures of some drawings; a video's frames, which are alike, stay together.
+
+    Args:
+        drawings: their indices.
+        frames: pictures of each.
+
+    Returns:
+        Indices of the pictures.
+    """
     return (drawings[:, None] * frames + np.arange(frames)).ravel()
 
 
 def short(value: float) -> float:
-    """Six digits: far below a half's noise, and a third of the bytes."""
+    """Round to six digits: far below a half's noise, and a third of the bytes.
+
+    Args:
+        value: of a metric.
+    """
     return float(f"{value:.6g}")

@@ -1,18 +1,17 @@
-"""Many configurations under one or two protocols, through an engine, into the store: what `measure` and `realize` have
-in common.
+"""Many configurations under one or two protocols, through an engine, into the store.
 
-The full-precision pictures of a protocol are made first and stored; other pictures are compared with them. What the
-store already holds is not measured again.
+This is what `measure` and `realize` have in common. The full-precision pictures of a protocol are
+drawn first and stored; other pictures are compared with them. What the store already holds is not
+measured again.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol as Interface
 
@@ -22,57 +21,56 @@ from tqdm import tqdm
 from qsdm.denoisers import Model, check_prompts, prompts_of
 from qsdm.engine import Engine, Failure, Pool
 from qsdm.log import Log, ignore
+from qsdm.measurement.intake import Intake, Measured
 from qsdm.measurement.protocol import drawing_digest, protocol_of, versions_of
-from qsdm.measurement.scoring import outcome_of
-from qsdm.measurement.shards import Shards
-from qsdm.measurement.worker import DrawTask, ScoreTask, WorkerStart, read_full
-from qsdm.outcome import EvaluationError, Outcome, Protocol
+from qsdm.measurement.worker import DrawTask, WorkerStart, read_full
+from qsdm.outcome import EvaluationError, Protocol
 from qsdm.qconfig import QuantConfig, Space
 from qsdm.store import Store, StoreError
 from qsdm.store.files import replace
-from qsdm.store.outcomes import OutcomeDatabase
 from qsdm.store.tensors import TensorFile
 
 
-@dataclass(slots=True)
-class Measured:
-    """Outcomes by the digest of their configuration, and the reasons why others were set aside."""
-
-    outcomes: dict[str, Outcome] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
-
-    def set_aside(self, qconfig: QuantConfig, reason: str) -> None:
-        self.failures[qconfig.digest] = reason
-        tqdm.write(f"configuration {qconfig.digest[:12]} was set aside: {reason}")
-
-    def of(self, qconfig: QuantConfig) -> Outcome:
-        """Raises EvaluationError if it was set aside."""
-        if qconfig.digest not in self.outcomes:
-            reason = self.failures.get(qconfig.digest, "it was not measured")
-            raise EvaluationError(f"configuration {qconfig.digest[:12]} has no outcome: {reason}")
-        return self.outcomes[qconfig.digest]
-
-
 class Subject(Interface):
-    """What is measured; a `qsdm.workspace.Workspace`."""
+    """What is measured: a `qsdm.workspace.Workspace`."""
 
     @property
-    def model(self) -> Model: ...
+    def model(self) -> Model:
+        """Whose denoiser is quantized."""
+        ...
 
     @property
-    def space(self) -> Space: ...
+    def space(self) -> Space:
+        """Of the configurations."""
+        ...
 
     @property
-    def store(self) -> Store: ...
+    def store(self) -> Store:
+        """Of the model."""
+        ...
 
     @property
     def packed(self) -> Path:
-        """The directory of the quantized weights. Raises StoreError if the model was not calibrated."""
+        """The directory of the quantized weights.
+
+        Raises:
+            StoreError: the model was not calibrated.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """Running workers for one model and space. See `open_session`."""
+    """Running workers for one model and space; see `open_session`.
+
+    Attributes:
+        model: whose denoiser is quantized.
+        space: of the configurations.
+        store: of the model.
+        pool: the workers.
+        batch_size: number of drawings at a time, at most.
+        shard: number of drawings per task.
+    """
 
     model: Model
     space: Space
@@ -82,20 +80,43 @@ class Session:
     shard: int
 
     def protocol(self, seed_set: int, num_images: int) -> Protocol:
-        """Raises EvaluationError if the model has no metrics."""
+        """How pictures are drawn.
+
+        Args:
+            seed_set: of the starting noise.
+            num_images: drawings per configuration.
+
+        Returns:
+            The protocol.
+
+        Raises:
+            EvaluationError: the model has no metrics.
+        """
         if not self.model.metrics:
             raise EvaluationError(
-                f"model {self.model.name} has no metrics: add metrics=NAME, with a NAME of conf/metrics"
+                f"model {self.model.name} has no metrics: add metrics=NAME, "
+                "with a NAME of conf/metrics"
             )
         return protocol_of(self.model, prompts_of(self.model), seed_set, num_images)
 
     @property
     def versions(self) -> dict[str, str]:
-        """Of the metrics that every outcome shall have, by name."""
+        """Versions of the metrics that every outcome shall have, by name."""
         return versions_of(self.model.metrics)
 
     def full(self, protocol: Protocol) -> Path:
-        """The file of the protocol's full-precision pictures, made if there is none."""
+        """The full-precision pictures of a protocol, drawn if they are missing or damaged.
+
+        Args:
+            protocol: how they are drawn.
+
+        Returns:
+            Their file.
+
+        Raises:
+            EvaluationError: a picture cannot be drawn.
+            StoreError: the file cannot be written.
+        """
         path = self.store.path(full_name(protocol))
         num, frames, edge = protocol.num_images, protocol.frames, protocol.resolution_px
         shape = (num * frames, edge, edge, 3)
@@ -127,7 +148,21 @@ class Session:
         what: str | None = None,
         batch: int | None = None,
     ) -> np.ndarray:
-        """The pictures of a protocol's first drawings, uint8 [N, H, W, 3], one batch per task."""
+        """Draw a protocol's first pictures, one batch per task.
+
+        Args:
+            qconfig: the configuration.
+            protocol: how they are drawn.
+            num_images: number of drawings.
+            what: title of the progress bar; None for no bar.
+            batch: drawings per task; None for the batch size.
+
+        Returns:
+            Pictures, uint8 [N, H, W, 3].
+
+        Raises:
+            EvaluationError: a picture cannot be drawn.
+        """
         parts = dict(self._batches(qconfig, protocol, num_images, what, batch))
         return np.concatenate([parts[start] for start in sorted(parts)])
 
@@ -139,7 +174,7 @@ class Session:
         what: str | None,
         batch: int | None = None,
     ) -> Iterator[tuple[int, np.ndarray]]:
-        """Place of the first picture, and a batch of pictures, as they come."""
+        """Yield the number of the first drawing, and a batch of pictures, as they arrive."""
         size = batch or self.batch_size
         tasks = [
             DrawTask(qconfig, protocol, i, min(i + size, num_images))
@@ -152,10 +187,11 @@ class Session:
                 raise EvaluationError(
                     f"configuration {qconfig.digest[:12]} draws no pictures: {result.reason}"
                 )
-            wanted = (tasks[i].stop - tasks[i].start) * protocol.frames
-            if len(result) != wanted:
+            expected = (tasks[i].stop - tasks[i].start) * protocol.frames
+            if len(result) != expected:
                 raise EvaluationError(
-                    f"configuration {qconfig.digest[:12]} drew {len(result)} pictures, not {wanted}"
+                    f"configuration {qconfig.digest[:12]} drew {len(result)} pictures, "
+                    f"not {expected}"
                 )
             yield tasks[i].start, result
 
@@ -163,94 +199,35 @@ class Session:
         self,
         qconfigs: Sequence[QuantConfig],
         protocol: Protocol,
-        what: str = "measure",
+        stage: str = "measure",
         log: Log = ignore,
     ) -> Measured:
-        """Outcomes of the configurations, written to the store as they come.
+        """Measure configurations; outcomes are written to the store as they arrive.
 
         Args:
-            qconfigs: may name one twice.
-            what: they are measured for, stored with them: measure, candidates or realize.
-        """
-        wanted = {qconfig.digest: qconfig for qconfig in qconfigs}
-        measured = Measured()
-        versions = self.versions
-        shards = Shards(self.store, protocol, self.shard, versions)
-        partial: dict[str, Outcome] = {}  # metrics were added since, or are of another version
-        for outcome in self.store.outcomes(protocol):
-            if outcome.qconfig.digest in wanted:
-                if outcome.lacks(versions):
-                    partial[outcome.qconfig.digest] = outcome
-                    continue
-                measured.outcomes[outcome.qconfig.digest] = outcome
-                shards.remove(
-                    outcome.qconfig
-                )  # of a run that was killed between storing and removing
-        missing = [qconfig for digest, qconfig in wanted.items() if digest not in measured.outcomes]
-        if not missing:
-            return measured
-        database = OutcomeDatabase(self.store.path("outcomes.sqlite"))
-        full = self.full(protocol)
-        spans = {qconfig.digest: shards.missing(qconfig) for qconfig in missing}
-        tasks = [
-            ScoreTask(qconfig, protocol, full, *span)
-            for qconfig in missing
-            for span in spans[qconfig.digest]
-        ]
-        bar = tqdm(desc=what, total=len(missing), disable=None, unit="configuration")
-        whole = [
-            qconfig for qconfig in missing if not spans[qconfig.digest]
-        ]  # all drawn, then killed
-        with bar:
-            for qconfig in whole:
-                self._add(qconfig, protocol, shards, database, measured, partial, what, log)
-                bar.update()
-            for i, result in self.pool.map(tasks):
-                qconfig = tasks[i].qconfig
-                if isinstance(result, Failure):
-                    if qconfig.digest not in measured.failures:
-                        measured.set_aside(qconfig, result.reason)
-                        bar.update()
-                    continue
-                shards.add(qconfig, tasks[i].start, result)
-                if not shards.missing(qconfig):
-                    self._add(qconfig, protocol, shards, database, measured, partial, what, log)
-                    bar.update()
-        return measured
+            qconfigs: configurations, of which one may occur twice.
+            protocol: how their pictures are drawn.
+            stage: what they are measured for: measure, test, candidates or realize.
+            log: receives the metrics of every outcome.
 
-    def _add(
-        self,
-        qconfig: QuantConfig,
-        protocol: Protocol,
-        shards: Shards,
-        database: OutcomeDatabase,
-        measured: Measured,
-        partial: Mapping[str, Outcome],
-        what: str,
-        log: Log,
-    ) -> None:
-        """Store the outcome of what was seen, if it is finite, beside what is known of its pictures (``partial``)."""
-        try:
-            outcome = outcome_of(qconfig, protocol, self.model.metrics, shards.collect(qconfig))
-        except EvaluationError as error:
-            measured.set_aside(qconfig, str(error))
-            return
-        outcome = dataclasses.replace(outcome, provenance={**outcome.provenance, "stage": what})
-        database.add(outcome, protocol)
-        shards.remove(qconfig)
-        if (before := partial.get(qconfig.digest)) is not None:
-            outcome = before.merged(outcome)
-        measured.outcomes[qconfig.digest] = outcome
-        values = {
-            f"{what}/{name}": value for name, value in outcome.metrics.items() if value is not None
-        }
-        log(
-            values
-            | {
-                f"{what}/outcomes": len(measured.outcomes),
-                f"{what}/set_aside": len(measured.failures),
-            }
-        )
+        Returns:
+            Their outcomes.
+
+        Raises:
+            StoreError: the store is damaged or cannot be written.
+            EvaluationError: full precision draws no pictures.
+        """
+        intake = Intake(self.store, protocol, self.model.metrics, self.shard, stage, log)
+        missing = intake.expect(qconfigs)
+        if not missing:
+            return intake.measured
+        full = self.full(protocol)
+        with tqdm(desc=stage, total=len(missing), disable=None, unit="configuration") as bar:
+            tasks = intake.tasks(full)
+            bar.update(len(missing) - len(intake.missing()))
+            for i, result in self.pool.map(tasks):
+                bar.update(intake.take(tasks[i], result))
+        return intake.measured
 
 
 @contextmanager
@@ -266,12 +243,16 @@ def open_session(
     Args:
         subject: what is measured.
         engine: where workers run.
-        batch_size: pictures that a worker draws at a time, at most.
+        batch_size: number of drawings at a time, at most.
         quantized: False if only full precision is drawn.
-        shard: pictures per task; a configuration of more is drawn by several workers.
+        shard: number of drawings per task; a configuration of more is drawn by several workers.
+
+    Yields:
+        The session.
 
     Raises:
-        StoreError: it is not traced or not calibrated.
+        StoreError: the model is not traced or not calibrated.
+        EvaluationError: a number is out of range.
     """
     if batch_size < 1 or shard < 1:
         raise EvaluationError(
@@ -286,5 +267,9 @@ def open_session(
 
 
 def full_name(protocol: Protocol) -> str:
-    """The artifact that holds a protocol's full-precision pictures."""
+    """Name of the artifact that holds a protocol's full-precision pictures.
+
+    Args:
+        protocol: how they are drawn.
+    """
     return f"pictures/full-{drawing_digest(protocol)[:16]}.safetensors"

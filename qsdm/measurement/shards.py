@@ -1,5 +1,6 @@
-"""What was seen of configurations whose pictures are not all drawn yet: kept in files, so that a killed run goes on
-within a configuration of many pictures.
+"""Scored pictures of configurations that are not complete yet, in files.
+
+A killed run continues within a configuration of many pictures.
 
     store/<denoiser>/shards/<protocol>/<configuration>-<first picture>.safetensors
 
@@ -29,10 +30,12 @@ class _ShardFile(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Shards:
-    """Of one protocol.
+    """Scored pictures of one protocol.
 
     Attributes:
-        size: pictures per shard.
+        store: of the model.
+        protocol: of the pictures.
+        size: drawings per shard.
         versions: of the metrics that are asked for, by name.
     """
 
@@ -40,43 +43,66 @@ class Shards:
     protocol: Protocol
     size: int
     versions: Mapping[str, str]
-    _seen: dict[tuple[str, int], ScoredShard] = field(default_factory=dict)
+    _scored: dict[tuple[str, int], ScoredShard] = field(default_factory=dict)
 
     def spans(self) -> Iterator[tuple[int, int]]:
-        """First picture of each shard, and one after its last."""
+        """Yield the number of each shard's first drawing, and one after its last."""
         for start in range(0, self.protocol.num_images, self.size):
             yield start, min(start + self.size, self.protocol.num_images)
 
     def missing(self, qconfig: QuantConfig) -> list[tuple[int, int]]:
-        """Spans that nobody has seen yet."""
+        """List the spans that were not drawn yet.
+
+        Args:
+            qconfig: the configuration.
+        """
         return [span for span in self.spans() if self._find(qconfig, *span) is None]
 
-    def add(self, qconfig: QuantConfig, start: int, seen: ScoredShard) -> None:
-        self._seen[qconfig.digest, start] = seen
+    def add(self, qconfig: QuantConfig, start: int, shard: ScoredShard) -> None:
+        """Keep a shard.
+
+        Args:
+            qconfig: the configuration.
+            start: number of the first drawing.
+            shard: what the metrics need of its pictures.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        self._scored[qconfig.digest, start] = shard
         if self.size < self.protocol.num_images:
-            about = {"schema": 2, "about": dict(seen.about), "versions": dict(self.versions)}
-            write_tensors(
-                self._path(qconfig, start), {"digests": seen.digests, **seen.features}, about
-            )
+            about = {"schema": 2, "about": dict(shard.about), "versions": dict(self.versions)}
+            tensors = {"digests": shard.digests, **shard.features}
+            write_tensors(self._path(qconfig, start), tensors, about)
 
     def collect(self, qconfig: QuantConfig) -> list[ScoredShard]:
-        """All shards of a configuration, of which none is missing; they are forgotten."""
-        found = []
+        """Take all shards of a configuration out of memory, in their order.
+
+        Args:
+            qconfig: the configuration; none of its shards is missing.
+        """
+        shards = []
         for start, stop in self.spans():
-            seen = self._find(qconfig, start, stop)
-            assert seen is not None
-            found.append(seen)
-            del self._seen[qconfig.digest, start]
-        return found
+            shard = self._find(qconfig, start, stop)
+            assert shard is not None
+            shards.append(shard)
+            del self._scored[qconfig.digest, start]
+        return shards
 
     def remove(self, qconfig: QuantConfig) -> None:
-        """The files of a configuration whose outcome is stored. Their folder stays: another driver may write there."""
+        """Remove the files of a configuration whose outcome is stored.
+
+        Their folder stays: another driver may write there.
+
+        Args:
+            qconfig: the configuration.
+        """
         for start, _ in self.spans():
             self._path(qconfig, start).unlink(missing_ok=True)
 
     def _find(self, qconfig: QuantConfig, start: int, stop: int) -> ScoredShard | None:
         key = qconfig.digest, start
-        if key not in self._seen and (path := self._path(qconfig, start)).exists():
+        if key not in self._scored and (path := self._path(qconfig, start)).exists():
             try:
                 features, about = read_tensors(path, _ShardFile, "its pictures are drawn again")
             except StoreError as error:
@@ -84,13 +110,12 @@ class Shards:
                 return None
             digests = features.pop("digests", None)
             lengths = {len(array) for array in features.values()}
-            if digests is None or lengths | {len(digests)} != {
-                (stop - start) * self.protocol.frames
-            }:
+            num_pictures = (stop - start) * self.protocol.frames
+            if digests is None or lengths | {len(digests)} != {num_pictures}:
                 return None
             if features.keys() == self.versions.keys() and about["versions"] == self.versions:
-                self._seen[key] = ScoredShard(features, digests, about["about"])
-        return self._seen.get(key)
+                self._scored[key] = ScoredShard(features, digests, about["about"])
+        return self._scored.get(key)
 
     def _path(self, qconfig: QuantConfig, start: int) -> Path:
         return self.store.path(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from qsdm.denoisers import Model, prompts_of
 from qsdm.engine import EngineError
 from qsdm.graph import Graph
+from qsdm.measurement.drawer import Drawer
 from qsdm.measurement.evaluator import Evaluator
 from qsdm.measurement.scoring import ScoredShard
 from qsdm.outcome import Protocol
@@ -22,7 +24,14 @@ from qsdm.store.tensors import map_tensor
 
 @dataclass(frozen=True, slots=True)
 class DrawTask:
-    """A task: pictures ``start`` to ``stop`` of a protocol => uint8 [N, H, W, 3]."""
+    """Draw pictures of a protocol; the result is uint8 [N, H, W, 3].
+
+    Attributes:
+        qconfig: the configuration.
+        protocol: how the pictures are drawn.
+        start: number of the first drawing.
+        stop: one after the last.
+    """
 
     qconfig: QuantConfig
     protocol: Protocol
@@ -32,10 +41,14 @@ class DrawTask:
 
 @dataclass(frozen=True, slots=True)
 class ScoreTask:
-    """A task: pictures ``start`` to ``stop`` of a protocol => what the metrics need of them, `ScoredShard`.
+    """Draw pictures of a protocol and score them; the result is a `ScoredShard`.
 
     Attributes:
+        qconfig: the configuration.
+        protocol: how the pictures are drawn.
         full: file of the full-precision pictures.
+        start: number of the first drawing.
+        stop: one after the last.
     """
 
     qconfig: QuantConfig
@@ -47,7 +60,14 @@ class ScoreTask:
 
 @dataclass(frozen=True, slots=True)
 class WorkerStart:
-    """What a worker needs to begin."""
+    """What a worker needs to begin.
+
+    Attributes:
+        model: whose pipeline it loads, at its first task.
+        graph: of the space.
+        packed: directory of the quantized weights; None if only full precision is drawn.
+        batch_size: number of drawings at a time, at most.
+    """
 
     model: Model
     graph: Graph
@@ -55,29 +75,26 @@ class WorkerStart:
     batch_size: int
 
     def __call__(self) -> Callable[[DrawTask | ScoreTask], np.ndarray | ScoredShard]:
+        """Prepare for tasks.
+
+        Returns:
+            A function from a task to its result.
+        """
         packed = PackedWeights(self.packed) if self.packed is not None else None
         prompts = prompts_of(self.model)
         evaluators: dict[str, Evaluator] = {}
 
+        @cache
+        def drawer() -> Drawer:
+            try:
+                return Drawer(self.model, self.graph, packed, self.batch_size)
+            except OtherWeights as error:  # no other task can be done either
+                raise EngineError(str(error)) from error
+
         def evaluator(protocol: Protocol) -> Evaluator:
             if protocol.digest not in evaluators:
-                first = next(iter(evaluators.values()), None)
-                if first is None:
-                    try:
-                        made = Evaluator(
-                            self.model,
-                            self.graph,
-                            packed,
-                            self.model.metrics,
-                            protocol,
-                            prompts,
-                            self.batch_size,
-                        )
-                    except OtherWeights as error:  # no other task can be done either
-                        raise EngineError(str(error)) from error
-                else:
-                    made = first.under(protocol, prompts)
-                evaluators[protocol.digest] = made
+                new = Evaluator(drawer(), self.model.metrics, protocol, prompts)
+                evaluators[protocol.digest] = new
             return evaluators[protocol.digest]
 
         def work(task: DrawTask | ScoreTask) -> np.ndarray | ScoredShard:
@@ -86,13 +103,23 @@ class WorkerStart:
                 return ready.pictures(task.qconfig, task.start, task.stop)
             if not ready.has_full:
                 ready.full(read_full(task.full))
-            return ready.seen(task.qconfig, task.start, task.stop)
+            return ready.score(task.qconfig, task.start, task.stop)
 
         return work
 
 
 def read_full(path: Path) -> np.ndarray:
-    """Full-precision pictures uint8 [N, H, W, 3], read from the file when they are looked at."""
+    """Open a file of full-precision pictures; they are read when they are used.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        Pictures, uint8 [N, H, W, 3].
+
+    Raises:
+        StoreError: the file is damaged or holds something else.
+    """
     try:
         images = map_tensor(path, "images")
     except (OSError, ValueError, KeyError) as error:

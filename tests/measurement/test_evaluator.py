@@ -11,8 +11,9 @@ import torch
 from qsdm import tracing
 from qsdm.denoisers import Model, ModelError, computed_in, prompts_of
 from qsdm.graph import Graph
-from qsdm.measurement import evaluator as evaluation
-from qsdm.measurement.evaluator import Evaluator, remembered
+from qsdm.measurement import drawer
+from qsdm.measurement.drawer import Drawer, remembered
+from qsdm.measurement.evaluator import Evaluator
 from qsdm.measurement.protocol import (
     drawing_digest,
     prompts_digest,
@@ -74,7 +75,8 @@ def ready(model: Model, graph: Graph, protocol: Protocol, batch_size: int) -> Ev
     from qsdm.denoisers import load_pipeline
 
     packed = Coarse(load_pipeline(model).unet, graph).remember()
-    return Evaluator(model, graph, packed, model.metrics, protocol, prompts_of(model), batch_size)
+    drawing = Drawer(model, graph, packed, batch_size)
+    return Evaluator(drawing, model.metrics, protocol, prompts_of(model))
 
 
 def every(graph: Graph, bits: int) -> QuantConfig:
@@ -131,15 +133,17 @@ def test_a_configuration_leaves_nothing_behind(evaluator: Evaluator, graph: Grap
 
 
 def test_switching_writes_what_changes(evaluator: Evaluator, graph: Graph) -> None:
-    evaluator.switch(every(graph, 4))
+    switch = evaluator.drawer.switch
+    switch(every(graph, 4))
     other = every(graph, 4).methods | {graph.weights[0].name: QuantMethod("uaq", 3)}
-    assert evaluator.switch(QuantConfig("tiny", other)) == 1
-    assert evaluator.switch(QuantConfig("tiny", other)) == 0
+    assert switch(QuantConfig("tiny", other)) == 1
+    assert switch(QuantConfig("tiny", other)) == 0
 
 
 def test_other_seeds_draw_other_pictures(evaluator: Evaluator, tiny_model: Model) -> None:
     prompts = prompts_of(tiny_model)
-    other = evaluator.under(protocol_of(tiny_model, prompts, 1, 2), prompts)
+    protocol = protocol_of(tiny_model, prompts, 1, 2)
+    other = Evaluator(evaluator.drawer, tiny_model.metrics, protocol, prompts)
     assert len(other.pictures(FULL)) == 2
     assert levels(other.pictures(FULL), evaluator.pictures(FULL, 0, 2)) > 10
 
@@ -167,7 +171,7 @@ def test_pictures_that_are_not_finite_are_refused(
     tiny_model: Model, graph: Graph, protocol: Protocol
 ) -> None:
     evaluator = ready(tiny_model, graph, protocol, batch_size=3)
-    evaluator._switch.dequantize.__self__.broken = graph.weights[0].name
+    evaluator.drawer._switch.dequantize.__self__.broken = graph.weights[0].name
     with pytest.raises(
         EvaluationError, match=r"picture 0 of configuration \w{12} is not finite: nothing is stored"
     ):
@@ -186,8 +190,8 @@ def test_a_metric_that_is_not_finite_is_refused(evaluator: Evaluator, graph: Gra
         def reduce(self, features: np.ndarray) -> float:
             return float("inf")
 
-    broken = evaluator.under(evaluator.protocol, evaluator.captions)
-    broken.metrics = {"infinite": Infinite()}
+    metrics = {"infinite": Infinite()}
+    broken = Evaluator(evaluator.drawer, metrics, evaluator.protocol, evaluator.prompts)
     with pytest.raises(
         EvaluationError, match=r"infinite of configuration \w+ is inf: it is not stored"
     ):
@@ -198,7 +202,7 @@ def test_bfloat16_draws_almost_the_same(
     tiny_model: Model, graph: Graph, evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        evaluation, "computed_in", lambda dtype: getattr(torch, dtype)
+        drawer, "computed_in", lambda dtype: getattr(torch, dtype)
     )  # whatever the processor
     model = dataclasses.replace(tiny_model, dtype="bfloat16")
     prompts = prompts_of(model)
@@ -207,8 +211,8 @@ def test_bfloat16_draws_almost_the_same(
         dataclasses.replace(protocol, dtype="float32")
     )
     half = ready(model, graph, protocol, batch_size=3)
-    assert half.denoiser.conv_in.weight.dtype == torch.bfloat16
-    assert half.pipeline.vae.dtype == torch.float32
+    assert half.drawer.denoiser.conv_in.weight.dtype == torch.bfloat16
+    assert half.drawer.pipeline.vae.dtype == torch.float32
     full = evaluator.pictures(FULL, 0, 3)
     difference = np.abs(half.pictures(FULL).astype(int) - full.astype(int)).mean()
     assert 0 < difference < 3

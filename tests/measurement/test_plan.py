@@ -13,7 +13,7 @@ from qsdm.denoisers import Model
 from qsdm.engine.local import Local
 from qsdm.engine.serial import Serial
 from qsdm.measure import measure
-from qsdm.measurement.plan import NUM_RECENT, Plan, duration, plan_of
+from qsdm.measurement.plan import NUM_RECENT, History, Plan, duration, plan_of
 from qsdm.outcome import Outcome, Protocol
 from qsdm.qconfig import QuantConfig, QuantMethod, SpaceSpec
 from qsdm.store import Store
@@ -32,15 +32,15 @@ def outcome(
     return Outcome(qconfig, protocol.digest, {"psnr": 20.0}, protocol.num_images, provenance=about)
 
 
-def plan(*outcomes: Outcome, others: tuple[Protocol, ...] = (), **arguments) -> Plan:
+def plan(
+    *outcomes: Outcome,
+    others: tuple[Protocol, ...] = (),
+    versions: dict[str, str] | None = None,
+    has_full: bool = False,
+) -> Plan:
     protocols = {protocol.digest: protocol for protocol in (PROTOCOL, *others)}
-    return plan_of(
-        [FULL, *CONFIGS],
-        PROTOCOL,
-        outcomes,
-        protocols,
-        **{"has_full": False, "versions": {}, **arguments},
-    )
+    history = History(outcomes, protocols)
+    return plan_of(history, [FULL, *CONFIGS], PROTOCOL, versions or {}, has_full)
 
 
 def test_counts_what_is_missing() -> None:
@@ -52,7 +52,7 @@ def test_counts_what_is_missing() -> None:
     assert str(done) == "plan: no picture is missing"
     other = dataclasses.replace(PROTOCOL, seed_set=1)
     assert plan(outcome(CONFIGS[0], other), others=(other,)) == Plan(4, 256, 256)
-    assert plan_of([*CONFIGS, *CONFIGS], PROTOCOL, [], {}, True, {}).num_configs == 4
+    assert plan_of(History([], {}), [*CONFIGS, *CONFIGS], PROTOCOL, {}, True).num_configs == 4
 
 
 def test_the_speed_is_that_of_pictures_drawn_in_the_same_way() -> None:
@@ -67,10 +67,8 @@ def test_the_speed_is_that_of_pictures_drawn_in_the_same_way() -> None:
         outcome(CONFIGS[0], large, 5000),
         outcome(FULL, PROTOCOL, 0.1),
     ]
-    found = plan(
-        *kept, *ignored, outcome(CONFIGS[3], few), others=(few, slow, large), num_workers=2
-    )
-    assert found.picture_s == 2.0
+    several = plan(*kept, *ignored, outcome(CONFIGS[3], few), others=(few, slow, large))
+    assert several.picture_s == 2.0
     assert plan(*ignored, others=(slow, large)).picture_s is None
     assert plan(kept[0]).picture_s is None  # its protocol is not known
     recent = [outcome(CONFIGS[0], few, 160)] * NUM_RECENT  # here; before, on a faster machine

@@ -1,0 +1,288 @@
+"""A model's pipeline whose denoiser follows configurations: prompts and seeds => pictures.
+
+Every drawing has a prompt and a generator of its own. So the pictures of any two configurations
+begin with the same noise, and batch size and number of processes change a metric by rounding only.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from typing import Protocol as Interface
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qsdm.denoisers import (
+    Model,
+    arguments,
+    computed_in,
+    denoiser_of,
+    denoisers_in,
+    load_pipeline,
+    pipeline_index,
+)
+from qsdm.denoisers.conditioning import is_batched
+from qsdm.graph import Graph
+from qsdm.measurement.frames import pictures_of
+from qsdm.outcome import EvaluationError
+from qsdm.prompts import Prompt
+from qsdm.qconfig import QuantConfig, QuantMethod
+from qsdm.quant.calibration import PackedWeights
+from qsdm.quant.swap import Switch
+
+
+class Packed(Interface):
+    """The quantized weights that `qsdm.quant.calibration` wrote."""
+
+    def dequantize(self, weight: str, method: QuantMethod, out: Tensor | None = None) -> Tensor:
+        """Values of a weight under a method.
+
+        Args:
+            weight: its name.
+            method: one of those on offer.
+            out: float32, takes the values; None for a new tensor.
+
+        Returns:
+            The values, in the weight's shape.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """One picture, or one video.
+
+    Attributes:
+        number: its place in the protocol, for errors.
+        prompt: what it shows.
+        seed: of its starting noise.
+    """
+
+    number: int
+    prompt: Prompt
+    seed: int
+
+
+class Drawer:
+    """Draws with one model, one configuration after the other.
+
+    From one configuration to the next only weights whose method changes are written. Prompt
+    embeddings are computed once.
+
+    Args:
+        model: whose pipeline is loaded.
+        graph: of the space, whose weights configurations name.
+        packed: quantized weights; None if only full precision is drawn.
+        batch_size: number of drawings at a time, at most; halved for good where memory does not
+            suffice.
+
+    Raises:
+        ValueError: the batch size is not positive.
+        ModelError: the pipeline cannot be loaded.
+        OtherWeights: the packed weights are of another pipeline.
+    """
+
+    def __init__(
+        self, model: Model, graph: Graph, packed: Packed | None, batch_size: int = 16
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be positive (got {batch_size})")
+        self.model, self.graph, self.batch_size = model, graph, batch_size
+        self.pipeline = load_pipeline(model)
+        self.denoiser = denoiser_of(self.pipeline, model)
+        if isinstance(packed, PackedWeights):  # now, while the weights are as they were loaded
+            packed.require(self.denoiser.get_parameter, graph)
+        if torch.cuda.is_available():
+            self.pipeline.to("cuda")  # type: ignore[attr-defined]
+        for name in {model.component, *denoisers_in(pipeline_index(model))}:
+            if (module := getattr(self.pipeline, name, None)) is not None:
+                compute_in(module, computed_in(model.dtype))
+        channels_last(self.denoiser, getattr(self.pipeline, "vae", None))
+        if hasattr(self.pipeline, "encode_prompt"):
+            self.pipeline.encode_prompt = remembered(self.pipeline.encode_prompt)
+        self._switch: Switch | None = None
+        if packed is not None:
+            self._switch = Switch(self.denoiser, graph, packed.dequantize)
+
+    def switch(self, qconfig: QuantConfig) -> int:
+        """Realize a configuration in the denoiser.
+
+        Args:
+            qconfig: the configuration.
+
+        Returns:
+            The number of weights that were written.
+
+        Raises:
+            EvaluationError: there are no quantized weights.
+        """
+        if self._switch is not None:
+            return self._switch.to(qconfig)
+        if qconfig.methods:
+            raise EvaluationError(
+                f"no quantized weights of {self.model.name!r} were given: run qsdm.calibrate first"
+            )
+        return 0
+
+    @torch.inference_mode()
+    def draw(
+        self, qconfig: QuantConfig, drawings: Sequence[Drawing], frames: int = 1
+    ) -> np.ndarray:
+        """Draw pictures under a configuration.
+
+        Args:
+            qconfig: the configuration.
+            drawings: N of them.
+            frames: pictures that are taken of each: evenly spaced ones of a video.
+
+        Returns:
+            Pictures, uint8 [N * frames, H, W, 3]; the frames of a video lie together.
+
+        Raises:
+            EvaluationError: a picture is not finite, or of another size than the model says.
+        """
+        self.switch(qconfig)
+        batched = is_batched(type(self.pipeline), [drawing.prompt for drawing in drawings])
+        parts: list[np.ndarray] = []
+        start = 0
+        while start < len(drawings):
+            batch = drawings[start : start + (self.batch_size if batched else 1)]
+            try:
+                parts.append(self._batch(qconfig, batch, frames))
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or self.batch_size == 1:
+                    raise
+                self.batch_size = -(-min(self.batch_size, len(batch)) // 2)
+                torch.cuda.empty_cache()
+                continue
+            start += len(batch)
+        return np.concatenate(parts)
+
+    def _batch(self, qconfig: QuantConfig, batch: Sequence[Drawing], frames: int) -> np.ndarray:
+        call = arguments(
+            self.pipeline,
+            self.model,
+            [drawing.prompt for drawing in batch],
+            generator=[torch.Generator().manual_seed(drawing.seed) for drawing in batch],
+            output_type="pt",
+        )
+        images = pictures_of(self.pipeline(**call), frames)  # type: ignore[operator]
+        name = type(self.pipeline).__name__
+        if len(images) != len(batch) * frames:
+            raise EvaluationError(
+                f"{name} drew {len(images)} pictures where {len(batch) * frames} were asked for: "
+                "correct model.call, or give batch_size=1"
+            )
+        images = images.expand(-1, 3, -1, -1)  # gray ones, too
+        if images.shape[2:] != (self.model.resolution_px,) * 2:
+            height, width = images.shape[2:]
+            raise EvaluationError(
+                f"{name} draws pictures of {width} x {height} px, not of "
+                f"{self.model.resolution_px}: correct model.resolution_px or model.call"
+            )
+        finite = torch.isfinite(images).flatten(1).all(1)
+        if not finite.all():
+            bad = batch[int((~finite).nonzero()[0]) // frames].number
+            raise EvaluationError(
+                f"picture {bad} of configuration {qconfig.digest[:12]} is not finite: "
+                "nothing is stored for it"
+            )
+        levels = images.mul(255).round().clamp(0, 255).byte()
+        return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an accelerator or this machine ran out of memory.
+
+    Args:
+        error: for this machine's memory torch raises a bare RuntimeError.
+    """
+    return isinstance(
+        error, torch.OutOfMemoryError | MemoryError
+    ) or "can't allocate memory" in str(error)
+
+
+def compute_in(denoiser: nn.Module, dtype: torch.dtype) -> None:
+    """Make a denoiser compute in another type between float32 inputs and outputs.
+
+    The sampler keeps its precision.
+
+    Args:
+        denoiser: changed in place.
+        dtype: of its weights and activations.
+    """
+    if dtype == torch.float32:
+        return
+    nn.Module.to(denoiser, dtype)  # diffusers' own `to` warns
+
+    def cast(value: Any, target: torch.dtype) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(target) if value.is_floating_point() else value
+        if isinstance(value, Mapping):
+            entries = {key: cast(entry, target) for key, entry in value.items()}
+            # A ModelOutput of diffusers takes them by name.
+            return entries if type(value) is dict else type(value)(**entries)
+        if isinstance(value, tuple | list):
+            return type(value)(cast(entry, target) for entry in value)
+        return value
+
+    denoiser.register_forward_pre_hook(
+        lambda _, args, kwargs: (cast(args, dtype), cast(kwargs, dtype)), with_kwargs=True
+    )
+    denoiser.register_forward_hook(lambda _, __, out: cast(out, torch.float32))
+
+
+def channels_last(*modules: nn.Module | None) -> None:
+    """Lay out the kernels of convolutions as libraries read them: on CPUs that saves a fifth.
+
+    Args:
+        modules: changed in place.
+    """
+    for module in modules:
+        for parameter in module.parameters() if module is not None else ():
+            if parameter.dim() == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether equal texts of it mean equal values, unlike those of tensors and pictures."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, str | int | float | torch.device | torch.dtype)
+
+
+def remembered(encode: Callable[..., Any], limit_bytes: int = 2**31) -> Callable[..., Any]:
+    """Make a pipeline's ``encode_prompt`` encode the same captions with the same options once.
+
+    Args:
+        encode: the pipeline's method.
+        limit_bytes: of the embeddings that are kept (a T5's of a caption takes some MB). The first
+            ones are kept, not the last: every configuration needs all captions in the same order.
+
+    Returns:
+        A function that returns what the method does.
+    """
+    signature = inspect.signature(encode)
+    embeddings: dict[str, Any] = {}
+    free = limit_bytes
+
+    def encode_once(*args: Any, **kwargs: Any) -> Any:
+        nonlocal free
+        bound = signature.bind(*args, **kwargs).arguments
+        if not all(map(_is_plain, bound.values())):
+            return encode(*args, **kwargs)
+        key = repr(sorted(bound.items(), key=lambda pair: pair[0]))
+        if key in embeddings:
+            return embeddings[key]
+        embedding = encode(*args, **kwargs)
+        parts = embedding if isinstance(embedding, tuple | list) else (embedding,)
+        size = sum(part.nbytes for part in parts if isinstance(part, Tensor))
+        if size <= free:
+            embeddings[key], free = embedding, free - size
+        return embedding
+
+    return encode_once
