@@ -4,10 +4,11 @@
     python -m qsdm +model=emoji_unet avg_bits=3.25 candidates=12
     python -m qsdm +model=emoji_unet force=true
 
-Runs trace, calibrate, measure, train, attribute, search and realize. A stage is skipped when the store holds what it
-makes and nothing that it is made from has changed: ``stages.json`` in the model's store remembers for each stage a
-digest of its arguments and of the files that it reads, and those of the files that it wrote. measure runs only while
-there are fewer than ``num_labels`` labels. What realize measures is no label: it was proposed by a search.
+Runs trace, calibrate, measure, train, attribute, search and realize. A stage is skipped if the
+store holds what it writes and nothing that it reads has changed: ``stages.json`` in the model's
+store remembers for each stage a digest of its arguments and of the files that it reads, and digests
+of the files that it wrote. measure runs only while there are fewer than ``num_labels`` labels. What
+realize measures is not a label: a search has proposed it.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn, TypedDict
+from typing import TYPE_CHECKING, Any, NoReturn, TypedDict
 
 import qsdm
 from qsdm import run
 from qsdm.bounds import MANY, require
-from qsdm.denoisers import Model, weights_digest
+from qsdm.denoisers import weights_digest
 from qsdm.graph import canonical
 from qsdm.log import Log, ignore
 from qsdm.outcome import Objective
@@ -36,6 +37,12 @@ from qsdm.store import Store
 from qsdm.store.artifacts import Artifact
 from qsdm.store.files import decode
 from qsdm.workspace import Workspace, takes_workspace
+
+if TYPE_CHECKING:
+    from qsdm.engine import Engine
+    from qsdm.predictor import FitOptions
+    from qsdm.sensitivity import AttributionOptions
+    from qsdm.strategies import StrategyOptions
 
 COMMANDS = (
     "trace",
@@ -47,17 +54,12 @@ COMMANDS = (
     "realize",
     "recipe",
 )
-SKIPPED_ARGUMENTS = {
-    "workspace",
-    "log",
-    "engine",
-    "batch_size",
-    "page",
-}  # change no result, or are digested apart
+# They change no result, or are digested apart.
+SKIPPED_ARGUMENTS = {"workspace", "log", "engine", "batch_size", "page"}
 
 
 class StageEntry(TypedDict):
-    """What stages.json says of a stage: digests of all that it was made from, and of the files that it wrote."""
+    """What stages.json says of a stage: digests of all that it read, and of what it wrote."""
 
     inputs: str
     makes: dict[str, str | None]
@@ -80,8 +82,9 @@ class Stage:
     """One command of the main job.
 
     Attributes:
-        reads: artifacts that it is made from, beside the model's weights and its arguments.
-        makes: artifacts that say it is done.
+        name: of the command.
+        reads: artifacts that it reads, beside the model's weights.
+        makes: artifacts that it writes.
     """
 
     name: str
@@ -90,11 +93,16 @@ class Stage:
 
     @property
     def function(self) -> Callable[..., Any]:
+        """The command's function."""
         return getattr(import_module(f"qsdm.{self.name}"), self.name)
 
 
 def stages(space: str) -> list[Stage]:
-    """The stages in order, for a space's name."""
+    """List the stages in their order.
+
+    Args:
+        space: name of the space.
+    """
     tables = (f"calibration/{space}/table.safetensors", f"calibration/{space}/weights.safetensors")
     report, sensitivity, front = (
         f"predictor/{space}/report.json",
@@ -119,11 +127,11 @@ def stages(space: str) -> list[Stage]:
 @takes_workspace("model", "space", "objective", "predictor", "attribution", "strategy", "engine")
 def main(
     workspace: Workspace,
-    objective: Any,
-    predictor: Any,
-    attribution: Any,
-    strategy: Any,
-    engine: Any,
+    objective: Objective,
+    predictor: FitOptions,
+    attribution: AttributionOptions,
+    strategy: StrategyOptions,
+    engine: Engine,
     num_labels: int = 80,
     num_images: int = 256,
     seed_set: int = 0,
@@ -140,26 +148,27 @@ def main(
 
     Args:
         workspace: model, space and store.
-        objective: what is learnt and searched for: a linear form of metrics and costs.
-        predictor: how the graph network is fitted.
+        objective: what is learned and searched for: a weighted sum of metrics and costs.
+        predictor: how the graph networks are trained.
         attribution: how sensitivities are computed.
         strategy: of the search.
         engine: where measurements run.
-        num_labels: measured configurations that the predictor needs; what is missing is measured.
+        num_labels: number of labels that the predictor needs; missing ones are measured.
         num_images: pictures per measured configuration.
-        seed_set: of the labels; the final table uses the next one.
-        budget: configurations that the search may have predicted.
+        seed_set: of the starting noise of the labels; the final table uses the next one.
+        budget: number of configurations that the search may have predicted.
         avg_bits: the most bits per weight that the chosen configuration may have.
-        candidates: points of the front that are measured to choose one.
-        num_random: random configurations of our size in the final table.
-        batch_size: pictures drawn at a time.
+        candidates: number of points of the front that are measured to choose one.
+        num_random: number of random configurations of the same size in the final table.
+        batch_size: pictures that are drawn at a time.
         seed: of sampling, folds and search.
-        force: rerun stages that are up to date; what was measured is never measured again.
+        force: rerun stages that are up to date; no configuration is measured again.
+        log: receives what the stages report.
 
     Returns:
         Seconds per stage, 0 for a skipped one.
     """
-    given = dict(locals())
+    parameters = dict(locals())
     require(1, MANY, num_labels=num_labels, candidates=candidates, batch_size=batch_size)
     require(2, MANY, num_images=num_images)
     require(0, MANY, num_random=num_random)
@@ -169,21 +178,21 @@ def main(
         "realize": {"label_seed_set": seed_set, "seed_set": seed_set + 1},
         "measure": {"num_configs": num_labels},
     }
-    model, place = workspace.model, workspace.store
-    weights, seconds = weights_digest(model), {}
+    weights, seconds = weights_digest(workspace.model), {}
     ordered, began = stages(workspace.space_name), time.perf_counter()
     for number, stage in enumerate(ordered, 1):
         accepted = inspect.signature(stage.function).parameters
         arguments = {
-            k: v for k, v in (given | renamed.get(stage.name, {})).items() if k in accepted
+            k: v for k, v in (parameters | renamed.get(stage.name, {})).items() if k in accepted
         }
         heading = f"[{number}/{len(ordered)}] {stage.name}"
         if stage.name == "measure":
             labels = num_measured(workspace, objective, seed_set, num_images)
             why = f"{labels} of {num_labels} labels are measured" if labels >= num_labels else None
         else:
-            inputs = inputs_of(place, stage, model, weights, arguments)
-            why = "up to date" if not force and is_current(place, stage, inputs) else None
+            inputs = inputs_of(stage, weights, arguments)
+            current = not force and is_current(workspace.store, stage, inputs)
+            why = "up to date" if current else None
         seconds[f"{stage.name}_s"] = 0.0
         if why is not None:
             print(f"\n{heading}: {why}", flush=True)
@@ -193,9 +202,9 @@ def main(
         stage.function(**arguments)
         seconds[f"{stage.name}_s"] = round(time.perf_counter() - start, 3)
         if stage.name != "measure":
-            remember(place, stage, inputs_of(place, stage, model, weights, arguments))
+            remember(workspace.store, stage, inputs_of(stage, weights, arguments))
         print(f"{stage.name} took {seconds[f'{stage.name}_s']:.1f} s", flush=True)
-    print(f"\n{time.perf_counter() - began:.0f} s in all; see {place.path('report.html')}")
+    print(f"\n{time.perf_counter() - began:.0f} s in all; see {workspace.path('report.html')}")
     return seconds
 
 
@@ -220,60 +229,90 @@ def num_measured(workspace: Workspace, objective: Objective, seed_set: int, num_
     return len(labels) if labels.is_current(workspace.model) else 0
 
 
-def inputs_of(
-    place: Store, stage: Stage, model: Model, weights: str, arguments: Mapping[str, Any]
-) -> str:
-    """Digest of all that decides what a stage makes.
+def inputs_of(stage: Stage, weights: str, arguments: Mapping[str, Any]) -> str:
+    """Hash everything that decides what a stage writes.
 
     Args:
+        stage: one command.
         weights: digest of the pipeline's weights.
+        arguments: of the command's function, the workspace among them.
+
+    Returns:
+        The digest.
     """
+    workspace: Workspace = arguments["workspace"]
     settings = {
         key: plain(value) for key, value in arguments.items() if key not in SKIPPED_ARGUMENTS
     }
     parts: dict[str, Any] = {
         "version": qsdm.__version__,
-        "model": plain(model),
+        "model": plain(workspace.model),
         "weights": weights,
-        "space": plain(arguments["workspace"].spec) if stage.name != "trace" else None,
+        "space": plain(workspace.spec) if stage.name != "trace" else None,
         "settings": settings,
     }
-    parts["reads"] = {name: content(place.path(name)) for name in stage.reads}
+    parts["reads"] = {name: content(workspace.path(name)) for name in stage.reads}
     if stage.name == "calibrate":
-        parts["format"] = 2  # since then tables tell which weights they were made from
+        parts["format"] = 2  # since then tables tell which weights they were computed from
     if stage.name == "train":
         parts["outcomes"] = sorted(
             (*outcome.key, sorted(outcome.versions.items()))
-            for outcome in place.outcomes()
+            for outcome in workspace.store.outcomes()
             if outcome.is_label
         )
     return hashlib.sha256(canonical(parts)).hexdigest()
 
 
-def is_current(place: Store, stage: Stage, inputs: str) -> bool:
-    """Whether the store holds what the stage would make of these inputs."""
-    makes = {name: content(place.path(name)) for name in stage.makes}
-    return remembered(place).get(stage.name) == {"inputs": inputs, "makes": makes}
+def is_current(store: Store, stage: Stage, inputs: str) -> bool:
+    """Whether a store holds what a stage would write.
+
+    Args:
+        store: of the model.
+        stage: one command.
+        inputs: digest of what the stage reads today.
+    """
+    makes = {name: content(store.path(name)) for name in stage.makes}
+    return remembered(store).get(stage.name) == {"inputs": inputs, "makes": makes}
 
 
-def remember(place: Store, stage: Stage, inputs: str) -> None:
-    makes = {name: content(place.path(name)) for name in stage.makes}
-    entries = {**remembered(place), stage.name: {"inputs": inputs, "makes": makes}}
-    STAGES.write(place.path("stages.json"), {"stages": entries})
+def remember(store: Store, stage: Stage, inputs: str) -> None:
+    """Note in stages.json that a stage has run.
+
+    Args:
+        store: of the model.
+        stage: one command.
+        inputs: digest of what the stage has read.
+    """
+    makes = {name: content(store.path(name)) for name in stage.makes}
+    entries = {**remembered(store), stage.name: {"inputs": inputs, "makes": makes}}
+    STAGES.write(store.path("stages.json"), {"stages": entries})
 
 
-def remembered(place: Store) -> dict[str, StageEntry]:
-    """What stages.json says of each stage.
+def remembered(store: Store) -> dict[str, StageEntry]:
+    """Read what stages.json says of each stage.
+
+    Args:
+        store: of the model.
+
+    Returns:
+        Entries by name of the stage.
 
     Raises:
-        StoreError: it is damaged.
+        StoreError: the file is damaged.
     """
-    path = place.path("stages.json")
-    return STAGES.read(path, place.denoiser) if path.exists() else {}
+    path = store.path("stages.json")
+    return STAGES.read(path, store.denoiser) if path.exists() else {}
 
 
 def content(path: Path) -> str | None:
-    """sha256 of a file; None if there is none."""
+    """Hash a file.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        sha256; None if there is no file.
+    """
     if not path.is_file():
         return None
     with path.open("rb") as file:
@@ -281,7 +320,14 @@ def content(path: Path) -> str | None:
 
 
 def plain(value: Any) -> Any:
-    """What JSON can hold of an argument; objects by their class and fields."""
+    """Turn an argument into what JSON can hold; objects by their class and fields.
+
+    Args:
+        value: of the argument.
+
+    Returns:
+        Texts, numbers, lists and dictionaries.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"class": type(value).__qualname__, **fields}
@@ -293,7 +339,7 @@ def plain(value: Any) -> Any:
 
 
 def cli() -> NoReturn:
-    """What ``qsdm`` and ``python -m qsdm`` run: ``qsdm COMMAND ...`` one command, without one the main job."""
+    """Run one command, ``qsdm COMMAND ...``, or the main job without one."""
     first, rest = (sys.argv[1] if len(sys.argv) > 1 else ""), sys.argv[2:]
     if first in COMMANDS:
         run.main(getattr(import_module(f"qsdm.{first}"), first), rest)
@@ -303,9 +349,8 @@ def cli() -> NoReturn:
         sys.exit(f"qsdm has no command {first!r}: {guess}")
     if first in ("", "--help", "-h"):
         print(qsdm.__doc__)
-        print(
-            "qsdm COMMAND --help explains one command; without a command, all of them run in order:\n"
-        )
+        print("qsdm COMMAND --help explains one command;", end=" ")
+        print("without a command, all of them run in order:\n")
     run.main(main)
 
 

@@ -1,19 +1,23 @@
-"""Read the trained predictor: sensitivity of every weight under every method, per role, op and block.
+"""Explain the trained predictor: how sensitive every weight is to every method.
 
     python -m qsdm.attribute +model=emoji_unet
     python -m qsdm.attribute +model=emoji_unet attribution.num_configs=96 attribution.steps=64
 
-Writes ``sensitivity/<space>-{role,block,weights,interventions}.png`` and ``sensitivity/<space>.json``::
+Writes ``sensitivity/<space>.json``, and pictures of it in
+``sensitivity/<space>-{role,block,weights,interventions}.png``::
 
     schema              qsdm/sensitivities/1
     denoiser, space, objective, attribution (options), num_configs
-    sensitivities       by attribution: weights, methods, scores (harm by [weight][method]; null where not on offer),
-                        faithfulness
+    sensitivities       by attribution: weights, methods, scores (harm by [weight][method]; null
+                        where not on offer), faithfulness
     hops                by hop: harm of each weight's subgraph, mean over configurations
-    interventions       weight, method, measured harm and integrated gradients of each weight that was quantized alone
+    interventions       weight, method, measured harm and integrated gradients of each weight that
+                        was quantized alone
     tables              by role, op and block: rows (see `qsdm.sensitivity.tables.table`)
-    full_precision      predicted label, from which harms count, and the measured one (null if it was not measured)
-    completeness        harm (mean of f(x0) - f(x)), gap (greatest share of it that the attributions miss)
+    full_precision      predicted label, from which harms are counted, and the measured one (null if
+                        it was not measured)
+    completeness        harm (mean of f(x0) - f(x)), gap (greatest share of it that the attributions
+                        miss)
     provenance
 """
 
@@ -22,7 +26,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -34,6 +38,9 @@ from qsdm.sensitivity import AttributionOptions
 from qsdm.store.provenance import provenance
 from qsdm.store.schemas import SENSITIVITIES
 from qsdm.workspace import Workspace, takes_workspace
+
+if TYPE_CHECKING:
+    from qsdm.predictor import Predictor
 
 
 @takes_workspace("model", "space", "objective", "store", "attribution")
@@ -49,32 +56,31 @@ def attribute(
         workspace: model, space and store.
         objective: for which the predictor was trained.
         attribution: how many configurations are explained, and how finely.
-        log: takes what is logged.
+        log: receives the harms by role and op.
 
     Returns:
-        What was written.
+        The content of the JSON file.
 
     Raises:
         StoreError: an earlier stage has not run, or for another objective.
     """
     from qsdm.predictor import one_thread
 
-    made, predictor = workspace.space, workspace.predictor(objective)
-    measured, protocol = workspace.report["held_out"], workspace.report["protocol"]
+    space, predictor = workspace.space, workspace.predictor(objective)
+    held_out, protocol = workspace.report["held_out"], workspace.report["protocol"]
     outcomes = workspace.store.outcomes()
-    known = {o.qconfig.digest: o.qconfig for o in outcomes}
+    qconfigs = {outcome.qconfig.digest: outcome.qconfig for outcome in outcomes}
     pairs = [
-        (known[d], y)
-        for d, y in zip(measured["qconfig"], measured["measured"], strict=True)
-        if d in known
+        (qconfigs[str(digest)], float(value))
+        for digest, value in zip(held_out["qconfig"], held_out["measured"], strict=True)
+        if digest in qconfigs
     ]
-    labels = np.array([y for _, y in pairs])
-    genes = np.array([made.encode(qconfig) for qconfig, _ in pairs], dtype=np.int64).reshape(
-        len(pairs), len(made.options)
-    )
+    labels = np.array([value for _, value in pairs])
+    genes = np.array([space.encode(qconfig) for qconfig, _ in pairs], dtype=np.int64)
+    genes = genes.reshape(len(pairs), len(space.options))
 
-    full = full_precision(outcomes, protocol, objective, made.full_bits)
-    single = {} if full is None else alone(outcomes, protocol, objective, full, made)
+    full = full_precision(outcomes, protocol, objective, space.full_bits)
+    single = {} if full is None else alone(outcomes, protocol, objective, full, space)
     with one_thread():
         result = attributions(predictor, attribution, genes, labels, single)
     result["full_precision"]["measured"] = full
@@ -102,7 +108,17 @@ def attribute(
 def full_precision(
     outcomes: Sequence[Outcome], protocol: str, objective: Objective, full_bits: int
 ) -> float | None:
-    """The measured label of full precision; None if this protocol has not measured all of it."""
+    """Look up the measured label of full precision.
+
+    Args:
+        outcomes: of the model.
+        protocol: digest of the labels' protocol.
+        objective: makes a value of an outcome's metrics.
+        full_bits: bits of full precision.
+
+    Returns:
+        The label; None if the protocol has not measured all of its metrics.
+    """
     for outcome in outcomes:
         if outcome.protocol == protocol and not outcome.qconfig.methods:
             values = {**outcome.metrics, "avg_bits": float(full_bits)}
@@ -114,12 +130,19 @@ def full_precision(
 def alone(
     outcomes: Sequence[Outcome], protocol: str, objective: Objective, full: float, space: Space
 ) -> dict[tuple[str, QuantMethod], float]:
-    """Measured harm of each weight that was quantized alone under the protocol, by weight and method.
+    """Compute the measured harm of each weight that was quantized alone.
 
     Args:
-        full: label of full precision, from which harms count.
+        outcomes: of the model.
+        protocol: digest of the labels' protocol.
+        objective: makes a value of an outcome's metrics.
+        full: label of full precision, from which harms are counted.
+        space: of the weights.
+
+    Returns:
+        Harms by weight and method.
     """
-    found = {}
+    harms = {}
     for outcome in outcomes:
         if outcome.protocol == protocol and len(outcome.qconfig.methods) == 1:
             values = {
@@ -127,22 +150,28 @@ def alone(
                 "avg_bits": avg_bits(space.graph, outcome.qconfig, space.full_bits),
             }
             if all(values.get(name) is not None for name in objective.weights):
-                found[next(iter(outcome.qconfig.methods.items()))] = full - objective(values)
-    return found
+                harms[next(iter(outcome.qconfig.methods.items()))] = full - objective(values)
+    return harms
 
 
 def attributions(
-    predictor: Any,
+    predictor: Predictor,
     options: AttributionOptions,
     genes: np.ndarray,
     labels: np.ndarray,
     measured: Mapping[tuple[str, QuantMethod], float],
 ) -> dict[str, Any]:
-    """Everything that is computed, as plain data; see `attribute`.
+    """Compute sensitivities and their faithfulness.
 
     Args:
-        genes, labels: measured configurations, int64 [B, W] and float64 [B], for the faithfulness; may be empty.
+        predictor: a trained predictor.
+        options: how many configurations are explained, and how finely.
+        genes: int64 [B, W], measured configurations, for the faithfulness; may be empty.
+        labels: float64 [B], their labels.
         measured: harm of weights that were quantized alone, by weight and method; may be empty.
+
+    Returns:
+        Plain data, see `attribute`.
     """
     import torch
     from tqdm import tqdm
@@ -163,9 +192,8 @@ def attributions(
     harms, gaps = np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
     progress.update()
     hops = hop_harms(predictor, explained)
-    few = explained[
-        : max(4, options.num_configs // 9)
-    ]  # ablation of single weights asks 2 W times per configuration
+    # Ablation of single weights asks 2 W times per configuration.
+    few = explained[: max(4, options.num_configs // 9)]
     single = ablation(predictor, few, np.arange(len(names)))
     progress.update()
     tables = {}
@@ -180,8 +208,8 @@ def attributions(
     progress.close()
 
     columns = predictor.encoding.columns_of(genes)
-    seen_alone = single["from_full"].mean(axis=0)
-    found = {}
+    quantized_alone = single["from_full"].mean(axis=0)
+    sensitivities: dict[str, Sensitivity] = {}
     for name, values, used in (
         ("integrated_gradients", harms, explained),
         ("ablation_to_full", single["to_full"], few),
@@ -189,19 +217,19 @@ def attributions(
         ("hops", hops.sum(axis=0), explained),
     ):
         scores = by_decision(space, used, values)
-        made = Sensitivity(names, space.methods, scores, name)
+        sensitivity = Sensitivity(names, space.methods, scores, name)
         faith = {
             "deletion": deletion(
                 predictor, used[0], values[0], np.random.default_rng(options.seed)
             ),
-            "agreement": srcc(values.mean(axis=0), seen_alone),
+            "agreement": srcc(values.mean(axis=0), quantized_alone),
         }
         if len(labels) > 2:
-            faith["additive_srcc"] = additive_srcc(made, columns, labels)
-        faith |= interventions(made, measured)
-        found[name] = dataclasses.replace(made, faithfulness=faith)
+            faith["additive_srcc"] = additive_srcc(sensitivity, columns, labels)
+        faith |= interventions(sensitivity, measured)
+        sensitivities[name] = dataclasses.replace(sensitivity, faithfulness=faith)
     total = harms.sum(axis=1) + gaps
-    gradients = found["integrated_gradients"]
+    gradients = sensitivities["integrated_gradients"]
     compared = [
         {"weight": weight, "method": str(method), "measured": harm, "integrated_gradients": score}
         for (weight, method), harm in measured.items()
@@ -211,7 +239,7 @@ def attributions(
         full = float(answer(predictor)(torch.from_numpy(predictor.encoding.full_precision())))
     return {
         "attribution": dataclasses.asdict(options),
-        "sensitivities": {name: made.to_json() for name, made in found.items()},
+        "sensitivities": {name: one.to_json() for name, one in sensitivities.items()},
         "hops": {
             str(m): dict(zip(names, hop.mean(axis=0).tolist(), strict=True))
             for m, hop in enumerate(hops)
@@ -224,7 +252,13 @@ def attributions(
 
 
 def draw(result: dict[str, Any], path: Path, objective: Objective) -> None:
-    """Write the pictures beside ``path``."""
+    """Draw sensitivities.
+
+    Args:
+        result: what `attribute` returns.
+        path: of the JSON file, beside which the pictures are written.
+        objective: for their axes.
+    """
     from qsdm.sensitivity import Sensitivity
     from qsdm.sensitivity.plots import against_measured, bars, heat_map
 
@@ -238,15 +272,19 @@ def draw(result: dict[str, Any], path: Path, objective: Objective) -> None:
         bars(result["tables"][kind], kind, unit).savefig(
             path.with_name(f"{path.stem}-{kind}.png"), dpi=150
         )
-    made = Sensitivity.from_json(result["sensitivities"]["integrated_gradients"])
-    heat_map(made, unit).savefig(path.with_name(f"{path.stem}-weights.png"), dpi=150)
+    gradients = Sensitivity.from_json(result["sensitivities"]["integrated_gradients"])
+    heat_map(gradients, unit).savefig(path.with_name(f"{path.stem}-weights.png"), dpi=150)
     if len(result["interventions"]) > 2:
         figure = against_measured(result["interventions"], unit)
         figure.savefig(path.with_name(f"{path.stem}-interventions.png"), dpi=150)
 
 
 def print_sensitivity(result: dict[str, Any]) -> None:
-    """Tables per role and per block, completeness and faithfulness, on the terminal."""
+    """Print tables by role and by block, completeness and faithfulness.
+
+    Args:
+        result: what `attribute` returns.
+    """
     from qsdm.sensitivity.tables import text
 
     for kind in ("role", "block"):
@@ -254,16 +292,15 @@ def print_sensitivity(result: dict[str, Any]) -> None:
         print()
     gap, harm = result["completeness"]["gap"], result["completeness"]["harm"]
     print(
-        f"mean harm of the explained configurations: {harm:.3f}; attributions miss {gap:.2%} of it at most"
+        f"mean harm of the explained configurations: {harm:.3f}; attributions miss {gap:.2%} "
+        "of it at most"
     )
     full = result["full_precision"]
     measured = "not measured" if full["measured"] is None else f"measured {full['measured']:.3f}"
     print(f"full precision, from which harms count: predicted {full['predicted']:.3f}, {measured}")
-    for name, made in result["sensitivities"].items():
-        print(
-            f"{name:<22}"
-            + ", ".join(f"{key} {value:.3f}" for key, value in made["faithfulness"].items())
-        )
+    for name, one in result["sensitivities"].items():
+        scores = (f"{key} {value:.3f}" for key, value in one["faithfulness"].items())
+        print(f"{name:<22}{', '.join(scores)}")
 
 
 if __name__ == "__main__":

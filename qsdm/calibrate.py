@@ -1,9 +1,10 @@
-"""Quantizes every weight of a denoiser with every method of a space: errors, sizes, and a packed store to measure from.
+"""Quantize every weight of a denoiser with every method of a space.
 
     python -m qsdm.calibrate +model=emoji_unet
     python -m qsdm.calibrate +model=sdxl path=DIRECTORY space=wide
 
-Writes ``calibration/<space>/table.safetensors`` and ``weights.safetensors``; graph.html then shows the errors.
+Writes ``calibration/<space>/table.safetensors`` (errors and sizes) and ``weights.safetensors`` (the
+quantized weights, from which configurations are measured); graph.html then shows the errors.
 """
 
 from __future__ import annotations
@@ -26,18 +27,19 @@ def calibrate(
     error: str = "relative",
     log: Log = ignore,
 ) -> MethodTable:
-    """Errors and bytes of every weight under every method.
+    """Compute errors and bytes of every weight under every method.
 
     Args:
         workspace: model, space and store.
         error: ``relative``, or ``paper`` for the errors as the paper's release computes them.
+        log: receives the progress.
 
     Returns:
-        The table, which lies with the packed weights in the store, calibration/<space>/; graph.html shows it.
+        The table, which is in the store beside the quantized weights.
 
     Raises:
-        StoreError: the denoiser was not traced yet.
-        ModelError: there are no weights.
+        StoreError: the denoiser was not traced.
+        ModelError: the weights are not here.
     """
     from qsdm.quant import calibration
 
@@ -54,7 +56,12 @@ def calibrate(
 
 
 def summary(space: Space, table: MethodTable) -> str:
-    """One line per method: how many weights it is on offer for, average bits and mean error over these."""
+    """Format one line per method: number of weights with it, their average bits and mean error.
+
+    Args:
+        space: whose weights are counted.
+        table: errors and bytes of the weights.
+    """
     import numpy as np
 
     numel = np.array([weight.numel for weight in space.graph.weights], dtype=np.float64)
@@ -62,9 +69,8 @@ def summary(space: Space, table: MethodTable) -> str:
     for i, method in enumerate(table.methods):
         on_offer = ~np.isnan(table.rel_error[:, i])
         bits = 8 * table.size_bytes[on_offer, i].sum() / numel[on_offer].sum()
-        lines.append(
-            f"{method!s:<16}{on_offer.sum():>8}{bits:>10.4f}{table.rel_error[on_offer, i].mean():>11.5f}"
-        )
+        error = table.rel_error[on_offer, i].mean()
+        lines.append(f"{method!s:<16}{on_offer.sum():>8}{bits:>10.4f}{error:>11.5f}")
     return "\n".join(lines)
 
 

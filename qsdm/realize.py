@@ -1,14 +1,15 @@
-"""The best configurations of the search are realized, measured and compared; the best becomes ours.
+"""Measure the best configurations of the search, choose one and compare it with others.
 
     python -m qsdm.realize +model=emoji_unet
     python -m qsdm.realize +model=emoji_unet avg_bits=3.25 candidates=12
 
-The front's best predicted points are measured under the protocol of the labels, by which the best of them is chosen.
-Then it is measured on fresh seeds that nothing before has seen, beside full precision, every uniform configuration, and
-random ones of its size.
+The front's best predicted points are measured under the protocol of the labels, and the best of
+them is chosen. Then it is measured on fresh seeds, which nothing has seen before, beside full
+precision, every uniform configuration, and random ones of its size.
 
-Writes ``summary.json`` (measured values only), ``chosen.json`` (the configuration), ``checkpoint/`` (the pipeline, its
-denoiser packed: `qsdm.checkpoint.load_quantized`; a model card), ``pictures/*.png`` and ``report.html``.
+Writes ``summary.json`` (measured values only), ``chosen.json`` (the configuration), ``checkpoint/``
+(the pipeline with its denoiser packed, see `qsdm.checkpoint.load_quantized`, and a model card),
+``pictures/*.png`` and ``report.html``.
 """
 
 from __future__ import annotations
@@ -55,18 +56,21 @@ def realize(
     engine: Engine = Local(),  # noqa: B008 (a frozen value)
     log: Log = ignore,
 ) -> dict[str, Any]:
-    """Choose among the front's points by measuring them, and measure the chosen one beside what it must beat.
+    """Choose among the front's points by measuring them, and compare the chosen one with others.
 
     Args:
         workspace: model, space and store.
         objective: by which the best candidate is chosen.
-        avg_bits: of the chosen configuration, at most.
-        candidates: points of the front that are measured.
-        num_images: per configuration, in both rounds.
-        label_seed_set: noise of the first round, that of the labels.
-        seed_set: noise of the second round.
-        num_random: random configurations within 1 % of the chosen one's bytes.
+        avg_bits: the most bits per weight that the chosen configuration may have.
+        candidates: number of points of the front that are measured.
+        num_images: pictures per configuration, in both rounds.
+        label_seed_set: starting noise of the first round, that of the labels.
+        seed_set: starting noise of the second round.
+        num_random: number of random configurations within 1 % of the chosen one's bytes.
         seed: of the random configurations.
+        batch_size: pictures that are drawn at a time.
+        engine: where workers run.
+        log: receives the metrics of every outcome, the pictures and the page.
 
     Returns:
         What summary.json holds.
@@ -90,7 +94,8 @@ def realize(
     learned = workspace.path(f"predictor/{space_name}/report.json")
     if learned.exists() and REPORT.read(learned, workspace.name)["seed_set"] == seed_set:
         raise ValueError(
-            f"wanted fresh noise, but the predictor's labels have seed_set={seed_set}: give another one"
+            f"wanted fresh noise, but the predictor's labels have seed_set={seed_set}: "
+            "give another one"
         )
     with open_session(workspace, engine, batch_size) as ready:
         front = ready.store.read(FRONT, f"search/{space_name}.json")
@@ -101,9 +106,9 @@ def realize(
         ours = choose(ready.space, objective, measured, proposed)
         CHOSEN.write(ready.store.path("chosen.json"), ours.to_json())
 
-        rows = compared(ready.space, ours, num_random, np.random.default_rng(seed))
+        rows = table_configs(ready.space, ours, num_random, np.random.default_rng(seed))
         fresh = ready.protocol(seed_set, num_images)
-        found = ready.measure(list(rows.values()), fresh, "realize", log)
+        compared = ready.measure(list(rows.values()), fresh, "realize", log)
         summary: dict[str, Any] = {
             "schema": SUMMARY.schema,
             "denoiser": workspace.name,
@@ -115,7 +120,9 @@ def realize(
             "seed_set": seed_set,
             "label_seed_set": label_seed_set,
             "protocol": fresh.to_json(),
-            "rows": [row(ready.space, name, found.of(qconfig)) for name, qconfig in rows.items()],
+            "rows": [
+                row(ready.space, name, compared.of(qconfig)) for name, qconfig in rows.items()
+            ],
             "candidates": [
                 {"predicted": point["predicted"]}
                 | row(ready.space, qconfig.digest[:12], measured.of(qconfig))
@@ -125,7 +132,7 @@ def realize(
             "provenance": provenance(),
         }
         summary["checkpoint"] = write_checkpoint(ready, workspace.packed, ours)
-        write_card(ready, fresh, found.of(ours), found.of(rows["fp"]))
+        write_card(ready, fresh, compared.of(ours), compared.of(rows["fp"]))
         SUMMARY.write(ready.store.path("summary.json"), summary)
         draw(ready, rows, summary["rows"], fresh)
     finish(ready, space_name, summary, log)
@@ -133,10 +140,18 @@ def realize(
 
 
 def best_points(front: Mapping[str, Any], avg_bits: float, candidates: int) -> list[dict[str, Any]]:
-    """The best predicted points of at most ``avg_bits``, best first.
+    """Choose the best predicted points of a front.
 
-    Neighbours on a front are near copies of each other: points that differ in fewer than one weight in twenty from a
-    better one are taken only where nothing else is left.
+    Neighbors on a front are near copies of each other: points that differ in fewer than one weight
+    in twenty from a better one are taken only where nothing else is left.
+
+    Args:
+        front: what `search` wrote.
+        avg_bits: the most bits per weight.
+        candidates: number of points.
+
+    Returns:
+        The points, best first.
 
     Raises:
         ValueError: there is none.
@@ -148,7 +163,7 @@ def best_points(front: Mapping[str, Any], avg_bits: float, candidates: int) -> l
     if not points:
         least = min((point["avg_bits"] for point in front["points"]), default=float("nan"))
         raise ValueError(
-            f"wanted a larger avg_bits: the front's least point has {least:.4f} (got {avg_bits})"
+            f"wanted a larger avg_bits: the front's smallest point has {least:.4f} (got {avg_bits})"
         )
     distinct: list[dict[str, Any]] = []
     for point in points:
@@ -162,31 +177,58 @@ def best_points(front: Mapping[str, Any], avg_bits: float, candidates: int) -> l
 
 
 def num_changed(a: Mapping[str, Any], b: Mapping[str, Any]) -> int:
-    """Weights whose method differs between two configurations, in their JSON form."""
+    """Count the weights whose method differs between two configurations.
+
+    Args:
+        a: a configuration as JSON.
+        b: another one.
+    """
     return sum(method != b["methods"].get(name) for name, method in a["methods"].items())
 
 
 def choose(
     space: Space, objective: Objective, measured: Measured, proposed: Sequence[QuantConfig]
 ) -> QuantConfig:
-    """The candidate whose measured outcome the objective likes best."""
+    """Choose the candidate with the best measured outcome.
+
+    Args:
+        space: of the candidates.
+        objective: makes a value of an outcome's metrics.
+        measured: outcomes of the candidates.
+        proposed: the candidates.
+
+    Returns:
+        The best one.
+
+    Raises:
+        EvaluationError: no candidate could be measured.
+    """
 
     def quality(qconfig: QuantConfig) -> float:
         bits = cost.avg_bits(space.graph, qconfig, space.full_bits)
         return objective({**measured.outcomes[qconfig.digest].metrics, "avg_bits": bits})
 
-    able = [qconfig for qconfig in proposed if qconfig.digest in measured.outcomes]
-    if not able:
-        raise EvaluationError(
-            f"no candidate could be measured: {next(iter(measured.failures.values()), 'there is none')}"
-        )
-    return max(able, key=quality)
+    finite = [qconfig for qconfig in proposed if qconfig.digest in measured.outcomes]
+    if not finite:
+        reason = next(iter(measured.failures.values()), "there is none")
+        raise EvaluationError(f"no candidate could be measured: {reason}")
+    return max(finite, key=quality)
 
 
-def compared(
+def table_configs(
     space: Space, ours: QuantConfig, num_random: int, rng: np.random.Generator
 ) -> dict[str, QuantConfig]:
-    """Rows of the final table by name."""
+    """List the rows of the final table.
+
+    Args:
+        space: of the configurations.
+        ours: the chosen configuration.
+        num_random: number of random configurations of its size.
+        rng: source of random numbers.
+
+    Returns:
+        Configurations by name.
+    """
     from qsdm.strategies.random import near
 
     methods = sorted((m for m in space.methods if not m.is_full), key=lambda m: (-m.bits, m.name))
@@ -200,6 +242,16 @@ def compared(
 
 
 def row(space: Space, name: str, outcome: Outcome) -> dict[str, Any]:
+    """Describe a measured configuration.
+
+    Args:
+        space: of the configuration.
+        name: of the row.
+        outcome: of the configuration.
+
+    Returns:
+        A row of the summary.
+    """
     return {
         "name": name,
         "avg_bits": cost.avg_bits(space.graph, outcome.qconfig, space.full_bits),
@@ -212,7 +264,16 @@ def row(space: Space, name: str, outcome: Outcome) -> dict[str, Any]:
 
 
 def write_checkpoint(ready: Session, directory: Path, ours: QuantConfig) -> dict[str, int]:
-    """The pipeline with ``ours`` packed, as files; their bytes by kind."""
+    """Write the pipeline with its denoiser packed.
+
+    Args:
+        ready: the running session.
+        directory: of the quantized weights.
+        ours: the chosen configuration.
+
+    Returns:
+        Bytes of the denoiser's file by kind.
+    """
     from qsdm.checkpoint import save_quantized
     from qsdm.denoisers import denoiser_tensors, load_pipeline
     from qsdm.quant.calibration import PackedWeights
@@ -220,7 +281,7 @@ def write_checkpoint(ready: Session, directory: Path, ours: QuantConfig) -> dict
     packed = PackedWeights(directory)
     packed.require(denoiser_tensors(ready.model), ready.space.graph)
     bits = ready.space.full_bits
-    found = save_quantized(
+    contents = save_quantized(
         load_pipeline(ready.model, dtype=f"float{bits}"),
         ready.model.component,
         ready.space.graph,
@@ -230,14 +291,21 @@ def write_checkpoint(ready: Session, directory: Path, ours: QuantConfig) -> dict
         bits,
     )
     return {
-        "packed_bytes": found.packed_bytes,
-        "unquantized_bytes": sum(found.plain.values()),
-        "header_bytes": found.header_bytes,
+        "packed_bytes": contents.packed_bytes,
+        "unquantized_bytes": sum(contents.plain.values()),
+        "header_bytes": contents.header_bytes,
     }
 
 
 def write_card(ready: Session, protocol: Protocol, outcome: Outcome, full: Outcome) -> None:
-    """A README.md for the checkpoint, where there is none or one of ours."""
+    """Write a README.md for the checkpoint, unless the user has written one.
+
+    Args:
+        ready: the running session.
+        protocol: of the outcomes.
+        outcome: of the chosen configuration.
+        full: outcome of full precision.
+    """
     from qsdm.checkpoint import card
     from qsdm.measurement import memory
 
@@ -255,7 +323,14 @@ def draw(
     table: Sequence[Mapping[str, Any]],
     protocol: Protocol,
 ) -> None:
-    """Grids of full precision, of the best uniform configuration of each bit width, of ours; and all of them in one."""
+    """Draw grids of full precision, of the best uniform configurations and of ours.
+
+    Args:
+        ready: the running session.
+        rows: configurations by name.
+        table: their measured rows.
+        protocol: how the pictures are drawn.
+    """
     from qsdm.measurement.worker import read_full
     from qsdm.report import grids
 
@@ -282,7 +357,15 @@ def draw(
 
 
 def best_uniform(ready: Session, table: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names of the uniform rows of each bit width that are best by the first metric, most bits first."""
+    """Choose the uniform configuration of each bit width that is best by the first metric.
+
+    Args:
+        ready: the running session.
+        table: measured rows.
+
+    Returns:
+        Names of the rows, most bits first.
+    """
     name_of, metric = next(iter(ready.model.metrics.items()))
     sign = 1 if metric.larger_is_better else -1
     widths: dict[int, list[Mapping[str, Any]]] = {}
@@ -298,7 +381,14 @@ def best_uniform(ready: Session, table: Sequence[Mapping[str, Any]]) -> list[str
 
 
 def finish(ready: Session, space_name: str, summary: Mapping[str, Any], log: Log) -> None:
-    """Print the table, write the page, log both."""
+    """Print the table, write the page and log both.
+
+    Args:
+        ready: the session.
+        space_name: name of the space.
+        summary: what `realize` returns.
+        log: receives metrics, pictures and the page.
+    """
     from qsdm.measurement import memory
     from qsdm.report import page, results
 
@@ -321,21 +411,20 @@ def finish(ready: Session, space_name: str, summary: Mapping[str, Any], log: Log
                 if value is not None
             }
         )
-    if (said := results.sentence(summary)) is not None:
-        print(said)
+    if (sentence := results.sentence(summary)) is not None:
+        print(sentence)
     size = summary["checkpoint"]
     print(
         f"checkpoint: {ready.store.path('checkpoint')}, denoiser {sum(size.values()):,} bytes "
-        f"(packed {size['packed_bytes']:,}, unquantized {size['unquantized_bytes']:,}, header {size['header_bytes']:,})"
+        f"(packed {size['packed_bytes']:,}, unquantized {size['unquantized_bytes']:,}, "
+        f"header {size['header_bytes']:,})"
     )
     ours = CHOSEN.read(ready.store.path("chosen.json"), ready.model.name)
     print(memory.memory_of(ready.model, ready.space.graph, [ours]).line(ready.batch_size))
     target = ready.store.path("report.html")
     try:
         page.write(target, results.read(ready.store, space_name, ready.space.full_bits))
-    except (
-        StoreError
-    ) as error:  # the measured table is written; a page that cannot be drawn does not undo it
+    except StoreError as error:  # the measured table is written; a missing page does not undo it
         print(f"no page: {error}")
         return
     print(target)

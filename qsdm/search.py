@@ -1,4 +1,4 @@
-"""Search configurations on the predictor: best predicted quality against bytes.
+"""Search for configurations: the best predicted quality at every size.
 
     python -m qsdm.search +model=emoji_unet
     python -m qsdm.search +model=emoji_unet strategy=random budget=5000
@@ -10,11 +10,14 @@ Writes ``search/<space>.json``::
     denoiser, space, objective, strategy, seed, budget, kappa, max_bits
     num_evaluations     configurations that the predictor was asked for, baselines included
     points              the front of all of them, by rising bytes:
-                        qconfig, predicted (mean of the folds), std (over the folds), avg_bits, size_bytes
+                        qconfig, predicted (mean of the folds), std (over the folds), avg_bits,
+                        size_bytes
     baselines           by name: points (predicted, std, avg_bits, size_bytes; its own front) of
-                        greedy (predicted sensitivity per byte), greedy_error (weight error per byte), random, uniform
-    hypervolume         by name, ``front`` and ``strategy`` (the strategy's own proposals) among them: the share of the
-                        box between the best and the worst of all evaluated configurations that the front dominates
+                        greedy (predicted sensitivity per byte), greedy_error (weight error per
+                        byte), random, uniform
+    hypervolume         by name, ``front`` and ``strategy`` (the strategy's own proposals) among
+                        them: the share of the box between the best and the worst of all evaluated
+                        configurations that the front dominates
     provenance
 """
 
@@ -39,7 +42,7 @@ from qsdm.strategies.greedy import path, spread
 from qsdm.workspace import Workspace, takes_workspace
 
 Predict = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""Genes, int64 [B, W] => mean and standard deviation of the quality over the folds, float64 [B] each."""
+"""Genes, int64 [B, W] => mean and standard deviation of the quality over the folds, float64 [B]."""
 
 
 @takes_workspace("model", "space", "objective", "strategy", "store")
@@ -54,16 +57,19 @@ def search(
     seed: int = 0,
     log: Log = ignore,
 ) -> dict[str, Any]:
-    """Minimise (-predicted quality, bytes) and store the front.
+    """Minimize minus the predicted quality and the bytes, and store the front.
 
     Args:
         workspace: model, space and store.
         objective: for which the predictor was trained.
         strategy: how configurations are proposed.
         max_bits: average bits above which configurations are of no interest; None for no limit.
-        budget: configurations that the strategy may have predicted.
-        kappa: standard deviations over the folds that are taken off the predicted mean, >= 0.
-        max_points: of the stored front, evenly spaced over it.
+        budget: number of configurations that the strategy may have predicted.
+        kappa: number of standard deviations over the folds that are subtracted from the predicted
+            mean, not negative.
+        max_points: number of points of the stored front, evenly spaced over it.
+        seed: of the random configurations and the strategy.
+        log: receives the progress and the hypervolumes.
 
     Returns:
         What was written.
@@ -109,7 +115,25 @@ def search_front(
     seed: int = 0,
     log: Log = ignore,
 ) -> dict[str, Any]:
-    """The search itself, on any predictor; see `search`."""
+    """Search on any predictor.
+
+    Args:
+        predict: predicts the quality of configurations.
+        problem: the space with sizes and errors of its options.
+        strategy: see `search`.
+        max_bits: see `search`.
+        budget: see `search`.
+        kappa: see `search`.
+        max_points: see `search`.
+        seed: see `search`.
+        log: see `search`.
+
+    Returns:
+        What `search` writes, apart from names and provenance.
+
+    Raises:
+        ValueError: a value is out of range, or nothing in the space has at most ``max_bits``.
+    """
     from tqdm import tqdm
 
     if budget < 1 or max_points < 1:
@@ -192,7 +216,9 @@ class Archive:
     """Every configuration that was predicted, once each.
 
     Attributes:
-        values: float64 [A, 2]: -(mean - kappa std) of the predicted quality, bytes.
+        problem: the space with sizes of its options.
+        predict: predicts the quality of configurations.
+        kappa: number of standard deviations that are subtracted from the predicted mean.
     """
 
     problem: Problem
@@ -208,7 +234,17 @@ class Archive:
         return np.stack([self.kappa * std - mean, size], axis=1)
 
     def evaluate(self, genes: np.ndarray) -> np.ndarray:
-        """Genes, int64 [B, W] => values, float64 [B, 2], to be minimised."""
+        """Predict configurations that were not predicted before.
+
+        Args:
+            genes: int64 [B, W].
+
+        Returns:
+            Values to minimize, float64 [B, 2]: minus the quality, and bytes.
+
+        Raises:
+            ValueError: a prediction is not finite.
+        """
         keys = [row.tobytes() for row in np.ascontiguousarray(genes, dtype=np.int64)]
         new = list({key: i for i, key in enumerate(keys) if key not in self._rows}.values())
         if new:
@@ -231,7 +267,17 @@ class Archive:
         max_bytes: float = np.inf,
         qconfigs: bool = False,
     ) -> list[dict[str, Any]]:
-        """The front of what was evaluated (or of the configurations ``among`` it), by rising bytes."""
+        """List the front of the evaluated configurations, by rising bytes.
+
+        Args:
+            among: genes, int64 [B, W], of evaluated configurations; None for all of them.
+            max_points: number of points at most, evenly spaced over the front.
+            max_bytes: configurations of more are left out.
+            qconfigs: whether points contain their configuration.
+
+        Returns:
+            predicted, std, avg_bits and size_bytes of each point.
+        """
         genes = (
             self._genes
             if among is None
@@ -257,13 +303,15 @@ class Archive:
 
 
 def sensitivity(archive: Archive, contexts: np.ndarray) -> np.ndarray:
-    """What each option of each weight costs in predicted quality, averaged over the configurations it is placed into.
+    """Compute what each option of each weight costs in predicted quality.
 
     Args:
-        contexts: genes, int64 [R, W].
+        archive: predicts.
+        contexts: genes, int64 [R, W], of configurations into which the options are placed; costs
+            are averaged over them.
 
     Returns:
-        float64 [W, O]; 0 for a weight's best option, infinite beyond its options.
+        Float64 [W, O]; 0 for a weight's best option, infinite beyond its options.
     """
     problem = archive.problem
     harm = np.full(problem.size_bytes.shape, np.inf)
@@ -276,19 +324,43 @@ def sensitivity(archive: Archive, contexts: np.ndarray) -> np.ndarray:
 
 
 def references(problem: Problem, rng: np.random.Generator, num: int = 4) -> np.ndarray:
-    """Configurations into which single weights are placed: random ones, from the space's fewest bits to its most."""
+    """Draw configurations into which single options are placed, from the smallest to the largest.
+
+    Args:
+        problem: the space with sizes of its options.
+        rng: source of random numbers.
+        num: how many.
+
+    Returns:
+        Genes, int64 [num, W].
+    """
     drawn = problem.sample(rng, 25 * num)
     order = np.argsort(problem.size_of(drawn), kind="stable")
     return drawn[order[np.linspace(0, len(order) - 1, num + 2)[1:-1].astype(np.int64)]]
 
 
 def uniform_genes(space: Space) -> np.ndarray:
-    """The uniform configurations of the space: one per method that is on offer."""
+    """List the uniform configurations of a space: one per method that is on offer.
+
+    Args:
+        space: of the configurations.
+
+    Returns:
+        Genes, int64 [B, W].
+    """
     return np.unique([space.encode(space.uniform(method)) for method in space.methods], axis=0)
 
 
 def seeds_of(starts: dict[str, np.ndarray], num: int = 40) -> list[np.ndarray]:
-    """What the strategy begins with: all uniform configurations, and an even choice of both greedy paths."""
+    """Choose what the strategy begins with: all uniform configurations and some of the greedy ones.
+
+    Args:
+        starts: genes of the baselines, by name.
+        num: number of configurations of the better greedy path; of the other, half as many.
+
+    Returns:
+        Genes, int64 [B, W] each.
+    """
     return [
         starts["uniform"],
         spread(starts["greedy"], num),
@@ -297,7 +369,12 @@ def seeds_of(starts: dict[str, np.ndarray], num: int = 40) -> list[np.ndarray]:
 
 
 def print_front(result: dict[str, Any], rows: int = 8) -> None:
-    """The front's table and the hypervolumes, on the terminal."""
+    """Print a front and the hypervolumes.
+
+    Args:
+        result: what `search` returns.
+        rows: number of points that are shown, evenly spaced over the front.
+    """
     points = result["points"]
     print(f"{'avg bits':>9} {'bytes':>13} {'predicted':>10} {'std':>8}")
     for i in np.unique(np.linspace(0, len(points) - 1, rows).astype(int)):
@@ -318,7 +395,8 @@ def _max_bytes(problem: Problem, max_bits: float | None) -> float:
     if not max_bits * num_values / 8 >= smallest:
         least = 8 * smallest / num_values
         raise ValueError(
-            f"max_bits={max_bits:g} is below the smallest configuration of the space, {least:.3f} bits"
+            f"max_bits={max_bits:g} is below the smallest configuration of the space, "
+            f"{least:.3f} bits"
         )
     return max_bits * num_values / 8
 

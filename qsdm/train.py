@@ -145,8 +145,8 @@ def print_report(report: dict[str, Any]) -> None:
         report: what `train` returns.
     """
     print(
-        f"{report['num_outcomes']} outcomes, {len(report['epochs'])} folds, {report['seconds']:.0f} s; "
-        "on held-out configurations:"
+        f"{report['num_outcomes']} outcomes, {len(report['epochs'])} folds, "
+        f"{report['seconds']:.0f} s; on held-out configurations:"
     )
     print(f"{'predictor':<12}{'srcc':>16}{'ndcg@10':>16}")
     for name, scores in report["scores"].items():

@@ -1,10 +1,11 @@
-"""One model, one space and one store: each artifact of them is opened once, or the command that makes it is named.
+"""One model, one space and one store: the Python entry to everything that commands have made.
 
     emoji = qsdm.open("emoji_unet")
     emoji.graph, emoji.space, emoji.table
     emoji.predictor(Objective({"fd_lite0": -1}))
 
-An artifact whose file changed since is opened again.
+Each artifact is opened once, and again when its file has changed. If one is missing, the error
+names the command that makes it.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class Workspace:
 
     Attributes:
         model: whose denoiser is quantized.
-        spec: methods on offer, and which weights are split; None before there is a graph to apply it to.
+        spec: methods on offer, and which weights are split by their inputs; None where no space is
+            needed, as by `trace`.
         root: folder of the artifacts, one folder per model in it.
     """
 
@@ -52,37 +54,47 @@ class Workspace:
     def of_keys(
         cls, model: Model, space: SpaceSpec | None = None, store: Path = Path("store")
     ) -> Workspace:
-        """From the keys of a command line, which this function's signature declares.
+        """Open a workspace by the keys of a command line, which this signature declares.
 
         Args:
             model: whose denoiser is quantized.
             space: methods on offer, and which weights are split by their inputs.
             store: folder of the artifacts.
+
+        Returns:
+            The workspace.
         """
         return cls(model, space, Path(store))
 
     @property
     def name(self) -> str:
-        """Of the model; its artifacts lie under it."""
+        """Name of the model; its artifacts lie under it."""
         return self.model.name
 
     @property
     def store(self) -> Store:
-        """The artifacts, those that ship with the model among them."""
+        """The model's artifacts, including those that ship with it."""
         from qsdm.measurement.protocol import adopted
 
         return Store(self.root, self.model.name, functools.partial(adopted, model=self.model))
 
     def path(self, name: str) -> Path:
-        """Where the artifact ``name`` is written."""
+        """Where an artifact is written.
+
+        Args:
+            name: of a file, relative to the model's folder in the store.
+        """
         return self.store.path(name)
 
     def find(self, name: str, made_by: str) -> Path:
-        """Where the artifact ``name`` is.
+        """Where an artifact is.
 
         Args:
             name: of a file, relative to the model's folder in the store.
             made_by: the command that makes it.
+
+        Returns:
+            Its path.
 
         Raises:
             StoreError: it was not made yet.
@@ -104,7 +116,7 @@ class Workspace:
 
     @property
     def space_name(self) -> str:
-        """Artifacts of different spaces lie beside each other under this name.
+        """Name of the space, under which its artifacts lie.
 
         Raises:
             ValueError: no space was chosen.
@@ -113,7 +125,7 @@ class Workspace:
 
     @property
     def graph(self) -> Graph:
-        """The denoiser as it was traced, with every concatenated input a weight of its own.
+        """The denoiser as it was traced, with a weight of its own for every concatenated input.
 
         Raises:
             StoreError: it was not traced.
@@ -129,11 +141,9 @@ class Workspace:
             ValueError: no space was chosen.
         """
         spec, full_bits = self.chosen_spec, self.model.full_bits
-
-        def read(path: Path) -> Space:
-            return spec.of(self.graph, full_bits)
-
-        return self._opened("graph.json", "trace", read, "space")
+        return self._opened(
+            "graph.json", "trace", lambda _: spec.of(self.graph, full_bits), "space"
+        )
 
     @property
     def table(self) -> MethodTable:
@@ -159,7 +169,7 @@ class Workspace:
 
     @property
     def report(self) -> PredictorReport:
-        """What train wrote of the predictor.
+        """The report that `train` wrote.
 
         Raises:
             StoreError: no predictor was trained in this space.
@@ -197,10 +207,13 @@ class Workspace:
         return self.bank().labels(objective, seed_set, num_images)
 
     def predictor(self, objective: Objective) -> Predictor:
-        """The trained predictor.
+        """Open the trained predictor.
 
         Args:
             objective: that it must have been trained for.
+
+        Returns:
+            The predictor.
 
         Raises:
             StoreError: there is none, or it was trained for another objective.
@@ -218,10 +231,13 @@ class Workspace:
         return predictor
 
     def _opened(self, name: str, made_by: str, read: Callable[[Path], T], kind: str = "") -> T:
-        """What ``read`` makes of an artifact, once for as long as its file stays as it is.
+        """Read an artifact, once for as long as its file stays as it is.
 
         Args:
-            kind: tells several things that are read from one file apart.
+            name: of the file, relative to the model's folder in the store.
+            made_by: the command that makes it.
+            read: reads the file.
+            kind: tells several things apart that are read from one file.
         """
         path = self.find(name, made_by)
         status = path.stat()
@@ -234,12 +250,15 @@ class Workspace:
 
 
 def named(model: str, space: str = "traced", store: Path | str = "store") -> Workspace:
-    """A workspace by names.
+    """Open a workspace by names.
 
     Args:
-        model: of ``conf/model``; or the path of a diffusers pipeline, or its hub id.
-        space: of ``conf/space``.
+        model: name in ``conf/model``; or the path of a diffusers pipeline, or its hub id.
+        space: name in ``conf/space``.
         store: folder of the artifacts.
+
+    Returns:
+        The workspace.
 
     Raises:
         ModelError: there is no such model.
@@ -260,10 +279,13 @@ def named(model: str, space: str = "traced", store: Path | str = "store") -> Wor
 
 
 def takes_workspace(*before: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Of a command's function: it may still be called as in 0.1, with a model, a space and a store.
+    """Let a command's function still be called as in 0.1, with a model, a space and a store.
 
     Args:
-        before: names of the function's positional parameters as they were, ``model`` first.
+        before: names of the function's positional parameters in 0.1, ``model`` first.
+
+    Returns:
+        A decorator of the function.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -275,7 +297,8 @@ def takes_workspace(*before: str) -> Callable[[Callable[..., Any]], Callable[...
             keys = inspect.signature(Workspace.of_keys).parameters
             parts = {key: arguments.pop(key) for key in keys if key in arguments}
             warnings.warn(
-                f"{function.__name__}(model, ...) becomes {function.__name__}(Workspace(model, space, store), ...)",
+                f"{function.__name__}(model, ...) becomes "
+                f"{function.__name__}(Workspace(model, space, store), ...)",
                 DeprecationWarning,
                 stacklevel=2,
             )

@@ -1,4 +1,4 @@
-"""What a pipeline's call returns => pictures; of videos evenly spaced frames count as pictures."""
+"""What a pipeline's call returns => pictures; of videos, evenly spaced frames count as pictures."""
 
 from __future__ import annotations
 
@@ -12,16 +12,27 @@ from qsdm.outcome import EvaluationError
 
 
 def evenly_spaced(num: int, length: int) -> list[int]:
-    """Indices of ``num`` of ``length`` frames: the middles of as many equal parts."""
+    """Choose frames of a video: the middles of equal parts.
+
+    Args:
+        num: how many.
+        length: frames of the video.
+
+    Returns:
+        Their indices.
+    """
     return [(2 * k + 1) * length // (2 * num) for k in range(num)]
 
 
 def pictures_of(output: Any, frames: int) -> Tensor:
-    """The pictures of a pipeline's output, float [N * frames, 3, H, W] from 0 to 1; those of a video stay together.
+    """Take the pictures out of a pipeline's output.
 
     Args:
         output: has ``images``, or ``frames`` of videos: tensors, arrays or PIL pictures.
-        frames: of each drawing.
+        frames: pictures that are taken of each drawing.
+
+    Returns:
+        Pictures, float [N * frames, 3, H, W] from 0 to 1; those of a video lie together.
 
     Raises:
         EvaluationError: the output holds neither, or shorter videos.
@@ -31,7 +42,8 @@ def pictures_of(output: Any, frames: int) -> Tensor:
         return pictures.flatten(0, -4)
     if (videos := getattr(output, "frames", None)) is None:
         raise EvaluationError(
-            f"the pipeline returns {type(output).__name__}, neither pictures nor videos: it cannot be measured"
+            f"the pipeline returns {type(output).__name__}, neither pictures nor videos: "
+            "it cannot be measured"
         )
     pictures = _tensor(videos)
     if pictures.dim() == 4:  # one video without a batch
@@ -50,11 +62,11 @@ def _tensor(pictures: Any) -> Tensor:
     if isinstance(pictures, list | tuple):
         return torch.stack([_tensor(entry) for entry in pictures])
     if isinstance(pictures, Tensor):
-        found = pictures
+        tensor = pictures
     elif isinstance(pictures, np.ndarray):
-        found = torch.from_numpy(pictures)
+        tensor = torch.from_numpy(pictures)
     else:
-        found = torch.from_numpy(np.array(pictures.convert("RGB"), dtype=np.float32) / 255)
-    if found.shape[-3] not in (1, 3) and found.shape[-1] in (1, 3):
-        found = found.movedim(-1, -3)
-    return found
+        tensor = torch.from_numpy(np.array(pictures.convert("RGB"), dtype=np.float32) / 255)
+    if tensor.shape[-3] not in (1, 3) and tensor.shape[-1] in (1, 3):
+        tensor = tensor.movedim(-1, -3)
+    return tensor

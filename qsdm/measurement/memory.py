@@ -1,6 +1,6 @@
-"""What a whole pipeline weighs: bytes of its components from their files' headers, and of a forward's activations.
+"""Memory of a whole pipeline: its components, by their files' headers, and a forward's activations.
 
-No weights are loaded. Bytes are those of the files: who loads in another type holds another number of them.
+No weights are loaded. Sizes are those stored on disk; loading in another dtype changes them.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ class Tensor:
     """One tensor of a file.
 
     Attributes:
+        num_values: number of its values.
         size_bytes: as stored.
     """
 
@@ -40,8 +41,9 @@ class Memory:
         denoiser: the name of the component that is the denoiser.
         components: bytes by name, as stored; empty if there are no files.
         missing: why there are no files, one sentence; empty if there are.
-        packed_bytes: of the denoiser under some configurations; none if nothing of it is known.
-        activation_bytes: at most at once, of one picture in one forward of the denoiser; None if it is not known.
+        packed_bytes: of the denoiser under some configurations; empty if unknown.
+        activation_bytes: the most at once, for one picture in one forward of the denoiser; None if
+            unknown.
         guided: pictures may be drawn with classifier-free guidance.
     """
 
@@ -55,7 +57,7 @@ class Memory:
     @property
     def groups(self) -> dict[str, int]:
         """Bytes of the denoiser, the text encoders together, and every other component."""
-        found = (
+        sizes = (
             {"denoiser": self.components[self.denoiser]} if self.denoiser in self.components else {}
         )
         for name, size in sorted(
@@ -63,37 +65,49 @@ class Memory:
         ):
             if name != self.denoiser:
                 group = "text encoders" if name.startswith("text_encoder") else name
-                found[group] = found.get(group, 0) + size
-        return found
+                sizes[group] = sizes.get(group, 0) + size
+        return sizes
 
     def line(self, batch_size: int = 1) -> str:
-        """One line: everything, and the activations of a forward of ``batch_size`` pictures."""
+        """Describe it in one line.
+
+        Args:
+            batch_size: pictures of a forward, whose activations are counted.
+        """
         parts = {name: f"{name} {size_text(size)}" for name, size in self.groups.items()}
         if "denoiser" in parts and self.packed_bytes:
             parts["denoiser"] += (
                 f" (packed {' to '.join(dict.fromkeys(map(size_text, self.packed_bytes)))})"
             )
-        found = ", ".join(parts.values()) + ", " if parts else f"{self.missing}; "
+        files = ", ".join(parts.values()) + ", " if parts else f"{self.missing}; "
         if self.activation_bytes is None:
-            return f"memory: {found}activations of a forward are not known"
-        active = self.activation_bytes * batch_size
-        told = f"activations of one forward at batch {batch_size} about {size_text(active)}"
+            return f"memory: {files}activations of a forward are not known"
+        size = self.activation_bytes * batch_size
+        activations = f"activations of one forward at batch {batch_size} about {size_text(size)}"
         if self.guided:
-            told += f" ({size_text(2 * active)} where guidance doubles the batch)"
-        return f"memory: {found}{told}"
+            activations += f" ({size_text(2 * size)} where guidance doubles the batch)"
+        return f"memory: {files}{activations}"
 
 
 def memory_of(model: Model, graph: Graph, qconfigs: Sequence[QuantConfig] = ()) -> Memory:
-    """What the model's pipeline weighs; of several configurations the least and the most bytes of the denoiser."""
+    """Estimate the memory of a model's pipeline.
+
+    Args:
+        model: whose files are read.
+        graph: of its denoiser.
+        qconfigs: for the least and the most bytes of the packed denoiser.
+
+    Returns:
+        What is known of it.
+    """
     try:
         tensors, missing = tensors_of(model), ""
     except ModelError as error:
         tensors, missing = {}, f"bytes of the components are not known, {error}"
     packed: tuple[int, ...] = ()
     names = {weight.name for weight in graph.weights}
-    fitting = [
-        qconfig for qconfig in qconfigs if names >= set(qconfig.methods)
-    ]  # the others are refused later
+    # Configurations of other weights are refused later.
+    fitting = [qconfig for qconfig in qconfigs if names >= set(qconfig.methods)]
     if fitting and model.component in tensors:
         sizes = [
             packed_bytes(tensors[model.component], graph, qconfig, model.full_bits)
@@ -104,12 +118,18 @@ def memory_of(model: Model, graph: Graph, qconfigs: Sequence[QuantConfig] = ()) 
         active = activation_bytes(model, graph)
     except (ModelError, TraceError, ValueError):
         active = None
-    components = {name: total(found) for name, found in tensors.items()}
+    components = {name: total(own) for name, own in tensors.items()}
     return Memory(model.component, components, missing, packed, active, model.guidance > 1)
 
 
 def tensors_of(model: Model) -> dict[str, dict[str, Tensor]]:
-    """The tensors of every component that has weights and is loaded, by their names.
+    """List the tensors of every component that has weights and is loaded.
+
+    Args:
+        model: whose files are read.
+
+    Returns:
+        Tensors by component and name.
 
     Raises:
         ModelError: files are missing.
@@ -120,11 +140,14 @@ def tensors_of(model: Model) -> dict[str, dict[str, Tensor]]:
 
 
 def tensors_in(folder: Path, load: Mapping[str, Any] = {}) -> dict[str, dict[str, Tensor]]:
-    """As `tensors_of`, of a pipeline's directory.
+    """List the tensors in a pipeline's directory, as `tensors_of` does.
 
     Args:
         folder: of the pipeline.
-        load: see `Model`: components that are null are not loaded.
+        load: see `Model`; components that are null are not loaded.
+
+    Returns:
+        Tensors by component and name.
 
     Raises:
         ModelError: files are missing, damaged, or no safetensors.
@@ -133,10 +156,13 @@ def tensors_in(folder: Path, load: Mapping[str, Any] = {}) -> dict[str, dict[str
 
 
 def headers(files: Sequence[Path]) -> dict[str, Tensor]:
-    """The tensors of a component's safetensors files, from their headers alone.
+    """List the tensors of a component's safetensors files, from their headers alone.
 
     Args:
         files: see `qsdm.denoisers.files.component_files`.
+
+    Returns:
+        Tensors by name.
 
     Raises:
         ModelError: one is damaged, or no safetensors.
@@ -156,27 +182,45 @@ def headers(files: Sequence[Path]) -> dict[str, Tensor]:
 
 
 def total(tensors: Mapping[str, Tensor]) -> int:
-    """Bytes."""
+    """Sum up bytes.
+
+    Args:
+        tensors: by name.
+    """
     return sum(tensor.size_bytes for tensor in tensors.values())
 
 
 def packed_bytes(
     tensors: Mapping[str, Tensor], graph: Graph, qconfig: QuantConfig, full_bits: int = 16
 ) -> int:
-    """Bytes of the denoiser under a configuration: the cost model's, and what is never quantized in ``full_bits``."""
+    """Compute the bytes of the denoiser under a configuration.
+
+    Args:
+        tensors: of the denoiser, by name.
+        graph: of the denoiser.
+        qconfig: the configuration.
+        full_bits: bits of a value that is never quantized.
+
+    Returns:
+        Bytes by the cost model, and those of what is never quantized.
+    """
     weights = {name for weight in graph.weights for name in (weight.parameter, *weight.ties)}
     rest = sum(tensor.num_values for name, tensor in tensors.items() if name not in weights)
     return cost.size_bytes(graph, qconfig, full_bits) + rest * full_bits // 8
 
 
 def activation_bytes(model: Model, graph: Graph) -> int:
-    """The most bytes that one picture's activations take at once in a forward of the denoiser, in ``model.dtype``.
+    """Compute the most bytes that one picture's activations take at once in a forward.
 
-    More pictures take as many times more. What a layer that decodes a packed weight expands is not in it: see
-    `qsdm.cost.peak_bytes`.
+    They are in ``model.dtype``. More pictures take as many times more. What a layer expands when it
+    decodes a packed weight is not included: see `qsdm.cost.peak_bytes`.
 
     Args:
+        model: whose denoiser runs.
         graph: of the model; it knows the shapes of the inputs with which it was traced.
+
+    Returns:
+        Bytes.
 
     Raises:
         ModelError, ValueError: there is no config, or no such denoiser.
@@ -193,10 +237,10 @@ def activation_bytes(model: Model, graph: Graph) -> int:
         for node in graph.nodes
         if node.op == Op.INPUT
     }
-    places = {id(tensor): place for place, tensor in lazy.tensors(built)}
+    names = {id(tensor): name for name, tensor in lazy.tensors(built)}
 
     def as_traced(tensor: Any) -> Any:
-        shape = traced.get(places.get(id(tensor), ""), ())
+        shape = traced.get(names.get(id(tensor), ""), ())
         return tensor.new_zeros(shape) if len(shape) == tensor.dim() else tensor
 
     # Skeletons run in float32.
@@ -208,7 +252,11 @@ def activation_bytes(model: Model, graph: Graph) -> int:
 
 
 def size_text(size_bytes: float) -> str:
-    """Decimal units, three digits: 7.85 MB."""
+    """Format a size with decimal units and three digits: 7.85 MB.
+
+    Args:
+        size_bytes: the size.
+    """
     value, units = float(size_bytes), iter(("B", "kB", "MB", "GB"))
     unit = next(units)
     while value >= 999.5 and unit != "GB":

@@ -46,12 +46,12 @@ class Plan:
 
     @property
     def num_pictures(self) -> int:
-        """To be drawn, those of full precision included."""
+        """Number of pictures to draw, including those of full precision."""
         return self.num_configs * self.num_images + self.num_full
 
     @property
     def seconds(self) -> float | None:
-        """Until the end: each worker takes one configuration at a time, they share full precision."""
+        """Until the end: a worker takes one configuration at a time, all share full precision."""
         if self.picture_s is None:
             return None
         workers = self.num_workers or 1
@@ -61,7 +61,7 @@ class Plan:
 
     @property
     def price(self) -> float | None:
-        """Of the hours in which workers are at work."""
+        """Price of the hours in which workers work."""
         if self.picture_s is None or self.price_per_hour is None:
             return None
         return self.picture_s * self.num_pictures / 3600 * self.price_per_hour

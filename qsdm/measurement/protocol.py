@@ -22,17 +22,40 @@ from qsdm.prompts import Prompt
 
 
 def seed_of(seed_set: int, i: int) -> int:
-    """Seed of picture ``i``, 63 bits. A hash, so two seed sets share no noise."""
+    """Compute the seed of a picture: a hash, so two seed sets share no noise.
+
+    Args:
+        seed_set: its number.
+        i: number of the picture.
+
+    Returns:
+        63 bits.
+    """
     return int.from_bytes(hashlib.sha256(f"qsdm {seed_set} {i}".encode()).digest()[:8], "big") >> 1
 
 
 def of_pictures(prompts: Sequence[Prompt], num_images: int) -> list[Prompt]:
-    """The prompt of each picture: from the first again after the last."""
+    """Assign a prompt to each picture: from the first again after the last.
+
+    Args:
+        prompts: as many as there are.
+        num_images: number of pictures.
+
+    Returns:
+        One prompt per picture.
+    """
     return [prompts[i % len(prompts)] for i in range(num_images)]
 
 
 def prompts_digest(prompts: Sequence[Prompt]) -> str:
-    """sha256 over prompts in their order."""
+    """Hash prompts in their order.
+
+    Args:
+        prompts: one per picture.
+
+    Returns:
+        sha256.
+    """
     return hashlib.sha256(
         canonical([p if isinstance(p, str) else p.to_json() for p in prompts])
     ).hexdigest()
@@ -41,13 +64,16 @@ def prompts_digest(prompts: Sequence[Prompt]) -> str:
 def protocol_of(
     model: Model, prompts: Sequence[Prompt], seed_set: int, num_images: int
 ) -> Protocol:
-    """How `Evaluator` makes pictures, in digests.
+    """Describe how pictures are drawn, in digests.
 
     Args:
         model: that draws them.
         prompts: as many as there are (see `of_pictures`).
         seed_set: of the starting noise.
-        num_images: per configuration.
+        num_images: pictures per configuration.
+
+    Returns:
+        The protocol.
 
     Raises:
         ModelError: files of the model are missing.
@@ -72,24 +98,31 @@ def protocol_of(
 
 
 def versions_of(metrics: Mapping[str, Metric]) -> dict[str, str]:
-    """Version of each metric by its name.
+    """List the version of each metric.
 
     Args:
         metrics: by name.
+
+    Returns:
+        Versions by name.
     """
     return {name: metric.version for name, metric in sorted(metrics.items())}
 
 
 def adopted(former: Protocol, model: Model) -> Protocol:
-    """A protocol of qsdm 0.1.0 as of today's pipeline, if 0.1.0 would have taken the two for the same
-    and ``model.load`` chooses nothing by which they could differ.
+    """Turn a protocol of qsdm 0.1.0 into one of today's pipeline, if they are the same.
 
-    0.1.0 digested all weights of a pipeline's folder. So where some of them are not loaded (an encoder is left out, a
-    variant is chosen), the digests differ, and the outcomes stay apart: they may be of either kind.
+    They are if 0.1.0 would have taken the two for the same and ``model.load`` chooses nothing by
+    which they could differ. 0.1.0 digested all weights of a pipeline's folder. So where some of
+    them are not loaded (an encoder is left out, a variant is chosen), the digests differ, and the
+    outcomes stay apart: they may be of either kind.
 
     Args:
-        former: without a digest of the pipeline.
+        former: a protocol without a digest of the pipeline.
         model: as it is today.
+
+    Returns:
+        Today's protocol, or the former one where they may differ.
     """
     chosen = {name for name, value in model.load.items() if value is not None}
     if chosen - SAME_PICTURES - WEIGHTS:
@@ -101,9 +134,8 @@ def adopted(former: Protocol, model: Model) -> Protocol:
             pipeline_digest(model),
         )
         same = [(weights, sampler)]
-        if (
-            model.directory is None and not model.load
-        ):  # 0.1.0 knew models of the hub by id and revision
+        # 0.1.0 knew models of the hub by id and revision.
+        if model.directory is None and not model.load:
             same.append((unseen_digest(model), unseen_sampler(model)))
     except ModelError:
         return former
@@ -113,5 +145,12 @@ def adopted(former: Protocol, model: Model) -> Protocol:
 
 
 def drawing_digest(protocol: Protocol) -> str:
-    """Digest of what decides the full-precision pictures: the protocol without the quantizers."""
+    """Hash what decides the full-precision pictures: the protocol without the quantizers.
+
+    Args:
+        protocol: of the pictures.
+
+    Returns:
+        The digest.
+    """
     return dataclasses.replace(protocol, quantizer_version="").digest

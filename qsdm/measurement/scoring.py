@@ -1,4 +1,4 @@
-"""Scored pictures of a configuration => `Outcome`: values, those of halves and of the first pictures."""
+"""Scored pictures of a configuration => `Outcome`, with values of halves and of first pictures."""
 
 from __future__ import annotations
 

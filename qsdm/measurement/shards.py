@@ -4,7 +4,8 @@ A killed run continues within a configuration of many pictures.
 
     store/<denoiser>/shards/<protocol>/<configuration>-<first picture>.safetensors
 
-A configuration of one shard never touches the disk. Once the outcome is stored, its shards are removed.
+A configuration of one shard never touches the disk. Once the outcome is stored, its shards are
+removed.
 """
 
 from __future__ import annotations

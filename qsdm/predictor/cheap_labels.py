@@ -1,4 +1,4 @@
-"""Labels of configurations of which few pictures were drawn, read off their distance to full precision.
+"""Labels of configurations with few pictures, read off their distance to full precision.
 
 A Fréchet distance needs hundreds of pictures. The distance of a dozen pictures to their
 full-precision twins needs only that dozen, and correlates with it. The mapping is learned from

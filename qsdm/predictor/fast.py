@@ -23,8 +23,16 @@ CHUNK = 8  # configurations at a time: their embeddings stay in the second-level
     cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"}
 )
 def attend(
-    both, starts, sources, attention, slope, scale, shift, residual, h
-):  # pragma: no cover (compiled)
+    both: np.ndarray,
+    starts: np.ndarray,
+    sources: np.ndarray,
+    attention: np.ndarray,
+    slope: float,
+    scale: np.ndarray,
+    shift: np.ndarray,
+    residual: bool,
+    h: np.ndarray,
+) -> None:  # pragma: no cover (compiled)
     """Compute one layer after its matrix product, in place.
 
     ``h = relu(scale * (sum over edges of alpha * source) + shift)``, plus ``h`` if ``residual``.
