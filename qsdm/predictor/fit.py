@@ -174,7 +174,7 @@ def _fit_fold(
         torch.manual_seed(int(rng.integers(2**31)))
         gnn = Gnn(encoding, options.width, options.hops)
     optimizer = torch.optim.AdamW(
-        gnn.parameters(), lr=options.lr, weight_decay=options.weight_decay
+        gnn.parameters(), lr=options.lr, weight_decay=options.weight_decay, fused=True
     )
     steps = max(1, len(fit) // options.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.epochs * steps)

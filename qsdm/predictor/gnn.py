@@ -1,7 +1,6 @@
 """The graph neural network: attention over the denoiser's graph, one value per configuration.
 
-The graph is the same for all configurations. So a batch lies along the head axis of GATv2Conv,
-[N, B, F], and shares one list of edges.
+The graph is the same for all configurations. So a batch, [N, B, F], shares one list of edges.
 
 References:
     How Attentive are Graph Attention Networks? (Brody et al., 2022), Eq. 7.
@@ -18,13 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.nn.conv import GATv2Conv
 
+from qsdm.predictor.attention import Attention
 from qsdm.predictor.encode import Encoding
 
 
 class StaticGATv2Conv(GATv2Conv):
     """GATv2Conv with one head, for a batch of features on one graph.
 
-    The batch takes the axis of the heads. The constructor is that of GATv2Conv.
+    The constructor and the parameters are those of GATv2Conv.
     """
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:  # type: ignore[override]
@@ -32,14 +32,17 @@ class StaticGATv2Conv(GATv2Conv):
 
         Args:
             x: float32 [N, B, F].
-            edge_index: int64 [2, E], with a loop at every node.
+            edge_index: int64 [2, E], sorted by target, with a loop at every node.
 
         Returns:
             Float32 [N, B, F'].
         """
-        sources, targets = self.lin_l(x), self.lin_r(x)
-        alpha = self.edge_updater(edge_index, x=(sources, targets), edge_attr=None)
-        return self.propagate(edge_index, x=(sources, targets), alpha=alpha) + self.bias
+        matrix = torch.cat([self.lin_l.weight, self.lin_r.weight])
+        both = nn.functional.linear(x, matrix, torch.cat([self.lin_l.bias, self.lin_r.bias]))
+        sources, targets = (row.contiguous() for row in edge_index)
+        starts = torch.searchsorted(targets, torch.arange(len(x) + 1))
+        attended = Attention.apply(both, self.att.flatten(), self.negative_slope, starts, sources)
+        return attended + self.bias
 
 
 class Prediction(NamedTuple):

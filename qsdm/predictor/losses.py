@@ -23,55 +23,56 @@ def soft_ranks(scores: Tensor, temperature: float = TEMPERATURE) -> Tensor:
     """Compute differentiable ranks: r_i = sum over j of sigmoid((s_i - s_j) / temperature).
 
     Args:
-        scores: [B].
+        scores: [..., B].
         temperature: positive, in standard deviations of the scores.
 
     Returns:
-        Float32 [B], from 0.5 upward.
+        Float32 [..., B], from 0.5 upward.
     """
-    scaled = (scores - scores.mean()) / (scores.std() + 1e-6)
-    return torch.sigmoid((scaled[:, None] - scaled[None]) / temperature).sum(dim=1)
+    scaled = _standard(scores)
+    differences = scaled[..., :, None] - scaled[..., None, :]
+    return torch.sigmoid(differences / temperature).sum(dim=-1)
 
 
 def spearman_loss(scores: Tensor, labels: Tensor) -> Tensor:
     """Compute 1 minus the correlation of soft ranks with the ranks of the labels.
 
     Args:
-        scores: [B].
+        scores: [..., B].
         labels: [B], larger is better.
 
     Returns:
-        A scalar in [0, 2].
+        [...], each in [0, 2].
     """
     ranks = soft_ranks(scores)
     target = labels.argsort().argsort().to(scores.dtype)
-    ranks, target = ranks - ranks.mean(), target - target.mean()
-    return 1 - (ranks * target).sum() / (ranks.norm() * target.norm() + 1e-6)
+    ranks, target = ranks - ranks.mean(dim=-1, keepdim=True), target - target.mean()
+    return 1 - (ranks * target).sum(dim=-1) / (ranks.norm(dim=-1) * target.norm() + 1e-6)
 
 
 def lambda_rank_loss(scores: Tensor, relevance: Tensor) -> Tensor:
     """Compute the logistic loss of each pair, weighted by how much swapping it would change NDCG.
 
     Args:
-        scores: [B]; they need not be standardized.
+        scores: [..., B]; they need not be standardized.
         relevance: [B], not negative; see `qsdm.predictor.scores.relevance`.
 
     Returns:
-        A scalar, not negative.
+        [...], not negative.
     """
-    scaled = (scores - scores.mean()) / (scores.std() + 1e-6)
-    position = scaled.detach().argsort(descending=True).argsort()
+    scaled = _standard(scores)
+    position = scaled.detach().argsort(dim=-1, descending=True).argsort(dim=-1)
     discount = torch.where(position < NDCG_AT, 1 / torch.log2(position + 2.0), torch.zeros(()))
     ideal = relevance.sort(descending=True).values[:NDCG_AT]
     best = (ideal / torch.log2(torch.arange(len(ideal)) + 2.0)).sum()
     swap = (
         (relevance[:, None] - relevance[None]).abs()
-        * (discount[:, None] - discount[None]).abs()
+        * (discount[..., :, None] - discount[..., None, :]).abs()
         / (best + 1e-6)
     )
     better = relevance[:, None] > relevance[None]
-    pairs = torch.nn.functional.softplus(scaled[None] - scaled[:, None]) * swap
-    return pairs[better].sum()
+    pairs = torch.nn.functional.softplus(scaled[..., None, :] - scaled[..., :, None]) * swap
+    return (pairs * better).sum(dim=(-2, -1))
 
 
 def ranking_loss(kind: str, norms: Tensor, labels: Tensor, relevance: Tensor) -> Tensor:
@@ -86,10 +87,14 @@ def ranking_loss(kind: str, norms: Tensor, labels: Tensor, relevance: Tensor) ->
     Returns:
         A scalar; 0 for ``none``.
     """
-    total = norms.new_zeros(())
-    for scores in norms:
-        if kind in ("spearman", "hybrid"):
-            total = total + spearman_loss(scores, labels)
-        if kind in ("lambda_rank", "hybrid"):
-            total = total + lambda_rank_loss(scores, relevance)
-    return total / len(norms)
+    total = norms.new_zeros(len(norms))
+    if kind in ("spearman", "hybrid"):
+        total = total + spearman_loss(norms, labels)
+    if kind in ("lambda_rank", "hybrid"):
+        total = total + lambda_rank_loss(norms, relevance)
+    return total.mean()
+
+
+def _standard(scores: Tensor) -> Tensor:
+    middle, spread = scores.mean(dim=-1, keepdim=True), scores.std(dim=-1, keepdim=True)
+    return (scores - middle) / (spread + 1e-6)

@@ -36,16 +36,35 @@ def random_one_hot(encoding: Encoding, num: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_static_convolution_is_gatv2_of_each_graph(encoding: Encoding) -> None:
-    """The batch along the head axis gives what PyG's own forward gives graph by graph."""
+    """A batch gives what PyG's own forward gives graph by graph."""
     torch.manual_seed(0)
     ours = StaticGATv2Conv(8, 12, add_self_loops=False)
     theirs = GATv2Conv(8, 12, add_self_loops=False)
     theirs.load_state_dict(ours.state_dict())
     edges = torch.from_numpy(encoding.edges)
     x = torch.randn(len(encoding.static), 5, 8)
-    found = ours(x, edges)
+    out = ours(x, edges)
     for b in range(5):
-        torch.testing.assert_close(found[:, b], theirs(x[:, b], edges))
+        torch.testing.assert_close(out[:, b], theirs(x[:, b], edges))
+
+
+def test_gradients_are_those_of_gatv2(encoding: Encoding) -> None:
+    """Of the input and of every parameter, in double precision."""
+    torch.manual_seed(0)
+    ours = StaticGATv2Conv(8, 12, add_self_loops=False).double()
+    theirs = GATv2Conv(8, 12, add_self_loops=False).double()
+    theirs.load_state_dict(ours.state_dict())
+    edges = torch.from_numpy(encoding.edges)
+    x = torch.randn(len(encoding.static), 3, 8, dtype=torch.float64)
+    weights = torch.randn(len(x), 3, 12, dtype=torch.float64)
+    inputs = [x.clone().requires_grad_(), x.clone().requires_grad_()]
+    (ours(inputs[0], edges) * weights).sum().backward()
+    sum((theirs(inputs[1][:, b], edges) * weights[:, b]).sum() for b in range(3)).backward()
+    torch.testing.assert_close(inputs[0].grad, inputs[1].grad)
+    for (name, parameter), expected in zip(
+        ours.named_parameters(), theirs.parameters(), strict=True
+    ):
+        torch.testing.assert_close(parameter.grad, expected.grad, msg=name)
 
 
 def test_configurations_of_a_batch_do_not_see_each_other(encoding: Encoding, gnn: Gnn) -> None:
