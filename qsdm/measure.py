@@ -36,7 +36,6 @@ _GOLDEN = (5**0.5 - 1) / 2
 
 if TYPE_CHECKING:
     from qsdm.engine import Engine
-    from qsdm.measurement.memory import Memory
     from qsdm.measurement.plan import Plan
     from qsdm.measurement.session import Session
     from qsdm.outcome import Protocol
@@ -90,6 +89,7 @@ def measure(
         EvaluationError: no configuration has an outcome.
         ValueError: a value is out of range.
     """
+    from qsdm.measurement.memory import memory_of
     from qsdm.measurement.session import open_session
 
     require(1, MANY, num_configs=num_configs, batch_size=batch_size, shard=shard)
@@ -106,10 +106,11 @@ def measure(
             chosen = sample(ready.space, num_configs, seed)
         protocol = ready.protocol(seed_set, num_images)
         full = QuantConfig(workspace.name, {})
-        planned, memory = plan_measurement(ready, [full, *chosen], protocol)
+        planned = plan_measurement(ready, [full, *chosen], protocol)
         planned = replace(planned, num_workers=engine.num_workers, price_per_hour=price_per_hour)
         print(planned, flush=True)
         if plan or planned.num_pictures:
+            memory = memory_of(ready.model, ready.space.graph, chosen)
             print(memory.line(ready.batch_size), flush=True)
         if plan:
             by_digest = {o.qconfig.digest: o for o in ready.store.outcomes(protocol)}
@@ -140,9 +141,7 @@ def measure(
     return outcomes
 
 
-def plan_measurement(
-    ready: Session, qconfigs: Sequence[QuantConfig], protocol: Protocol
-) -> tuple[Plan, Memory]:
+def plan_measurement(ready: Session, qconfigs: Sequence[QuantConfig], protocol: Protocol) -> Plan:
     """Plan a measurement on one worker, without a price.
 
     Args:
@@ -151,19 +150,14 @@ def plan_measurement(
         protocol: how their pictures are drawn.
 
     Returns:
-        What is going to be drawn, and what the pipeline takes in memory.
+        What is going to be drawn.
     """
-    from qsdm.measurement.memory import memory_of
     from qsdm.measurement.plan import History, plan_of
     from qsdm.measurement.session import full_name
 
     history = History(ready.store.outcomes(), ready.store.protocols())
     has_full = ready.store.path(full_name(protocol)).exists()
-    quantized = [qconfig for qconfig in qconfigs if qconfig.methods]
-    return (
-        plan_of(history, qconfigs, protocol, ready.versions, has_full),
-        memory_of(ready.model, ready.space.graph, quantized),
-    )
+    return plan_of(history, qconfigs, protocol, ready.versions, has_full)
 
 
 def sample(space: Space, num_configs: int, seed: int) -> list[QuantConfig]:

@@ -128,7 +128,7 @@ def test_says_it_in_a_line() -> None:
 @pytest.mark.parametrize("price", [0, -1.0, float("nan"), float("inf")])
 def test_a_price_is_positive(price: float) -> None:
     with pytest.raises(ValueError, match=rf"price_per_hour must be positive.*\(got {price}\)"):
-        plan(price_per_hour=price)
+        Plan(1, 4, price_per_hour=price)
 
 
 SPACE = SpaceSpec("small", ("uaq-3", "uaq-4"))
