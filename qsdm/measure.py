@@ -110,7 +110,8 @@ def measure(
         planned = replace(planned, num_workers=engine.num_workers, price_per_hour=price_per_hour)
         print(planned, flush=True)
         if plan or planned.num_pictures:
-            memory = memory_of(ready.model, ready.space.graph, chosen)
+            quantized = [qconfig for qconfig in chosen if qconfig.methods]
+            memory = memory_of(ready.model, ready.space.graph, quantized)
             print(memory.line(ready.batch_size), flush=True)
         if plan:
             by_digest = {o.qconfig.digest: o for o in ready.store.outcomes(protocol)}
