@@ -23,7 +23,26 @@ __version__ = "0.1.0"
 
 
 def open(model: str, space: str = "traced", store: Path | str = "store") -> Workspace:
-    """A model by name, path or hub id, with what the store holds of it: see `qsdm.workspace.named`."""
+    """Open a model with everything that the store holds of it.
+
+    Args:
+        model: name in ``conf/model``; or the path of a diffusers pipeline, or its hub id.
+        space: name in ``conf/space``.
+        store: folder of the artifacts.
+
+    Returns:
+        The workspace.
+
+    Raises:
+        ModelError: there is no such model.
+        ValueError: there is no such space.
+
+    Example:
+        >>> import qsdm
+        >>> emoji = qsdm.open("emoji_unet", space="traced")
+        >>> emoji.model.denoiser, emoji.space_name
+        ('UNet2DConditionModel', 'traced')
+    """
     from qsdm.workspace import named
 
     return named(model, space, store)

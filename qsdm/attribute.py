@@ -63,6 +63,16 @@ def attribute(
 
     Raises:
         StoreError: an earlier stage has not run, or for another objective.
+
+    Example:
+        >>> import qsdm
+        >>> from qsdm.attribute import attribute
+        >>> from qsdm.outcome import Objective
+        >>> from qsdm.sensitivity import AttributionOptions
+        >>> few = AttributionOptions(num_configs=4, steps=4)
+        >>> result = attribute(qsdm.open("emoji_unet"), Objective({"fd_lite0": -1}), few)
+        >>> sorted(result["tables"])
+        ['block', 'op', 'role']
     """
     from qsdm.predictor import one_thread
 

@@ -88,6 +88,15 @@ def measure(
         StoreError: the model is not traced or not calibrated, or the store cannot be written.
         EvaluationError: no configuration has an outcome.
         ValueError: a value is out of range.
+
+    Example:
+        >>> import qsdm
+        >>> from qsdm.engine.serial import Serial
+        >>> from qsdm.measure import measure
+        >>> emoji = qsdm.open("emoji_unet")
+        >>> (outcome,) = measure(emoji, num_configs=1, num_images=8, engine=Serial())
+        >>> outcome.num_images, "fd_lite0" in outcome.metrics
+        (8, True)
     """
     from qsdm.measurement.memory import memory_of
     from qsdm.measurement.session import open_session

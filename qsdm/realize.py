@@ -79,6 +79,17 @@ def realize(
         StoreError: an earlier stage has not run.
         ValueError: a value is out of range, or the front has nothing of at most ``avg_bits``.
         EvaluationError: a configuration that the table needs cannot be measured.
+
+    Example:
+        >>> import qsdm
+        >>> from qsdm.engine.serial import Serial
+        >>> from qsdm.outcome import Objective
+        >>> from qsdm.realize import realize
+        >>> emoji, quality = qsdm.open("emoji_unet"), Objective({"fd_lite0": -1})
+        >>> few = {"candidates": 1, "num_random": 0, "num_images": 4, "engine": Serial()}
+        >>> summary = realize(emoji, quality, avg_bits=4.0, **few)
+        >>> [row["name"] for row in summary["rows"]][::7]
+        ['fp', 'ours']
     """
     from qsdm.measurement.session import open_session
 

@@ -77,6 +77,16 @@ def search(
     Raises:
         StoreError: an earlier stage has not run, or for another objective.
         ValueError: a value is out of range, or nothing in the space has at most ``max_bits``.
+
+    Example:
+        >>> import qsdm
+        >>> from qsdm.outcome import Objective
+        >>> from qsdm.search import search
+        >>> from qsdm.strategies.random import Random
+        >>> quality = Objective({"fd_lite0": -1})
+        >>> front = search(qsdm.open("emoji_unet"), quality, Random(), budget=100)
+        >>> front["points"][0]["size_bytes"] < front["points"][-1]["size_bytes"]
+        True
     """
     require(1, MANY, max_points=max_points)
     require(1, budget=budget, max_bits=max_bits)

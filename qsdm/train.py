@@ -67,6 +67,16 @@ def train(
     Raises:
         StoreError: an earlier stage has not run, or measured too little.
         ValueError: there are fewer outcomes than the folds need.
+
+    Example:
+        >>> import qsdm
+        >>> from qsdm.outcome import Objective
+        >>> from qsdm.predictor import FitOptions
+        >>> from qsdm.train import train
+        >>> quality, quick = Objective({"fd_lite0": -1}), FitOptions(folds=2, epochs=1)
+        >>> report = train(qsdm.open("emoji_unet"), quality, quick)
+        >>> report["num_outcomes"], report["scores"]["gnn"]["srcc"]["mean"] > 0.8
+        (240, True)
     """
     from qsdm.measurement.labels import require_fitted
     from qsdm.predictor import Predictor

@@ -1,9 +1,5 @@
 """One model, one space and one store: the Python entry to everything that commands have made.
 
-    emoji = qsdm.open("emoji_unet")
-    emoji.graph, emoji.space, emoji.table
-    emoji.predictor(Objective({"fd_lite0": -1}))
-
 Each artifact is opened once, and again when its file has changed. If one is missing, the error
 names the command that makes it.
 """
@@ -43,6 +39,16 @@ class Workspace:
         spec: methods on offer, and which weights are split by their inputs; None where no space is
             needed, as by `trace`.
         root: folder of the artifacts, one folder per model in it.
+
+    Example:
+        >>> import qsdm
+        >>> from qsdm.outcome import Objective
+        >>> emoji = qsdm.open("emoji_unet")
+        >>> labels = emoji.labels(Objective({"fd_lite0": -1}))  # those that ship with it
+        >>> labels.genes.shape == (len(labels), len(emoji.space.options))
+        True
+        >>> emoji.table.weights[0], emoji.graph.weights[0].name
+        ('conv_in', 'conv_in')
     """
 
     model: Model
