@@ -1,28 +1,44 @@
-"""How fast the stages' inner loops are on this machine, on one thread: make bench.
+"""How fast the stages are on this machine, on one thread: make bench.
+
+    python experiments/bench/stages.py [--commit e3486ce] [--commands-only]
 
 quantize and dequantize     ns per weight of a 1280 x 1280 layer with heavy tails, by method
 draw                        pictures per second of the shipped pipeline at full precision
+commands                    CPU-seconds of train, attribute, search and realize of emoji_unet when
+                            nothing is left to measure, beside those of an earlier commit, in turns
 """
 
 from __future__ import annotations
 
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
+ROOT = Path(__file__).parents[2]
+REALIZE = ("num_images=16", "candidates=3", "num_random=2", "engine=serial")
+COMMANDS = {"train": (), "attribute": (), "search": (), "realize": REALIZE}
+
 
 def seconds(function: Callable[[], Any], repeats: int = 3) -> float:
     """The fastest of several runs, after one that warms up."""
     function()
-    found = []
+    durations = []
     for _ in range(repeats):
         began = time.perf_counter()
         function()
-        found.append(time.perf_counter() - began)
-    return min(found)
+        durations.append(time.perf_counter() - began)
+    return min(durations)
 
 
 def quantizers() -> None:
@@ -88,7 +104,69 @@ def drawing(num_images: int = 64) -> None:
     print(f"draw        {num_images / duration:.1f} pictures a second")
 
 
-if __name__ == "__main__":
+@contextmanager
+def checked_out(commit: str, folder: Path) -> Iterator[Path]:
+    """The files of a commit in a folder, for as long as the block runs."""
+    git = ["git", "-C", str(ROOT), "worktree"]
+    subprocess.run([*git, "add", "--detach", str(folder), commit], check=True, capture_output=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run([*git, "remove", "--force", str(folder)], check=True, capture_output=True)
+
+
+def cpu_seconds(tree: Path, store: Path, command: str) -> float:
+    """Of one command of a source tree, by this Python and its packages."""
+    arguments = ["+model=emoji_unet", f"store={store}", *COMMANDS.get(command, ())]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-m", f"qsdm.{command}", *arguments],
+        cwd=tree,
+        env=os.environ | {"PYTHONPATH": str(tree)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise SystemExit(f"{command} in {tree} failed:\n{done.stderr[-2000:]}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def commands(commit: str, folder: Path, repeats: int = 2) -> None:
+    """The fastest of several runs of each command, here and at the commit in turns."""
+    with checked_out(commit, folder / "before") as before:
+        trees = {"here": ROOT, commit: before}
+        for name, tree in trees.items():  # what is there to begin with; compiled kernels, too
+            for command in ("trace", "calibrate", *COMMANDS):
+                cpu_seconds(tree, folder / f"store-{name}", command)
+        print(f"{'CPU s':<12}{commit:>10}{'here':>10}{'ratio':>10}")
+        for command in COMMANDS:
+            runs: dict[str, list[float]] = {name: [] for name in trees}
+            for _ in range(repeats):
+                for name, tree in trees.items():
+                    runs[name].append(cpu_seconds(tree, folder / f"store-{name}", command))
+            then, now = min(runs[commit]), min(runs["here"])
+            print(f"{command:<12}{then:>10.1f}{now:>10.1f}{then / now:>10.2f}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--commit", default="e3486ce", help="to compare the commands with")
+    parser.add_argument("--commands-only", action="store_true", help="without the inner loops")
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    quantizers()
-    drawing()
+    if not args.commands_only:
+        quantizers()
+        drawing()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            commands(args.commit, Path(folder))
+        except (OSError, subprocess.CalledProcessError) as error:
+            print(f"commands are not compared: {args.commit} cannot be checked out ({error})")
+
+
+if __name__ == "__main__":
+    main()
