@@ -89,8 +89,8 @@ def train(
     require(0, MANY, cheap_images=cheap_images)
     began = perf_counter()
     space, table = workspace.space, workspace.table
-    require_fitted(workspace.model, table, space.graph)
     bank = workspace.bank()
+    require_fitted(workspace.model, table, space.graph, bank.digests)
     full = bank.labels(objective, seed_set, num_images)
     labels, cheap = full, None
     if full.note:

@@ -22,6 +22,8 @@ from qsdm.denoisers.faults import (
 )
 from qsdm.denoisers.files import component_files, pipeline_folder, read_index
 from qsdm.denoisers.identity import SAME_PICTURES, WEIGHTS
+from qsdm.denoisers.identity import Digests as Digests
+from qsdm.denoisers.identity import digests_of as digests_of
 from qsdm.denoisers.identity import pipeline_digest as pipeline_digest
 from qsdm.denoisers.identity import sampler_of as sampler_of
 from qsdm.denoisers.identity import source_digest as source_digest

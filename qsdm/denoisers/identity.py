@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import CodeType, FunctionType
@@ -68,13 +69,46 @@ def weights_digest(model: Model) -> str:
     return digest.hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class Digests:
+    """Of what a pipeline is loaded from.
+
+    Attributes:
+        weights: see `weights_digest`.
+        pipeline: of everything else, see `pipeline_digest`.
+    """
+
+    weights: str
+    pipeline: str
+
+    @property
+    def source(self) -> str:
+        """sha256 over both."""
+        return _sha256([self.weights, self.pipeline])
+
+
+def digests_of(model: Model) -> Digests:
+    """Hash all that a pipeline is loaded from.
+
+    Args:
+        model: whose files are read.
+
+    Returns:
+        The digests.
+
+    Raises:
+        ModelError: files are missing, or a value of ``model.load`` has no content to hash.
+    """
+    return Digests(weights_digest(model), pipeline_digest(model))
+
+
 def source_digest(model: Model) -> str:
     """sha256 over all that is loaded: weights and everything else.
 
     Raises:
         ModelError: files are missing, or a value of ``model.load`` has no content that could be digested.
     """
-    return _sha256([weights_digest(model), pipeline_digest(model)])
+    return digests_of(model).source
 
 
 def _file_digest(model: Model, file: Path) -> str:

@@ -20,15 +20,14 @@ import numpy as np
 
 from qsdm import cost
 from qsdm.denoisers import (
+    Digests,
     Model,
     ModelError,
     denoiser_tensors,
+    digests_of,
     frames_of,
-    pipeline_digest,
     prompts_of,
     sampler_of,
-    source_digest,
-    weights_digest,
 )
 from qsdm.graph import Graph
 from qsdm.measurement.protocol import of_pictures, prompts_digest, versions_of
@@ -136,12 +135,14 @@ class Bank:
         outcomes: all of them.
         protocols: protocols of the outcomes that count, by digest.
         model: as it is today; None if outcomes of any weights count.
+        digests: of the model's files; None without a model.
     """
 
     space: Space
     outcomes: Sequence[Outcome]
     protocols: Mapping[str, Protocol]
     model: Model | None = None
+    digests: Digests | None = None
 
     @staticmethod
     def read(store: Store, space: Space, model: Model | None = None) -> Bank:
@@ -159,10 +160,11 @@ class Bank:
             StoreError: the outcomes are damaged.
             ModelError: files of the model are missing.
         """
-        protocols = store.protocols()
-        if model is not None:
-            protocols = present(protocols, model)
-        return Bank(space, tuple(store.outcomes()), protocols, model)
+        protocols, outcomes = store.protocols(), tuple(store.outcomes())
+        if model is None:
+            return Bank(space, outcomes, protocols)
+        digests = digests_of(model)
+        return Bank(space, outcomes, present(protocols, model, digests), model, digests)
 
     def labels(self, objective: Objective, seed_set: int = 0, num_images: int = 256) -> Labels:
         """Choose the labels to learn from.
@@ -320,24 +322,22 @@ def stage_of(outcome: Outcome) -> str:
     return str(outcome.provenance.get("stage", "measure"))
 
 
-def present(protocols: Mapping[str, Protocol], model: Model) -> dict[str, Protocol]:
+def present(
+    protocols: Mapping[str, Protocol], model: Model, digests: Digests
+) -> dict[str, Protocol]:
     """Select the protocols of a model's present weights and sampling.
 
     Args:
         protocols: by digest.
         model: as it is today.
+        digests: of its files.
 
     Returns:
         Those of them, by digest.
-
-    Raises:
-        ModelError: files of the model are missing.
     """
-    if not protocols:
-        return {}
     expected = {
-        "weights": weights_digest(model),
-        "pipeline": pipeline_digest(model),
+        "weights": digests.weights,
+        "pipeline": digests.pipeline,
         "steps": model.steps,
         "guidance": model.guidance,
         "resolution_px": model.resolution_px,
@@ -379,7 +379,9 @@ def of_today(protocol: Protocol, model: Model) -> Protocol:
     )
 
 
-def require_fitted(model: Model, table: cost.MethodTable, graph: Graph) -> None:
+def require_fitted(
+    model: Model, table: cost.MethodTable, graph: Graph, digests: Digests | None = None
+) -> None:
     """Compare the weights that a table of methods was computed from with the model's present ones.
 
     They are read only if the pipeline is not as it was then, as after it was saved again.
@@ -388,6 +390,7 @@ def require_fitted(model: Model, table: cost.MethodTable, graph: Graph) -> None:
         model: as it is today.
         table: that `calibrate` wrote.
         graph: of the space.
+        digests: of the model's files; None to compute them.
 
     Raises:
         OtherWeights: they differ, or the table does not tell.
@@ -401,7 +404,7 @@ def require_fitted(model: Model, table: cost.MethodTable, graph: Graph) -> None:
             f"the table of methods of {model.name!r} does not tell which weights it was "
             f"computed from, as those of qsdm 0.1.0: {remedy} again"
         )
-    if table.source == source_digest(model):
+    if table.source == (digests or digests_of(model)).source:
         return
     if fitted_digest(denoiser_tensors(model), graph) != table.fitted:
         raise OtherWeights(
