@@ -35,6 +35,7 @@ from qsdm.workspace import Workspace, takes_workspace
 
 if TYPE_CHECKING:
     from qsdm.engine import Engine
+    from qsdm.measurement.memory import Memory
     from qsdm.measurement.session import Measured, Session
     from qsdm.outcome import Protocol
 
@@ -91,6 +92,7 @@ def realize(
         >>> [row["name"] for row in summary["rows"]][::7]
         ['fp', 'ours']
     """
+    from qsdm.measurement.memory import memory_of
     from qsdm.measurement.session import open_session
 
     require(1, MANY, candidates=candidates, batch_size=batch_size)
@@ -143,10 +145,11 @@ def realize(
             "provenance": provenance(),
         }
         summary["checkpoint"] = write_checkpoint(ready, workspace.packed, ours)
-        write_card(ready, fresh, compared.of(ours), compared.of(rows["fp"]))
+        memory = memory_of(ready.model, ready.space.graph, [ours])
+        write_card(ready, fresh, memory, (compared.of(ours), compared.of(rows["fp"])))
         SUMMARY.write(ready.store.path("summary.json"), summary)
         draw(ready, rows, summary["rows"], fresh)
-    finish(ready, space_name, summary, log)
+    finish(ready, summary, memory, log)
     return summary
 
 
@@ -308,21 +311,23 @@ def write_checkpoint(ready: Session, directory: Path, ours: QuantConfig) -> dict
     }
 
 
-def write_card(ready: Session, protocol: Protocol, outcome: Outcome, full: Outcome) -> None:
+def write_card(
+    ready: Session, protocol: Protocol, before: Memory, outcomes: tuple[Outcome, Outcome]
+) -> None:
     """Write a README.md for the checkpoint, unless the user has written one.
 
     Args:
         ready: the running session.
         protocol: of the outcomes.
-        outcome: of the chosen configuration.
-        full: outcome of full precision.
+        before: memory of the pipeline that was quantized.
+        outcomes: of the chosen configuration and of full precision.
     """
     from qsdm.checkpoint import card
     from qsdm.measurement import memory
 
     folder = ready.store.path("checkpoint")
     if not card.is_kept(folder):
-        before = memory.memory_of(ready.model, ready.space.graph, [outcome.qconfig])
+        outcome, full = outcomes
         after = {name: memory.total(tensors) for name, tensors in memory.tensors_in(folder).items()}
         text = card.card(ready.model, ready.space.graph, protocol, outcome, full, before, after)
         write_text(folder / card.NAME, text)
@@ -391,16 +396,15 @@ def best_uniform(ready: Session, table: Sequence[Mapping[str, Any]]) -> list[str
     return [best[bits]["name"] for bits in sorted(best, reverse=True)]
 
 
-def finish(ready: Session, space_name: str, summary: Mapping[str, Any], log: Log) -> None:
+def finish(ready: Session, summary: Mapping[str, Any], memory: Memory, log: Log) -> None:
     """Print the table, write the page and log both.
 
     Args:
         ready: the session.
-        space_name: name of the space.
         summary: what `realize` returns.
+        memory: of the pipeline with the chosen configuration.
         log: receives metrics, pictures and the page.
     """
-    from qsdm.measurement import memory
     from qsdm.report import page, results
 
     widths = {name: max(10, len(name)) for name in summary["rows"][0]["metrics"]}
@@ -430,11 +434,10 @@ def finish(ready: Session, space_name: str, summary: Mapping[str, Any], log: Log
         f"(packed {size['packed_bytes']:,}, unquantized {size['unquantized_bytes']:,}, "
         f"header {size['header_bytes']:,})"
     )
-    ours = CHOSEN.read(ready.store.path("chosen.json"), ready.model.name)
-    print(memory.memory_of(ready.model, ready.space.graph, [ours]).line(ready.batch_size))
+    print(memory.line(ready.batch_size))
     target = ready.store.path("report.html")
     try:
-        page.write(target, results.read(ready.store, space_name, ready.space.full_bits))
+        page.write(target, results.read(ready.store, summary["space"], ready.space.full_bits))
     except StoreError as error:  # the measured table is written; a missing page does not undo it
         print(f"no page: {error}")
         return

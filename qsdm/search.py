@@ -324,11 +324,18 @@ def sensitivity(archive: Archive, contexts: np.ndarray) -> np.ndarray:
         Float64 [W, O]; 0 for a weight's best option, infinite beyond its options.
     """
     problem = archive.problem
-    harm = np.full(problem.size_bytes.shape, np.inf)
+    placed = []
     for weight, num in enumerate(problem.num_options):
         genes = np.repeat(contexts, num, axis=0)
         genes[:, weight] = np.tile(np.arange(num), len(contexts))
-        loss = archive.evaluate(genes)[:, 0].reshape(len(contexts), num).mean(axis=0)
+        placed.append(genes)
+    losses = np.split(
+        archive.evaluate(np.concatenate(placed))[:, 0],
+        np.cumsum([len(genes) for genes in placed])[:-1],
+    )
+    harm = np.full(problem.size_bytes.shape, np.inf)
+    for weight, num in enumerate(problem.num_options):
+        loss = losses[weight].reshape(len(contexts), num).mean(axis=0)
         harm[weight, :num] = loss - loss.min()
     return harm
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from qsdm.predictor.encode import Encoding
+    from qsdm.predictor.fast import Fast
     from qsdm.predictor.fit import Fold
 
 SCHEMA = "qsdm/predictor/1"
@@ -142,6 +143,7 @@ class Predictor:
     encoding: Encoding
     folds: Sequence[Fold]
     objective: dict[str, float]
+    _fast: list[Fast] = field(default_factory=list, init=False, repr=False)
 
     def predict(self, genes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Predict the objective of configurations.
@@ -158,12 +160,14 @@ class Predictor:
         from qsdm.predictor.fast import Fast
 
         columns = self.encoding.columns_of(genes)
+        if not self._fast:
+            self._fast.extend(Fast(fold.gnn) for fold in self.folds)
 
-        def answer(fold: Fold) -> np.ndarray:
-            return fold.mean + fold.deviation * Fast(fold.gnn)(columns)
+        def answer(fold: Fold, fast: Fast) -> np.ndarray:
+            return fold.mean + fold.deviation * fast(columns)
 
         with one_thread() as available, ThreadPoolExecutor(min(available, len(self.folds))) as pool:
-            values = np.stack(list(pool.map(answer, self.folds)))
+            values = np.stack(list(pool.map(answer, self.folds, self._fast)))
         return values.mean(axis=0), values.std(axis=0)
 
     def by_fold(self, configurations: Tensor) -> Tensor:
