@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsdm.bounds import require
-from qsdm.denoisers import conditioning, single_file
+from qsdm.denoisers import conditioning, single_file, videos
 from qsdm.denoisers.faults import (
     ModelError,
     component_fault,
@@ -359,9 +359,12 @@ def pipeline_class(model: Model) -> type | None:
 
 def frames_of(model: Model) -> int:
     """How many pictures the metrics take of one drawing: 1, or of a video as many as the model says and it has."""
+    name = pipeline_index(model).get("_class_name")
+    if isinstance(name, str) and videos.surely_draws_pictures(name):
+        return 1
     cls = pipeline_class(model)
     takes = inspect.signature(cls.__call__).parameters if cls is not None else {}
-    for name in ("num_frames", "video_length"):
+    for name in videos.LENGTHS:
         if name in takes:
             length = model.call.get(name, takes[name].default)
             return min(model.frames, length) if isinstance(length, int) else model.frames

@@ -350,7 +350,7 @@ def present(
     }
     if not same:
         return {}
-    frames = frames_of(model)  # imports the pipeline's class
+    frames = frames_of(model)
     return {digest: protocol for digest, protocol in same.items() if protocol.frames == frames}
 
 
