@@ -158,5 +158,5 @@ def _agreement(first: Labels, second: Labels) -> Agreement | None:
     if protocols[0].seed_set == protocols[1].seed_set or len(both) < 3:
         return None
     values = [np.array([row[digest] for digest in both]) for row in rows]
-    sets = [(p.seed_set, p.num_images) for p in protocols]
-    return {"sets": sets, "srcc": srcc(*values)}
+    sets = [[p.seed_set, p.num_images] for p in protocols]  # as JSON has them
+    return {"sets": sets, "srcc": srcc(*values)}  # type: ignore[typeddict-item]
