@@ -401,7 +401,7 @@ def test_a_foreign_database_is_told_and_left_alone(tiny_model: Model, root: Path
     path.write_bytes(b"not a database, but somebody's file" * 100)
     with pytest.raises(
         StoreError,
-        match=r"outcomes\.sqlite is damaged or no database of outcomes .*: run .* --repair",
+        match=r"outcomes\.sqlite is damaged or not a database of outcomes .*: run .* --repair",
     ):
         run(tiny_model, root)
     assert path.read_bytes().startswith(b"not a database")

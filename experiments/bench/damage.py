@@ -85,7 +85,7 @@ def build(folder: Path) -> None:
     from qsdm.realize import realize
     from qsdm.search import search
     from qsdm.sensitivity import AttributionOptions
-    from qsdm.store.outcomes import write_outcomes_parquet
+    from qsdm.store.parquet import write_outcomes_parquet
     from qsdm.strategies.random import Random
     from qsdm.trace import trace
     from qsdm.train import train
@@ -199,7 +199,7 @@ def cases(folder: Path) -> list[Case]:
     from qsdm.qconfig import QuantMethod
     from qsdm.quant.calibration import PackedWeights, read_table
     from qsdm.report import results
-    from qsdm.store.outcomes import read_outcomes_parquet
+    from qsdm.store.parquet import read_outcomes_parquet
 
     workspace = workspace_of(folder)
     place = workspace.store.path
@@ -392,12 +392,12 @@ def damage_row(path: Path, rng: random.Random) -> str:
 def answer(case: Case, expected: object) -> tuple[str, str]:
     """What the reader of a damaged artifact did, as one of `KINDS`, and its words."""
     from qsdm.run.errors import sentence
-    from qsdm.store.files import tell
+    from qsdm.store.files import warn_once
 
     def hang(*_: object) -> None:
         raise HangError
 
-    tell.cache_clear()
+    warn_once.cache_clear()
     errors = io.StringIO()
     signal.signal(signal.SIGALRM, hang)
     signal.alarm(LIMIT_S)

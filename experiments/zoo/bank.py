@@ -30,7 +30,7 @@ from qsdm.qconfig import OutsideSpace, Space, SpaceSpec
 from qsdm.quant.fitting import VERSION
 from qsdm.store import Store
 from qsdm.store.files import read_json, write_json, write_text
-from qsdm.store.outcomes import write_outcomes_parquet
+from qsdm.store.parquet import write_outcomes_parquet
 
 SPACES = ("traced", "wide")
 

@@ -21,7 +21,7 @@ from qsdm.quant.packed_model import Slice
 from qsdm.store import StoreError, manifest
 from qsdm.store.checksum import checksum, is_whole, with_checksum
 from qsdm.store.files import decode, read_json
-from qsdm.store.tensors import Header, read_header
+from qsdm.store.header import Header, read_header
 
 SCHEMA = "qsdm/checkpoint/1"
 QUANT_METHOD = "qsdm"

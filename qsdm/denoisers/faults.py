@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qsdm.store.tensors import read_header
+from qsdm.store.header import read_header
 
 
 class ModelError(Exception):

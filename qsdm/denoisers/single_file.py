@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsdm.denoisers.faults import PICKLES, ModelError, file_fault, pipeline_fault, read_config
-from qsdm.store.tensors import Entry, read_header
+from qsdm.store.header import Entry, read_header
 
 if TYPE_CHECKING:
     import torch

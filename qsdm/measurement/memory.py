@@ -16,7 +16,7 @@ from qsdm.denoisers import Model, ModelError, denoiser_class, denoiser_config
 from qsdm.denoisers.files import pipeline_files, pipeline_folder
 from qsdm.graph import Graph, Op
 from qsdm.qconfig import QuantConfig
-from qsdm.store.tensors import read_header
+from qsdm.store.header import read_header
 from qsdm.tracing import TraceError
 
 

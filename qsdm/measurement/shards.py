@@ -19,7 +19,7 @@ from qsdm.measurement.scoring import ScoredShard
 from qsdm.outcome import Protocol
 from qsdm.qconfig import QuantConfig
 from qsdm.store import Store, StoreError
-from qsdm.store.files import tell
+from qsdm.store.files import warn_once
 from qsdm.store.tensors import read_tensors, write_tensors
 
 
@@ -107,7 +107,7 @@ class Shards:
             try:
                 features, about = read_tensors(path, _ShardFile, "its pictures are drawn again")
             except StoreError as error:
-                tell(str(error))
+                warn_once(str(error))
                 return None
             digests = features.pop("digests", None)
             lengths = {len(array) for array in features.values()}

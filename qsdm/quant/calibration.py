@@ -28,8 +28,9 @@ from qsdm.quant.swap import sliced
 from qsdm.store import StoreError
 from qsdm.store.checksum import NUM_DIGITS, checksum
 from qsdm.store.files import decode, replace
+from qsdm.store.header import read_header
 from qsdm.store.provenance import provenance
-from qsdm.store.tensors import TensorFile, read_header, read_tensors, write_tensors
+from qsdm.store.tensors import TensorFile, read_tensors, write_tensors
 
 SCHEMA = "qsdm/calibration/1"
 _AHEAD = 6  # weights that are quantized or wait, packed, to be written

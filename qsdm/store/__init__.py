@@ -1,17 +1,16 @@
-"""Where artifacts lie, and how they are written: atomically, as JSON, safetensors, Parquet and SQLite, never as a
-pickle.
+"""Artifacts on disk: JSON, safetensors, Parquet and SQLite, written atomically; no pickles.
 
-    store/<denoiser>/graph.json, graph.html           trace (calibrate adds the errors to the page)
-    store/<denoiser>/calibration/<space>/             calibrate: table.safetensors, weights.safetensors
-    store/<denoiser>/outcomes.sqlite                  measure (one driver writes, as outcomes come)
-    store/<denoiser>/predictor/<space>/               train: fold-K.safetensors, report.json
-    store/<denoiser>/sensitivity/<space>.json         attribute
-    store/<denoiser>/search/<space>.json              search
-    store/<denoiser>/summary.json, report.html        realize
-    store/<denoiser>/stages.json                      the main job: what it need not repeat
+    store/<denoiser>/graph.json, graph.html       trace (calibrate adds the errors to the page)
+    store/<denoiser>/calibration/<space>/         calibrate: table.safetensors, weights.safetensors
+    store/<denoiser>/outcomes.sqlite              measure: one driver writes them as they arrive
+    store/<denoiser>/predictor/<space>/           train: fold-K.safetensors, report.json
+    store/<denoiser>/sensitivity/<space>.json     attribute
+    store/<denoiser>/search/<space>.json          search
+    store/<denoiser>/summary.json, report.html    realize
+    store/<denoiser>/stages.json                  the main job: stages that need no rerun
 
-Some models ship a store of their own (``qsdm/zoo/<denoiser>/store``). It is read where the user's store lacks a file,
-and never written.
+Some models ship with a store of their own (``qsdm/zoo/<denoiser>/store``). It is read for files
+that the user's store lacks, and never written.
 """
 
 from __future__ import annotations
@@ -25,7 +24,9 @@ from qsdm.graph import Graph
 from qsdm.outcome import Outcome, Protocol
 from qsdm.store.artifacts import Artifact
 from qsdm.store.files import StoreError, read_json
-from qsdm.store.outcomes import OutcomeDatabase, merged, read_outcomes_parquet
+from qsdm.store.outcomes import OutcomeDatabase
+from qsdm.store.parquet import read_outcomes_parquet
+from qsdm.store.rows import merged
 
 __all__ = ["ZOO", "Store", "StoreError"]
 
@@ -37,11 +38,22 @@ ZOO = Path(__file__).parents[1] / "zoo"
 class Store:
     """The artifacts of one denoiser.
 
+    Example:
+        >>> from pathlib import Path
+        >>> from qsdm.store import Store
+        >>> store = Store(Path("store"), "emoji_unet")  # a model that ships with measured outcomes
+        >>> len(store.graph().weights)
+        WEIGHTS
+        >>> outcomes = store.outcomes()
+        >>> outcomes[0].qconfig.denoiser
+        'emoji_unet'
+
     Attributes:
-        root: the user's store, for reading and writing.
-        denoiser: name of the model.
-        adopt: protocol of qsdm 0.1.0, which did not keep all that makes a picture => today's, if 0.1.0 would have taken
-            them for the same; else what was given. None: they stay apart.
+        root: the user's folder of stores, for reading and writing.
+        denoiser: name of the model, and of its folder in ``root``.
+        adopt: maps a protocol of qsdm 0.1.0, which did not record everything that makes a picture,
+            to today's protocol if 0.1.0 could not tell them apart, else to itself. None: old
+            outcomes keep their old protocols.
     """
 
     root: Path
@@ -49,32 +61,48 @@ class Store:
     adopt: Callable[[Protocol], Protocol] | None = field(default=None, compare=False, repr=False)
 
     def path(self, name: str) -> Path:
-        """Where to write the artifact ``name``."""
-        return Path(self.root) / self.denoiser / name
-
-    def find(self, name: str, made_by: str) -> Path:
-        """Where the artifact ``name`` is: in the user's store, else in the shipped one.
+        """The path to which an artifact is written.
 
         Args:
-            made_by: the command that makes it, for the error.
+            name: path of the artifact in the model's folder, such as ``graph.json``.
+
+        Returns:
+            A path in the user's store, whether or not it exists.
+        """
+        return Path(self.root) / self.denoiser / name
+
+    def find(self, name: str, command: str) -> Path:
+        """The path of an existing artifact: in the user's store, or else in the shipped one.
+
+        Args:
+            name: path of the artifact in the model's folder, such as ``graph.json``.
+            command: the command that writes it, for the error message.
+
+        Raises:
+            StoreError: neither store has it.
         """
         for path in (self.path(name), ZOO / self.denoiser / "store" / name):
             if path.exists():
                 return path
         raise StoreError(
-            f"no {name} for {self.denoiser!r} in {self.root}/: run python -m qsdm.{made_by} +model={self.denoiser}"
+            f"no {name} for {self.denoiser!r} in {self.root}/: "
+            f"run python -m qsdm.{command} +model={self.denoiser}"
         )
 
     def read(self, artifact: Artifact[T], name: str) -> T:
-        """What the JSON artifact ``name`` holds.
+        """The content of a JSON artifact.
+
+        Args:
+            artifact: its kind, one of `qsdm.store.schemas`.
+            name: its path in the model's folder.
 
         Raises:
-            StoreError: it is missing or damaged; the message says which command makes it.
+            StoreError: it is missing or damaged; the message names the command that writes it.
         """
         return artifact.read(self.find(name, artifact.command), self.denoiser)
 
     def graph(self) -> Graph:
-        """The graph that `trace` wrote.
+        """The graph that `qsdm.trace` wrote.
 
         Raises:
             StoreError: it is missing or damaged.
@@ -84,10 +112,14 @@ class Store:
         return self.read(GRAPH, "graph.json")
 
     def outcomes(self, protocol: Protocol | None = None) -> list[Outcome]:
-        """Measured outcomes, shipped ones first, each (configuration, protocol) once.
+        """Measured outcomes, shipped ones first, each pair of configuration and protocol once.
 
         Args:
-            protocol: only its outcomes, if it is given.
+            protocol: return only its outcomes. None: those of all protocols.
+
+        Raises:
+            StoreError: a file of outcomes is damaged as a whole. Single damaged rows are skipped,
+                with a warning.
         """
         from qsdm.store.manifest import check_shipped
 
@@ -98,7 +130,7 @@ class Store:
             stored += read_outcomes_parquet(shipped)
         if (path := self.path("outcomes.sqlite")).exists():
             stored += OutcomeDatabase(path).read()
-        adopted = {before: now.digest for before, now in self._adopted(self._stored()).items()}
+        adopted = {old: today.digest for old, today in self._adopted(self._stored()).items()}
         return [
             outcome
             for outcome in merged(
@@ -109,29 +141,37 @@ class Store:
         ]
 
     def protocols(self) -> dict[str, Protocol]:
-        """Protocols by digest, of all stored outcomes."""
+        """The protocols of all stored outcomes.
+
+        Returns:
+            Protocol by its digest.
+
+        Raises:
+            StoreError: a file of outcomes is damaged as a whole.
+        """
         stored = self._stored()
         adopted = self._adopted(stored)
         return {p.digest: p for p in (adopted.get(q.digest, q) for q in stored.values())}
 
     def _stored(self) -> dict[str, Protocol]:
+        """Protocols by digest, as the files hold them."""
         from qsdm.store.manifest import check_shipped
 
-        found: dict[str, Protocol] = {}
+        protocols: dict[str, Protocol] = {}
         shipped = ZOO / self.denoiser / "store" / "protocols.json"
         if shipped.exists():
             check_shipped(shipped)
-            found |= {p.digest: p for p in map(Protocol.from_json, read_json(shipped))}
+            protocols |= {p.digest: p for p in map(Protocol.from_json, read_json(shipped))}
         if (path := self.path("outcomes.sqlite")).exists():
-            found |= OutcomeDatabase(path).protocols()
-        return found
+            protocols |= OutcomeDatabase(path).protocols()
+        return protocols
 
     def _adopted(self, stored: Mapping[str, Protocol]) -> dict[str, Protocol]:
-        """Today's protocol by the digest of one of qsdm 0.1.0."""
+        """Today's protocol by the digest of its counterpart of qsdm 0.1.0."""
         if self.adopt is None:
             return {}
         return {
-            digest: now
+            digest: today
             for digest, protocol in stored.items()
-            if not protocol.pipeline and (now := self.adopt(protocol)) != protocol
+            if not protocol.pipeline and (today := self.adopt(protocol)) != protocol
         }

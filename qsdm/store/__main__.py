@@ -1,11 +1,11 @@
-"""Check a store: every artifact is read and compared with its checksums, and SQLite checks its database.
+"""Check a store: every artifact against its checksums, and the database by SQLite's own check.
 
     python -m qsdm.store store/emoji_unet
     python -m qsdm.store --repair store/emoji_unet
 
-Prints one line for each damaged artifact, with the command that makes it again; the exit status is 1 if there is any.
-With ``--repair`` a damaged outcomes.sqlite is written anew from all rows that can be read, and kept as
-outcomes.sqlite.damaged; nothing else is changed.
+Prints a line for each damaged artifact, with the command that writes it again; the exit status is 1
+if there is any. With ``--repair`` a damaged outcomes.sqlite is rewritten from all rows that can be
+read, and kept as outcomes.sqlite.damaged; nothing else is changed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from qsdm.store.artifacts import Artifact
 from qsdm.store.checksum import is_whole
 from qsdm.store.files import StoreError, decode
 from qsdm.store.manifest import NAME, fault, read_checksums
-from qsdm.store.outcomes import OutcomeDatabase, problems, read_outcomes_parquet, repair
+from qsdm.store.outcomes import OutcomeDatabase
+from qsdm.store.parquet import read_outcomes_parquet
+from qsdm.store.repair import problems, repair
 from qsdm.store.schemas import CHOSEN, FRONT, GRAPH, REPORT, SENSITIVITIES, SUMMARY
 from qsdm.store.tensors import check_tensors
 
@@ -36,37 +38,50 @@ TENSORS = {
     "*.safetensors": "python -m qsdm.trace export=pyg",
     "calibration/*/*.safetensors": "python -m qsdm.calibrate",
     "predictor/*/*.safetensors": "python -m qsdm.train",
-    "pictures/*.safetensors": "remove it: it is made when it is needed",
+    "pictures/*.safetensors": "remove it: it is written again when it is needed",
     "shards/*/*.safetensors": "remove it: its pictures are drawn again",
     "checkpoint/*/diffusion_pytorch_model*.safetensors": "python -m qsdm.realize",
 }
-"""What makes them, by where they lie."""
+"""The command that writes them, or what else to do, by path in the model's folder."""
 
 
 def check(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Every artifact of a model's store, and what is wrong with it; nothing is an empty text."""
+    """Check every artifact of a model.
+
+    Args:
+        folder: the model's folder in a store.
+
+    Yields:
+        The artifact's path, and a sentence that says what is wrong with it: empty if nothing is.
+    """
     for pattern, artifact in ARTIFACTS.items():
         for path in sorted(folder.glob(pattern)):
-            yield path, _told(partial(artifact.read, path, folder.name))
+            yield path, _error_of(partial(artifact.read, path, folder.name))
     for pattern, remedy in TENSORS.items():
-        told = f"run {remedy} +model={folder.name}" if remedy.startswith("python") else remedy
+        advice = f"run {remedy} +model={folder.name}" if remedy.startswith("python") else remedy
         for path in sorted(folder.glob(pattern)):
-            yield path, _told(partial(check_tensors, path, told))
+            yield path, _error_of(partial(check_tensors, path, advice))
     if (path := folder / "stages.json").exists():
-        yield path, _told(lambda: _check_json(path, "remove it: the main job checks every stage"))
-    checkpoint = folder / "checkpoint"
-    remedy = f"run python -m qsdm.realize +model={folder.name} again"
-    if (path := checkpoint / NAME).exists():
-        if told := _told(lambda: read_checksums(checkpoint)):
-            yield path, told
-        else:
-            for name, expected in read_checksums(checkpoint).items():
-                told = fault(checkpoint / name, expected)
-                yield checkpoint / name, told and f"{checkpoint / name} {told}: {remedy}"
+        remedy = "remove it: the main job then checks every stage"
+        yield path, _error_of(partial(_check_json, path, remedy))
+    yield from _check_checkpoint(folder)
     if (path := folder / "outcomes.parquet").exists():
-        yield path, _told(lambda: read_outcomes_parquet(path))
+        yield path, _error_of(lambda: read_outcomes_parquet(path))
     if (path := folder / "outcomes.sqlite").exists():
-        yield path, _told(lambda: OutcomeDatabase(path)) or problems(path)
+        yield path, _error_of(lambda: OutcomeDatabase(path)) or problems(path)
+
+
+def _check_checkpoint(folder: Path) -> Iterator[tuple[Path, str]]:
+    checkpoint = folder / "checkpoint"
+    if not (path := checkpoint / NAME).exists():
+        return
+    if error := _error_of(lambda: read_checksums(checkpoint)):
+        yield path, error
+        return
+    remedy = f"run python -m qsdm.realize +model={folder.name} again"
+    for name, expected in read_checksums(checkpoint).items():
+        error = fault(checkpoint / name, expected)
+        yield checkpoint / name, error and f"{checkpoint / name} {error}: {remedy}"
 
 
 def _check_json(path: Path, remedy: str) -> None:
@@ -75,10 +90,11 @@ def _check_json(path: Path, remedy: str) -> None:
     except (OSError, ValueError) as error:
         raise StoreError(f"{path} is damaged ({error}): {remedy}") from error
     if not whole:
-        raise StoreError(f"{path} is damaged (its checksum is that of other content): {remedy}")
+        raise StoreError(f"{path} is damaged (its content does not match its checksum): {remedy}")
 
 
-def _told(read: Callable[[], object]) -> str:
+def _error_of(read: Callable[[], object]) -> str:
+    """The message of the StoreError that ``read`` raises; empty if it raises none."""
     try:
         read()
     except StoreError as error:
@@ -87,29 +103,43 @@ def _told(read: Callable[[], object]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Check the stores that the command line names, and print what is damaged.
+
+    Args:
+        arguments: of the command line; None: those of this process.
+
+    Returns:
+        The exit status: 1 if an artifact is damaged and was not repaired.
+    """
     parser = argparse.ArgumentParser(
         "python -m qsdm.store",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, nargs="+", help="of a model in a store")
     parser.add_argument(
-        "--repair", action="store_true", help="write a damaged outcomes.sqlite anew"
+        "folder", type=Path, nargs="+", help="a model's folder in a store, such as store/emoji_unet"
+    )
+    parser.add_argument(
+        "--repair",
+        action="store_true",
+        help="rewrite a damaged outcomes.sqlite from the rows that can be read",
     )
     args = parser.parse_args(arguments)
     status = 0
     for folder in args.folder:
         if not folder.is_dir():
-            parser.error(f"{folder} is no folder: wanted one such as store/emoji_unet")
+            parser.error(f"{folder} is not a folder: wanted one such as store/emoji_unet")
         checked = list(check(folder))
-        damaged = [(path, told) for path, told in checked if told]
-        for path, told in damaged:
+        damaged = [(path, error) for path, error in checked if error]
+        for path, error in damaged:
             if args.repair and path.name == "outcomes.sqlite":
-                kept = repair(path)
+                backup = repair(path)
                 count = len(OutcomeDatabase(path).read())
-                print(f"{path} was written anew with {count} outcomes; the damaged one is {kept}")
+                print(
+                    f"{path} was rewritten with {count} outcomes; the damaged file is now {backup}"
+                )
             else:
-                print(told)
+                print(error)
                 status = 1
         print(f"{folder}: {len(checked)} artifacts, {len(damaged)} damaged")
     return status

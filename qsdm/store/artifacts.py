@@ -1,10 +1,11 @@
-"""JSON artifacts: each has one schema, by which it is read and written, and a checksum of its content.
+"""JSON artifacts: each kind has a schema for reading and writing, and a checksum.
 
     FRONT.write(store.path(name), front)
     FRONT.read(store.find(name, FRONT.command), store.denoiser)
 
-The schema is a type that msgspec can read. What is stored is the content, ``schema`` (the name of its version) and
-``checksum``. Files without a checksum, as version 0.1.0 wrote, are checked by their schema alone.
+The schema is a type that msgspec can decode. A file holds the content, ``schema`` (name and
+version) and ``checksum``. Files without a checksum, as qsdm 0.1.0 wrote them, are checked by their
+schema alone.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from qsdm.store.checksum import KEY, is_whole, with_checksum
-from qsdm.store.files import StoreError, decode, tell, write_text
+from qsdm.store.files import StoreError, decode, warn_once, write_text
 
 T = TypeVar("T")
 
@@ -26,11 +27,12 @@ class Artifact(Generic[T]):
     """One kind of JSON artifact.
 
     Attributes:
-        schema: name and version.
-        command: that makes it.
-        build: what the file holds => what it means; raises ValueError.
-        by_hand: whether users may change it, so that another checksum is told, but no error.
-        unversioned: what version 0.1.0 wrote without a schema => what ``build`` takes.
+        schema: its name and version.
+        command: the command that writes it.
+        build: turns the JSON content into what it means; raises ValueError.
+        by_hand: whether users may edit it, so that a wrong checksum is a warning, not an error.
+        unversioned: turns the content of a file without a schema, as qsdm 0.1.0 wrote it, into what
+            ``build`` takes.
     """
 
     schema: str
@@ -40,10 +42,11 @@ class Artifact(Generic[T]):
     unversioned: Callable[[dict[str, Any]], dict[str, Any]] | None = None
 
     def read(self, path: Path, denoiser: str = "") -> T:
-        """What ``path`` holds.
+        """The content of a file.
 
         Args:
-            denoiser: name of the model, for the error.
+            path: the file.
+            denoiser: name of the model, for the error message.
 
         Raises:
             StoreError: it is damaged, of another kind or of another version.
@@ -54,7 +57,11 @@ class Artifact(Generic[T]):
             raise StoreError(f"{path} is damaged ({error}): {self.remedy(denoiser)}") from error
 
     def parse(self, text: bytes, path: Path) -> T:
-        """What the text of a file means.
+        """The content of a file whose text has been read.
+
+        Args:
+            text: of the file, UTF-8.
+            path: the file, for the warning about an edited file.
 
         Raises:
             ValueError: it is damaged, of another kind or of another version.
@@ -66,19 +73,23 @@ class Artifact(Generic[T]):
             data = {"schema": self.schema, **self.unversioned(data)}
         if data.get("schema") != self.schema:
             raise ValueError(f"wanted schema {self.schema!r}, got {data.get('schema')!r}")
-        found = self.build({key: value for key, value in data.items() if key != KEY})
+        content = self.build({key: value for key, value in data.items() if key != KEY})
         if not is_whole(data):
             if not self.by_hand:
-                raise ValueError("its content is not what its checksum says")
-            tell(f"{path} was changed after it was written; it is taken as it is")
-        return found
+                raise ValueError("its content does not match its checksum")
+            warn_once(f"{path} was edited after it was written; it is used as it is")
+        return content
 
     def write(self, path: Path, content: Mapping[str, Any]) -> None:
-        """Store what `read` gives back.
+        """Write what `read` gives back.
+
+        Args:
+            path: the file, replaced if it exists.
+            content: as the schema describes it, without ``schema`` and ``checksum``.
 
         Raises:
             StoreError: it cannot be written.
-            ValueError: it is not what the schema says.
+            ValueError: the content does not fit the schema.
         """
         data = with_checksum({"schema": self.schema, **content})
         text = json.dumps(data, indent=1, allow_nan=False) + "\n"
@@ -86,11 +97,20 @@ class Artifact(Generic[T]):
         write_text(path, text)
 
     def remedy(self, denoiser: str = "") -> str:
+        """What to do about a damaged file.
+
+        Args:
+            denoiser: name of the model; empty if it is not known.
+        """
         model = f" +model={denoiser}" if denoiser else ""
         package = "qsdm" if self.command == "qsdm" else f"qsdm.{self.command}"
         return f"remove it and run python -m {package}{model} again"
 
 
 def typed(kind: Any) -> Callable[[Any], Any]:
-    """The `Artifact.build` of a plain type."""
+    """The `Artifact.build` of content that is plain data.
+
+    Args:
+        kind: a type that msgspec can decode, such as a TypedDict.
+    """
     return lambda data: decode(data, kind)

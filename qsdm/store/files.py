@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all: a reader sees the old file or the new one, never a half."""
+"""Files written completely or not at all: readers see the old file or the new one, never a part."""
 
 from __future__ import annotations
 
@@ -14,28 +14,45 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-@cache
-def tell(sentence: str) -> None:
-    """Say once per process what the user should know of a file that is used nevertheless."""
-    print(sentence, file=sys.stderr, flush=True)
-
-
 class StoreError(Exception):
-    """An artifact is missing, damaged or of another kind; the message says which command makes it."""
+    """An artifact is missing, damaged or of another kind; the message says what to do."""
+
+
+@cache
+def warn_once(sentence: str) -> None:
+    """Print a warning about a file that is used nevertheless, once per process.
+
+    Args:
+        sentence: what the user should know.
+    """
+    sys.stderr.write(f"{sentence}\n")
+    sys.stderr.flush()
 
 
 def replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside ``path`` and rename: a reader sees the old file or the new one, never a half."""
+    """Write a file beside ``path`` and rename it to ``path`` once it is complete.
+
+    Args:
+        path: the file, replaced if it exists. Its folder is made if need be.
+        write: fills the file whose path it is given.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
 
     def fill(partial: Path) -> None:
         write(partial)
-        os.replace(partial, path)
+        partial.replace(path)
 
     write_beside(path, fill)
 
 
 def write_beside(path: Path, write: Callable[[Path], object]) -> None:
-    """Hand a hidden file in the folder of ``path`` to ``write``, and remove what is left of it.
+    """Let ``write`` fill a hidden file beside ``path``; remove what is left of it.
+
+    Args:
+        path: beside which to write. Its folder is made if need be.
+        write: fills the file whose path it is given, and may rename it.
 
     Raises:
         StoreError: it cannot be written.
@@ -46,7 +63,8 @@ def write_beside(path: Path, write: Callable[[Path], object]) -> None:
         write(partial)
     except OSError as error:
         raise StoreError(
-            f"{path} was not written ({error.strerror or error}): free some space or choose another store="
+            f"{path} was not written ({error.strerror or error}): "
+            "free some space or choose another store="
         ) from error
     finally:
         with suppress(OSError):
@@ -54,6 +72,16 @@ def write_beside(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_json(path: Path, data: Any) -> None:
+    """Write JSON.
+
+    Args:
+        path: the file, replaced if it exists.
+        data: anything that JSON can hold.
+
+    Raises:
+        StoreError: it cannot be written.
+        ValueError: a number is not finite.
+    """
     replace(
         path,
         lambda partial: partial.write_text(
@@ -63,12 +91,18 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """JSON that somebody else may have written: inputs, and the files of other programs.
+    """Read JSON without a schema: inputs, and files of other programs.
 
-    Of content that does not agree with its checksum the user is told. The checksum itself is left out.
+    Warns about content that does not match its checksum.
+
+    Args:
+        path: the file.
+
+    Returns:
+        What the file holds, without its checksum.
 
     Raises:
-        StoreError: there is no such file, or it is no JSON.
+        StoreError: there is no such file, or it is not JSON.
     """
     from qsdm.store.checksum import KEY, is_whole
 
@@ -76,23 +110,25 @@ def read_json(path: Path) -> Any:
         data = decode(path.read_bytes(), object)
     except (OSError, ValueError) as error:
         raise StoreError(
-            f"{path} cannot be read as JSON ({error}): remove it and make it again"
+            f"{path} cannot be read as JSON ({error}): remove it and create it again"
         ) from error
     if not isinstance(data, dict):
         return data
     if not is_whole(data):
-        tell(f"{path} was changed after it was written; it is taken as it is")
+        warn_once(f"{path} was edited after it was written; it is used as it is")
     return {key: value for key, value in data.items() if key != KEY}
 
 
 def decode(data: bytes | Any, kind: type[T]) -> T:
-    """JSON, or what it holds, as a type that msgspec can read.
+    """Convert JSON, or what JSON holds, to a type that msgspec can decode.
 
     Args:
-        data: bytes are JSON; anything else is what JSON holds.
+        data: bytes are JSON text; anything else is what JSON holds.
+        kind: the type.
 
     Raises:
-        ValueError: it is no JSON, or not of this type; the message says where, as in ``$.nodes[3].op``.
+        ValueError: it is not JSON, or not of this type; the message says where, as in
+            ``$.nodes[3].op``.
     """
     import msgspec
 
@@ -103,9 +139,18 @@ def decode(data: bytes | Any, kind: type[T]) -> T:
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     except msgspec.DecodeError as error:  # ValidationError among them
-        told = str(error).replace("Expected ", "wanted ", 1).replace(" - at `$", " at `$")
-        raise ValueError(told) from error
+        message = str(error).replace("Expected ", "wanted ", 1).replace(" - at `$", " at `$")
+        raise ValueError(message) from error
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write text in UTF-8.
+
+    Args:
+        path: the file, replaced if it exists.
+        text: its content.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
     replace(path, lambda partial: partial.write_text(text, encoding="utf-8"))

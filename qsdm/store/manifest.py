@@ -1,10 +1,10 @@
-"""Checksums of files that carry none of their own, in a file beside them.
+"""Checksums of files that carry none of their own, listed in a file beside them.
 
-    checksums.json in a checkpoint          the components that `qsdm.checkpoint.save_quantized` copies
-    qsdm/zoo/checksums.json                 all that ships with qsdm
+    checksums.json in a checkpoint    components that `qsdm.checkpoint.save_quantized` copies
+    qsdm/zoo/checksums.json           everything that ships with qsdm
 
-What ships was published before artifacts carried checksums, and digests of some of its files are part of protocols: so
-they stay as they are, byte for byte.
+The files that ship were published before artifacts carried checksums, and digests of some of them
+are part of protocols, so they stay as they are, byte for byte.
 """
 
 from __future__ import annotations
@@ -30,13 +30,30 @@ FILES: Artifact[_Files] = Artifact("qsdm/files/1", "realize", typed(_Files))
 
 
 def write_checksums(folder: Path, files: Iterable[Path]) -> None:
-    """List files below ``folder`` with their checksums."""
-    found = {path.relative_to(folder).as_posix(): checksum_of_file(path) for path in sorted(files)}
-    FILES.write(folder / NAME, {"files": found})
+    """List files with their checksums in ``folder``.
+
+    Args:
+        folder: where the list is written.
+        files: paths below ``folder``.
+
+    Raises:
+        StoreError: the list cannot be written.
+        OSError: a file cannot be read.
+    """
+    checksums = {
+        path.relative_to(folder).as_posix(): checksum_of_file(path) for path in sorted(files)
+    }
+    FILES.write(folder / NAME, {"files": checksums})
 
 
 def read_checksums(folder: Path) -> Mapping[str, str]:
-    """Checksums by path, none where there is no list.
+    """The checksums that `write_checksums` listed.
+
+    Args:
+        folder: where the list is.
+
+    Returns:
+        Checksum by path relative to ``folder``; empty if there is no list.
 
     Raises:
         StoreError: the list is damaged.
@@ -46,18 +63,29 @@ def read_checksums(folder: Path) -> Mapping[str, str]:
 
 
 def fault(path: Path, expected: str) -> str:
-    """What is wrong with a file; an empty text if nothing is."""
+    """What is wrong with a file, as the end of a sentence.
+
+    Args:
+        path: the file.
+        expected: its checksum.
+
+    Returns:
+        An empty text if nothing is wrong.
+    """
     try:
-        return "" if checksum_of_file(path) == expected else "is not as it was saved"
+        return "" if checksum_of_file(path) == expected else "was changed after it was saved"
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"
 
 
 def check_shipped(path: Path) -> None:
-    """Compare what ships with qsdm, a file or a folder, with its checksums, once per process.
+    """Compare a file or folder that ships with qsdm with its checksums, once per process.
+
+    Args:
+        path: any path; one outside `qsdm.store.ZOO` is not checked.
 
     Raises:
-        StoreError: it is damaged.
+        StoreError: a file is damaged or missing.
     """
     if path.is_relative_to(store.ZOO):
         _check_shipped(store.ZOO, path)
@@ -67,8 +95,8 @@ def check_shipped(path: Path) -> None:
 def _check_shipped(zoo: Path, path: Path) -> None:
     for name, expected in read_checksums(zoo).items():
         file = zoo / name
-        if file.is_relative_to(path) and (told := fault(file, expected)):
+        if file.is_relative_to(path) and (problem := fault(file, expected)):
             raise StoreError(
-                f"{file}, which ships with qsdm, {told}: run pip install --force-reinstall "
+                f"{file}, which ships with qsdm, {problem}: run pip install --force-reinstall "
                 f"--no-deps qsdm, or remove {zoo / NAME} if you changed it on purpose"
             )

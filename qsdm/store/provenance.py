@@ -1,4 +1,4 @@
-"""What made an artifact."""
+"""Where an artifact came from."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ from typing import Any
 
 
 def provenance() -> dict[str, Any]:
-    """What made an artifact: versions, commit, time; nothing of the machine's names or paths."""
+    """Versions, commit and time, to be stored in an artifact.
+
+    Returns:
+        An object that JSON can hold, without names or paths of the machine. ``commit`` is None
+        outside a git checkout.
+    """
     versions = {}
     for package in ("qsdm", "torch", "diffusers", "transformers", "numpy", "torch-geometric"):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    here = Path(__file__).parent
     git = subprocess.run(
-        ["git", "-C", str(here), "rev-parse", "--short=12", "HEAD"],
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"],
         capture_output=True,
         text=True,
         check=False,

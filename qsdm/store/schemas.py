@@ -1,6 +1,7 @@
-"""What the JSON artifacts hold, and which command makes each.
+"""What the JSON artifacts hold, and which command writes each.
 
-`qsdm.graph`, `qsdm.qconfig` and `qsdm.outcome` declare what is a type of their own; the rest stays plain data.
+Content with a type of its own is declared in `qsdm.graph`, `qsdm.qconfig` and `qsdm.outcome`; the
+rest stays plain data.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ Numbers = dict[str, float | None]
 
 
 class ConfigurationFile(TypedDict):
-    """A `QuantConfig`."""
+    """A `qsdm.qconfig.QuantConfig`."""
 
     schema: str
     denoiser: str
@@ -28,7 +29,7 @@ class ConfigurationFile(TypedDict):
 
 
 class Costs(TypedDict):
-    """Of one configuration."""
+    """Costs of one configuration, see `qsdm.cost`."""
 
     avg_bits: float
     size_bytes: int
@@ -42,10 +43,14 @@ class Point(Costs):
 
 
 class FrontPoint(Point):
+    """A point of the front, with its configuration."""
+
     qconfig: ConfigurationFile
 
 
 class Baseline(TypedDict):
+    """The front that another strategy reached with the same budget."""
+
     hypervolume: float
     points: list[Point]
 
@@ -79,11 +84,13 @@ class Row(Costs):
 
 
 class Candidate(Row):
+    """A configuration of the front that was measured, with its predicted label."""
+
     predicted: float
 
 
 class MetricAbout(TypedDict):
-    """What a table needs to know of a metric."""
+    """What a table shows of a metric."""
 
     label: str
     larger_is_better: bool
@@ -109,7 +116,7 @@ class Summary(TypedDict):
 
 
 class Spread(TypedDict):
-    """A score over the folds."""
+    """A score of every fold, its mean and standard deviation."""
 
     mean: float
     std: float
@@ -117,12 +124,14 @@ class Spread(TypedDict):
 
 
 class Scores(TypedDict):
+    """Scores of a predictor on held-out labels, see `qsdm.predictor.scores`."""
+
     srcc: Spread
     ndcg_at_10: Spread
 
 
 class Noise(TypedDict):
-    """Of labels, see `qsdm.measurement.labels.noise`."""
+    """Noise of labels, see `qsdm.measurement.labels.noise`."""
 
     halves: float
     reliability: float
@@ -132,6 +141,8 @@ class Noise(TypedDict):
 
 
 class TestSet(TypedDict):
+    """A predictor's rank correlations on labels of another seed set."""
+
     seed_set: int
     num_images: int
     num_configs: int
@@ -147,12 +158,14 @@ class Agreement(TypedDict):
 
 
 class TestReport(TypedDict):
+    """All test sets, and how well each two agree."""
+
     sets: list[TestSet]
     between: list[Agreement]
 
 
 class HeldOut(TypedDict):
-    """Digests and labels of the configurations of all folds; the predictions have names of their own."""
+    """Digests and labels of the configurations of all folds; other lists are predictions by name."""
 
     qconfig: list[str]
     measured: list[float]
@@ -180,7 +193,7 @@ class PredictorReport(TypedDict):
 
 
 class SensitivityFile(TypedDict):
-    """Of one attribution, see `qsdm.sensitivity.Sensitivity`."""
+    """The scores of one attribution, see `qsdm.sensitivity.Sensitivity`."""
 
     weights: list[str]
     methods: list[str]
@@ -190,7 +203,7 @@ class SensitivityFile(TypedDict):
 
 
 class Intervention(TypedDict):
-    """A weight that was quantized alone: harm as measured and as attributed."""
+    """A weight quantized alone: its harm as measured and as attributed."""
 
     weight: str
     method: str
@@ -212,12 +225,14 @@ class Group(TypedDict):
 
 
 class Completeness(TypedDict):
+    """Predicted harm of a whole configuration, and its gap to the sum of the attributions."""
+
     harm: float
     gap: float
 
 
 class FullPrecision(TypedDict):
-    """Labels of full precision."""
+    """The label of full precision."""
 
     predicted: float
     measured: float | None
@@ -241,22 +256,23 @@ class Sensitivities(TypedDict):
 
 def _front(data: Any) -> Front:
     front = decode(data, Front)
-    for place, point in enumerate(front["points"]):
-        _named(f"$.points[{place}].qconfig", QuantConfig.from_json, point["qconfig"])
-    _named("$.objective", Objective, front["objective"])
+    for i, point in enumerate(front["points"]):
+        _check(f"$.points[{i}].qconfig", QuantConfig.from_json, point["qconfig"])
+    _check("$.objective", Objective, front["objective"])
     return front
 
 
 def _sensitivities(data: Any) -> Sensitivities:
-    found = decode(data, Sensitivities)
-    for name, one in found["sensitivities"].items():
-        shape = {len(row) for row in one["scores"]}
-        if len(one["scores"]) != len(one["weights"]) or shape - {len(one["methods"])}:
+    report = decode(data, Sensitivities)
+    for name, sensitivity in report["sensitivities"].items():
+        num_weights, num_methods = len(sensitivity["weights"]), len(sensitivity["methods"])
+        scores = sensitivity["scores"]
+        if len(scores) != num_weights or {len(row) for row in scores} - {num_methods}:
             raise ValueError(
-                f"wanted a score of each of {len(one['weights'])} weights and {len(one['methods'])} "
-                f"methods at `$.sensitivities.{name}.scores`"
+                f"wanted a score for each of {num_weights} weights and {num_methods} methods "
+                f"at `$.sensitivities.{name}.scores`"
             )
-    return found
+    return report
 
 
 def _report(data: Any) -> PredictorReport:
@@ -268,7 +284,8 @@ def _report(data: Any) -> PredictorReport:
     return report
 
 
-def _named(path: str, build: Callable[[Any], object], data: object) -> None:
+def _check(path: str, build: Callable[[Any], object], data: object) -> None:
+    """Build an object for its errors, and add to them where in the file it is."""
     try:
         build(data)
     except ValueError as error:

@@ -1,12 +1,6 @@
-"""safetensors: arrays by name with what is known of them, one part mapped, and files filled in any order, larger than
-memory if need be.
+"""safetensors files: larger than memory if need be, filled in any order, read or mapped.
 
-Files that we write carry checksums in their metadata under ``xxh3_128``: that of the rest of the header, and then those
-of the parts in the order of their names, 32 digits each. A reader compares each part with its checksum the first time
-that it is read. Files without them, as version 0.1.0 wrote, are taken as they are.
-
-References:
-    https://huggingface.co/docs/safetensors: 8 bytes of the header's length, the header as JSON, the data.
+`qsdm.store.header` describes the checksums that our files carry.
 """
 
 from __future__ import annotations
@@ -15,151 +9,41 @@ import json
 import math
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, overload
 
 import numpy as np
 
-from qsdm.graph import canonical
 from qsdm.store.checksum import NUM_DIGITS, checksum
 from qsdm.store.files import StoreError, decode, replace
+from qsdm.store.header import (
+    CHECKSUMS,
+    ITEM_BYTES,
+    NUMPY,
+    Entry,
+    Header,
+    checksum_of_header,
+    damaged_part,
+    read_header,
+)
 
-ITEM_BYTES = {
-    "F64": 8,
-    "F32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "I64": 8,
-    "I32": 4,
-    "I16": 2,
-    "I8": 1,
-    "U8": 1,
-    "BOOL": 1,
-}
-NUMPY = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "I64": np.int64,
-    "I32": np.int32,
-    "I16": np.int16,
-    "I8": np.int8,
-    "U8": np.uint8,
-    "BOOL": np.bool_,
-}
-"""Types as safetensors spells them; numpy has no bfloat16."""
-
-CHECKSUMS = "xxh3_128"
 _CHUNK_BYTES = 1 << 18  # hashed while it is still in the cores' caches
 
 T = TypeVar("T")
-Part = tuple[str, tuple[int, ...]]  # a type as safetensors spells it, and a shape
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One part as the header describes it.
-
-    Attributes:
-        data_offsets: its first byte and one after its last, counted from the end of the header.
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
-    data_offsets: tuple[int, int]
-
-    def __post_init__(self) -> None:
-        start, stop = self.data_offsets
-        if min(self.shape, default=0) < 0 or not 0 <= start <= stop:
-            raise ValueError(f"the shape {self.shape} or the place {self.data_offsets} is negative")
-        item = ITEM_BYTES.get(self.dtype)
-        if item is not None and stop - start != math.prod(self.shape) * item:
-            raise ValueError(
-                f"{self.dtype} of shape {self.shape} does not take {stop - start} bytes"
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """What a safetensors file says of itself.
-
-    Attributes:
-        parts: by name.
-        metadata: texts by name, without the checksums.
-        start: of the data, in bytes from the beginning of the file.
-        checksums: by name; empty if the file carries none.
-    """
-
-    parts: Mapping[str, Entry]
-    metadata: Mapping[str, str]
-    start: int
-    checksums: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def size_bytes(self) -> int:
-        """Of the whole file."""
-        return self.start + max((e.data_offsets[1] for e in self.parts.values()), default=0)
-
-    def check(self, key: str, data: bytes | memoryview) -> None:
-        """Compare a part's bytes with its checksum, if there is one.
-
-        Raises:
-            ValueError: they differ.
-        """
-        if key in self.checksums and checksum(data) != self.checksums[key]:
-            raise ValueError(f"its part {key!r} is not as it was written")
-
-
-def read_header(path: Path, whole: bool = True) -> Header:
-    """The header of a safetensors file.
-
-    Args:
-        path: of the file.
-        whole: the file must have all bytes that its header tells of.
-
-    Raises:
-        OSError: there is no such file.
-        ValueError: it is cut short, damaged, or no safetensors file.
-    """
-    with path.open("rb") as file:
-        size, length = path.stat().st_size, file.read(8)
-        start = 8 + struct.unpack("<Q", length)[0] if len(length) == 8 else 0
-        if not 8 < start <= size:
-            raise ValueError("it has no header of safetensors")
-        raw = decode(file.read(start - 8), dict[str, Any])
-    metadata = decode(raw.pop("__metadata__", {}), dict[str, str])
-    parts = decode(raw, dict[str, Entry])
-    digits = metadata.pop(CHECKSUMS, None)
-    header = Header(parts, metadata, start)
-    if whole and size != header.size_bytes:
-        raise ValueError(f"wanted {header.size_bytes} bytes, got {size}")
-    if digits is None:
-        return header
-    names = sorted(parts)
-    own, *others = (digits[i : i + NUM_DIGITS] for i in range(0, len(digits), NUM_DIGITS))
-    if len(others) != len(names) or own != _header_checksum(parts, metadata):
-        raise ValueError("its header is not as it was written")
-    return Header(parts, metadata, start, dict(zip(names, others, strict=True)))
-
-
-def _header_checksum(parts: Mapping[str, Entry], metadata: Mapping[str, str]) -> str:
-    places = {
-        name: [entry.dtype, *entry.shape, *entry.data_offsets] for name, entry in parts.items()
-    }
-    return checksum(canonical([places, dict(metadata)]))
+Part = tuple[str, tuple[int, ...]]
+"""A type by its name in safetensors, and a shape."""
 
 
 class TensorFile:
-    """Opened for writing, in any order; every byte must be written.
+    """A file that is filled in any order, within a ``with`` block; every byte must be written.
 
     Args:
-        path: made anew.
+        path: the file, replaced if it exists.
         parts: type and shape by name.
         metadata: texts by name.
 
     Raises:
-        ValueError: a part is not whole when the block ends without another error.
+        ValueError: a part is incomplete when the block ends without another error.
     """
 
     def __init__(self, path: Path, parts: Mapping[str, Part], metadata: Mapping[str, str]) -> None:
@@ -182,10 +66,10 @@ class TensorFile:
         self._file.truncate(self._start + end)
 
     def _header(self) -> bytes:
-        """The header's length never depends on what is written yet."""
-        unknown = "0" * NUM_DIGITS
-        digits = _header_checksum(self._parts, self._metadata) + "".join(
-            self._checksums.get(name, unknown) for name in sorted(self._parts)
+        """The header's bytes, as many at any time: checksums that are not known yet are zeros."""
+        zeros = "0" * NUM_DIGITS
+        digits = checksum_of_header(self._parts, self._metadata) + "".join(
+            self._checksums.get(name, zeros) for name in sorted(self._parts)
         )
         header: dict[str, object] = {"__metadata__": self._metadata | {CHECKSUMS: digits}}
         for key, entry in self._parts.items():
@@ -204,8 +88,9 @@ class TensorFile:
     def __exit__(self, error: object, *_: object) -> None:
         with self._file:
             if error is None:
-                if short := [key for key, missing in self._missing.items() if missing > 0]:
-                    raise ValueError(f"{short[0]!r} was not written whole")
+                incomplete = [key for key, missing in self._missing.items() if missing > 0]
+                if incomplete:
+                    raise ValueError(f"{incomplete[0]!r} was not written completely")
                 for key, entry in self._parts.items():
                     if key not in self._checksums:  # written in pieces, or not at all
                         chunks = _chunks(self._file, self._start, entry)
@@ -215,25 +100,31 @@ class TensorFile:
 
     @property
     def checksums(self) -> Mapping[str, str]:
-        """Of all parts by name, once the file is closed."""
+        """Checksums of all parts by name, once the file is closed."""
         return dict(self._checksums)
 
     def describe(self, metadata: Mapping[str, str]) -> None:
-        """Replace the metadata, which were not known when the file was opened.
+        """Replace the metadata by what was not known when the file was opened.
 
         Args:
-            metadata: texts by name, together as long as the first ones.
+            metadata: texts by name, encoded as long as those that they replace.
 
         Raises:
             ValueError: they are longer or shorter.
         """
-        before, self._metadata = self._metadata, dict(metadata)
+        previous, self._metadata = self._metadata, dict(metadata)
         if len(self._header()) != self._start:
-            self._metadata = before
-            raise ValueError("the metadata are not as long as those that they replace")
+            self._metadata = previous
+            raise ValueError("the metadata must be as long as those that they replace")
 
     def write(self, key: str, data: bytes | memoryview, offset: int = 0) -> None:
-        """``offset`` bytes after the part's first."""
+        """Write a part or a piece of it.
+
+        Args:
+            key: name of the part.
+            data: contiguous bytes.
+            offset: where they begin, in bytes from the beginning of the part.
+        """
         start, stop = self._parts[key].data_offsets
         self._file.seek(self._start + start + offset)
         self._file.write(data)
@@ -246,18 +137,18 @@ class TensorFile:
 def _chunks(
     file: BinaryIO, start: int, entry: Entry, into: memoryview | None = None
 ) -> Iterator[memoryview]:
-    """The bytes of a part, piece by piece, read into one buffer of its size or into a small one."""
+    """The bytes of a part in pieces, read into the buffer ``into`` or, if None, a small one."""
     left = entry.data_offsets[1] - entry.data_offsets[0]
     buffer = memoryview(bytearray(min(_CHUNK_BYTES, left))) if into is None else into
     file.seek(start + entry.data_offsets[0])
-    place = 0
+    offset = 0
     while left:
         size = min(_CHUNK_BYTES, left)
-        chunk = buffer[:size] if into is None else buffer[place : place + size]
+        chunk = buffer[:size] if into is None else buffer[offset : offset + size]
         if not (count := file.readinto(chunk)):  # type: ignore[attr-defined]
-            raise ValueError("it is cut short")
+            raise ValueError("it is truncated")
         yield chunk[:count]
-        left, place = left - count, place + count
+        left, offset = left - count, offset + count
 
 
 def _checksum_of(chunks: Iterator[memoryview]) -> str:
@@ -270,23 +161,42 @@ def _checksum_of(chunks: Iterator[memoryview]) -> str:
 
 
 def map_tensor(path: Path, key: str) -> np.ndarray:
-    """One part of a safetensors file, compared with its checksum and mapped; changes stay in memory.
+    """Map one part of a safetensors file after comparing it with its checksum.
+
+    Args:
+        path: the file.
+        key: name of the part.
+
+    Returns:
+        An array whose changes stay in memory (copy on write).
 
     Raises:
-        KeyError, OSError, ValueError: there is no such part, or the file is damaged.
+        KeyError: there is no such part.
+        OSError: the file cannot be read.
+        ValueError: the file is damaged.
     """
     header = read_header(path)
     entry = header.parts[key]
     if key in header.checksums:
         with path.open("rb", buffering=0) as file:
             if _checksum_of(_chunks(file, header.start, entry)) != header.checksums[key]:
-                raise ValueError(f"its part {key!r} is not as it was written")
+                raise damaged_part(key)
     start = header.start + entry.data_offsets[0]
     return np.memmap(path, np.dtype(NUMPY[entry.dtype]), "c", start, entry.shape)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
-    """Arrays by name as safetensors; ``about`` is anything that JSON can hold."""
+    """Write arrays to a safetensors file.
+
+    Args:
+        path: the file, replaced if it exists.
+        tensors: arrays by name, of the types in `qsdm.store.header.NUMPY`.
+        about: an object that JSON can hold, stored beside them.
+
+    Raises:
+        StoreError: it cannot be written.
+        ValueError: a number in ``about`` is not finite.
+    """
     names = {np.dtype(kind): name for name, kind in NUMPY.items()}
     arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     parts = {name: (names[array.dtype], array.shape) for name, array in arrays.items()}
@@ -302,16 +212,20 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], about: Mapping[
 def check_tensors(path: Path, remedy: str) -> None:
     """Compare every part of a file with its checksum.
 
+    Args:
+        path: the file.
+        remedy: what to do about a damaged file, for the error message.
+
     Raises:
-        StoreError: it is damaged; ``remedy`` says what to do.
+        StoreError: it is damaged.
     """
     try:
         header = read_header(path)
         with path.open("rb", buffering=0) as file:
             for key, entry in header.parts.items():
-                found = _checksum_of(_chunks(file, header.start, entry))
-                if header.checksums.get(key, found) != found:
-                    raise ValueError(f"its part {key!r} is not as it was written")
+                actual = _checksum_of(_chunks(file, header.start, entry))
+                if header.checksums.get(key, actual) != actual:
+                    raise damaged_part(key)
     except (OSError, ValueError) as error:
         raise StoreError(f"{path} is damaged ({error}): {remedy}") from error
 
@@ -323,32 +237,45 @@ def read_tensors(
     path: Path, kind: type[T], remedy: str = ...
 ) -> tuple[dict[str, np.ndarray], T]: ...
 def read_tensors(
-    path: Path, kind: Any = dict, remedy: str = "remove it and make it again"
+    path: Path, kind: Any = dict, remedy: str = "remove it and create it again"
 ) -> tuple[dict[str, np.ndarray], Any]:
     """The inverse of `write_tensors`.
 
     Args:
-        kind: what is known of the arrays, as a type that msgspec can read.
-        remedy: what to do about a damaged file, for the error.
+        path: the file.
+        kind: type of ``about``, one that msgspec can decode.
+        remedy: what to do about a damaged file, for the error message.
+
+    Returns:
+        The arrays by name, and ``about``.
 
     Raises:
-        StoreError: it is damaged or not ours.
+        StoreError: it is damaged or was not written by qsdm.
     """
     try:
         header = read_header(path)
         if "qsdm" not in header.metadata:
-            raise ValueError("it lacks what qsdm says of its files")
+            raise ValueError("it lacks the metadata that qsdm writes")
         about = decode(header.metadata["qsdm"].encode(), kind)
         return _load(path, header), about
     except (OSError, ValueError) as error:
-        raise StoreError(f"{path} is damaged or not ours ({error}): {remedy}") from error
+        raise StoreError(
+            f"{path} is damaged or was not written by qsdm ({error}): {remedy}"
+        ) from error
 
 
 def load_tensors(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file that anybody may have written, compared with their checksums if it has any.
+    """Read the arrays of a safetensors file that any program may have written.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The arrays by name, compared with their checksums if the file has any.
 
     Raises:
-        OSError, ValueError: it is missing or damaged.
+        OSError: it is missing or cannot be read.
+        ValueError: it is damaged, or has a type that numpy lacks.
     """
     return _load(path, read_header(path))
 
@@ -358,11 +285,11 @@ def _load(path: Path, header: Header) -> dict[str, np.ndarray]:
     with path.open("rb", buffering=0) as file:
         for key, entry in header.parts.items():
             if entry.dtype not in NUMPY:
-                raise ValueError(f"its part {key!r} is of the type {entry.dtype}")
+                raise ValueError(f"its part {key!r} has the unsupported type {entry.dtype}")
             array: np.ndarray = np.empty(entry.shape, NUMPY[entry.dtype])
             into = array.reshape(-1).view(np.uint8).data
-            found = _checksum_of(_chunks(file, header.start, entry, into))
-            if header.checksums.get(key, found) != found:
-                raise ValueError(f"its part {key!r} is not as it was written")
+            actual = _checksum_of(_chunks(file, header.start, entry, into))
+            if header.checksums.get(key, actual) != actual:
+                raise damaged_part(key)
             arrays[key] = array
     return arrays

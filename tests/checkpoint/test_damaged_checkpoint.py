@@ -16,8 +16,8 @@ from qsdm.checkpoint import CheckpointError, load_quantized, save_quantized
 from qsdm.checkpoint.format import FILE
 from qsdm.denoisers import Model, load_pipeline
 from qsdm.qconfig import SpaceSpec
+from qsdm.store.header import read_header
 from qsdm.store.manifest import NAME as FILES_NAME
-from qsdm.store.tensors import read_header
 from qsdm.trace import trace
 from qsdm.workspace import Workspace
 

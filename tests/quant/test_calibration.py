@@ -154,7 +154,7 @@ def test_what_is_not_there_is_named(path: Path, tmp_path: Path) -> None:
         PackedWeights(path).dequantize("a", QuantMethod("uaq", 8))
     with pytest.raises(StoreError, match=r"run python -m qsdm\.calibrate again"):
         PackedWeights(tmp_path)
-    with pytest.raises(StoreError, match="damaged or not ours"):
+    with pytest.raises(StoreError, match="damaged or was not written by qsdm"):
         read_table(tmp_path)
 
 

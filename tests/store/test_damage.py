@@ -1,10 +1,11 @@
-"""Damage is told: one flipped bit anywhere in an artifact is a sentence, or changes nothing."""
+"""Damage is reported: a flipped bit anywhere in an artifact is an error, or changes nothing."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ from qsdm.store import Store, StoreError
 from qsdm.store.artifacts import Artifact, typed
 from qsdm.store.checksum import is_whole
 from qsdm.store.files import decode, write_json
+from qsdm.store.header import read_header
 from qsdm.store.schemas import CHOSEN, GRAPH
-from qsdm.store.tensors import TensorFile, map_tensor, read_header, read_tensors, write_tensors
+from qsdm.store.tensors import TensorFile, map_tensor, read_tensors, write_tensors
 
 GRAPH_OF_TWO = Graph(
     "toy",
@@ -33,7 +35,15 @@ class Score(TypedDict):
     values: dict[str, float]
 
 
+ONE = '{"schema": "qsdm/score/1", %s}'
 SCORE: Artifact[Score] = Artifact("qsdm/score/1", "train", typed(Score))
+
+
+Json = dict[str, Any]
+
+
+def weight(graph: Json) -> Json:
+    return graph["nodes"][1]["weight"]
 
 
 def flip(path: Path, bit: int) -> None:
@@ -63,11 +73,11 @@ def test_flipped_bits_of_a_json_artifact_are_told_or_change_nothing(tmp_path: Pa
     [
         ('{"schema": "qsdm/score/2"}', r"wanted schema 'qsdm/score/1', got 'qsdm/score/2'"),
         ("[]", "wanted an object, got list"),
-        ('{"schema": "qsdm/score/1", "name": 1, "values": {}}', r"wanted `str`, got `int` at `\$\.name`"),
-        ('{"schema": "qsdm/score/1", "name": ""}', "missing required field `values`"),
-        ('{"schema": "qsdm/score/1", "name": "", "values": {"a": NaN}}', "malformed"),
-        ('{"schema": "qsdm/score/1", "name": "", "values": {"a": 1e999}}', "out of range"),
-        ('{"schema": "qsdm/score/1", "name": "", "values": {"a": null}}', r"got `null` at `\$\.values"),
+        (ONE % '"name": 1, "values": {}', r"wanted `str`, got `int` at `\$\.name`"),
+        (ONE % '"name": ""', "missing required field `values`"),
+        (ONE % '"name": "", "values": {"a": NaN}', "malformed"),
+        (ONE % '"name": "", "values": {"a": 1e999}', "out of range"),
+        (ONE % '"name": "", "values": {"a": null}', r"got `null` at `\$\.values"),
         ("[" * 100_000, "nested too deeply"),
         ("", "truncated"),
         ('{"schema": "\xff"}', "utf-8"),
@@ -106,19 +116,21 @@ def test_files_of_the_first_version_have_no_checksum_and_are_read(tmp_path: Path
     [
         (lambda g: g["edges"].append([1, 0]), "topologically sorted"),
         (lambda g: g["edges"].append([0, 7]), "topologically sorted"),
-        (lambda g: g["edges"].append([0, 1.5]), r"wanted `int`, got `float` at `\$\.edges\[1\]\[1\]`"),
+        (lambda g: g["edges"].append([0, 1.5]), r"wanted `int`, got `float` at `\$\.edges\[1\]"),
         (lambda g: g["edges"].append([0]), r"at `\$\.edges\[1\]`"),
         (lambda g: g["nodes"][0].update(name="a"), "names must be unique"),
         (lambda g: g["nodes"][0].update(op="none"), r"'none' at `\$\.nodes\[0\]\.op`"),
-        (lambda g: g["nodes"][1]["weight"].update(shape=[4, 0]), r"positive sizes.*at `\$\.nodes\[1\]\.weight`"),
-        (lambda g: g["nodes"][1]["weight"].pop("shape"), "missing required field `shape`"),
+        (lambda g: weight(g).update(shape=[4, 0]), r"positive sizes.*at `\$\.nodes\[1\]\.weight`"),
+        (lambda g: weight(g).pop("shape"), "missing required field `shape`"),
         (lambda g: g["nodes"][0].update(macs=-1), r"not negative.*at `\$\.nodes\[0\]`"),
         (lambda g: g["nodes"][0].update(depth=1e300), r"depth from 0 to 1"),
-        (lambda g: g["nodes"][0].update(weight=dict(g["nodes"][1]["weight"], start=1)), "two weights are called 'a'"),
+        (lambda g: g["nodes"][0].update(weight=weight(g) | {"start": 1}), "two weights are called"),
         (lambda g: g.update(nodes={}), r"wanted `array`, got `object` at `\$\.nodes`"),
     ],
 )  # fmt: skip
-def test_a_damaged_graph_names_the_field(tmp_path: Path, change, told: str) -> None:
+def test_a_damaged_graph_names_the_field(
+    tmp_path: Path, change: Callable[[Json], object], told: str
+) -> None:
     """Also where there is no checksum, as in stores of version 0.1.0."""
     data = json.loads(json.dumps(GRAPH_OF_TWO.to_json()))
     change(data)
@@ -136,7 +148,7 @@ def test_a_configuration_changed_by_hand_is_taken_and_told(
     CHOSEN.write(path, chosen.to_json())
     path.write_text(path.read_text().replace("uaq-4", "uaq-3"))
     assert CHOSEN.read(path).methods == {"a": QuantMethod("uaq", 3)}
-    assert f"{path} was changed after it was written" in capsys.readouterr().err
+    assert f"{path} was edited after it was written" in capsys.readouterr().err
     path.write_text(path.read_text().replace("uaq-3", "uaq-99"))
     with pytest.raises(StoreError, match="has 2, 3, 4, 5, 6, 7, 8 bits"):
         CHOSEN.read(path)
@@ -190,7 +202,7 @@ def test_parts_written_in_pieces_in_any_order_have_their_checksums(tmp_path: Pat
     assert load_file(path)["pieces"].tobytes() == data  # the library reads what we write
     flip(path, 8 * (header.start + 100_000))
     assert map_tensor(path, "whole").tolist() == [1, 2]
-    with pytest.raises(ValueError, match="part 'pieces' is not as it was written"):
+    with pytest.raises(ValueError, match="part 'pieces' was changed after it was written"):
         map_tensor(path, "pieces")
 
 
@@ -199,7 +211,7 @@ def test_cut_tensors_are_named(tmp_path: Path, size: int) -> None:
     path = tmp_path / "a.safetensors"
     write_tensors(path, {"x": np.zeros(100)}, {})
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(StoreError, match=r"a\.safetensors is damaged or not ours"):
+    with pytest.raises(StoreError, match=r"a\.safetensors is damaged or was not written by qsdm"):
         read_tensors(path)
 
 

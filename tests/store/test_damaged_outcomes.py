@@ -1,4 +1,4 @@
-"""A damaged store of outcomes: what is damaged is counted, everything else stays usable and can be measured again."""
+"""Damaged rows of outcomes are counted and can be measured again; the others stay usable."""
 
 from __future__ import annotations
 
@@ -15,24 +15,20 @@ from outcomes import PROTOCOL, outcome
 from qsdm.outcome import Outcome, Protocol
 from qsdm.store import Store, StoreError
 from qsdm.store.__main__ import main
-from qsdm.store.files import tell
+from qsdm.store.files import warn_once
 from qsdm.store.manifest import check_shipped, write_checksums
-from qsdm.store.outcomes import (
-    OutcomeDatabase,
-    decode_row,
-    encode_row,
-    read_outcomes_parquet,
-    write_outcomes_parquet,
-)
+from qsdm.store.outcomes import OutcomeDatabase
+from qsdm.store.parquet import read_outcomes_parquet, write_outcomes_parquet
+from qsdm.store.rows import decode_row, encode_row
 
 
 @pytest.fixture
 def database(tmp_path: Path) -> OutcomeDatabase:
-    tell.cache_clear()
-    made = OutcomeDatabase(tmp_path / "toy" / "outcomes.sqlite")
+    warn_once.cache_clear()
+    database = OutcomeDatabase(tmp_path / "toy" / "outcomes.sqlite")
     for bits in (2, 3, 4, 5):
-        made.add(outcome(bits), PROTOCOL)
-    return made
+        database.add(outcome(bits), PROTOCOL)
+    return database
 
 
 def change(database: OutcomeDatabase, statement: str, *values: object) -> None:
@@ -91,7 +87,7 @@ def test_a_damaged_protocol_is_told_and_written_again(
 
 
 def test_a_database_is_never_taken_for_an_empty_one(database: OutcomeDatabase) -> None:
-    """SQLite makes a new one of an empty file, and our tables could be made anew beside lost ones."""
+    """SQLite treats an empty file as a new database; tables could be created beside lost ones."""
     whole = database.path.read_bytes()
     for damaged in (b"", whole[:50], whole[:5000], whole.replace(b"tableoutcome", b"tableoutcame")):
         database.path.write_bytes(damaged)
@@ -103,7 +99,7 @@ def test_a_database_is_never_taken_for_an_empty_one(database: OutcomeDatabase) -
             assert found == [outcome(bits) for bits in (2, 3, 4, 5)]
     database.path.unlink()
     database.path.with_name("outcomes.sqlite-wal").write_bytes(b"log of another database")
-    with pytest.raises(StoreError, match="lies there without its database"):
+    with pytest.raises(StoreError, match="exists without its database"):
         OutcomeDatabase(database.path)
 
 
@@ -114,7 +110,7 @@ def test_flipped_bits_of_a_database_are_told_or_change_nothing(
     used = [i for i, byte in enumerate(whole) if byte]
     for place in used[::7]:
         database.path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
-        tell.cache_clear()
+        warn_once.cache_clear()
         try:
             again = OutcomeDatabase(database.path)
             found, protocols = again.read(), again.protocols()
@@ -129,7 +125,7 @@ def test_flipped_bits_of_a_database_are_told_or_change_nothing(
 
 
 def test_a_damaged_database_is_repaired(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tell.cache_clear()
+    warn_once.cache_clear()
     database = OutcomeDatabase(tmp_path / "toy" / "outcomes.sqlite")
     for bits in range(2, 9):  # one row a page
         large = dataclasses.replace(outcome(bits), provenance={"note": "x" * 2500})
@@ -157,7 +153,7 @@ def test_a_damaged_database_is_repaired(tmp_path: Path, capsys: pytest.CaptureFi
 def test_damaged_rows_of_a_shipped_table_are_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tell.cache_clear()
+    warn_once.cache_clear()
     monkeypatch.setattr("qsdm.store.ZOO", tmp_path / "zoo")
     path = tmp_path / "zoo" / "toy" / "store" / "outcomes.parquet"
     write_outcomes_parquet(path, [outcome(3), outcome(4)], {})
@@ -193,7 +189,9 @@ def test_what_ships_is_compared_with_its_checksums(
     check_shipped(tmp_path / "toy")
     (tmp_path / "toy/pipeline/unet/weights").write_text("other")
     check_shipped(tmp_path / "toy/store/outcomes.parquet")
-    with pytest.raises(StoreError, match=r"weights, which ships with qsdm, is not as it was saved"):
+    with pytest.raises(
+        StoreError, match=r"weights, which ships with qsdm, was changed after it was saved"
+    ):
         check_shipped(tmp_path / "toy/pipeline")
     (tmp_path / "toy/reference").unlink()
     with pytest.raises(StoreError, match=r"reference.* cannot be read .*--force-reinstall"):

@@ -34,11 +34,12 @@ def former(protocol: Protocol, metrics: dict[str, str]) -> tuple[str, dict[str, 
 def write_former(
     path: Path, rows: list[tuple[Outcome, dict[str, str]]], protocol: Protocol
 ) -> None:
-    """A database as 0.1.0 wrote it: outcomes, and the versions of the metrics in their protocols."""
+    """A database as 0.1.0 wrote it: the protocols contain the versions of the metrics."""
     path.parent.mkdir(parents=True, exist_ok=True)
     db = sqlite3.connect(path)
     db.execute(
-        "CREATE TABLE outcome (qconfig TEXT, protocol TEXT, json TEXT NOT NULL, PRIMARY KEY (qconfig, protocol))"
+        "CREATE TABLE outcome (qconfig TEXT, protocol TEXT, json TEXT NOT NULL, "
+        "PRIMARY KEY (qconfig, protocol))"
     )
     db.execute("CREATE TABLE protocol (digest TEXT PRIMARY KEY, json TEXT NOT NULL)")
     for one, metrics in rows:

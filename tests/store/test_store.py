@@ -1,4 +1,4 @@
-"""Atomic artifacts: what was written can be read, what is damaged is named, what was stored survives."""
+"""Atomic artifacts: what was written can be read, damage is reported, stored outcomes survive."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from outcomes import PROTOCOL, outcome
 from qsdm.outcome import Outcome
 from qsdm.store import Store, StoreError
 from qsdm.store.files import read_json, replace, write_json
-from qsdm.store.outcomes import OutcomeDatabase, read_outcomes_parquet, write_outcomes_parquet
+from qsdm.store.outcomes import OutcomeDatabase
+from qsdm.store.parquet import read_outcomes_parquet, write_outcomes_parquet
 from qsdm.store.provenance import provenance
 from qsdm.store.tensors import TensorFile, map_tensor, read_tensors, write_tensors
 
@@ -29,9 +30,9 @@ def test_round_trips(tmp_path: Path) -> None:
     assert read_json(tmp_path / "deep" / "a.json") == {"a": [1, None, "é"]}
     tensors = {"x": np.arange(6, dtype=np.int64).reshape(2, 3).T, "y": np.float32([0.5])}
     write_tensors(tmp_path / "a.safetensors", tensors, {"kind": "test"})
-    found, about = read_tensors(tmp_path / "a.safetensors")
+    arrays, about = read_tensors(tmp_path / "a.safetensors")
     assert about == {"kind": "test"}
-    assert all(np.array_equal(found[name], tensors[name]) for name in tensors)
+    assert all(np.array_equal(arrays[name], tensors[name]) for name in tensors)
     write_outcomes_parquet(tmp_path / "a.parquet", [outcome(3), outcome(4)], {})
     assert read_outcomes_parquet(tmp_path / "a.parquet") == [outcome(3), outcome(4)]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -54,7 +55,7 @@ def test_a_failed_write_keeps_what_was_there(tmp_path: Path) -> None:
 def test_damaged_json_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(
-        StoreError, match=r"a\.json cannot be read as JSON .*: remove it and make it again"
+        StoreError, match=r"a\.json cannot be read as JSON .*: remove it and create it again"
     ):
         read_json(tmp_path / "a.json")
 
@@ -63,7 +64,7 @@ def test_damaged_tensors_are_named(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     write_tensors(path, {"x": np.zeros(100)}, {})
     path.write_bytes(path.read_bytes()[:-50])
-    with pytest.raises(StoreError, match="damaged or not ours"):
+    with pytest.raises(StoreError, match="damaged or was not written by qsdm"):
         read_tensors(path)
 
 
@@ -71,13 +72,13 @@ def test_foreign_tensors_are_named(tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 
     save_file({"x": np.zeros(3)}, tmp_path / "a.safetensors")
-    with pytest.raises(StoreError, match="damaged or not ours"):
+    with pytest.raises(StoreError, match="damaged or was not written by qsdm"):
         read_tensors(tmp_path / "a.safetensors")
 
 
 def test_damaged_parquet_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1 and then nothing")
-    with pytest.raises(StoreError, match="damaged or no table of outcomes"):
+    with pytest.raises(StoreError, match="damaged or not a table of outcomes"):
         read_outcomes_parquet(tmp_path / "a.parquet")
 
 
@@ -90,17 +91,17 @@ def test_the_shipped_store_is_read_where_the_users_lacks_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("qsdm.store.ZOO", tmp_path / "zoo")
-    shipped, place = tmp_path / "zoo" / "toy" / "store", Store(tmp_path / "mine", "toy")
+    shipped, store = tmp_path / "zoo" / "toy" / "store", Store(tmp_path / "mine", "toy")
     write_json(shipped / "graph.json", "shipped")
     write_outcomes_parquet(shipped / "outcomes.parquet", [outcome(3, 1.0), outcome(4, 1.0)], {})
     write_json(shipped / "protocols.json", [PROTOCOL.to_json()])
-    assert read_json(place.find("graph.json", "trace")) == "shipped"
-    assert place.outcomes(PROTOCOL) == [outcome(3, 1.0), outcome(4, 1.0)]
-    OutcomeDatabase(place.path("outcomes.sqlite")).add(outcome(2), PROTOCOL)
-    assert place.outcomes() == [outcome(3, 1.0), outcome(4, 1.0), outcome(2)]
-    assert set(place.protocols()) == {PROTOCOL.digest}
-    write_json(place.path("graph.json"), "mine")
-    assert read_json(place.find("graph.json", "trace")) == "mine"
+    assert read_json(store.find("graph.json", "trace")) == "shipped"
+    assert store.outcomes(PROTOCOL) == [outcome(3, 1.0), outcome(4, 1.0)]
+    OutcomeDatabase(store.path("outcomes.sqlite")).add(outcome(2), PROTOCOL)
+    assert store.outcomes() == [outcome(3, 1.0), outcome(4, 1.0), outcome(2)]
+    assert set(store.protocols()) == {PROTOCOL.digest}
+    write_json(store.path("graph.json"), "mine")
+    assert read_json(store.find("graph.json", "trace")) == "mine"
 
 
 def test_outcomes_are_stored_once(tmp_path: Path) -> None:
@@ -115,7 +116,8 @@ def test_outcomes_are_stored_once(tmp_path: Path) -> None:
 def test_a_foreign_database_is_named(tmp_path: Path) -> None:
     (tmp_path / "o.sqlite").write_bytes(b"this is no database at all" * 100)
     with pytest.raises(
-        StoreError, match=r"damaged or no database of outcomes .*run python -m qsdm\.store --repair"
+        StoreError,
+        match=r"damaged or not a database of outcomes .*run python -m qsdm\.store --repair",
     ):
         OutcomeDatabase(tmp_path / "o.sqlite")
 
@@ -191,7 +193,7 @@ def test_a_file_that_was_written_in_part_is_no_file(tmp_path: Path) -> None:
 
         replace(path, fill)
 
-    with pytest.raises(ValueError, match="'images' was not written whole"):
+    with pytest.raises(ValueError, match="'images' was not written completely"):
         write(3)
     with pytest.raises(KeyError, match="interrupted"):
         write(4, KeyError("interrupted"))

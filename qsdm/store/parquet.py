@@ -1,0 +1,78 @@
+"""Outcomes in Parquet, the form in which they are shipped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qsdm.outcome import SCHEMA, Outcome
+from qsdm.store.files import StoreError, replace
+from qsdm.store.rows import decode_rows, encode_row
+
+
+def write_outcomes_parquet(
+    path: Path, outcomes: Sequence[Outcome], columns: Mapping[str, Sequence[Any]]
+) -> None:
+    """Write one row per outcome.
+
+    A row has the digests, the stage that measured it, the number of pictures, the metrics with
+    their standard errors, the digest of the pictures, and the whole outcome as JSON with its
+    checksum. The table's metadata hold the version of the schema.
+
+    Args:
+        path: the file, replaced if it exists.
+        outcomes: the rows.
+        columns: further columns by name, each with one value per outcome.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    names = list(dict.fromkeys(name for o in outcomes for name in o.metrics))
+    rows = [
+        {
+            "qconfig": o.qconfig.digest,
+            "protocol": o.protocol,
+            "stage": o.provenance.get("stage", "measure"),
+            "num_images": o.num_images,
+        }
+        | {name: column[i] for name, column in columns.items()}
+        | {f"metric/{name}": o.metrics.get(name) for name in names}
+        | {f"standard_error/{name}": o.standard_error(name) for name in names}
+        | {"pictures": o.provenance.get("pictures"), "json": encode_row(o.to_json())}
+        for i, o in enumerate(outcomes)
+    ]
+    table = pyarrow.Table.from_pylist(rows).replace_schema_metadata({"qsdm_schema": str(SCHEMA)})
+    replace(
+        path,
+        lambda partial: pyarrow.parquet.write_table(
+            table, partial, compression="zstd", write_page_checksum=True
+        ),
+    )
+
+
+def read_outcomes_parquet(path: Path) -> list[Outcome]:
+    """Read the outcomes; damaged rows are skipped, with a warning that counts them.
+
+    Args:
+        path: what `write_outcomes_parquet` wrote.
+
+    Raises:
+        StoreError: the file is damaged as a whole.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path, columns=["json"], page_checksum_verification=True)
+        texts = table["json"].cast(pyarrow.binary()).to_pylist()
+    except (OSError, pyarrow.ArrowException, KeyError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise StoreError(
+            f"{path} is damaged or not a table of outcomes ({reason}): restore it, "
+            "for example with pip install --force-reinstall qsdm"
+        ) from error
+    return decode_rows(texts, Outcome.from_json, path, "outcomes")

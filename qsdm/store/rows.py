@@ -1,0 +1,140 @@
+"""Rows of stored outcomes: JSON with a checksum, and what the rows of earlier schemas mean today.
+
+Rows of qsdm 0.1.0 have no checksum and are checked by their schema alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from qsdm.graph import canonical
+from qsdm.outcome import Outcome, Protocol, versions_in
+from qsdm.store.checksum import KEY, checksum
+from qsdm.store.files import decode, warn_once
+
+T = TypeVar("T")
+
+Former = dict[str, tuple[str, dict[str, str]]]
+"""By digest of a protocol of the first schema: today's digest, and the versions of its metrics."""
+
+
+def encode_row(content: Mapping[str, Any]) -> str:
+    """JSON whose last entry is the checksum of the text without it.
+
+    Args:
+        content: an object that JSON can hold.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    text = json.dumps(content, allow_nan=False)
+    return text[:-1] + _ending(text.encode())
+
+
+def _ending(text: bytes) -> str:
+    return f', "{KEY}": "{checksum(text)}"}}'
+
+
+_LENGTH_OF_ENDING = len(_ending(b""))
+
+
+def decode_row(text: object, build: Callable[[Any], T]) -> T:
+    """The inverse of `encode_row`.
+
+    Args:
+        text: bytes, or whatever a damaged row holds instead.
+        build: turns the content into what it means; raises ValueError.
+
+    Raises:
+        ValueError: the row is damaged.
+    """
+    if not isinstance(text, bytes):
+        raise ValueError(f"wanted a text, got {type(text).__name__}")
+    start = len(text) - _LENGTH_OF_ENDING
+    data = decode(text, dict[str, Any])
+    # Unlike elsewhere, the checksum is of the text as written, because encoding the content again
+    # would take as long as decoding it.
+    ending = _ending(text[:start] + b"}").encode()
+    if data.pop(KEY, None) is not None and text[start:] != ending:
+        raise ValueError("its content does not match its checksum")
+    return build(data)
+
+
+def decode_rows(
+    texts: Iterable[object], build: Callable[[Any], T], path: Path, noun: str
+) -> list[T]:
+    """Decode the undamaged rows, and warn about the others.
+
+    Args:
+        texts: see `decode_row`.
+        build: turns the content of a row into what it means; raises ValueError.
+        path: the file that holds them, in the model's folder.
+        noun: what the rows are, in the plural, for the warning.
+    """
+    contents, num_damaged = [], 0
+    for text in texts:
+        try:
+            contents.append(decode_row(text, build))
+        except ValueError:
+            num_damaged += 1
+    if num_damaged:
+        warn_once(
+            f"{num_damaged} of {len(contents) + num_damaged} {noun} in {path} are damaged and were "
+            f"skipped: run python -m qsdm.measure +model={_model_of(path)} again"
+        )
+    return contents
+
+
+def _model_of(path: Path) -> str:
+    """A user's store lies in STORE/<model>, the shipped one in zoo/<model>/store."""
+    folder = path.absolute().parent
+    return folder.parent.name if path.suffix == ".parquet" else folder.name
+
+
+def former_of(texts: Iterable[object]) -> Former:
+    """The protocols of the first schema, which contained the metrics. Damaged rows are skipped.
+
+    Args:
+        texts: rows of protocols of any schema, see `decode_row`.
+    """
+    former: Former = {}
+    for text in texts:
+        with suppress(ValueError):
+            data = decode_row(text, lambda row: row)
+            if "schema" not in data:
+                digest = hashlib.sha256(canonical(data)).hexdigest()
+                former[digest] = Protocol.from_json(data).digest, versions_in(data)
+    return former
+
+
+def of_today(outcome: Outcome, former: Former) -> Outcome:
+    """Move the versions of the metrics from the protocol to the outcome.
+
+    Args:
+        outcome: as it was stored.
+        former: protocols of the first schema.
+    """
+    if outcome.protocol not in former:
+        return outcome
+    digest, versions = former[outcome.protocol]
+    measured = {name: versions[name] for name in outcome.metrics if name in versions}
+    return dataclasses.replace(outcome, protocol=digest, versions=measured)
+
+
+def merged(outcomes: Iterable[Outcome]) -> list[Outcome]:
+    """Each pair of configuration and protocol once, with all of its measured metrics.
+
+    Args:
+        outcomes: in the order of their measurement.
+    """
+    by_key: dict[tuple[str, str], Outcome] = {}
+    for outcome in outcomes:
+        earlier = by_key.get(outcome.key)
+        by_key[outcome.key] = outcome if earlier is None else earlier.merged(outcome)
+    return list(by_key.values())
