@@ -42,11 +42,11 @@ class Store:
         >>> from pathlib import Path
         >>> from qsdm.store import Store
         >>> store = Store(Path("store"), "emoji_unet")  # a model that ships with measured outcomes
-        >>> len(store.graph().weights)
-        WEIGHTS
-        >>> outcomes = store.outcomes()
-        >>> outcomes[0].qconfig.denoiser
-        'emoji_unet'
+        >>> store.path("graph.json").as_posix()
+        'store/emoji_unet/graph.json'
+        >>> outcome = store.outcomes()[0]
+        >>> outcome.qconfig.denoiser, outcome.num_images
+        ('emoji_unet', 512)
 
     Attributes:
         root: the user's folder of stores, for reading and writing.

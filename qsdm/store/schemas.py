@@ -165,7 +165,7 @@ class TestReport(TypedDict):
 
 
 class HeldOut(TypedDict):
-    """Digests and labels of the configurations of all folds; other lists are predictions by name."""
+    """Digests and labels of the configurations of all folds; other lists are predictions."""
 
     qconfig: list[str]
     measured: list[float]

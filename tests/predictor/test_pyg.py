@@ -60,7 +60,9 @@ def test_round_trip_on_disk(tmp_path: Path) -> None:
             else again[key] == value
         )
     write_tensors(tmp_path / "other.safetensors", {"x": np.zeros(1)}, {})
-    with pytest.raises(StoreError, match=r"damaged or was not written by qsdm .*missing required field"):
+    with pytest.raises(
+        StoreError, match=r"damaged or was not written by qsdm .*missing required field"
+    ):
         read_pyg(tmp_path / "other.safetensors")
 
 
