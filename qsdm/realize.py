@@ -24,7 +24,7 @@ from qsdm import cost, run
 from qsdm.bounds import MANY, require
 from qsdm.engine.local import Local
 from qsdm.log import Log, ignore
-from qsdm.metrics import described
+from qsdm.metrics import description
 from qsdm.outcome import EvaluationError, Objective, Outcome
 from qsdm.qconfig import QuantConfig, Space
 from qsdm.store import StoreError
@@ -127,7 +127,7 @@ def realize(
             "denoiser": workspace.name,
             "space": space_name,
             "objective": dict(objective.weights),
-            "metrics": {n: described(m) for n, m in workspace.model.metrics.items()},
+            "metrics": {n: description(m) for n, m in workspace.model.metrics.items()},
             "max_avg_bits": avg_bits,
             "num_images": num_images,
             "seed_set": seed_set,

@@ -1,9 +1,8 @@
-"""What pictures are scored by. Every metric is a frozen dataclass of paths and options in a file of its own;
-``conf/metrics`` names them.
+"""Metrics of pictures: frozen dataclasses of paths and options, which ``conf/metrics`` names.
 
-A metric works in two steps, so that any subset of the pictures can be scored again without making them again:
-`Metric.features`, per picture, and `Metric.reduce`, over pictures. Networks are loaded at the first use and shared by
-all metrics of a process.
+A metric works in two steps, so that any subset of the pictures can be scored without drawing them
+again: `Metric.features` looks at pictures, and `Metric.reduce` only at their features. Networks are
+loaded at their first use and shared by all metrics of a process.
 """
 
 from __future__ import annotations
@@ -20,18 +19,27 @@ from qsdm.store.manifest import check_shipped
 
 
 class MetricError(ValueError):
-    """A metric cannot be computed; the message says what it lacks."""
+    """A metric cannot be computed; the message says what is missing."""
 
 
 class Metric(Protocol):
-    """The contract.
+    """The contract of a metric.
+
+    Example:
+        >>> import numpy as np
+        >>> from qsdm.metrics.fidelity import Psnr
+        >>> metric, full = Psnr(), np.zeros((2, 8, 8, 3), np.uint8)
+        >>> features = metric.features(full + np.uint8(1), ["a cat", "a dog"], full)
+        >>> round(metric.reduce(features), 2)  # dB
+        48.13
 
     Attributes:
-        name: as in outcomes and objectives.
-        version: all that changes the value: layer, resize, digests of networks and references.
-        larger_is_better: the direction.
-        label: for tables and figures, with the unit if there is one.
-        digits: after the decimal point, in tables.
+        name: its key in outcomes and objectives.
+        version: a text that changes with everything that changes the value: layer, resize, digests
+            of networks and reference pictures.
+        larger_is_better: whether pictures with a larger value are better.
+        label: its name in tables and figures, with the unit if there is one.
+        digits: decimal places in tables, 0 or more.
     """
 
     @property
@@ -50,28 +58,45 @@ class Metric(Protocol):
     def digits(self) -> int: ...
 
     def features(
-        self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None
+        self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None, /
     ) -> np.ndarray:
-        """What the metric needs of each picture.
+        """Everything that the metric needs to know of each picture.
 
         Args:
             images: uint8 [N, H, W, 3].
-            captions: N of them.
-            full: uint8 [N, H, W, 3], the same prompts and seeds at full precision; None where `images` are these
-                themselves.
+            captions: the N prompts of the pictures.
+            full: uint8 [N, H, W, 3], drawn from the same prompts and seeds at full precision; None
+                if ``images`` were.
 
         Returns:
             float32 [N, F].
+
+        Raises:
+            MetricError: a network or file is missing.
         """
         ...
 
-    def reduce(self, features: np.ndarray) -> float | None:
-        """Features [N, F] => the value; None where it is not defined (PSNR of full precision to itself)."""
+    def reduce(self, features: np.ndarray, /) -> float | None:
+        """The value of a set of pictures.
+
+        Args:
+            features: [N, F], of any pictures.
+
+        Returns:
+            None where the metric is not defined, such as the PSNR of full precision to itself.
+        """
         ...
 
 
-def described(metric: Metric) -> dict[str, str | bool | int]:
-    """What a table needs to know of a metric: label, larger_is_better, digits."""
+def description(metric: Metric) -> dict[str, str | bool | int]:
+    """What a table shows of a metric.
+
+    Args:
+        metric: any metric.
+
+    Returns:
+        Its label, larger_is_better and digits, by name.
+    """
     return {
         "label": metric.label,
         "larger_is_better": metric.larger_is_better,
@@ -80,33 +105,38 @@ def described(metric: Metric) -> dict[str, str | bool | int]:
 
 
 def file_digest(path: Path) -> str:
-    """First 12 hex digits of the sha256 of a file, or of the files of a folder with their names, hidden ones left out.
+    """A digest of a file, or of a folder's files and their names, without hidden ones.
+
+    Args:
+        path: the file or folder.
+
+    Returns:
+        The first 12 hexadecimal digits of a sha256.
 
     Raises:
         MetricError: there is no such file.
+        StoreError: it ships with qsdm and is damaged.
     """
     if not path.exists():
         raise MetricError(
-            f"no file {path}, which a metric needs: restore it, or give metrics.NAME.reference=FILE"
+            f"{path}, which a metric needs, does not exist: restore it, or set "
+            "metrics.NAME.reference=FILE"
         )
     check_shipped(path)
-    return _digest(
-        path,
-        max((p.stat().st_mtime_ns for p in path.rglob("*")), default=0)
-        if path.is_dir()
-        else path.stat().st_mtime_ns,
-    )
+    contents = path.rglob("*") if path.is_dir() else [path]
+    return _digest(path, max((p.stat().st_mtime_ns for p in contents), default=0))
 
 
 @lru_cache(maxsize=64)
-def _digest(path: Path, _changed: int) -> str:
+def _digest(path: Path, _mtime_ns: int) -> str:
+    """A digest that is computed again when the file or folder changes."""
     digest = hashlib.sha256()
-    parts = (
+    files = (
         [path]
         if path.is_file()
         else [p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")]
     )
-    for part in sorted(parts):
+    for part in sorted(files):
         digest.update(part.name.encode())
         with part.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())

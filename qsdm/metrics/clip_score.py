@@ -1,8 +1,8 @@
 """How well a picture fits its caption: the cosine of their CLIP embeddings.
 
 References:
-    CLIPScore: A Reference-free Evaluation Metric for Image Captioning (Hessel et al., 2021), equation 1 without its
-        factor 2.5.
+    CLIPScore: A Reference-free Evaluation Metric for Image Captioning (Hessel et al., 2021),
+        equation 1 without its factor 2.5.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from qsdm.metrics.networks import clip_caption, clip_pictures, clip_version
 
 @dataclass(frozen=True, slots=True)
 class ClipScore:
-    """``clip_score``: mean over pictures of max(cosine, 0), between 0 and 1 (some authors give 100 times that).
+    """``clip_score``: mean over pictures of max(cosine, 0), 0 to 1; some report 100 times that.
 
     Attributes:
-        judge: a CLIP model with its processor in the layout of transformers: hub id or directory; ``zoo`` for the small
-            one that qsdm ships for the emoji set, which no generator saw.
-        revision: of the hub repository.
+        judge: a CLIP model with its processor in the layout of transformers: hub id or directory;
+            ``zoo`` for the small one that ships with qsdm for the emoji set and took no part in the
+            training of the generators.
+        revision: branch, tag or commit of the hub repository; None for its main branch.
     """
 
     judge: str = "zoo"
@@ -37,16 +38,16 @@ class ClipScore:
         return clip_version(self.judge, self.revision)
 
     def features(
-        self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None
+        self, images: np.ndarray, captions: Sequence[str], _full: np.ndarray | None
     ) -> np.ndarray:
-        """Pictures and captions => cosine, float32 [N, 1]."""
+        """The cosine of every picture and its caption, float32 [N, 1]."""
         import torch
 
-        seen = torch.from_numpy(clip_pictures(self.judge, self.revision, images))
-        read = torch.stack(
+        of_images = torch.from_numpy(clip_pictures(self.judge, self.revision, images))
+        of_captions = torch.stack(
             [clip_caption(self.judge, self.revision, caption) for caption in captions]
         )
-        return (seen * read).sum(-1, keepdim=True).numpy()
+        return (of_images * of_captions).sum(-1, keepdim=True).numpy()
 
     def reduce(self, features: np.ndarray) -> float:
         return float(features.astype(np.float64).clip(0).mean())

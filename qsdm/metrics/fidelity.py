@@ -1,8 +1,10 @@
-"""How near a picture is to that which the full-precision denoiser draws from the same caption and starting noise.
+"""How close a picture is to its full-precision twin of the same caption and starting noise.
 
 References:
-    Image Quality Assessment: From Error Visibility to Structural Similarity (Wang et al., 2004), equation 13.
-    The Unreasonable Effectiveness of Deep Features as a Perceptual Metric (Zhang et al., 2018), equation 1: LPIPS.
+    Image Quality Assessment: From Error Visibility to Structural Similarity (Wang et al., 2004),
+        equation 13: SSIM.
+    The Unreasonable Effectiveness of Deep Features as a Perceptual Metric (Zhang et al., 2018),
+        equation 1: LPIPS.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import numpy as np
 
 from qsdm.metrics import MetricError, networks
 
-CAP_DB = 100.0  # of a picture that is equal in all pixels, whose ratio is infinite
+CAP_DB = 100.0  # where all pixels are equal the ratio would be infinite
 
 
 def _pairs(
@@ -25,12 +27,13 @@ def _pairs(
     full: np.ndarray | None,
     compare: Callable[[np.ndarray, np.ndarray], np.ndarray],
 ) -> np.ndarray:
-    """``compare`` per pair of pictures, float32 [N, 1]; [N, 0] for full precision itself."""
+    """``compare`` for each pair of pictures, float32 [N, 1]; [N, 0] for full precision itself."""
     if full is None:
         return np.empty((len(images), 0), dtype=np.float32)
     if full.shape != images.shape:
         raise ValueError(
-            f"{name} needs full-precision pictures of the same shape {images.shape} (got {full.shape})"
+            f"{name} needs full-precision pictures of the same shape {images.shape} "
+            f"(got {full.shape})"
         )
     return compare(images, full).astype(np.float32)[:, None]
 
@@ -41,7 +44,10 @@ def _mean(features: np.ndarray) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Psnr:
-    """``psnr``: mean over pictures of 10 log10(255^2 / mean squared error), in dB; None for full precision itself."""
+    """``psnr``: mean over pictures of 10 log10(255^2 / mean squared error), in dB.
+
+    None for full precision itself.
+    """
 
     name: str = "psnr"
     larger_is_better: bool = True
@@ -53,7 +59,7 @@ class Psnr:
         return f"8 bit, RGB, mean of pictures, at most {CAP_DB:g} dB"
 
     def features(
-        self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None
+        self, images: np.ndarray, _captions: Sequence[str], full: np.ndarray | None
     ) -> np.ndarray:
         def compare(a: np.ndarray, b: np.ndarray) -> np.ndarray:
             error = np.square(a.astype(np.float32) - b.astype(np.float32)).mean((1, 2, 3))
@@ -67,7 +73,10 @@ class Psnr:
 
 @dataclass(frozen=True, slots=True)
 class Ssim:
-    """``ssim``: structural similarity, Gaussian window, mean over pictures, at most 1; None for full precision."""
+    """``ssim``: structural similarity with a Gaussian window, mean over pictures, at most 1.
+
+    None for full precision itself.
+    """
 
     name: str = "ssim"
     larger_is_better: bool = True
@@ -79,12 +88,12 @@ class Ssim:
         return "torchmetrics, RGB, gaussian 11 x 11 sigma 1.5"
 
     def features(
-        self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None
+        self, images: np.ndarray, _captions: Sequence[str], full: np.ndarray | None
     ) -> np.ndarray:
         def compare(a: np.ndarray, b: np.ndarray) -> np.ndarray:
             from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
-            found = [
+            batches = [
                 ssim(
                     networks.pixels(a[i : i + 64]),
                     networks.pixels(b[i : i + 64]),
@@ -93,7 +102,7 @@ class Ssim:
                 ).reshape(-1)  # type: ignore[union-attr]
                 for i in range(0, len(a), 64)
             ]
-            return np.concatenate(found)
+            return np.concatenate(batches)
 
         return _pairs(self.name, images, full, compare)
 
@@ -103,7 +112,9 @@ class Ssim:
 
 @dataclass(frozen=True, slots=True)
 class Lpips:
-    """``lpips``: distance in the features of a network, mean over pictures; None for full precision.
+    """``lpips``: distance in the features of a network, mean over pictures, 0 or more.
+
+    None for full precision itself.
 
     Attributes:
         network: alex, vgg or squeeze; its weights are downloaded once.
@@ -120,21 +131,21 @@ class Lpips:
         return f"lpips {self.network} 0.1"
 
     def features(
-        self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None
+        self, images: np.ndarray, _captions: Sequence[str], full: np.ndarray | None
     ) -> np.ndarray:
         def compare(a: np.ndarray, b: np.ndarray) -> np.ndarray:
             import torch
 
             network = _lpips(self.network)
             with torch.inference_mode():
-                found = [
+                batches = [
                     network(
                         2 * networks.pixels(a[i : i + 16]) - 1,
                         2 * networks.pixels(b[i : i + 16]) - 1,
                     ).reshape(-1)
                     for i in range(0, len(a), 16)
                 ]
-            return np.concatenate(found)
+            return np.concatenate(batches)
 
         return _pairs(self.name, images, full, compare)
 
@@ -150,16 +161,17 @@ def _lpips(network: str) -> Any:
         return lpips.LPIPS(net=network, verbose=False).eval()
     except (ImportError, OSError, RuntimeError, NotImplementedError) as error:
         raise MetricError(
-            f"lpips needs the package lpips, torchvision and its weights ({error}): pip install 'qsdm[lpips]', "
-            "or measure without the metric lpips"
+            f"lpips needs the packages lpips and torchvision and its weights ({error}): run pip "
+            "install 'qsdm[lpips]', or measure without the metric lpips"
         ) from error
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureDistance:
-    """``lite0_distance``: mean over pictures of |f(x) - f(y)|^2 in the features of Lite0; None for full precision.
+    """``lite0_distance``: mean over pictures of |f(x) - f(y)|^2 in the features f of Lite0.
 
-    A few pictures of it rank configurations before a distance of distributions can (see experiments/fidelity).
+    None for full precision itself. A few pictures suffice to rank configurations, before a distance
+    between distributions can (see experiments/fidelity).
     """
 
     name: str = "lite0_distance"
@@ -174,7 +186,7 @@ class FeatureDistance:
         return f"lite0 {lite0.version()}"
 
     def features(
-        self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None
+        self, images: np.ndarray, _captions: Sequence[str], full: np.ndarray | None
     ) -> np.ndarray:
         return _pairs(
             self.name,

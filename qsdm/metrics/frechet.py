@@ -2,12 +2,13 @@
 
     d = |m1 - m2|^2 + tr(C1) + tr(C2) - 2 tr((C1 C2)^(1/2))
 
-With any factors C = A A^T the last trace is the sum of the singular values of A1^T A2 (the nuclear norm). This form is
-symmetric, takes no root of a rounding error, and is small for few pictures: A^T is then the centred features
-themselves.
+With any factors C = A A^T the last trace is the sum of the singular values of A1^T A2 (the nuclear
+norm). This form is symmetric, takes no root of a rounding error, and is cheap for few pictures, as
+A^T is then the centered features themselves.
 
 References:
-    GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium (Heusel et al., 2017), equation 6.
+    GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium (Heusel et
+        al., 2017), equation 6.
     The Fréchet Distance between Multivariate Normal Distributions (Dowson and Landau, 1982).
 """
 
@@ -27,31 +28,53 @@ from qsdm.store.tensors import load_tensors, write_tensors
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Gaussian:
-    """Mean float64 [D] and a factor float64 [D, R] of the covariance C = factor factor^T."""
+    """A normal distribution.
+
+    Attributes:
+        mean: float64 [D].
+        factor: float64 [D, R], of the covariance C = factor factor^T.
+    """
 
     mean: np.ndarray
     factor: np.ndarray
 
     @staticmethod
     def of(features: np.ndarray) -> Gaussian:
-        """Of features [N, D], with the unbiased covariance; N at least 2."""
+        """The normal distribution with the mean and the unbiased covariance of features.
+
+        Args:
+            features: [N, D], N at least 2.
+
+        Raises:
+            ValueError: there are fewer than two.
+        """
         if features.ndim != 2 or len(features) < 2:
             raise ValueError(
-                f"a Fréchet distance needs features [N, D] of two or more pictures (got shape {features.shape})"
+                "a Fréchet distance needs features [N, D] of two or more pictures "
+                f"(got shape {features.shape})"
             )
         values = features.astype(np.float64)
         mean = values.mean(0)
-        centred = (values - mean) / np.sqrt(len(values) - 1)
+        centered = (values - mean) / np.sqrt(len(values) - 1)
         if len(values) > values.shape[1]:
-            centred = np.linalg.qr(centred, mode="r")  # C = R^T Q^T Q R
-        return Gaussian(mean, centred.T)
+            centered = np.linalg.qr(centered, mode="r")  # C = R^T Q^T Q R
+        return Gaussian(mean, centered.T)
 
     @staticmethod
     def of_moments(mean: np.ndarray, cov: np.ndarray) -> Gaussian:
-        """Of a mean [D] and a symmetric covariance [D, D]."""
+        """The normal distribution of a mean and a covariance.
+
+        Args:
+            mean: [D].
+            cov: [D, D], symmetric.
+
+        Raises:
+            ValueError: the shapes do not fit together.
+        """
         if cov.shape != (len(mean), len(mean)):
             raise ValueError(
-                f"wanted a mean [D] and a covariance [D, D] (got shapes {mean.shape} and {cov.shape})"
+                "wanted a mean [D] and a covariance [D, D] "
+                f"(got shapes {mean.shape} and {cov.shape})"
             )
         cov = cov.astype(np.float64)
         values, vectors = np.linalg.eigh((cov + cov.T) / 2)
@@ -59,7 +82,15 @@ class Gaussian:
 
 
 def frechet(a: Gaussian, b: Gaussian) -> float:
-    """Squared Fréchet distance of two normal distributions; 0 for equal ones, never negative."""
+    """Squared Fréchet distance between two normal distributions.
+
+    Args:
+        a: one of them.
+        b: the other, of the same D.
+
+    Returns:
+        0 or more; about 0 for equal ones.
+    """
     cross = np.linalg.svd(a.factor.T @ b.factor, compute_uv=False).sum()
     distance = (
         np.square(a.mean - b.mean).sum()
@@ -71,7 +102,11 @@ def frechet(a: Gaussian, b: Gaussian) -> float:
 
 
 def read_reference(path: Path, num_features: int) -> Gaussian:
-    """Mean [D] and covariance [D, D], the tensors ``mean`` and ``cov`` of a safetensors file.
+    """Read the distribution of the reference pictures' features.
+
+    Args:
+        path: safetensors file with the tensors ``mean`` [D] and ``cov`` [D, D].
+        num_features: D.
 
     Raises:
         MetricError: it is missing, damaged, or of other features.
@@ -86,17 +121,27 @@ def _read_reference(path: Path, _digest: str, num_features: int) -> Gaussian:
         mean, cov = moments["mean"], moments["cov"]
     except (OSError, ValueError, KeyError) as error:
         raise MetricError(
-            f"{path} is damaged or no reference, which has tensors mean and cov ({error}): make or restore it"
+            f"{path} is damaged or not a reference, which has the tensors mean and cov ({error}): "
+            "restore it, or write it with python -m qsdm.metrics.reference"
         ) from error
     if mean.shape != (num_features,) or cov.shape != (num_features, num_features):
         raise MetricError(
-            f"wanted a reference of {num_features} features (got mean {mean.shape} and cov {cov.shape} in {path})"
+            f"wanted a reference of {num_features} features "
+            f"(got mean {mean.shape} and cov {cov.shape} in {path})"
         )
     return Gaussian.of_moments(mean, cov)
 
 
 def write_reference(path: Path, features: np.ndarray) -> None:
-    """Store mean and covariance of the reference pictures' features [N, D]."""
+    """Write the mean and covariance of the reference pictures' features.
+
+    Args:
+        path: the safetensors file, replaced if it exists.
+        features: [N, D].
+
+    Raises:
+        StoreError: it cannot be written.
+    """
     values = features.astype(np.float64)
     moments = {"mean": values.mean(0), "cov": np.cov(values, rowvar=False)}
     write_tensors(path, moments, {"num_images": len(values)})
@@ -104,12 +149,13 @@ def write_reference(path: Path, features: np.ndarray) -> None:
 
 @dataclass(frozen=True, slots=True)
 class FrechetLite0:
-    """``fd_lite0``: over 112 features of EfficientNet-Lite0, for small pictures. It is not FID and not comparable with
-    it.
+    """``fd_lite0``: over 112 features of EfficientNet-Lite0, for small pictures.
+
+    It is not FID, and not comparable with it.
 
     Attributes:
-        reference: safetensors file with mean [112] and cov [112, 112] of the reference pictures; ``zoo`` for that of
-            the emoji set.
+        reference: safetensors file with mean [112] and cov [112, 112] of the reference pictures;
+            ``zoo`` for that of the emoji set.
     """
 
     reference: str = "zoo"
@@ -133,7 +179,7 @@ class FrechetLite0:
         return f"lite0 {lite0.version()}, reference {file_digest(self.path)}"
 
     def features(
-        self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None
+        self, images: np.ndarray, _captions: Sequence[str], _full: np.ndarray | None
     ) -> np.ndarray:
         return networks.lite0(images)
 
@@ -145,11 +191,11 @@ class FrechetLite0:
 
 @dataclass(frozen=True, slots=True)
 class FrechetInception:
-    """``fid``: over the 2048 pooled features of the Inception network of the original FID, as torch-fidelity ports it.
+    """``fid``: over 2048 features of the original FID's Inception, as ported by torch-fidelity.
 
     Attributes:
-        reference: safetensors file with mean [2048] and cov [2048, 2048] of the reference pictures (see
-            `write_reference`).
+        reference: safetensors file with mean [2048] and cov [2048, 2048] of the reference pictures
+            (see `write_reference`).
     """
 
     reference: str
@@ -165,7 +211,7 @@ class FrechetInception:
         )
 
     def features(
-        self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None
+        self, images: np.ndarray, _captions: Sequence[str], _full: np.ndarray | None
     ) -> np.ndarray:
         return networks.inception(images)
 

@@ -1,13 +1,15 @@
-"""Maximum mean discrepancy between the features of pictures and those of reference pictures: unbiased at any number of
-pictures, unlike a Fréchet distance.
+"""Maximum mean discrepancy between the features of pictures and those of reference pictures.
+
+Unlike the estimate of a Fréchet distance, its estimate is unbiased at any number of pictures.
 
     mmd = E k(x, x') + E k(y, y') - 2 E k(x, y)        over pairs of different pictures
 
 References:
-    Demystifying MMD GANs (Bińkowski et al., 2018), section 3.1: KID, the kernel (x.y / D + 1)^3 over features
-        of Inception.
-    Rethinking FID: Towards a Better Evaluation Metric for Image Generation (Jayasumana et al., 2024), section 4: CMMD,
-        exp(-|x - y|^2 / (2 10^2)) over normalised CLIP embeddings, times 1000.
+    Demystifying MMD GANs (Bińkowski et al., 2018), section 3.1: KID, the kernel (x.y / D + 1)^3
+        over features of Inception.
+    Rethinking FID: Towards a Better Evaluation Metric for Image Generation (Jayasumana et al.,
+        2024), section 4: CMMD, exp(-|x - y|^2 / (2 10^2)) over normalized CLIP embeddings, times
+        1000.
 """
 
 from __future__ import annotations
@@ -23,13 +25,21 @@ from qsdm.metrics.reference import Reference
 
 Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]  # features [N, D], [M, D] => [N, M]
 
-_SIGMA = 10.0
+_SIGMA = 10.0  # both as in the paper on CMMD
 _CMMD_SCALE = 1000.0
 
 
 def discrepancy(kernel: Kernel, x: np.ndarray, y: np.ndarray) -> float:
-    """Squared maximum mean discrepancy of features [N, D] and [M, D]; about 0 for samples of one distribution, and
-    sometimes below."""
+    """Unbiased estimate of the squared maximum mean discrepancy of two sets of features.
+
+    Args:
+        kernel: features [N, D] and [M, D] => similarities [N, M].
+        x: [N, D], N at least 2.
+        y: [M, D], M at least 2.
+
+    Returns:
+        About 0, and sometimes below, for samples of one distribution.
+    """
     return _discrepancy(kernel, x, y, _within(kernel, y))
 
 
@@ -42,7 +52,7 @@ def _discrepancy(kernel: Kernel, x: np.ndarray, y: np.ndarray, within_y: float) 
 
 
 def _within(kernel: Kernel, x: np.ndarray) -> float:
-    """Mean over pairs of different rows."""
+    """Mean of the kernel over pairs of different rows."""
     a = x.astype(np.float64)
     k = kernel(a, a)
     return (k.sum() - np.trace(k)) / (len(k) * (len(k) - 1))
@@ -57,22 +67,40 @@ def _to_reference(kernel: Kernel, x: np.ndarray, reference: Reference, network: 
 
 @lru_cache(maxsize=8)
 def _within_reference(kernel: Kernel, reference: Reference, network: str, _version: str) -> float:
-    """The greatest part of the work, and the same for all pictures."""
+    """Most of the work, and the same for all pictures. A new ``_version`` computes it again."""
     return _within(kernel, reference.features(network, None))
 
 
 def polynomial(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The kernel of KID.
+
+    Args:
+        a: [N, D].
+        b: [M, D].
+
+    Returns:
+        [N, M].
+    """
     return (a @ b.T / a.shape[1] + 1) ** 3
 
 
 def gaussian(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The kernel of CMMD.
+
+    Args:
+        a: [N, D].
+        b: [M, D].
+
+    Returns:
+        [N, M].
+    """
     squares = np.square(a).sum(1)[:, None] + np.square(b).sum(1) - 2 * a @ b.T
     return np.exp(-squares / (2 * _SIGMA**2))
 
 
 @dataclass(frozen=True, slots=True)
 class KernelLite0:
-    """``kd_lite0``: the polynomial kernel over 112 features of EfficientNet-Lite0. It is not KID.
+    """``kd_lite0``: the polynomial kernel over 112 features of EfficientNet-Lite0; not KID.
 
     Attributes:
         reference: see `Reference`.
@@ -91,7 +119,7 @@ class KernelLite0:
         return f"lite0 {lite0.version()}, {Reference(self.reference).version}"
 
     def features(
-        self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None
+        self, images: np.ndarray, _captions: Sequence[str], _full: np.ndarray | None
     ) -> np.ndarray:
         return networks.lite0(images)
 
@@ -101,7 +129,7 @@ class KernelLite0:
 
 @dataclass(frozen=True, slots=True)
 class KernelInception:
-    """``kid``: over the 2048 features of Inception, as `qsdm.metrics.frechet.FrechetInception` takes them.
+    """``kid``: the polynomial kernel over the features of `qsdm.metrics.frechet.FrechetInception`.
 
     Attributes:
         reference: see `Reference`.
@@ -118,7 +146,7 @@ class KernelInception:
         return f"inception-v3-compat 2048, {Reference(self.reference).version}"
 
     def features(
-        self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None
+        self, images: np.ndarray, _captions: Sequence[str], _full: np.ndarray | None
     ) -> np.ndarray:
         return networks.inception(images)
 
@@ -130,12 +158,13 @@ class KernelInception:
 class Cmmd:
     """``cmmd``: the Gaussian kernel over CLIP's embeddings of the pictures, times 1000.
 
-    Differs from the paper: the unbiased estimate, so that small numbers of pictures can be compared; and the CLIP is
-    that of ``judge``, not ViT-L/14 at 336 px by default.
+    Differs from the paper: the estimate is unbiased, so that small numbers of pictures can be
+    compared; and the default CLIP is not ViT-L/14 at 336 px, but that of ``judge``.
 
     Attributes:
         reference: see `Reference`.
-        judge: as that of `qsdm.metrics.clip_score.ClipScore`.
+        judge: see `qsdm.metrics.clip_score.ClipScore`.
+        revision: see `qsdm.metrics.clip_score.ClipScore`.
     """
 
     reference: str = "zoo"
@@ -148,10 +177,11 @@ class Cmmd:
 
     @property
     def version(self) -> str:
-        return f"{networks.clip_version(self.judge, self.revision)}, unbiased, {Reference(self.reference).version}"
+        clip = networks.clip_version(self.judge, self.revision)
+        return f"{clip}, unbiased, {Reference(self.reference).version}"
 
     def features(
-        self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None
+        self, images: np.ndarray, _captions: Sequence[str], _full: np.ndarray | None
     ) -> np.ndarray:
         return networks.clip_pictures(self.judge, self.revision, images)
 

@@ -1,12 +1,12 @@
-"""Features of a small ImageNet network for Fréchet distances of small pictures: the mean of EfficientNet-Lite0's stage
-5, 112 numbers.
+"""Features of a small ImageNet network for small pictures: EfficientNet-Lite0, mean of stage 5.
 
-Pictures of 32 px are shown to it at 96 px (bicubic without antialiasing, clamped): another resize moves a distance by
-more than most configurations do, so it is fixed here and named in `version`.
+Pictures are resized to 96 px (bicubic without antialiasing, clamped). Another resize would move a
+Fréchet distance by more than most configurations do, so it is fixed here and part of `version`.
 
 References:
-    EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks (Tan and Le, 2019), table 1; its Lite0
-        variant has no squeeze-and-excitation, ReLU6 for swish, and input (v - 127) / 128.
+    EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks (Tan and Le, 2019),
+        table 1; its Lite0 variant has no squeeze-and-excitation, ReLU6 for swish, and input
+        (v - 127) / 128.
 """
 
 from __future__ import annotations
@@ -48,9 +48,10 @@ STAGES = (
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution with TensorFlow's "SAME" padding: what is odd of it comes after the last pixel."""
+    """A convolution with TensorFlow's "SAME" padding, which may pad one more at the end."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] => [N, C', H / stride, W / stride], rounded up."""
         padding: list[int] = []
         for size, kernel, stride in zip(
             reversed(x.shape[2:]), reversed(self.kernel_size), reversed(self.stride), strict=True
@@ -61,7 +62,17 @@ class SameConv2d(nn.Conv2d):
 
 
 class InvertedBottleneck(nn.Module):
-    """Expand, filter every channel, project, add the input where shapes allow it; batch normalization is folded in."""
+    """Expand, filter every channel, project, and add the input where the shapes agree.
+
+    Batch normalization is folded into the convolutions.
+
+    Args:
+        in_channels: C.
+        out_channels: C'.
+        kernel: edge of the filters.
+        stride: of the filters.
+        expansion: channels while filtering, over C.
+    """
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel: int, stride: int, expansion: int
@@ -74,13 +85,14 @@ class InvertedBottleneck(nn.Module):
         self.is_residual = stride == 1 and in_channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] => [N, C', H / stride, W / stride], rounded up."""
         y = x if self.expand is None else F.relu6(self.expand(x))
         y = self.project(F.relu6(self.depthwise(y)))
         return x + y if self.is_residual else y
 
 
 class Lite0(nn.Module):
-    """Stem and stages 1-5: pictures [N, 3, H, W], 0 to 255 => mean of stage 5 [N, 112]."""
+    """The stem and stages 1 to 5."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,6 +112,7 @@ class Lite0(nn.Module):
         )
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """Pictures [N, 3, H, W], 0 to 255 => mean over the pixels of stage 5, [N, 112]."""
         x = F.relu6(self.stem((pixels - 127) / 128))
         return self.blocks(x).mean((2, 3))
 
@@ -108,27 +121,36 @@ class Lite0(nn.Module):
 def network() -> Lite0:
     """The network in evaluation mode, with the shipped weights in float32."""
     with torch.device("meta"):
-        made = Lite0()
-    made.load_state_dict(
+        lite0 = Lite0()
+    lite0.load_state_dict(
         {key: value.float() for key, value in load_file(WEIGHTS).items()}, assign=True
     )
-    return made.eval().requires_grad_(False)
+    return lite0.eval().requires_grad_(False)
 
 
 @lru_cache(maxsize=1)
 def version() -> str:
-    """All that changes the features: resize, layer, weights."""
-    return f"stage 5 mean, {INPUT_PX} px bicubic, {hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()[:12]}"
+    """A text that changes with everything that changes the features: resize, layer, weights."""
+    digest = hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()[:12]
+    return f"stage 5 mean, {INPUT_PX} px bicubic, {digest}"
 
 
 @torch.inference_mode()
 def features(images: np.ndarray, batch_size: int = 16) -> np.ndarray:
-    """Pictures NHWC uint8 => float32 [N, 112]; 16 at a time stay in the second-level cache, 64 take twice as long."""
-    found = np.empty((len(images), NUM_FEATURES), dtype=np.float32)
+    """The features of pictures.
+
+    Args:
+        images: uint8 [N, H, W, 3].
+        batch_size: pictures at a time; 16 stay in the second-level cache, 64 take twice as long.
+
+    Returns:
+        float32 [N, 112].
+    """
+    means = np.empty((len(images), NUM_FEATURES), dtype=np.float32)
     for start in range(0, len(images), batch_size):
         pixels = torch.from_numpy(images[start : start + batch_size]).permute(0, 3, 1, 2).float()
-        shown = F.interpolate(
+        resized = F.interpolate(
             pixels, size=(INPUT_PX, INPUT_PX), mode="bicubic", align_corners=False, antialias=False
         )
-        found[start : start + batch_size] = network()(shown.clamp(0, 255)).numpy()
-    return found
+        means[start : start + batch_size] = network()(resized.clamp(0, 255)).numpy()
+    return means

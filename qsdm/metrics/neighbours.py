@@ -1,15 +1,17 @@
-"""Whether pictures lie among the reference pictures, and these among them, by k-nearest-neighbour balls in features.
+"""Whether pictures lie among the reference pictures, and those among them, in a space of features.
 
     precision   share of the pictures that lie in the ball of some reference picture
     recall      share of the reference pictures that lie in the ball of some picture
-    density     how many reference balls a picture lies in, over k: unlike precision it is not ruled by outliers
-    coverage    share of the reference pictures whose ball holds a picture
+    density     number of reference balls that a picture lies in, over k: less sensitive to outliers
+    coverage    share of the reference pictures whose ball contains a picture
 
-A ball reaches to its own k-th nearest neighbour, k = 5.
+The ball of a picture reaches to its k-th nearest neighbor of its own set, k = 5.
 
 References:
-    Improved Precision and Recall Metric for Assessing Generative Models (Kynkäänniemi et al., 2019), section 2.
-    Reliable Fidelity and Diversity Metrics for Generative Models (Naeem et al., 2020), equations 5 and 6.
+    Improved Precision and Recall Metric for Assessing Generative Models (Kynkäänniemi et al.,
+        2019), section 2.
+    Reliable Fidelity and Diversity Metrics for Generative Models (Naeem et al., 2020), equations 5
+        and 6.
 """
 
 from __future__ import annotations
@@ -28,21 +30,36 @@ QUANTITIES = ("precision", "recall", "density", "coverage")
 
 
 def radii(features: np.ndarray) -> np.ndarray:
-    """Distance of each of features [N, D], N > k, to its k-th nearest other, float64 [N]."""
-    return np.partition(_distances(features, features), NEAREST, axis=1)[
-        :, NEAREST
-    ]  # the nearest is itself
+    """The radii of the balls: distances to the k-th nearest neighbor.
+
+    Args:
+        features: [N, D], N > k.
+
+    Returns:
+        float64 [N].
+    """
+    distances = _distances(features, features)
+    return np.partition(distances, NEAREST, axis=1)[:, NEAREST]  # the nearest is the picture itself
 
 
 def neighbours(
     features: np.ndarray, reference: np.ndarray, reference_radii: np.ndarray
 ) -> dict[str, float]:
-    """All four quantities of features [N, D], reference [M, D] and its `radii` [M]."""
-    apart = _distances(reference, features)
-    within = apart < reference_radii[:, None]
+    """All four quantities.
+
+    Args:
+        features: of pictures, [N, D], N > k.
+        reference: features of the reference pictures, [M, D].
+        reference_radii: `radii` of ``reference``, [M].
+
+    Returns:
+        Value by name: 0 to 1, density 0 or more.
+    """
+    distances = _distances(reference, features)
+    within = distances < reference_radii[:, None]
     return {
         "precision": float(within.any(0).mean()),
-        "recall": float((apart < radii(features)[None]).any(1).mean()),
+        "recall": float((distances < radii(features)[None]).any(1).mean()),
         "density": float(within.sum(0).mean() / NEAREST),
         "coverage": float(within.any(1).mean()),
     }
@@ -83,11 +100,13 @@ class Neighbours:
     def version(self) -> str:
         from qsdm.metrics import lite0
 
-        seen = f"lite0 {lite0.version()}" if self.network == "lite0" else "inception-v3-compat 2048"
-        return f"{seen}, {NEAREST} neighbours, {Reference(self.reference).version}"
+        network = (
+            f"lite0 {lite0.version()}" if self.network == "lite0" else "inception-v3-compat 2048"
+        )
+        return f"{network}, {NEAREST} neighbours, {Reference(self.reference).version}"
 
     def features(
-        self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None
+        self, images: np.ndarray, _captions: Sequence[str], _full: np.ndarray | None
     ) -> np.ndarray:
         return networks.lite0(images) if self.network == "lite0" else networks.inception(images)
 
@@ -95,10 +114,9 @@ class Neighbours:
         if len(features) <= NEAREST:
             return None
         reference = Reference(self.reference)
-        known = reference.features(self.network, features.shape[1])
-        return neighbours(
-            features, known, _reference_radii(reference, self.network, reference.version)
-        )[self.name]
+        reference_features = reference.features(self.network, features.shape[1])
+        reference_radii = _reference_radii(reference, self.network, reference.version)
+        return neighbours(features, reference_features, reference_radii)[self.name]
 
 
 @lru_cache(maxsize=8)

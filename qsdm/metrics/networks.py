@@ -1,5 +1,4 @@
-"""What several metrics share: pixels for networks; features of Lite0, Inception and CLIP, computed once for the same
-pictures."""
+"""Networks that several metrics share: features of Lite0, Inception and CLIP, cached by picture."""
 
 from __future__ import annotations
 
@@ -8,60 +7,93 @@ from collections import OrderedDict
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qsdm.metrics import MetricError, file_digest
 from qsdm.store import ZOO
 
-BATCH = 64
-_KEPT = 12  # of three networks: the pictures at hand, those of full precision, and what was before
+if TYPE_CHECKING:
+    import torch
 
-_known: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()
+BATCH = 64
+_MAX_CACHED = 12  # of three networks: the current pictures, full precision, and the two sets before
+
+_cache: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()
 
 
 def once(
     network: str, images: np.ndarray, compute: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
-    """``compute(images)``, or what it gave for equal pictures before.
+    """``compute(images)``, or its cached result for the same pictures.
 
     Args:
-        network: names the computation with all that changes it.
+        network: names the computation, with everything that changes its result.
+        images: uint8 [N, H, W, 3].
+        compute: pictures => features [N, F].
+
+    Returns:
+        The features, to be read only.
     """
     key = network, pictures_digest(images)
-    if key not in _known:
-        _known[key] = compute(images)
-        if len(_known) > _KEPT:
-            _known.popitem(last=False)
-    _known.move_to_end(key)
-    return _known[key]
+    if key not in _cache:
+        _cache[key] = compute(images)
+        if len(_cache) > _MAX_CACHED:
+            _cache.popitem(last=False)
+    _cache.move_to_end(key)
+    return _cache[key]
 
 
 def pictures_digest(images: np.ndarray) -> str:
-    """sha256 of pictures uint8 [N, H, W, 3]."""
+    """The sha256 of pictures.
+
+    Args:
+        images: uint8 [N, H, W, 3].
+    """
     return hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
 
 
-def pixels(images: np.ndarray) -> Any:
-    """uint8 [N, H, W, 3] => float32 tensor [N, 3, H, W], 0 to 1."""
+def pixels(images: np.ndarray) -> torch.Tensor:
+    """Pictures as networks take them.
+
+    Args:
+        images: uint8 [N, H, W, 3].
+
+    Returns:
+        float32 [N, 3, H, W], 0 to 1.
+    """
     import torch
 
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
 
 
 def lite0(images: np.ndarray) -> np.ndarray:
-    """Pictures => float32 [N, 112] (see `qsdm.metrics.lite0`)."""
+    """Features of `qsdm.metrics.lite0`.
+
+    Args:
+        images: uint8 [N, H, W, 3].
+
+    Returns:
+        float32 [N, 112].
+    """
     from qsdm.metrics import lite0 as network
 
     return once("lite0", images, network.features)
 
 
 def inception(images: np.ndarray) -> np.ndarray:
-    """Pictures => the 2048 pooled features of the Inception network of the original FID, float32 [N, 2048].
+    """The pooled features of the Inception network of the original FID.
+
+    Args:
+        images: uint8 [N, H, W, 3].
+
+    Returns:
+        float32 [N, 2048].
 
     Raises:
-        MetricError: torch-fidelity is missing, or the weights, which are downloaded once, cannot be had.
+        MetricError: torch-fidelity is missing, or the weights, which are downloaded once, cannot be
+            downloaded.
     """
 
     def compute(images: np.ndarray) -> np.ndarray:
@@ -86,8 +118,8 @@ def _inception() -> Any:
         path = downloaded(port.URL_INCEPTION_V3)
     except (ImportError, OSError) as error:
         raise MetricError(
-            f"features of Inception need torch-fidelity and its weights ({error}): pip install 'qsdm[inception]', "
-            "or measure without the metrics of Inception"
+            f"features of Inception need torch-fidelity and its weights ({error}): run pip install "
+            "'qsdm[inception]', or measure without the metrics of Inception"
         ) from error
     return port.FeatureExtractorInceptionV3(
         "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path)
@@ -95,36 +127,53 @@ def _inception() -> Any:
 
 
 def downloaded(url: str) -> Path:
-    """The file in torch's cache, fetched if it is not there. Its name ends with the beginning of its sha256.
+    """A file in torch's cache, downloaded if it is not there.
 
-    A library that takes the file would run whatever code lay in it: so it must be the published one.
+    The library that unpickles the file would run any code in it, so its checksum is compared.
+
+    Args:
+        url: of the file, whose name ends with the beginning of its sha256.
 
     Raises:
-        OSError: it cannot be fetched.
-        MetricError: it is another one, or damaged.
+        OSError: it cannot be downloaded.
+        MetricError: it is damaged or another file.
     """
     from torch import hub
 
     path = Path(hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    wanted = path.stem.rpartition("-")[2]
+    expected = path.stem.rpartition("-")[2]
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         hub.download_url_to_file(url, str(path))
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if not found.startswith(wanted):
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if not actual.startswith(expected):
         raise MetricError(
-            f"{path} is damaged, or not the published one (wanted sha256 {wanted}..., got {found[:8]}...): delete it"
+            f"{path} is damaged or not the published file "
+            f"(wanted sha256 {expected}..., got {actual[:8]}...): delete it"
         )
     return path
 
 
 def clip_source(judge: str) -> str:
-    """Hub id or directory of a judge; ``zoo`` is the small CLIP of the emoji set."""
+    """The hub id or directory of a judge.
+
+    Args:
+        judge: either, or ``zoo`` for the small CLIP of the emoji set.
+    """
     return str(ZOO / "judge") if judge == "zoo" else judge
 
 
 def clip_version(judge: str, revision: str | None) -> str:
+    """A text that changes with the weights of a CLIP, as far as its files tell.
+
+    Args:
+        judge: see `clip_source`.
+        revision: branch, tag or commit of the hub repository; None for its main branch.
+
+    Raises:
+        MetricError: ``zoo`` is missing.
+    """
     directory = Path(clip_source(judge)).expanduser()
     if directory.is_dir() or judge == "zoo":
         return f"clip {file_digest(directory)}"
@@ -132,7 +181,15 @@ def clip_version(judge: str, revision: str | None) -> str:
 
 
 def clip_pictures(judge: str, revision: str | None, images: np.ndarray) -> np.ndarray:
-    """Pictures => embeddings of length 1, float32 [N, D].
+    """Embeddings of pictures.
+
+    Args:
+        judge: see `clip_source`.
+        revision: branch, tag or commit of the hub repository; None for its main branch.
+        images: uint8 [N, H, W, 3].
+
+    Returns:
+        float32 [N, D], each of length 1.
 
     Raises:
         MetricError: there is no such CLIP.
@@ -144,28 +201,35 @@ def clip_pictures(judge: str, revision: str | None, images: np.ndarray) -> np.nd
         from torch.nn import functional as F
 
         model, processor, _ = _clip(clip_source(judge), revision)
-        found = []
+        batches = []
         with torch.inference_mode():
             for i in range(0, len(images), BATCH):
-                shown = processor(
+                inputs = processor(
                     images=[Image.fromarray(image) for image in images[i : i + BATCH]],
                     return_tensors="pt",
                 )
-                found.append(
-                    F.normalize(
-                        _pooled(model.get_image_features(pixel_values=shown["pixel_values"])),
-                        dim=-1,
-                    )
-                )
-            return torch.cat(found).numpy()
+                embeddings = model.get_image_features(pixel_values=inputs["pixel_values"])
+                batches.append(F.normalize(_pooled(embeddings), dim=-1))
+            return torch.cat(batches).numpy()
 
     return once(f"clip {judge} {revision}", images, compute)
 
 
 @lru_cache(maxsize=16384)
-def clip_caption(judge: str, revision: str | None, caption: str) -> Any:
-    """The caption's embedding of length 1, float32 tensor [D]. Of more tokens than the CLIP reads (77), the first ones
-    and the end mark count."""
+def clip_caption(judge: str, revision: str | None, caption: str) -> torch.Tensor:
+    """The embedding of a caption.
+
+    Args:
+        judge: see `clip_source`.
+        revision: branch, tag or commit of the hub repository; None for its main branch.
+        caption: any text; it is cut to the tokens that the CLIP reads (77), end mark included.
+
+    Returns:
+        float32 [D], of length 1.
+
+    Raises:
+        MetricError: there is no such CLIP.
+    """
     import torch
     from torch.nn import functional as F
 
@@ -176,7 +240,7 @@ def clip_caption(judge: str, revision: str | None, caption: str) -> Any:
         return F.normalize(_pooled(model.get_text_features(**tokens)), dim=-1)[0]
 
 
-def _pooled(out: Any) -> Any:
+def _pooled(out: Any) -> torch.Tensor:
     return getattr(out, "pooler_output", out)  # transformers 5 wraps the embedding
 
 
@@ -194,6 +258,6 @@ def _clip(source: str, revision: str | None) -> tuple[Any, Any, Any]:
         return model, processor, AutoTokenizer.from_pretrained(source, revision=revision)
     except (OSError, ValueError) as error:
         raise MetricError(
-            f"no CLIP model and processor at {source!r}: give the judge of the metric in conf/metrics, "
+            f"no CLIP model and processor at {source!r}: set the metric's judge in conf/metrics, "
             f"or download it once with `hf download {source}`"
         ) from error

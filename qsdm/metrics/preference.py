@@ -1,8 +1,10 @@
-"""What people would prefer, as networks learned it from their choices. For pictures of real models; both download
-their network once, as safetensors in the form of imscore.
+"""Human preference, as networks learned it from people's choices; for pictures of large models.
+
+Both metrics download their network once, as safetensors in the format of imscore.
 
 References:
-    ImageReward: Learning and Evaluating Human Preferences for Text-to-Image Generation (Xu et al., 2023).
+    ImageReward: Learning and Evaluating Human Preferences for Text-to-Image Generation (Xu et al.,
+        2023).
     Human Preference Score v2 (Wu et al., 2023).
 """
 
@@ -19,19 +21,17 @@ from qsdm.metrics import MetricError, networks
 
 BATCH = 16
 NETWORKS = {"image_reward": "RE-N-Y/ImageReward", "hps": "RE-N-Y/hpsv21"}
-
-
 LABELS = {"image_reward": "ImageReward", "hps": "HPS v2.1"}
 
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """The mean over pictures of one of the two, under its own name.
+    """``image_reward`` or ``hps``: the mean score over pictures.
 
     Attributes:
-        name: ``image_reward``, about 0 for a mean picture, with a deviation of 1; or ``hps``, version 2.1, about 0.2
-            to 0.3.
-        network: hub id or directory of it; None for the published one.
+        name: ``image_reward``, standardized: about 0 for an average picture; or ``hps``, version
+            2.1, about 0.2 to 0.3.
+        network: its hub id or directory; None for the published one.
     """
 
     name: str
@@ -47,6 +47,7 @@ class Preference:
 
     @property
     def source(self) -> str:
+        """Hub id or directory of the network."""
         return self.network or NETWORKS[self.name]
 
     @property
@@ -54,18 +55,18 @@ class Preference:
         return f"imscore {self.source}"
 
     def features(
-        self, images: np.ndarray, captions: Sequence[str], full: np.ndarray | None
+        self, images: np.ndarray, captions: Sequence[str], _full: np.ndarray | None
     ) -> np.ndarray:
-        """Pictures and captions => score, float32 [N, 1]; captions are cut at 35 tokens or, by hps, at 77."""
+        """A score of every picture, float32 [N, 1]; captions are cut to 35 tokens, by hps to 77."""
         import torch
 
         network = _network(self.name, self.source)
-        found = []
+        scores = []
         with torch.inference_mode():
             for i in range(0, len(images), BATCH):
-                shown, said = networks.pixels(images[i : i + BATCH]), list(captions[i : i + BATCH])
-                found.append(network.score(shown, said).reshape(-1, 1))
-            return torch.cat(found).float().numpy()
+                pixels = networks.pixels(images[i : i + BATCH])
+                scores.append(network.score(pixels, list(captions[i : i + BATCH])).reshape(-1, 1))
+            return torch.cat(scores).float().numpy()
 
     def reduce(self, features: np.ndarray) -> float:
         return float(features.astype(np.float64).mean())
@@ -81,13 +82,13 @@ def _network(name: str, source: str) -> Any:
         return Network.from_pretrained(source).eval()
     except Exception as error:  # packages and hubs fail in many ways
         raise MetricError(
-            f"{name} needs the package imscore and its network {source} ({error}): pip install 'qsdm[preference]', "
-            f"or measure without the metric {name}"
+            f"{name} needs the package imscore and its network {source} ({error}): run pip install "
+            f"'qsdm[preference]', or measure without the metric {name}"
         ) from error
 
 
 def _image_reward() -> Any:
-    """imscore's class, with a tokenizer that still has what transformers 5 dropped and imscore 0.0.11 asks for."""
+    """imscore 0.0.11's class, whose tokenizer gets an attribute that transformers 5 removed."""
     from imscore.imreward import model
 
     class BertTokenizer(model.BertTokenizer):  # type: ignore[name-defined,misc]

@@ -1,6 +1,6 @@
-"""Features of the reference pictures, which distances compare with: a file of the pictures' features by network.
+"""Features of reference pictures, with which metrics compare, by network in one file.
 
-Made once from a folder of pictures and kept, named by data set, resolution and number of pictures:
+The file is written once from a folder of pictures, and named by data set, resolution and number:
 
     python -m qsdm.metrics.reference PICTURES --name coco_val2017 --resolution 512 --num 5000
     => store/references/coco_val2017-512px-5000.safetensors
@@ -28,39 +28,45 @@ class Reference:
     """A file of reference features.
 
     Attributes:
-        source: safetensors file that `write_features` wrote; ``zoo`` for 1,000 pictures of the emoji set.
+        source: safetensors file that `write_features` wrote; ``zoo`` for that of 1,000 pictures of
+            the emoji set.
     """
 
     source: str
 
     @property
     def path(self) -> Path:
+        """The file, whether or not it exists."""
         if self.source == "zoo":
             return ZOO / "emoji_unet" / "reference_features.safetensors"
         return Path(self.source).expanduser()
 
     @property
     def version(self) -> str:
+        """A text that changes with the content of the file."""
         return f"reference {file_digest(self.path)}"
 
     def features(self, network: str, num_features: int | None) -> np.ndarray:
-        """float32 [M, D].
+        """The features of M reference pictures.
 
         Args:
             network: lite0, inception or clip.
-            num_features: D, to be checked; None takes any.
+            num_features: the D that the file must have; None: any.
+
+        Returns:
+            float32 [M, D].
 
         Raises:
             MetricError: the file is missing or damaged, or of other features.
         """
-        found = _read(self.path, file_digest(self.path)).get(network)
-        if found is None or (num_features is not None and found.shape[1] != num_features):
-            have = "none" if found is None else f"{found.shape[1]} numbers each"
+        features = _read(self.path, file_digest(self.path)).get(network)
+        if features is None or (num_features is not None and features.shape[1] != num_features):
+            actual = "none" if features is None else f"{features.shape[1]} numbers each"
             raise MetricError(
-                f"wanted reference features of {network}, {num_features} numbers each (got {have} in {self.path}): "
-                "make them with python -m qsdm.metrics.reference"
+                f"wanted reference features of {network}, {num_features} numbers each "
+                f"(got {actual} in {self.path}): write them with python -m qsdm.metrics.reference"
             )
-        return found
+        return features
 
 
 @lru_cache(maxsize=8)
@@ -69,21 +75,38 @@ def _read(path: Path, _digest: str) -> dict[str, np.ndarray]:
         return {name: features.astype(np.float32) for name, features in load_tensors(path).items()}
     except (OSError, ValueError) as error:
         raise MetricError(
-            f"{path} is damaged or holds no reference features ({error}): restore it"
+            f"{path} is damaged or not a file of reference features ({error}): restore it"
         ) from error
 
 
 def write_features(
     path: Path, features: dict[str, np.ndarray], about: dict[str, str | int]
 ) -> None:
-    """Store features [M, D] by network, as float16, with what they were made from."""
+    """Write features as float16.
+
+    Args:
+        path: the safetensors file, replaced if it exists.
+        features: by network, [M, D].
+        about: what they were computed from, stored beside them.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
     write_tensors(
         path, {name: values.astype(np.float16) for name, values in features.items()}, about
     )
 
 
 def read_pictures(folder: Path, resolution_px: int, num: int | None) -> Iterator[np.ndarray]:
-    """The folder's pictures in the order of their names, their middle square scaled: uint8 [H, W, 3] each.
+    """Read the pictures of a folder in the order of their names.
+
+    Args:
+        folder: with its subfolders.
+        resolution_px: edge to which the center squares are resized.
+        num: how many to read; None: all.
+
+    Yields:
+        uint8 [resolution_px, resolution_px, 3].
 
     Raises:
         MetricError: there are fewer than ``num``, or one cannot be read.
@@ -93,7 +116,8 @@ def read_pictures(folder: Path, resolution_px: int, num: int | None) -> Iterator
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not paths or (num is not None and len(paths) < num):
         raise MetricError(
-            f"wanted {num or 'some'} pictures in {folder} (got {len(paths)} of {', '.join(SUFFIXES)})"
+            f"wanted {num or 'some'} pictures in {folder} "
+            f"(got {len(paths)} of {', '.join(SUFFIXES)})"
         )
     for path in paths[:num]:
         try:
@@ -106,24 +130,31 @@ def read_pictures(folder: Path, resolution_px: int, num: int | None) -> Iterator
                 )
         except (OSError, UnidentifiedImageError) as error:
             raise MetricError(
-                f"{path} is no picture that can be read ({error}): remove or restore it"
+                f"{path} cannot be read as a picture ({error}): remove or restore it"
             ) from error
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the features of the pictures that the command line names.
 
+    Args:
+        arguments: of the command line; None: those of this process.
+
+    Raises:
+        SystemExit: with a sentence, if they cannot be computed.
+    """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("pictures", type=Path, help="folder of pictures, with its subfolders")
-    parser.add_argument("--name", required=True, help="of the data set")
+    parser.add_argument("--name", required=True, help="name of the data set")
     parser.add_argument(
         "--resolution",
         type=int,
         required=True,
-        help="pixels to which the middle squares are scaled",
+        help="edge in pixels to which the center squares are resized",
     )
-    parser.add_argument("--num", type=int, help="of pictures, the first by name (default: all)")
+    parser.add_argument("--num", type=int, help="number of pictures, first by name (default: all)")
     parser.add_argument(
         "--networks", nargs="+", default=["inception"], choices=("inception", "clip", "lite0")
     )
@@ -133,28 +164,38 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--store", type=Path, default=Path("store"))
     args = parser.parse_args(arguments)
     try:
-        print(f"=> {make(args)}")
+        print(f"=> {compute(args)}")
     except MetricError as error:
         raise SystemExit(str(error)) from None
 
 
-def make(args: argparse.Namespace) -> Path:
-    """Write the features and, of Inception's, the moments that `qsdm.metrics.frechet` reads."""
+def compute(args: argparse.Namespace) -> Path:
+    """Write the features and, for Inception, the moments that `qsdm.metrics.frechet` reads.
+
+    Args:
+        args: the options of `main`.
+
+    Returns:
+        The file of the features.
+
+    Raises:
+        MetricError: there are too few pictures, or a network is missing.
+    """
     from tqdm import tqdm
 
     from qsdm.metrics import frechet
 
-    ways = {
+    computations = {
         "lite0": networks.lite0,
         "inception": networks.inception,
         "clip": lambda images: networks.clip_pictures(args.clip, None, images),
     }
-    found: dict[str, list[np.ndarray]] = {name: [] for name in args.networks}
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in args.networks}
     batch: list[np.ndarray] = []
 
     def flush() -> None:
         for name in args.networks:
-            found[name].append(ways[name](np.stack(batch)))
+            parts[name].append(computations[name](np.stack(batch)))
         batch.clear()
 
     count = 0
@@ -167,7 +208,7 @@ def make(args: argparse.Namespace) -> Path:
             flush()
     if batch:
         flush()
-    features = {name: np.concatenate(parts) for name, parts in found.items()}
+    features = {name: np.concatenate(arrays) for name, arrays in parts.items()}
     path = args.store / "references" / f"{args.name}-{args.resolution}px-{count}.safetensors"
     about: dict[str, str | int] = {
         "dataset": args.name,

@@ -46,7 +46,7 @@ class Store:
         'store/emoji_unet/graph.json'
         >>> outcome = store.outcomes()[0]
         >>> outcome.qconfig.denoiser, outcome.num_images
-        ('emoji_unet', 512)
+        ('emoji_unet', 256)
 
     Attributes:
         root: the user's folder of stores, for reading and writing.

@@ -39,7 +39,9 @@ def test_refuses_pictures_of_another_shape() -> None:
 
 
 @pytest.mark.parametrize("metric", [Ssim(), FeatureDistance()], ids=lambda metric: metric.name)
-def test_more_noise_is_farther_from_the_picture(metric, emoji: np.ndarray) -> None:
+def test_more_noise_is_farther_from_the_picture(
+    metric: Ssim | FeatureDistance, emoji: np.ndarray
+) -> None:
     rng = np.random.default_rng(0)
     noise = rng.normal(size=emoji.shape)
     noisy = [(emoji + width * noise).clip(0, 255).astype(np.uint8) for width in (0, 10, 40)]
@@ -50,7 +52,7 @@ def test_more_noise_is_farther_from_the_picture(metric, emoji: np.ndarray) -> No
 
 
 def test_ssim_equals_the_textbook_for_one_flat_picture_and_another() -> None:
-    """Without variance only the luminance term is left: (2 a b + c) / (a^2 + b^2 + c), c = 0.01^2."""
+    """Without variance only luminance is left: (2 a b + c) / (a^2 + b^2 + c), c = 0.01^2."""
     a, b = (np.full((1, 16, 16, 3), value, np.uint8) for value in (51, 204))
     expected = (2 * 0.2 * 0.8 + 1e-4) / (0.2**2 + 0.8**2 + 1e-4)
     assert Ssim().reduce(Ssim().features(a, [], b)) == pytest.approx(expected, rel=1e-4)
@@ -62,16 +64,18 @@ def test_lpips_gets_pairs_from_minus_1_to_1(monkeypatch: pytest.MonkeyPatch) -> 
         assert -1 <= min(a.min(), b.min()) < -0.9 < 0.9 < max(a.max(), b.max()) <= 1
         return (a - b).mean(dim=(1, 2, 3), keepdim=True)
 
-    monkeypatch.setattr(fidelity, "_lpips", lambda name: network)
+    monkeypatch.setattr(fidelity, "_lpips", lambda _: network)
     shown, full = pictures(), pictures(1)
-    found = Lpips().features(shown, [], full)
+    features = Lpips().features(shown, [], full)
     np.testing.assert_allclose(
-        found[:, 0], (shown.astype(float) - full).mean(axis=(1, 2, 3)) * 2 / 255, atol=1e-6
+        features[:, 0], (shown.astype(float) - full).mean(axis=(1, 2, 3)) * 2 / 255, atol=1e-6
     )
     assert Lpips().reduce(Lpips().features(shown, [], None)) is None
 
 
 def test_lpips_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lpips", None)
-    with pytest.raises(MetricError, match=r"lpips needs the package .*pip install 'qsdm\[lpips\]'"):
+    with pytest.raises(
+        MetricError, match=r"lpips needs the packages .*pip install 'qsdm\[lpips\]'"
+    ):
         Lpips().features(pictures(), [], pictures(1))

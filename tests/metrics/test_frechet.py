@@ -41,7 +41,7 @@ def test_equals_the_textbook_formula(n: int) -> None:
     c1, c2 = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     if (
         n < 30
-    ):  # the matrix root of a singular product is not defined numerically; its eigenvalues are
+    ):  # the matrix root of a singular product is numerically undefined; eigenvalues are not
         values = scipy.linalg.eigvals(c1 @ c2)
         root = np.sqrt(values.real.clip(0)).sum()
     else:
@@ -57,8 +57,8 @@ def test_of_shifted_and_scaled_features() -> None:
     trace = np.trace(np.cov(a, rowvar=False))
     assert frechet(Gaussian.of(a), Gaussian.of(a + 3)) == pytest.approx(5 * 9)
     # |2s - s|^2 summed over the axes is the trace; the mean moves by itself.
-    centred = a - a.mean(0)
-    assert frechet(Gaussian.of(centred), Gaussian.of(2 * centred)) == pytest.approx(trace)
+    centered = a - a.mean(0)
+    assert frechet(Gaussian.of(centered), Gaussian.of(2 * centered)) == pytest.approx(trace)
 
 
 def test_noise_moves_pictures_away_from_themselves(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_lite0_pads_like_tensorflow() -> None:
 
 
 def test_lite0_sees_what_a_trained_network_sees() -> None:
-    """Flipping a picture changes features much less than exchanging it: random weights do not know that."""
+    """Flipping a picture changes features much less than replacing it, unlike random weights."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (6, 4, 4, 3), dtype=np.uint8).repeat(8, axis=1).repeat(8, axis=2)
     one = lite0.features(images)
@@ -124,7 +124,7 @@ def test_a_reference_of_other_features_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MetricError, match="wanted a reference of 112 features"):
         FrechetLite0(str(path)).reduce(features(4, 112, 0))
     path.write_bytes(b"cut")
-    with pytest.raises(MetricError, match="damaged or no reference"):
+    with pytest.raises(MetricError, match="damaged or not a reference"):
         FrechetLite0(str(path)).reduce(features(4, 112, 0))
     with pytest.raises(MetricError, match="no file"):
         _ = FrechetLite0(str(tmp_path / "missing.safetensors")).version
@@ -154,8 +154,8 @@ def test_weights_are_the_published_file_or_refused(
     assert networks.downloaded(published.as_uri()) == path, "asked for twice"
     published.write_bytes(b"another")
     path.unlink()
-    with pytest.raises(MetricError, match=r"is damaged, or not the published one .*: delete it$"):
+    with pytest.raises(MetricError, match=r"is damaged or not the published file .*: delete it$"):
         networks.downloaded(published.as_uri())
     path.write_bytes(content + b"and more")
-    with pytest.raises(MetricError, match=r"is damaged, or not the published one .*: delete it$"):
+    with pytest.raises(MetricError, match=r"is damaged or not the published file .*: delete it$"):
         networks.downloaded(published.as_uri())

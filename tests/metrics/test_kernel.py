@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from qsdm.metrics.kernel import Cmmd, KernelLite0, discrepancy, gaussian, polynomial
+from qsdm.metrics import Metric
+from qsdm.metrics.kernel import Cmmd, Kernel, KernelLite0, discrepancy, gaussian, polynomial
 
 
 @pytest.mark.parametrize("kernel", [polynomial, gaussian])
 def test_is_about_zero_for_one_distribution_and_grows_with_a_shift(
-    kernel, rng: np.random.Generator
+    kernel: Kernel, rng: np.random.Generator
 ) -> None:
     x, y = rng.normal(size=(400, 8)), rng.normal(size=(300, 8))
     same = [
@@ -44,7 +45,7 @@ def test_does_not_depend_on_the_number_of_pictures(rng: np.random.Generator) -> 
 
 @pytest.mark.parametrize("metric", [KernelLite0(), Cmmd()], ids=lambda metric: metric.name)
 def test_real_emoji_are_nearer_than_noise(
-    metric, emoji: np.ndarray, rng: np.random.Generator
+    metric: Metric, emoji: np.ndarray, rng: np.random.Generator
 ) -> None:
     noise = rng.integers(0, 256, emoji.shape, dtype=np.uint8)
     values = [

@@ -1,4 +1,4 @@
-"""What the networks of ImageReward and HPSv2 are asked, and what is said where they are not installed."""
+"""What ImageReward and HPSv2 are asked, and the error where they are not installed."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def test_every_picture_is_scored_with_its_own_caption(
         0, 256, (preference.BATCH + 3, 8, 6, 3), dtype=np.uint8
     )
     captions = ["x" * i for i in range(len(images))]
-    found = Preference(name).features(images, captions, None)
-    assert found.shape == (len(images), 1)
-    assert found.dtype == np.float32
-    assert found.ravel().tolist() == list(range(len(images)))
+    scores = Preference(name).features(images, captions, None)
+    assert scores.shape == (len(images), 1)
+    assert scores.dtype == np.float32
+    assert scores.ravel().tolist() == list(range(len(images)))
     assert [prompt for prompt, _ in asked] == captions
     np.testing.assert_allclose(
         [mean for _, mean in asked], images.mean(axis=(1, 2, 3)) / 255, rtol=1e-5
     )
-    assert Preference(name).reduce(found) == (len(images) - 1) / 2
+    assert Preference(name).reduce(scores) == (len(images) - 1) / 2
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -1,4 +1,4 @@
-"""Reference features: made once from a folder, named by data set, resolution and number; bad ones are told."""
+"""Reference features: from a folder to a file named by data set, resolution and number."""
 
 from __future__ import annotations
 
@@ -25,18 +25,8 @@ def folder(tmp_path: Path) -> Path:
 def test_a_folder_becomes_a_named_file(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [
-        str(folder),
-        "--name",
-        "toy",
-        "--resolution",
-        "32",
-        "--networks",
-        "lite0",
-        "--store",
-        str(tmp_path),
-    ]
-    main(arguments)
+    options = f"--name toy --resolution 32 --networks lite0 --store {tmp_path}"
+    main([str(folder), *options.split()])
     path = tmp_path / "references" / "toy-32px-7.safetensors"
     assert str(path) in capsys.readouterr().out
     found = Reference(str(path)).features("lite0", 112)
@@ -56,24 +46,12 @@ def test_the_middle_square_is_taken(tmp_path: Path) -> None:
 
 def test_bad_folders_and_files_are_told(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"wanted 9 pictures in .* \(got 7"):
-        main(
-            [
-                str(folder),
-                "--name",
-                "toy",
-                "--resolution",
-                "32",
-                "--num",
-                "9",
-                "--store",
-                str(tmp_path),
-            ]
-        )
+        main([str(folder), *f"--name toy --resolution 32 --num 9 --store {tmp_path}".split()])
     (folder / "0" / "0.png").write_bytes(b"no picture")
-    with pytest.raises(MetricError, match=r"0.png is no picture that can be read"):
+    with pytest.raises(MetricError, match=r"0.png cannot be read as a picture"):
         list(read_pictures(folder, 32, None))
     (tmp_path / "x.safetensors").write_bytes(b"broken")
-    with pytest.raises(MetricError, match="damaged or holds no reference features"):
+    with pytest.raises(MetricError, match="damaged or not a file of reference features"):
         Reference(str(tmp_path / "x.safetensors")).features("lite0", 112)
 
 
