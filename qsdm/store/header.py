@@ -25,30 +25,24 @@ from qsdm.graph import canonical
 from qsdm.store.checksum import NUM_DIGITS, checksum
 from qsdm.store.files import decode
 
-ITEM_BYTES = {
-    "F64": 8,
-    "F32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "I64": 8,
-    "I32": 4,
-    "I16": 2,
-    "I8": 1,
-    "U8": 1,
-    "BOOL": 1,
+DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
 }
-NUMPY = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "I64": np.int64,
-    "I32": np.int32,
-    "I16": np.int16,
-    "I8": np.int8,
-    "U8": np.uint8,
-    "BOOL": np.bool_,
-}
-"""Types by their names in safetensors; numpy has no bfloat16."""
+"""Types by their names in safetensors, with their names in torch and numpy."""
+
+NUMPY = {code: np.dtype(name) for code, name in DTYPES.items() if name != "bfloat16"}
+"""The types that numpy has."""
+
+ITEM_BYTES = {"BF16": 2} | {code: dtype.itemsize for code, dtype in NUMPY.items()}
 
 CHECKSUMS = "xxh3_128"
 

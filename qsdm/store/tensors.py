@@ -182,7 +182,7 @@ def map_tensor(path: Path, key: str) -> np.ndarray:
             if _checksum_of(_chunks(file, header.start, entry)) != header.checksums[key]:
                 raise damaged_part(key)
     start = header.start + entry.data_offsets[0]
-    return np.memmap(path, np.dtype(NUMPY[entry.dtype]), "c", start, entry.shape)
+    return np.memmap(path, NUMPY[entry.dtype], "c", start, entry.shape)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
@@ -197,7 +197,7 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], about: Mapping[
         StoreError: it cannot be written.
         ValueError: a number in ``about`` is not finite.
     """
-    names = {np.dtype(kind): name for name, kind in NUMPY.items()}
+    names = {dtype: code for code, dtype in NUMPY.items()}
     arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     parts = {name: (names[array.dtype], array.shape) for name, array in arrays.items()}
 
