@@ -290,7 +290,7 @@ def write_checkpoint(ready: Session, directory: Path, ours: QuantConfig) -> dict
     """
     from qsdm.checkpoint import save_quantized
     from qsdm.denoisers import denoiser_tensors, load_pipeline
-    from qsdm.quant.calibration import PackedWeights
+    from qsdm.quant.calibrated import PackedWeights
 
     packed = PackedWeights(directory)
     packed.require(denoiser_tensors(ready.model), ready.space.graph)

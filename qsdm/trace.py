@@ -127,7 +127,7 @@ def calibrated(target: Store, graph: Graph) -> dict[str, dict[str, float]]:
     """The errors of all spaces that were calibrated already, for the page."""
     found: dict[str, dict[str, float]] = {}
     for path in sorted(target.path("calibration").glob("*/table.safetensors")):
-        from qsdm.quant.calibration import read_table  # which brings numba: not for a fresh store
+        from qsdm.quant.calibrated import read_table  # which brings numba: not for a fresh store
 
         for label, column in graph_page.errors(graph, read_table(path.parent)).items():
             found.setdefault(label, {}).update(column)

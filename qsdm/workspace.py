@@ -158,7 +158,7 @@ class Workspace:
         Raises:
             StoreError: the model was not calibrated in this space.
         """
-        from qsdm.quant.calibration import read_table
+        from qsdm.quant.calibrated import read_table
 
         name = f"calibration/{self.space_name}/table.safetensors"
         return self._opened(name, "calibrate", lambda path: read_table(path.parent))

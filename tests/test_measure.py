@@ -201,7 +201,7 @@ def test_a_table_of_other_weights_is_not_learned_from(
 ) -> None:
     from qsdm.denoisers import load_pipeline
     from qsdm.measurement.labels import require_fitted
-    from qsdm.quant.calibration import OtherWeights, read_table
+    from qsdm.quant.calibrated import OtherWeights, read_table
 
     table = read_table(Store(store, "tiny").path("calibration/small"))
     require_fitted(tiny_model, table, space.graph)

@@ -31,7 +31,7 @@ from qsdm.metrics.fidelity import Psnr
 from qsdm.prompts import PromptsError
 from qsdm.prompts.edits import Edits
 from qsdm.qconfig import QuantConfig, SpaceSpec
-from qsdm.quant.calibration import PackedWeights
+from qsdm.quant.calibrated import PackedWeights
 from qsdm.store import Store
 from qsdm.trace import prepare, trace
 from qsdm.workspace import Workspace

@@ -31,7 +31,7 @@ from qsdm.metrics.frechet import FrechetLite0
 from qsdm.outcome import EvaluationError, Objective
 from qsdm.prompts import ImageNet
 from qsdm.qconfig import QuantConfig, SpaceSpec
-from qsdm.quant.calibration import read_table
+from qsdm.quant.calibrated import read_table
 from qsdm.realize import realize
 from qsdm.run import conf
 from qsdm.search import search_front

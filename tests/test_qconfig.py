@@ -46,8 +46,10 @@ def test_an_unknown_method_is_refused(text: str) -> None:
 
 def test_overhead_is_the_papers() -> None:
     weight = Weight("a", "a.weight", (64, 2048))
-    wanted = {"uaq-4": 2 * 16 * 64, "kmeans_a-4": 16 * 16, "kmeans_c-3": 8 * 16 * 64, "fp-16": 0}
-    assert {text: QuantMethod.parse(text).overhead_bits(weight, 16) for text in wanted} == wanted
+    expected = {"uaq-4": 2 * 16 * 64, "kmeans_a-4": 16 * 16, "kmeans_c-3": 8 * 16 * 64, "fp-16": 0}
+    assert {
+        text: QuantMethod.parse(text).overhead_bits(weight, 16) for text in expected
+    } == expected
 
 
 def test_codes_of_tied_weights_are_stored_once_each() -> None:

@@ -15,7 +15,7 @@ from qsdm.denoisers import Model
 from qsdm.engine.serial import Serial
 from qsdm.outcome import Objective
 from qsdm.qconfig import QuantConfig, Space, SpaceSpec
-from qsdm.quant.calibration import read_table
+from qsdm.quant.calibrated import read_table
 from qsdm.realize import best_points, realize
 from qsdm.search import search_front
 from qsdm.store import Store, StoreError
@@ -127,7 +127,7 @@ def test_ours_is_written_as_a_small_pipeline_that_draws_the_same_pictures(
     from qsdm.measurement.drawer import Drawer
     from qsdm.measurement.evaluator import Evaluator
     from qsdm.measurement.protocol import protocol_of, seed_of
-    from qsdm.quant.calibration import PackedWeights
+    from qsdm.quant.calibrated import PackedWeights
 
     chosen = QuantConfig.from_json(read_json(realized.path("chosen.json")))
     found = contents(realized.path("checkpoint"))

@@ -236,7 +236,7 @@ SPACE = SpaceSpec("traced", METHODS, splits=".*")
 
 def fill_store(root: Path, toy: Toy, num: int, seed: int = 0) -> Store:
     """The artifacts of trace, calibrate (without weights) and measure."""
-    from qsdm.quant.calibration import SCHEMA
+    from qsdm.quant.calibrated import SCHEMA
 
     store = Store(root, "toy_unet")
     GRAPH.write(store.path("graph.json"), toy.space.graph.to_json())

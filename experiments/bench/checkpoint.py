@@ -104,7 +104,8 @@ def written(name: str, folder: Path) -> Path:
     from qsdm import cost, tracing
     from qsdm.checkpoint import save_denoiser
     from qsdm.qconfig import SpaceSpec
-    from qsdm.quant.calibration import PackedWeights, calibrate
+    from qsdm.quant.calibrated import PackedWeights
+    from qsdm.quant.calibration import calibrate
     from qsdm.quant.swap import Switch
     from qsdm.trace import prepare
 

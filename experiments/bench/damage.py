@@ -197,7 +197,7 @@ def cases(folder: Path) -> list[Case]:
     from qsdm.metrics.frechet import read_reference
     from qsdm.predictor.pyg import read_pyg
     from qsdm.qconfig import QuantMethod
-    from qsdm.quant.calibration import PackedWeights, read_table
+    from qsdm.quant.calibrated import PackedWeights, read_table
     from qsdm.report import results
     from qsdm.store.parquet import read_outcomes_parquet
 

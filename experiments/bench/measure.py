@@ -38,7 +38,7 @@ from qsdm.measurement.drawer import Drawer, compute_in
 from qsdm.measurement.evaluator import Evaluator
 from qsdm.measurement.protocol import protocol_of, seed_of
 from qsdm.qconfig import QuantConfig, QuantMethod, SpaceSpec
-from qsdm.quant.calibration import PackedWeights
+from qsdm.quant.calibrated import PackedWeights
 from qsdm.quant.fitting import dequantize, fit
 from qsdm.run.conf import CONF
 from qsdm.store.files import read_json

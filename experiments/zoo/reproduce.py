@@ -27,7 +27,7 @@ from qsdm.measurement.drawer import Drawer
 from qsdm.measurement.evaluator import Evaluator
 from qsdm.measurement.protocol import protocol_of
 from qsdm.predictor.scores import srcc
-from qsdm.quant.calibration import PackedWeights
+from qsdm.quant.calibrated import PackedWeights
 from qsdm.store import Store
 from qsdm.trace import trace
 from qsdm.workspace import Workspace

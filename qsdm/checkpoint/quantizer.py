@@ -21,7 +21,7 @@ from qsdm.checkpoint.format import (
     plan_of,
 )
 from qsdm.qconfig import QuantConfig
-from qsdm.quant.calibration import bytes_of
+from qsdm.quant.digests import bytes_of
 from qsdm.quant.packed import PackedLayer, PackedWeight
 from qsdm.quant.packed_model import replace_layers, state_names, unpack
 from qsdm.store.checksum import checksum, is_whole, with_checksum

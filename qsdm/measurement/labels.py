@@ -396,7 +396,8 @@ def require_fitted(
         OtherWeights: they differ, or the table does not tell.
         ModelError: the weights are not here.
     """
-    from qsdm.quant.calibration import OtherWeights, fitted_digest  # with torch: --help is fast
+    from qsdm.quant.calibrated import OtherWeights
+    from qsdm.quant.digests import fitted_digest  # with torch: --help is fast
 
     remedy = f"run python -m qsdm.calibrate +model={model.name}"
     if not table.fitted:

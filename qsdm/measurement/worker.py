@@ -17,7 +17,7 @@ from qsdm.measurement.evaluator import Evaluator
 from qsdm.measurement.scoring import ScoredShard
 from qsdm.outcome import Protocol
 from qsdm.qconfig import QuantConfig
-from qsdm.quant.calibration import OtherWeights, PackedWeights
+from qsdm.quant.calibrated import OtherWeights, PackedWeights
 from qsdm.store import StoreError
 from qsdm.store.tensors import map_tensor
 

@@ -1,10 +1,10 @@
-"""Dynamic fake quantization of activations: what enters a layer is rounded to 6 or 8 bits, each token in its range.
+"""Dynamic fake quantization of activations: a layer's inputs are rounded, each token in its range.
 
     [B, T, C]        one range per token (B T rows)
     [B, C, H, W]     one range per picture and channel
-    softmax          unsigned, from zero: probabilities have no negative side
+    softmax          from zero, as probabilities are not negative
 
-Ranges are taken online, asymmetric, from the smallest to the largest value.
+Ranges are computed online, asymmetric, from the smallest to the largest value.
 
 References:
     Qua²SeDiMo (Mills et al., 2025), section 3: W4A8 and W4A6 with online activation quantization.
@@ -24,14 +24,20 @@ from torch.overrides import TorchFunctionMode
 
 from qsdm.quant import kernels
 
-SOFTMAX_BITS = 8  # of probabilities, whatever the other activations have
+SOFTMAX_BITS = 8  # of probabilities, whatever the bits of other activations
 
 
 def fake_quantize(x: torch.Tensor, bits: int, from_zero: bool = False) -> torch.Tensor:
-    """``x`` of any floating type, rounded row by row.
+    """Round activations, each row in its own range.
 
     Args:
-        x: [..., C], a row per token; or [B, C, H, W], a row per picture and channel.
+        x: of any floating type: [..., C], a row per token; or [B, C, H, W], a row per picture and
+            channel. Other types are returned unchanged.
+        bits: 2 to 8.
+        from_zero: whether ranges begin at zero, with a row per token in any case.
+
+    Returns:
+        As ``x``.
     """
     if not x.is_floating_point() or x.numel() == 0:
         return x
@@ -43,12 +49,13 @@ def fake_quantize(x: torch.Tensor, bits: int, from_zero: bool = False) -> torch.
 
 @contextmanager
 def quantized_activations(module: nn.Module, bits: int) -> Iterator[None]:
-    """Inputs of every Linear and Conv of ``module``, and its attention probabilities, are rounded within the block.
+    """Round the inputs of every Linear and Conv layer, and attention probabilities, within a block.
 
-    Attention that torch computes in one call is computed in steps instead, because its probabilities are needed.
+    Attention that torch computes in one call is computed in steps, as its probabilities are needed.
 
     Args:
-        bits: 2 to 8.
+        module: the denoiser; it is as before when the block ends.
+        bits: of the inputs, 2 to 8.
 
     Raises:
         ValueError: another number of bits.
@@ -56,7 +63,7 @@ def quantized_activations(module: nn.Module, bits: int) -> Iterator[None]:
     if not 2 <= bits <= 8:
         raise ValueError(f"activations have 2 to 8 bits (got {bits})")
 
-    def round_input(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    def round_input(_layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         return fake_quantize(inputs[0], bits), *inputs[1:]
 
     layers = [
@@ -72,7 +79,7 @@ def quantized_activations(module: nn.Module, bits: int) -> Iterator[None]:
 
 
 class _Probabilities(TorchFunctionMode):
-    """Softmax and attention round their probabilities."""
+    """Within the mode, softmax and attention round their probabilities."""
 
     def __torch_function__(
         self,

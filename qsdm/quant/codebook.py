@@ -1,4 +1,4 @@
-"""Codebooks of 2^bits values by k-means: one per output channel (K-Means-C) or one per weight (K-Means-A).
+"""Codebooks of 2^bits values by k-means, per output channel (K-Means-C) or weight (K-Means-A).
 
 The algorithms and their sources: `qsdm.quant.kmeans`.
 """
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 BITS = range(2, 9)
 
 
-def per_channel(bits: int, rows: int, fan_in: int) -> dict[str, Stored]:
-    """A codebook for every row."""
+def per_channel(bits: int, rows: int, _fan_in: int) -> dict[str, Stored]:
+    """A codebook for every output channel."""
     return {"codebook": ("float16", (rows, 2**bits))}
 
 
-def per_tensor(bits: int, rows: int, fan_in: int) -> dict[str, Stored]:
-    """One codebook."""
+def per_tensor(bits: int, _rows: int, _fan_in: int) -> dict[str, Stored]:
+    """One codebook for the whole weight."""
     return {"codebook": ("float16", (2**bits,))}
 
 
-def fit_channels(x: np.ndarray, widths: Sequence[int], weight: torch.Tensor) -> Iterable[Fit]:
+def fit_channels(x: np.ndarray, widths: Sequence[int], _weight: torch.Tensor) -> Iterable[Fit]:
     """See `qsdm.quant.kmeans.fit_channels`."""
     from qsdm.quant import kmeans
 
@@ -43,13 +43,15 @@ def fit_tensor(x: np.ndarray, widths: Sequence[int], weight: torch.Tensor) -> It
     return kmeans.fit_tensor(x, widths, weight)
 
 
-def table(tensors: Mapping[str, torch.Tensor], bits: int, groups: slice) -> torch.Tensor:
+def table(tensors: Mapping[str, torch.Tensor], _bits: int, groups: slice) -> torch.Tensor:
     """The codebooks, float32 [groups, 2**bits]."""
     return tensors["codebook"][groups].float()
 
 
-def table_of_tensor(tensors: Mapping[str, torch.Tensor], bits: int, groups: slice) -> torch.Tensor:
-    """The codebook, float32 [1, 2**bits], whatever the groups."""
+def table_of_tensor(
+    tensors: Mapping[str, torch.Tensor], _bits: int, _groups: slice
+) -> torch.Tensor:
+    """The codebook, float32 [1, 2**bits], for all groups."""
     return tensors["codebook"].float()[None]
 
 

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 LARGEST = 448.0  # Micikevicius et al., table 1
 
 
-def stored(bits: int, rows: int, fan_in: int) -> dict[str, Stored]:
-    """A scale for every row."""
+def stored(_bits: int, rows: int, _fan_in: int) -> dict[str, Stored]:
+    """A scale for every output channel."""
     return {"scale": ("float16", (rows,))}
 
 
-def fit(x: np.ndarray, widths: Sequence[int], weight: torch.Tensor) -> Iterable[Fit]:
-    """Codes are the bits of e4m3 numbers; the row's largest magnitude becomes 448."""
+def fit(x: np.ndarray, _widths: Sequence[int], _weight: torch.Tensor) -> Iterable[Fit]:
+    """Codes are the bits of e4m3 numbers; a channel's largest magnitude becomes 448."""
     import torch
 
     scale = (np.abs(x).max(1) / np.float32(LARGEST)).astype(np.float16)
@@ -37,8 +37,8 @@ def fit(x: np.ndarray, widths: Sequence[int], weight: torch.Tensor) -> Iterable[
     return [(codes, {"scale": scale})]
 
 
-def table(tensors: Mapping[str, torch.Tensor], bits: int, groups: slice) -> torch.Tensor:
-    """Float32 [rows, 256]; the two codes of NaN, which no fit writes, are 0."""
+def table(tensors: Mapping[str, torch.Tensor], _bits: int, groups: slice) -> torch.Tensor:
+    """The 256 values of e4m3, scaled; the two codes of NaN, which no fit writes, are 0."""
     import torch
 
     scale = tensors["scale"][groups].float()

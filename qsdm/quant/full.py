@@ -1,4 +1,4 @@
-"""Full precision: the values as they are, in 16 or 32 bits."""
+"""Full precision: unchanged values in 16 or 32 bits."""
 
 from __future__ import annotations
 
@@ -14,25 +14,37 @@ if TYPE_CHECKING:
     from qsdm.quant.method import Fit
 
 
-def stored(bits: int, rows: int, fan_in: int) -> dict[str, Stored]:
+def stored(_bits: int, _rows: int, _fan_in: int) -> dict[str, Stored]:
     """Nothing beside the values."""
     return {}
 
 
-def fit(x: np.ndarray, widths: Sequence[int], weight: torch.Tensor) -> Iterable[Fit]:
+def fit(_x: np.ndarray, widths: Sequence[int], weight: torch.Tensor) -> Iterable[Fit]:
     """The bytes of the values in float16 or float32."""
     return ((values(weight, bits), {}) for bits in widths)
 
 
 def values(weight: torch.Tensor, bits: int) -> np.ndarray:
-    """Bytes, uint8 [numel * bits / 8]."""
+    """The bytes of a weight's values in float16 or float32.
+
+    Args:
+        weight: of any shape and floating type, on the CPU.
+        bits: 16 or 32.
+
+    Returns:
+        uint8 [numel * bits / 8].
+    """
     import torch
 
     return weight.to(dtype_of(bits)).view(-1).view(torch.uint8).numpy()
 
 
 def dtype_of(bits: int) -> torch.dtype:
-    """In which the values are stored: float16 or float32."""
+    """The type in which the values are stored.
+
+    Args:
+        bits: 16 or 32.
+    """
     import torch
 
     return torch.float16 if bits == 16 else torch.float32

@@ -1,25 +1,29 @@
-"""Codebooks of 2^b values of least squared error: one per output channel (K-Means-C) or one per tensor (K-Means-A).
+"""Codebooks of 2^b values of least squared error, per output channel or per tensor.
 
-Optimal scalar quantization is one-dimensional k-means, which dynamic programming solves exactly: with P0, P1 the
-prefix sums of counts and values of the sorted points, the best k clusters of the first i points reach the gain
+Optimal scalar quantization is one-dimensional k-means, which dynamic programming solves exactly.
+With the prefix sums P0 of counts and P1 of values of the sorted points, the best k clusters of the
+first i points reach the gain
 
     G_k(i) = max_j  G_{k-1}(j) + (P1(i) - P1(j))^2 / (P0(i) - P0(j))
 
-and the best j grows with i, so divide and conquer needs O(K m log m) steps for m points.
+and the best j grows with i, so that divide and conquer takes O(K m log m) steps for m points.
 
-    K-Means-A  16-bit weights have fewer than 65,536 distinct values: counting them gives all points, and the result is
-               optimal. float32 weights are counted by their 11 leading bits, each count at the mean of its values.
-    K-Means-C  rows of at most 256 values are solved exactly. Longer ones are counted into 2,048 bins of
-               x / (|x| + 18 d), d = (mean of sqrt|x|)^2, fine in the middle and never too coarse for an outlier; the
-               programme runs over some 130 of the bins' edges, chosen as a fine quantizer would, and Lloyd's iteration
-               over all of them follows.
+    K-Means-A  16-bit weights have at most 65,536 distinct values. Counting them gives all points,
+               and the result is optimal. float32 weights are rounded to 11 leading bits to be
+               counted, and each count stands at the mean of its values.
+    K-Means-C  Rows of at most 256 values are solved exactly. Longer ones are counted into 2,048
+               bins of x / (|x| + 18 d), d = (mean of sqrt|x|)^2, fine in the middle and never too
+               coarse for an outlier. The dynamic program runs over some 130 of the bins' edges,
+               placed as those of a fine quantizer, and Lloyd's iteration over all bins follows.
 
 References:
     Qua²SeDiMo (Mills et al., 2025), section 3: K-Means-C and K-Means-A.
-    Ckmeans.1d.dp: Optimal k-means clustering in one dimension by dynamic programming (Wang & Song, 2011).
-    Fast exact k-means, k-medians and Bregman divergence clustering in 1D (Grønlund et al., 2017), sec. 2.2.
-    Quantization distortion in pulse-count modulation with nonuniform spacing of levels (Panter & Dite, 1951): all cells
-        of an optimal quantizer have the same error.
+    Ckmeans.1d.dp: Optimal k-means clustering in one dimension by dynamic programming (Wang & Song,
+        2011).
+    Fast exact k-means, k-medians and Bregman divergence clustering in 1D (Grønlund et al., 2017),
+        section 2.2.
+    Quantization distortion in pulse-count modulation with nonuniform spacing of levels (Panter &
+        Dite, 1951): all cells of an optimal quantizer have the same error.
 """
 
 from __future__ import annotations
@@ -35,25 +39,32 @@ from qsdm.quant.rows import exact, extent, fast, half, over_rows
 NUM_BINS = 2048
 Fit = tuple[np.ndarray, dict[str, np.ndarray]]  # codes and tensors
 
+Scale = tuple[np.float32, np.float32, np.float32]  # what `_bin` needs: c, start, density
+
 _EXACT = 256  # longest row that is solved without bins
-_COMPAND = np.float32(
-    18.0
-)  # deviations (0.68 sigma of normal values) at which a bin is four times as wide
-_NODES = 124  # of the programme, about: heavy-tailed rows come within 0.5 % of the optimum
-_SPREAD = 85.0  # deviations^2: (integral of density^(1/3))^3 (Panter & Dite), between normal and heavy-tailed values
+# Deviations (0.68 sigma of normal values) at which a bin is four times as wide.
+_COMPAND = np.float32(18.0)
+# Of the program, about: heavy-tailed rows come within 0.5 % of the optimum.
+_NODES = 124
+# Deviations^2: (integral of density^(1/3))^3 (Panter & Dite), normal to heavy-tailed values.
+_SPREAD = 85.0
 
 
 def fit_channels(x: np.ndarray, widths: Sequence[int]) -> Iterator[Fit]:
-    """For each bit width in turn codes uint8 [rows, n] and codebook fp16 [rows, 2**bits] of float32 ``x`` [rows, n].
+    """Fit a codebook for every row.
 
-    One count of a row's values and one programme, for 16 clusters, serve all widths up to 4 bits; a fit does not depend
-    on those beside it.
+    One count of a row's values and one program, for 16 clusters, serve all widths up to 4 bits. The
+    fit of a width does not depend on the other widths.
 
     Args:
-        widths: ascending.
+        x: float32 [rows, n], finite.
+        widths: of a code, 2 to 8, ascending.
+
+    Yields:
+        For each width, codes uint8 [rows, n] and the codebook fp16 [rows, 2**bits].
     """
-    for _, same in itertools.groupby(widths, lambda bits: max(bits, 4)):
-        sizes = np.array([2**bits for bits in same])
+    for _, group in itertools.groupby(widths, lambda bits: max(bits, 4)):
+        sizes = np.array([2**bits for bits in group])
         codebooks = np.empty((x.shape[0], sizes.sum()), np.float32)
         over_rows(
             _fit_short if x.shape[1] <= _EXACT else _fit_long,
@@ -71,11 +82,15 @@ def fit_channels(x: np.ndarray, widths: Sequence[int]) -> Iterator[Fit]:
 
 
 def fit_tensor(x: np.ndarray, widths: Sequence[int], weight: torch.Tensor) -> Iterator[Fit]:
-    """For each bit width in turn codes uint8 [rows, n] and codebook fp16 [2**bits].
+    """Fit one codebook for all rows.
 
     Args:
-        x: float32 [rows, n].
+        x: float32 [rows, n], finite.
+        widths: of a code, 2 to 8.
         weight: the same values in their own type, by which they are counted.
+
+    Yields:
+        For each width, codes uint8 [rows, n] and the codebook fp16 [2**bits].
     """
     values, counts = distinct(x, weight)
     p0, p1 = np.empty(values.size + 1), np.empty(values.size + 1)
@@ -90,7 +105,15 @@ def fit_tensor(x: np.ndarray, widths: Sequence[int], weight: torch.Tensor) -> It
 
 
 def distinct(x: np.ndarray, weight: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted values float64 [m] and how often they occur, float64 [m]; m <= 65,536."""
+    """The distinct values of a weight, and how often they occur.
+
+    Args:
+        x: float32 [rows, n].
+        weight: the same values in their own type; float32 values are rounded to be counted.
+
+    Returns:
+        Values float64 [m], ascending, and their numbers float64 [m], m at most 65,536.
+    """
     if weight.dtype in (torch.float16, torch.bfloat16):
         keys = weight.reshape(-1).view(torch.int16).numpy().view(np.uint16)
         patterns = torch.arange(65536, dtype=torch.int32).to(torch.uint16).view(weight.dtype)
@@ -111,10 +134,14 @@ def distinct(x: np.ndarray, weight: torch.Tensor) -> tuple[np.ndarray, np.ndarra
 
 
 def encode(x: np.ndarray, codebook: np.ndarray) -> np.ndarray:
-    """Index of the nearest entry, uint8 [rows, n].
+    """Find the nearest entry of a codebook for every value.
 
     Args:
+        x: float32 [rows, n].
         codebook: float32 [rows or 1, K], ascending, K a power of two.
+
+    Returns:
+        Its index, uint8 [rows, n].
     """
     codes = np.empty(x.shape, np.uint8)
     over_rows(_encode, x.shape[0], x, codebook, codes, min_rows=64)
@@ -122,14 +149,14 @@ def encode(x: np.ndarray, codebook: np.ndarray) -> np.ndarray:
 
 
 @exact
-def _encode(first, last, x, codebook, codes):
+def _encode(first: int, last: int, x: np.ndarray, codebook: np.ndarray, codes: np.ndarray) -> None:
     K = codebook.shape[1]
     middle = np.empty(K, np.float32)
     for r in range(first, last):
         row = codebook[r if codebook.shape[0] > 1 else 0]
         for k in range(K - 1):
             middle[k] = np.float32(0.5) * (row[k] + row[k + 1])
-        if K <= 16:  # comparisons with every middle use vector instructions, a search does not
+        if K <= 16:  # comparing with every middle is vectorized, a search is not
             for i in range(x.shape[1]):
                 code = np.uint8(0)
                 for k in range(K - 1):
@@ -146,17 +173,18 @@ def _encode(first, last, x, codebook, codes):
 
 
 @exact
-def _count(keys, counts):
+def _count(keys: np.ndarray, counts: np.ndarray) -> None:
     for i in range(keys.shape[0]):
         counts[keys[i]] += 1
 
 
 def optimal(p0: np.ndarray, p1: np.ndarray, split: np.ndarray) -> None:
-    """The programme over prefix sums p0, p1, float64 [m + 1]: ``split[k, i]`` starts the last of k + 1 clusters.
+    """Solve the dynamic program: the best clusters of the first i points, for all i and up to K.
 
     Args:
-        p0: strictly ascending, from 0.
-        split: uint32 [K, m + 1], filled.
+        p0: prefix sums of counts, float64 [m + 1], strictly ascending from 0.
+        p1: prefix sums of values, float64 [m + 1].
+        split: uint32 [K, m + 1], to be filled: ``split[k, i]`` begins the last of k + 1 clusters.
     """
     gain, new = np.empty(p0.size), np.empty(p0.size)
     _first_cluster(p0, p1, gain, split)
@@ -168,31 +196,42 @@ def optimal(p0: np.ndarray, p1: np.ndarray, split: np.ndarray) -> None:
 
 
 @fast
-def _first_cluster(p0, p1, gain, split):
+def _first_cluster(p0: np.ndarray, p1: np.ndarray, gain: np.ndarray, split: np.ndarray) -> None:
     gain[0], split[0, 0] = 0.0, 0
     for i in range(1, p0.shape[0]):
         gain[i], split[0, i] = p1[i] * p1[i] / p0[i], 0
 
 
 @fast
-def _gain(p0, p1, gain, j, i):
-    """Of the first ``j`` points, and a cluster of the points from there to ``i``."""
+def _gain(p0: np.ndarray, p1: np.ndarray, gain: np.ndarray, j: int, i: int) -> float:
+    """The gain of the first ``j`` points and one cluster of the points from there to ``i``."""
     s = p1[i] - p1[j]
     return gain[j] + s * s / (p0[i] - p0[j])
 
 
 @fast
-def _better(a, i, b, j):
+def _better(a: float, i: int, b: float, j: int) -> tuple[float, int]:
     return (b, j) if b > a else (a, i)
 
 
 @fast
-def _next_cluster(first, last, p0, p1, gain, new, lowest, before, split):
-    """One cluster more, for the first i = ``first`` ... ``last`` - 1 points.
+def _next_cluster(
+    first: int,
+    last: int,
+    p0: np.ndarray,
+    p1: np.ndarray,
+    gain: np.ndarray,
+    new: np.ndarray,
+    lowest: int,
+    previous: np.ndarray,
+    split: np.ndarray,
+) -> None:
+    """Add a cluster, for the first i = ``first`` ... ``last`` - 1 points.
 
-    In the middle first, then in the middle of the halves: the best start lies between those of the neighbours, and not
-    before that of one cluster less, which is in ``before``; the gains of these are known from ``lowest`` on. Indices
-    are unsigned: of others, numba asks whether they count from the end.
+    The middle i comes first, then the middles of the halves: the best start lies between those of
+    the neighbors, and not before that of one cluster less, which is in ``previous``. The gains of
+    one cluster less are known from ``lowest`` on. Indices are unsigned, because for others numba
+    checks whether they count from the end.
     """
     step = 1
     while 2 * step <= last - first:
@@ -200,20 +239,17 @@ def _next_cluster(first, last, p0, p1, gain, new, lowest, before, split):
     while step > 0:
         for at in range(first + step - 1, last, 2 * step):
             i = np.uint32(at)
-            left, right = max(before[i], np.uint32(lowest)), i
+            left, right = max(previous[i], np.uint32(lowest)), i
             if at - step >= first:
                 left = max(left, split[np.uint32(at - step)])
             if at + step < last:
-                right = max(left, split[np.uint32(at + step)])  # equal but for ties
+                right = max(left, split[np.uint32(at + step)])  # equal except for ties
             best, chosen = -1.0, left
             end = np.uint64(min(right + np.uint32(1), i))
-            for j in range(
-                np.uint64(left), end, np.uint64(4)
-            ):  # four at a time: which is best, no processor predicts
-                j1, j2 = (
-                    min(j + np.uint64(1), end - np.uint64(1)),
-                    min(j + np.uint64(2), end - np.uint64(1)),
-                )
+            # Four at a time, as no processor predicts which is best.
+            for j in range(np.uint64(left), end, np.uint64(4)):
+                j1 = min(j + np.uint64(1), end - np.uint64(1))
+                j2 = min(j + np.uint64(2), end - np.uint64(1))
                 j3 = min(j + np.uint64(3), end - np.uint64(1))
                 g1, j1 = _better(_gain(p0, p1, gain, j, i), j, _gain(p0, p1, gain, j1, i), j1)
                 g2, j2 = _better(_gain(p0, p1, gain, j2, i), j2, _gain(p0, p1, gain, j3, i), j3)
@@ -226,8 +262,8 @@ def _next_cluster(first, last, p0, p1, gain, new, lowest, before, split):
 
 
 @fast
-def _means(p0, p1, m, split, out):
-    """Follow the splits back: means of the K clusters. An empty cluster takes the value of a neighbour."""
+def _means(p0: np.ndarray, p1: np.ndarray, m: int, split: np.ndarray, out: np.ndarray) -> None:
+    """Follow the splits back to the means of K clusters; an empty one takes a neighbor's mean."""
     K = out.shape[0]
     i = np.uint32(m)
     filled = False
@@ -245,17 +281,19 @@ def _means(p0, p1, m, split, out):
 
 
 @exact
-def _finish(codebook, mean):
-    """Entries + ``mean``, ascending and rounded to fp16, in place."""
+def _finish(codebook: np.ndarray, mean: np.float32) -> None:
+    """Add ``mean`` to the entries, sort them and round them to fp16, in place."""
     codebook.sort()
     for k in range(codebook.shape[0]):
         codebook[k] = half(codebook[k] + mean)
 
 
 @fast
-def _prefix(values, counts, p0, p1):
-    """Prefix sums of counts and of values - mean, float64 [m + 1]: so the gains differ in their leading digits. The
-    mean."""
+def _prefix(values: np.ndarray, counts: np.ndarray, p0: np.ndarray, p1: np.ndarray) -> float:
+    """Fill in the prefix sums of counts and of values - mean, float64 [m + 1]; return the mean.
+
+    Without the mean, gains would differ only in their last digits.
+    """
     m = values.shape[0]
     mean = 0.0
     p0[0], p1[0] = 0.0, 0.0
@@ -269,10 +307,13 @@ def _prefix(values, counts, p0, p1):
 
 
 @fast
-def _solve(p0, p1, gain, new, split):
-    """`optimal` on one thread; right along the ways back from m for up to K / 2 clusters, and for K.
+def _solve(
+    p0: np.ndarray, p1: np.ndarray, gain: np.ndarray, new: np.ndarray, split: np.ndarray
+) -> None:
+    """`optimal` on one thread, valid only on the paths back from m for up to K / 2 clusters and K.
 
-    The last c of K clusters start no earlier than the last c of K / 2: once these are known, they bound the search.
+    The last c of K clusters begin no earlier than the last c of K / 2, so that these bound the
+    search.
     """
     m, K = p0.shape[0] - 1, split.shape[0]
     bound = np.zeros(K + 1, np.int64)  # the first c of K clusters end no earlier
@@ -289,7 +330,7 @@ def _solve(p0, p1, gain, new, split):
 
 
 @fast
-def _fit_short(first, last, x, sizes, out):
+def _fit_short(first: int, last: int, x: np.ndarray, sizes: np.ndarray, out: np.ndarray) -> None:
     n = x.shape[1]
     p0, p1, gain, new = np.empty(n + 1), np.empty(n + 1), np.empty(n + 1), np.empty(n + 1)
     split = np.empty((max(16, sizes[-1]), n + 1), np.uint32)
@@ -306,12 +347,17 @@ def _fit_short(first, last, x, sizes, out):
 
 
 @fast
-def _fit_long(first, last, x, sizes, out):
+def _fit_long(first: int, last: int, x: np.ndarray, sizes: np.ndarray, out: np.ndarray) -> None:
     n, K = x.shape[1], max(16, sizes[-1])
-    wanted = max(_NODES, 3 * K)
-    most = 2 * wanted + 1
-    p0, p1, gain, new = np.empty(most), np.empty(most), np.empty(most), np.empty(most)
-    split = np.empty((K, most), np.uint32)
+    num_nodes = max(_NODES, 3 * K)
+    capacity = 2 * num_nodes + 1
+    p0, p1, gain, new = (
+        np.empty(capacity),
+        np.empty(capacity),
+        np.empty(capacity),
+        np.empty(capacity),
+    )
+    split = np.empty((K, capacity), np.uint32)
     index, bins = np.empty(n, np.uint32), np.empty((NUM_BINS, 2), np.float32)
     edges = np.empty(NUM_BINS + 1, np.float32)
     s0, s1 = np.zeros(NUM_BINS + 2, np.float32), np.zeros(NUM_BINS + 2, np.float32)
@@ -322,7 +368,7 @@ def _fit_long(first, last, x, sizes, out):
             _finish(out[r], np.float32(0.0))
             continue
         mean, scale = _count_row(x[r], low, high, index, bins, s0, s1)
-        m = _place_nodes(s0, s1, scale, wanted, edges, p0, p1)
+        m = _place_nodes(s0, s1, scale, num_nodes, edges, p0, p1)
         _solve(p0[: m + 1], p1[: m + 1], gain, new, split)
         begin = 0
         for size in sizes:
@@ -334,8 +380,16 @@ def _fit_long(first, last, x, sizes, out):
 
 
 @fast
-def _count_row(row, low, high, index, bins, s0, s1):
-    """Prefix sums of counts and of values - mean over the bins. Returns the mean, and what `_bin` needs."""
+def _count_row(
+    row: np.ndarray,
+    low: np.float32,
+    high: np.float32,
+    index: np.ndarray,
+    bins: np.ndarray,
+    s0: np.ndarray,
+    s1: np.ndarray,
+) -> tuple[np.float32, Scale]:
+    """Fill in the prefix sums, over bins, of counts and of values - mean; return mean and scale."""
     n = row.shape[0]
     mean, deviation = _middle(row)
     c = max(_COMPAND * deviation, np.float32(1e-6) * (high - low))
@@ -358,19 +412,31 @@ def _count_row(row, low, high, index, bins, s0, s1):
 
 
 @fast
-def _bin(y, c, start, density):
-    """Where a value lies among the bins, as a real number."""
+def _bin(y: np.float32, c: np.float32, start: np.float32, density: np.float32) -> np.float32:
+    """The position of a value among the bins, as a real number."""
     return (y / (abs(y) + c) - start) * density
 
 
 @fast
-def _place_nodes(s0, s1, scale, wanted, edges, p0, p1):
-    """About ``wanted`` edges of bins where clusters may end: prefix sums there; returns how many - 1."""
+def _place_nodes(
+    s0: np.ndarray,
+    s1: np.ndarray,
+    scale: Scale,
+    num_nodes: int,
+    edges: np.ndarray,
+    p0: np.ndarray,
+    p1: np.ndarray,
+) -> int:
+    """Choose about ``num_nodes`` edges of bins at which clusters may end, with their prefix sums.
+
+    Returns:
+        The number of edges - 1.
+    """
     c, start, density = scale
     for b in range(NUM_BINS + 1):
         u = start + np.float32(b) / density
         edges[b] = c * u / (np.float32(1.0) - abs(u))
-    deviation, target = c / _COMPAND, np.float32(wanted)
+    deviation, target = c / _COMPAND, np.float32(num_nodes)
     tolerance = np.float32(_SPREAD) * s0[NUM_BINS] * deviation * deviation / target**3
     for _ in range(4):
         m = _nodes(s0, s1, edges, tolerance, p0, p1)
@@ -381,10 +447,17 @@ def _place_nodes(s0, s1, scale, wanted, edges, p0, p1):
 
 
 @fast
-def _nodes(s0, s1, edges, tolerance, p0, p1):
+def _nodes(
+    s0: np.ndarray,
+    s1: np.ndarray,
+    edges: np.ndarray,
+    tolerance: np.float32,
+    p0: np.ndarray,
+    p1: np.ndarray,
+) -> int:
     """As `_place_nodes`, for cells as wide as count * width^2 <= ``tolerance`` allows.
 
-    Values that lie far apart get cells of their own. Where p0 is full, the last cell takes the rest.
+    Values that lie far apart get cells of their own. Once p0 is full, the last cell takes the rest.
     """
     m, begin = 0, 0
     p0[0], p1[0] = 0.0, 0.0
@@ -400,8 +473,8 @@ def _nodes(s0, s1, edges, tolerance, p0, p1):
 
 
 @fast
-def _middle(row):
-    """Median of the means of nine parts, and (mean of sqrt|x|)^2 about it: a few outliers move neither."""
+def _middle(row: np.ndarray) -> tuple[np.float32, np.float32]:
+    """The median of nine parts' means, and d about it: both robust to a few outliers."""
     n = row.shape[0]
     parts = np.empty(9, np.float32)
     for k in range(9):
@@ -417,8 +490,8 @@ def _middle(row):
 
 
 @fast
-def _lloyd(centers, s0, s1, scale):
-    """Lloyd's iteration on the prefix sums of bins, in place; within a bin, values are taken as evenly spread."""
+def _lloyd(centers: np.ndarray, s0: np.ndarray, s1: np.ndarray, scale: Scale) -> None:
+    """Lloyd's iteration on prefix sums of bins, in place; within a bin, values count as even."""
     c, start, density = scale
     K = centers.shape[0]
     below0, below1 = np.zeros(K + 1, np.float32), np.zeros(K + 1, np.float32)

@@ -1,10 +1,13 @@
 """The contract of a quantization method: one `Method` per name, listed in `qsdm.quant.methods`.
 
-A fit of ``x``, float32 [rows, fan_in], gives codes, uint8 of the same shape, and tensors by name as they are stored. A
-table made of these tensors, float32 [groups, 2**bits], holds the value of every code in every group, where a group is
-a run of values of one row. Stored numbers are rounded before the codes are chosen: decoding gives what the fit saw.
+Fitting ``x``, float32 [rows, fan_in], returns codes, uint8 of the same shape, and tensors by name
+as they are stored. The method's table computes from these tensors the value of every code in every
+group, float32 [groups, 2**bits]; a group is a run of values of one row. The tensors are rounded to
+their stored types before the codes are chosen, so that decoding gives exactly what the fit computed
+with.
 
-A method's file is imported whenever a configuration is read, so it imports torch and its kernels inside its functions.
+A method's file is imported whenever a configuration is read, so it imports torch and kernels inside
+its functions.
 """
 
 from __future__ import annotations
@@ -23,26 +26,40 @@ if TYPE_CHECKING:
     Table = Callable[[Mapping[str, torch.Tensor], int, slice], torch.Tensor]
 
 Stored = tuple[str, tuple[int, ...]]
-"""Type, as torch and numpy call it, and shape of a stored tensor."""
+"""Type and shape of a stored tensor; the type is a key of `BITS_OF`."""
 
 BITS_OF = {"float16": 16, "float32": 32, "int8": 8}
+"""Types that stored tensors may have, by their names in torch and numpy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """What a name such as ``uaq_g64`` does to a weight, and what is stored.
+    """What a name such as ``uaq_g64`` does to a weight, and what it stores.
+
+    Example:
+        >>> import numpy as np, torch
+        >>> from qsdm.quant.methods import METHODS
+        >>> method, x = METHODS["uaq"], np.float32([[-1.0, 0.0, 2.0]])
+        >>> [(codes, tensors)] = method.fit(x, [2], torch.from_numpy(x))
+        >>> codes.tolist(), method.table(
+        ...     {name: torch.from_numpy(t) for name, t in tensors.items()}, 2, slice(None)
+        ... ).tolist()
+        ([[0, 1, 3]], [[-1.0, 0.0, 1.0, 2.0]])
 
     Attributes:
-        name: as it stands in artifacts, where it must keep its meaning for years.
-        bits: widths of a code that the method has.
-        stored: (bits, rows, fan_in) => tensors beside the codes, by name. Those of float16 count as ``full_bits`` in
-            the cost model, as the paper counts scales and codebooks.
-        fit: (x float32 [rows, fan_in], widths, the weight as it was given) => codes uint8 [rows, fan_in] and tensors
-            for each width, in their order. What widths share is computed once.
-        table: (tensors, bits, groups) => float32 [groups, 2**bits] on the tensors' device: the value of every code in
-            the groups of the slice. None if codes are the values themselves, as in full precision.
-        group_size: input values that share a line of the table; None for all of a row's.
-        per_tensor: one line serves the whole weight.
+        name: its name in artifacts, where it must keep its meaning for years.
+        bits: the widths of a code that the method offers, 2 to 8.
+        stored: (bits, rows, fan_in) => type and shape of the tensors beside the codes, by name.
+            Each value of a float16 tensor counts as ``full_bits`` bits in the cost model, as the
+            paper counts scales and codebooks.
+        fit: (x float32 [rows, fan_in], widths ascending, the original weight [out, in, *kernel]) =>
+            for each width in turn, codes uint8 [rows, fan_in] and the tensors by name. What the
+            widths share is computed once.
+        table: (tensors, bits, groups) => float32 [groups, 2**bits] on the tensors' device: the
+            value of every code in the groups of the slice. None if the codes are the values
+            themselves, as in full precision.
+        group_size: input values that share a row of the table; None: all of an output channel.
+        per_tensor: whether one row of the table serves the whole weight.
     """
 
     name: str
@@ -54,17 +71,21 @@ class Method:
     per_tensor: bool = False
 
     def num_groups(self, fan_in: int) -> int:
-        """Lines of the table that a row of ``fan_in`` values takes."""
+        """The number of groups in an output channel, each with a row of the table.
+
+        Args:
+            fan_in: values of an output channel.
+        """
         return math.ceil(fan_in / self.group_size) if self.group_size else 1
 
     def overhead_bits(self, bits: int, rows: int, fan_in: int, full_bits: int) -> int:
-        """Bits of scales, zero points and codebooks beside the codes.
+        """Bits of scales, zero points and codebooks beside the codes of a weight.
 
         Args:
-            bits: of a code.
+            bits: width of a code.
             rows: output channels.
-            fan_in: values of a row.
-            full_bits: P, the precision in which the paper stores scales and codebooks, 16 or 32.
+            fan_in: values of an output channel.
+            full_bits: the paper's P, in which it stores scales and codebooks, 16 or 32.
         """
         return sum(
             (full_bits if dtype == "float16" else BITS_OF[dtype]) * math.prod(shape)

@@ -1,6 +1,6 @@
 """The registry of quantization methods: to add one, write its file and name it here.
 
-Names lie in artifacts, so this list, unlike what is chosen on the command line, must resolve years later.
+Artifacts contain these names, so a name must mean the same method years later.
 """
 
 from __future__ import annotations
@@ -28,4 +28,4 @@ METHODS: dict[str, Method] = {
         FP8_E4M3,
     )
 }
-"""By name."""
+"""Method by name."""

@@ -1,4 +1,4 @@
-"""NF4: the quantiles of the normal distribution in groups of 64 inputs, with double-quantized scales.
+"""NF4: quantiles of the normal distribution in groups of 64 inputs, double-quantized scales.
 
 References:
     QLoRA: Efficient Finetuning of Quantized LLMs (Dettmers et al., 2023), section 3 and appendix E.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 GROUP = 64  # as bitsandbytes' default
 SCALES = 256  # scales that share one scale: QLoRA, section 3, double quantization
 
-# Quantiles of the normal distribution, normalized to [-1, 1], with an exact zero (QLoRA, appendix E).
+# Quantiles of a normal distribution, normalized to [-1, 1], with an exact zero (QLoRA, appendix E)
 VALUES = np.array(
     [
         -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
@@ -34,8 +34,8 @@ VALUES = np.array(
 )  # fmt: skip
 
 
-def stored(bits: int, rows: int, fan_in: int) -> dict[str, Stored]:
-    """8-bit scales, one 32-bit scale for every 256 of them, one 32-bit mean (QLoRA, section 3)."""
+def stored(_bits: int, rows: int, fan_in: int) -> dict[str, Stored]:
+    """8-bit scales, a 32-bit scale for every 256 of them, and a 32-bit mean."""
     scales = rows * math.ceil(fan_in / GROUP)
     return {
         "scale": ("int8", (scales,)),
@@ -44,8 +44,8 @@ def stored(bits: int, rows: int, fan_in: int) -> dict[str, Stored]:
     }
 
 
-def fit(x: np.ndarray, widths: Sequence[int], weight: torch.Tensor) -> Iterable[Fit]:
-    """A group's scale is its largest magnitude, stored as ``mean + q * scale_scale`` with q in -127 ... 127."""
+def fit(x: np.ndarray, _widths: Sequence[int], _weight: torch.Tensor) -> Iterable[Fit]:
+    """A group's scale is its largest magnitude, stored as ``mean + q * scale_scale``."""
     import torch
 
     from qsdm.quant import kmeans
@@ -61,13 +61,13 @@ def fit(x: np.ndarray, widths: Sequence[int], weight: torch.Tensor) -> Iterable[
     unit = np.abs(blocks).max(1) / np.float32(127.0)
     q = np.rint(blocks / np.where(unit > 0, unit, 1)[:, None]).reshape(-1)[: largest.size]
     tensors = {"scale": q.astype(np.int8), "scale_scale": unit, "scale_mean": np.array([mean])}
-    lines = table({k: torch.from_numpy(v) for k, v in tensors.items()}, 4, slice(None)).numpy()
-    codes = kmeans.encode(padded.reshape(-1, GROUP), lines).reshape(rows, -1)[:, :n]
+    values = table({k: torch.from_numpy(v) for k, v in tensors.items()}, 4, slice(None)).numpy()
+    codes = kmeans.encode(padded.reshape(-1, GROUP), values).reshape(rows, -1)[:, :n]
     return [(np.ascontiguousarray(codes), tensors)]
 
 
-def table(tensors: Mapping[str, torch.Tensor], bits: int, groups: slice) -> torch.Tensor:
-    """Float32 [groups, 16]. A scale that rounding made negative is 0."""
+def table(tensors: Mapping[str, torch.Tensor], _bits: int, groups: slice) -> torch.Tensor:
+    """The 16 quantiles, scaled. A scale that rounding made negative counts as 0."""
     import torch
 
     scale = tensors["scale"]

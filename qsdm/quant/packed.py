@@ -1,8 +1,9 @@
-"""Linear and Conv layers that hold packed weights: the permanent form of a configuration.
+"""Linear and Conv layers with packed weights: the permanent form of a configuration.
 
-A layer keeps codes, scales and codebooks in the types they are stored in, whatever `module.to(dtype)` says; that only
-decides in which type its weight is decoded, anew at each use. A weight whose input channels have several methods (a
-split skip connection) is several `PackedWeight`, side by side along the input channels.
+A layer keeps codes, scales and codebooks in their stored types, whatever `module.to(dtype)` says;
+that only decides the type to which its weight is decoded, anew at each use. A weight whose input
+channels have several methods (a split skip connection) is several `PackedWeight`, side by side
+along the input channels.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from qsdm.quant.quantized import Quantized
 
 
 class PackedWeight(nn.Module):
-    """One quantized weight; buffers ``codes`` and what else its method stores.
+    """One quantized weight, with the buffers ``codes`` and those of its method.
 
     Args:
+        method: any method.
         shape: of the weight, ``[out, in, *kernel]``.
         device: of the buffers, which are not initialized.
     """
@@ -43,12 +45,24 @@ class PackedWeight(nn.Module):
 
     @staticmethod
     def of(quantized: Quantized) -> PackedWeight:
-        made = PackedWeight(quantized.method, quantized.shape)
-        made._buffers.update(quantized.parts)
-        return made
+        """A packed weight that shares the tensors of a quantized one.
+
+        Args:
+            quantized: by any method.
+        """
+        packed = PackedWeight(quantized.method, quantized.shape)
+        packed._buffers.update(quantized.parts)
+        return packed
 
     def forward(self, dtype: torch.dtype) -> torch.Tensor:
-        """Values ``[out, in, *kernel]``."""
+        """The values of the weight.
+
+        Args:
+            dtype: any floating type.
+
+        Returns:
+            ``[out, in, *kernel]`` on the device of the codes.
+        """
         others = [
             tensor
             for part, tensor in self._buffers.items()
@@ -57,9 +71,11 @@ class PackedWeight(nn.Module):
         return decode(self.codes, others, str(self.method), list(self.shape), dtype)
 
     def _apply(
-        self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True
+        self,
+        fn: Callable[[torch.Tensor], torch.Tensor],
+        recurse: bool = True,  # noqa: ARG002, a keyword of torch
     ) -> PackedWeight:
-        """Moves to another device; keeps the types."""
+        """Move to another device; types stay."""
         for part, tensor in self._buffers.items():
             if tensor is not None:
                 moved = fn(tensor)
@@ -80,10 +96,17 @@ def decode(
     shape: list[int],
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """Values of a quantized weight, of ``shape`` and in ``dtype``.
+    """The values of a quantized weight, as an operator that torch.compile and torch.export know.
 
     Args:
-        others: what the method stores beside the codes, in the order of `layout`.
+        codes: see `Quantized`.
+        others: the tensors that the method stores beside the codes, in the order of `layout`.
+        method: its text form, as in ``uaq-4``.
+        shape: of the weight, ``[out, in, *kernel]``.
+        dtype: any floating type.
+
+    Returns:
+        ``shape`` on the device of the codes.
     """
     parsed = QuantMethod.parse(method)
     names = [part for part in layout(parsed, tuple(shape)) if part != "codes"]
@@ -100,12 +123,18 @@ def decode(
 
 
 @decode.register_fake
-def _(codes, others, method, shape, dtype):
+def _(
+    codes: torch.Tensor,
+    _others: list[torch.Tensor],
+    _method: str,
+    shape: list[int],
+    dtype: torch.dtype,
+) -> torch.Tensor:
     return codes.new_empty(shape, dtype=dtype)
 
 
 class Decoded(torch.Tensor):
-    """The values of a packed weight, for reading: what is written into them would be lost, so writing is refused."""
+    """The values of a packed weight, read-only: what is written into them would be lost."""
 
     @classmethod
     def __torch_function__(
@@ -128,56 +157,66 @@ class Decoded(torch.Tensor):
         return self.as_subclass(torch.Tensor)
 
     @data.setter
-    def data(self, value: torch.Tensor) -> None:
+    def data(self, _value: torch.Tensor) -> None:
         raise RuntimeError(_READ_ONLY)
 
 
 _READ_ONLY = (
-    "a packed weight cannot be written to, an adapter cannot be merged into it: keep the adapter unfused, "
-    "or merge it into qsdm.checkpoint.dequantized(denoiser)"
+    "a packed weight cannot be written to, so an adapter cannot be merged into it: keep the "
+    "adapter unfused, or merge it into qsdm.checkpoint.dequantized(denoiser)"
 )
 _NO_VALUES = (
     "a packed weight takes no other values: load them into qsdm.checkpoint.dequantized(denoiser)"
 )
-_WRITING = {
+_WRITING = {  # beside the names that end in _
     "__setitem__",
     "__iadd__",
     "__isub__",
     "__imul__",
     "__itruediv__",
-}  # beside the names that end in _
+}
 
 
 class PackedLayer(nn.Module):
-    """What the packed layers share; beside the class of torch whose place they take."""
+    """Base of the packed layers, beside the class of torch that each replaces."""
 
     packed: nn.ModuleList
-    like: torch.Tensor  # empty; of the type and on the device that the weight is decoded to
+    like: torch.Tensor  # empty; the weight is decoded to its type and device
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """With a layer's options, as peft makes layers of the class that it adapts: a plain layer."""
+        """A plain layer if options are given, as peft creates layers of the class it adapts."""
         if not (args or kwargs):
             return super().__new__(cls)
         return next(plain for plain, packed in PACKED.items() if packed is cls)(*args, **kwargs)
 
     @classmethod
     def of(cls, layer: Any, parts: Iterable[PackedWeight]) -> Any:
-        """``layer`` with its weight in ``parts``, along the input channels; bias, hooks and options are taken over."""
-        made = cls.__new__(cls)
-        nn.Module.__init__(made)
-        own = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
-        made.__dict__.update({key: value for key, value in vars(layer).items() if key not in own})
-        made.register_parameter("bias", layer.bias)
-        # Before the parts: diffusers takes the first floating buffer of a module for its type.
+        """Replace the weight of a layer.
+
+        Args:
+            layer: of torch's class; its bias, hooks and options are taken over.
+            parts: the packed weight, in parts along the input channels.
+
+        Returns:
+            A layer of this class.
+        """
+        packed = cls.__new__(cls)
+        nn.Module.__init__(packed)
+        registries = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
+        packed.__dict__.update(
+            {key: value for key, value in vars(layer).items() if key not in registries}
+        )
+        packed.register_parameter("bias", layer.bias)
+        # Before the parts, as diffusers takes the type of a module from its first floating buffer.
         device = "cpu" if layer.weight.is_meta else layer.weight.device
         like = torch.empty(0, dtype=layer.weight.dtype, device=device)
-        made.register_buffer("like", like, persistent=False)
-        made.packed = nn.ModuleList(parts)
-        return made
+        packed.register_buffer("like", like, persistent=False)
+        packed.packed = nn.ModuleList(parts)
+        return packed
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """In which the weight is decoded; it follows ``.to(dtype)``, as the weight of a plain layer would."""
+        """The type to which the weight is decoded; it follows ``.to(dtype)``."""
         return self.like.dtype
 
     @compute_dtype.setter
@@ -185,22 +224,33 @@ class PackedLayer(nn.Module):
         self.like = self.like.to(dtype)
 
     def decoded(self) -> torch.Tensor:
+        """The values of the weight, ``[out, in, *kernel]`` in `compute_dtype`."""
         values = [part(self.compute_dtype) for part in self.packed]
         return values[0] if len(values) == 1 else torch.cat(values, 1)
 
     @property
     def weight(self) -> torch.Tensor:
+        """The values of the weight, read-only."""
         return self.decoded().as_subclass(Decoded)
 
     def plain(self, weight: nn.Parameter) -> nn.Module:
-        """The inverse of `of`: the layer of torch, with ``weight``."""
+        """The inverse of `of`.
+
+        Args:
+            weight: values, ``[out, in, *kernel]``.
+
+        Returns:
+            A layer of torch's class.
+        """
         kind = next(plain for plain, packed in PACKED.items() if packed is type(self))
-        made = kind.__new__(kind)
-        nn.Module.__init__(made)
-        own = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
-        made.__dict__.update({key: value for key, value in vars(self).items() if key not in own})
-        made._parameters.update(weight=weight, bias=self._parameters["bias"])
-        return made
+        layer = kind.__new__(kind)
+        nn.Module.__init__(layer)
+        registries = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
+        layer.__dict__.update(
+            {key: value for key, value in vars(self).items() if key not in registries}
+        )
+        layer._parameters.update(weight=weight, bias=self._parameters["bias"])
+        return layer
 
     def _load_from_state_dict(
         self,
@@ -212,7 +262,7 @@ class PackedLayer(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Takes packed parts. Values of a plain layer would be ignored, without a word unless strict."""
+        """Load packed parts, and refuse a plain weight, which torch would ignore unless strict."""
         if f"{prefix}weight" in state_dict:
             error_msgs.append(f"{prefix}weight: {_NO_VALUES}")
         else:
@@ -228,21 +278,29 @@ class PackedLayer(nn.Module):
 
 
 class PackedLinear(PackedLayer, nn.Linear):  # type: ignore[misc,override]
+    """A packed `torch.nn.Linear`."""
+
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return F.linear(input, self.decoded(), self.bias)
 
 
 class PackedConv1d(PackedLayer, nn.Conv1d):  # type: ignore[misc,override]
+    """A packed `torch.nn.Conv1d`."""
+
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return self._conv_forward(input, self.decoded(), self.bias)
 
 
 class PackedConv2d(PackedLayer, nn.Conv2d):  # type: ignore[misc,override]
+    """A packed `torch.nn.Conv2d`."""
+
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return self._conv_forward(input, self.decoded(), self.bias)
 
 
 class PackedConv3d(PackedLayer, nn.Conv3d):  # type: ignore[misc,override]
+    """A packed `torch.nn.Conv3d`."""
+
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return self._conv_forward(input, self.decoded(), self.bias)
 

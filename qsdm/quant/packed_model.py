@@ -1,4 +1,4 @@
-"""A denoiser's layers replaced by packed ones, as a configuration says, and by plain ones again."""
+"""Replace a denoiser's layers by packed ones, as a configuration says, and by plain ones again."""
 
 from __future__ import annotations
 
@@ -19,35 +19,44 @@ from qsdm.quant.swap import sliced
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """What becomes of one weight: some input channels of a parameter, and of the parameters tied to it."""
+    """One quantized weight: input channels of a parameter, and of the parameters tied to it.
+
+    Attributes:
+        weight: of the denoiser's graph.
+        method: the method that the configuration gives it.
+    """
 
     weight: Weight
     method: QuantMethod
 
     @property
     def parameters(self) -> tuple[str, ...]:
+        """Names of the parameter and of those tied to it."""
         return self.weight.parameter, *self.weight.ties
 
 
 def slices(graph: Graph, qconfig: QuantConfig, full_bits: int = 16) -> list[Slice]:
-    """The slices of every parameter that the configuration quantizes, in order of their input channels.
+    """The slices of all parameters that a configuration quantizes, in order of input channels.
 
-    A slice at full precision beside a quantized one is kept in ``full_bits``.
+    Args:
+        graph: of the denoiser.
+        qconfig: the configuration.
+        full_bits: 16 or 32, for a slice at full precision beside a quantized one.
 
     Raises:
-        OutsideSpace: the configuration names a weight that the graph has not.
+        OutsideSpace: the configuration names a weight that the graph lacks.
     """
-    if odd := set(qconfig.methods) - {weight.name for weight in graph.weights}:
-        raise OutsideSpace(f"the graph of {graph.denoiser!r} has no weight {min(odd)!r}")
+    if unknown := set(qconfig.methods) - {weight.name for weight in graph.weights}:
+        raise OutsideSpace(f"the graph of {graph.denoiser!r} has no weight {min(unknown)!r}")
     full = QuantMethod("fp", full_bits)
     methods = {weight.name: qconfig.methods.get(weight.name, full) for weight in graph.weights}
     changed = {weight.parameter for weight in graph.weights if not methods[weight.name].is_full}
-    found = [
+    plan = [
         Slice(weight, methods[weight.name])
         for weight in graph.weights
         if weight.parameter in changed
     ]
-    return sorted(found, key=lambda one: one.weight.start)
+    return sorted(plan, key=lambda piece: piece.weight.start)
 
 
 def pack(
@@ -57,29 +66,36 @@ def pack(
     quantized: Callable[[str, QuantMethod], Quantized] | None = None,
     full_bits: int = 16,
 ) -> nn.Module:
-    """Replaces every layer that the configuration quantizes by a packed one, in place; ``module`` is returned.
+    """Replace every layer that a configuration quantizes by a packed one, in place.
 
-    What diffusers' ``save_pretrained`` would write of it loads with random weights, so that is refused: files are
-    written by `qsdm.checkpoint.save_quantized`.
+    diffusers' ``save_pretrained`` would write a packed module without its configuration, to be
+    loaded with random weights, so it is refused; `qsdm.checkpoint.save_quantized` writes files.
 
     Args:
-        quantized: (weight's name, method) => its quantized values, from `PackedWeights.quantized`. None: fitted now.
+        module: the denoiser in full precision.
+        graph: of the denoiser.
+        qconfig: the configuration.
+        quantized: (weight's name, method) => its quantized values, such as
+            `qsdm.quant.calibrated.PackedWeights.quantized`. None: they are fitted now.
+        full_bits: see `slices`.
+
+    Returns:
+        ``module``.
 
     Raises:
-        OutsideSpace: the configuration names a weight that the graph has not.
-        ValueError: the module is not the graph's, or a layer is of a class that has no packed form.
+        OutsideSpace: the configuration names a weight that the graph lacks.
+        ValueError: the module is not the graph's, or a layer's class has no packed form.
     """
     plan = slices(graph, qconfig, full_bits)
     fitted: dict[str, Quantized] = {}
-    for one in plan:
-        name, method = one.weight.name, one.method
+    for piece in plan:
+        name, method = piece.weight.name, piece.method
         if quantized is None or method.is_full:
-            fitted[name] = fit(
-                sliced(module.get_parameter(one.weight.parameter), one.weight), method
-            )
+            parameter = module.get_parameter(piece.weight.parameter)
+            fitted[name] = fit(sliced(parameter, piece.weight), method)
         else:
             fitted[name] = quantized(name, method)
-    replace_layers(module, plan, lambda one: PackedWeight.of(fitted[one.weight.name]))
+    replace_layers(module, plan, lambda piece: PackedWeight.of(fitted[piece.weight.name]))
     if hasattr(module, "save_pretrained"):
         module.save_pretrained = _refuse_to_save  # type: ignore[assignment]
     return module
@@ -87,23 +103,32 @@ def pack(
 
 def _refuse_to_save(*_: Any, **__: Any) -> None:
     raise RuntimeError(
-        "a denoiser that was packed in memory would be saved without its configuration and load with random weights: "
-        "call qsdm.checkpoint.save_quantized on the full-precision pipeline"
+        "a denoiser that was packed in memory would be saved without its configuration, and loaded "
+        "with random weights: call qsdm.checkpoint.save_quantized on the full-precision pipeline"
     )
 
 
 def replace_layers(
-    module: nn.Module, plan: Iterable[Slice], made: Callable[[Slice], PackedWeight]
+    module: nn.Module, plan: Iterable[Slice], build: Callable[[Slice], PackedWeight]
 ) -> None:
-    """Puts packed layers in the place of those whose parameters the plan names, wherever they occur in ``module``."""
+    """Replace the layers whose parameters a plan names, wherever they occur in a module.
+
+    Args:
+        module: the denoiser, changed in place.
+        plan: see `slices`.
+        build: makes the packed weight of a slice.
+
+    Raises:
+        ValueError: the module is not the traced denoiser, or a layer's class has no packed form.
+    """
     parts: dict[int, list[PackedWeight]] = {}
-    for one in plan:
+    for piece in plan:
         try:  # tied names may mean one parameter, which is packed once
-            owners = {id(module.get_parameter(name)) for name in one.parameters}
+            owners = {id(module.get_parameter(name)) for name in piece.parameters}
         except AttributeError as error:
             raise ValueError(f"{error}: the module is not the traced denoiser") from error
         for owner in owners:
-            parts.setdefault(owner, []).append(made(one))
+            parts.setdefault(owner, []).append(build(piece))
     packed: dict[int, nn.Module] = {}
     for parent, name, layer in list(_children(module)):
         if (own := parts.get(id(layer._parameters.get("weight")))) is None:
@@ -111,7 +136,8 @@ def replace_layers(
         if id(layer) not in packed:
             if type(layer) not in PACKED:
                 raise ValueError(
-                    f"{name!r} is a {type(layer).__name__}, which has no packed form: leave it at full precision"
+                    f"{name!r} is a {type(layer).__name__}, which has no packed form: "
+                    "leave it at full precision"
                 )
             shape = tuple(layer.get_parameter("weight").shape)
             if sum(part.shape[1] for part in own) != shape[1] or own[0].shape[0] != shape[0]:
@@ -129,7 +155,14 @@ def replace_layers(
 
 
 def unpack(module: nn.Module) -> nn.Module:
-    """Replaces every packed layer by a plain one that holds its values, in place; ``module`` is returned."""
+    """Replace every packed layer by a plain one with its values, in place.
+
+    Args:
+        module: the denoiser.
+
+    Returns:
+        ``module``.
+    """
     weights: dict[tuple[int, ...], nn.Parameter] = {}  # what was tied stays tied
     plain: dict[int, nn.Module] = {}
     for parent, name, layer in list(_children(module)):
@@ -145,7 +178,7 @@ def unpack(module: nn.Module) -> nn.Module:
         hooks = part._state_dict_hooks
         for key in [key for key, hook in hooks.items() if hook in (stored_state, values_of_part)]:
             del hooks[key]
-    vars(module).pop("save_pretrained", None)  # which `pack` refuses
+    vars(module).pop("save_pretrained", None)  # as `pack` set it
     return module
 
 
@@ -157,12 +190,19 @@ def _children(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
 
 
 def state_names(plan: Iterable[Slice]) -> Mapping[str, Slice]:
-    """``path.packed.K`` in the state dict => its slice."""
-    count: dict[str, int] = {}
-    found = {}
-    for one in plan:
-        for name in one.parameters:
-            k = count.get(name, 0)
-            count[name] = k + 1
-            found[f"{name.removesuffix('.weight')}.packed.{k}"] = one
-    return found
+    """The slices by the name of their module in a packed denoiser.
+
+    Args:
+        plan: see `slices`.
+
+    Returns:
+        Slice by ``path.packed.K``, the prefix of its parts in the state dict.
+    """
+    counts: dict[str, int] = {}
+    names = {}
+    for piece in plan:
+        for name in piece.parameters:
+            k = counts.get(name, 0)
+            counts[name] = k + 1
+            names[f"{name.removesuffix('.weight')}.packed.{k}"] = piece
+    return names

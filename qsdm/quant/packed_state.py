@@ -1,7 +1,8 @@
-"""What ``state_dict`` says of a denoiser with packed layers.
+"""The ``state_dict`` of a denoiser with packed layers.
 
-Of the whole denoiser it lists what a file stores: packed parts, and everything else as it is. Of a part of the denoiser
-it lists values, as of plain layers, because that is how diffusers copies weights from one model to another.
+That of the whole denoiser lists what a file stores: packed parts, and everything else unchanged.
+That of a part of the denoiser lists values, like those of plain layers, because that is how
+diffusers copies weights from one model to another.
 """
 
 from __future__ import annotations
@@ -17,10 +18,18 @@ from qsdm.quant.packed import PackedLayer
 
 
 class StoredState(OrderedDict[str, torch.Tensor]):
-    """The state dict of a whole denoiser: it lists what a file stores, packed parts, and ``path.weight`` of a packed
-    layer can be looked up in it as well, as loaders of adapters do."""
+    """The state dict of a whole denoiser: it lists what a file stores.
 
-    def __init__(self, state: Mapping[str, torch.Tensor] = {}, module: nn.Module | None = None):
+    ``path.weight`` of a packed layer can be looked up in it too, as loaders of adapters do.
+
+    Args:
+        state: what it lists.
+        module: the denoiser; None for a copy without packed layers.
+    """
+
+    def __init__(
+        self, state: Mapping[str, torch.Tensor] = {}, module: nn.Module | None = None
+    ) -> None:
         super().__init__(state)
         self.packed = {f"{name}.weight": layer for name, layer in _packed_layers(module)}
 
@@ -31,6 +40,7 @@ class StoredState(OrderedDict[str, torch.Tensor]):
         return super().__contains__(key) or key in self.packed
 
     def get(self, key: str, default: Any = None) -> Any:
+        """The value of a key, also of a packed layer's weight; ``default`` if there is none."""
         try:
             return self[key]
         except KeyError:
@@ -42,21 +52,23 @@ class StoredState(OrderedDict[str, torch.Tensor]):
 
 
 def stored_state(
-    module: nn.Module, state: Any, prefix: str, metadata: Mapping[str, Any]
+    module: nn.Module, state: Any, prefix: str, _metadata: Mapping[str, Any]
 ) -> StoredState | None:
-    """Hook of a denoiser's ``state_dict``."""
+    """Hook of the ``state_dict`` of a denoiser."""
     if prefix:
         return None
-    made = StoredState(state, module)
-    made._metadata = state._metadata  # type: ignore[attr-defined]
-    return made
+    stored = StoredState(state, module)
+    stored._metadata = state._metadata  # type: ignore[attr-defined]
+    return stored
 
 
-def values_of_part(module: nn.Module, state: Any, prefix: str, metadata: Mapping[str, Any]) -> None:
-    """Hook of ``state_dict`` of a part of a denoiser, which gives values where it is asked by itself.
+def values_of_part(
+    module: nn.Module, state: Any, prefix: str, _metadata: Mapping[str, Any]
+) -> None:
+    """Hook of the ``state_dict`` of a part of a denoiser: alone, the part gives values.
 
-    So ``ControlNetModel.from_unet`` and others get what they copy, also those that pass
-    ``strict=False`` and would else keep random weights without a word.
+    So ``ControlNetModel.from_unet`` and others get what they copy, even those that pass
+    ``strict=False`` and would otherwise silently keep random weights.
     """
     if not prefix:
         for name, layer in _packed_layers(module):

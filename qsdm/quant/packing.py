@@ -1,7 +1,7 @@
-"""Codes of 1 to 8 bits in bytes without gaps, and their way back to values through tables.
+"""Codes of 1 to 8 bits packed into bytes without gaps, and decoded through tables.
 
-Code i of a tensor, in row-major order, takes bits i*b ... i*b + b - 1 of the stream; its bit k is bit k % 8 of byte k
-// 8.
+Code i of a tensor, in row-major order, takes bits i*b ... i*b + b - 1 of the stream; bit k of the
+stream is bit k % 8 of byte k // 8.
 """
 
 from __future__ import annotations
@@ -14,11 +14,25 @@ from qsdm.quant.rows import exact, over_rows
 
 
 def num_bytes(count: int, bits: int) -> int:
+    """Bytes that packed codes take.
+
+    Args:
+        count: number of codes.
+        bits: of a code, 1 to 8; 16 or 32 for values of full precision.
+    """
     return math.ceil(count * bits / 8)
 
 
 def pack(codes: np.ndarray, bits: int) -> np.ndarray:
-    """uint8 codes of any shape, below 2**bits => uint8 [num_bytes]."""
+    """Pack codes.
+
+    Args:
+        codes: uint8 of any shape, below 2**bits.
+        bits: of a code, 1 to 8.
+
+    Returns:
+        uint8 [num_bytes].
+    """
     flat = np.ascontiguousarray(codes).reshape(-1)
     packed = np.empty(num_bytes(flat.size, bits), np.uint8)
     whole = flat.size // 8
@@ -37,7 +51,16 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:
 
 
 def unpack(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
-    """The inverse of `pack`: uint8 [count]."""
+    """The inverse of `pack`.
+
+    Args:
+        packed: uint8 [num_bytes].
+        bits: of a code, 1 to 8.
+        count: number of codes.
+
+    Returns:
+        uint8 [count].
+    """
     identity = np.arange(2**bits, dtype=np.float32)[None]
     return decode(packed, bits, identity, (1, count), count).astype(np.uint8).reshape(-1)
 
@@ -50,13 +73,19 @@ def decode(
     group: int,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Values float32 [rows, n] of packed codes.
+    """The values of packed codes.
 
     Args:
-        table: float32 [groups, 2**bits], the value of each code; a row has ceil(n / group) groups. One line: for all.
+        packed: uint8 [num_bytes].
+        bits: of a code, 1 to 8.
+        table: float32 [groups, 2**bits], the value of each code, for each group of a row in turn;
+            [1, 2**bits] for all groups.
         shape: rows, n.
-        group: values of a row that share a line of the table.
-        out: where to write, float32 [rows, n], contiguous.
+        group: values of a row that share a row of the table.
+        out: float32 [rows, n], contiguous, to be filled and returned; None: a new array.
+
+    Returns:
+        float32 [rows, n].
     """
     out = np.empty(shape, np.float32) if out is None else out
     rows, n = shape
@@ -78,16 +107,19 @@ def decode(
 
 
 @exact
-def _pack_pairs(first, last, pairs, packed):
-    """As `_pack` for 4 bits, in a form that LLVM makes vectors of."""
+def _pack_pairs(first: int, last: int, pairs: np.ndarray, packed: np.ndarray) -> None:
+    """As `_pack` for 4 bits, in a form that LLVM vectorizes."""
     part, out = pairs[first:last], packed[first:last]
     for i in range(part.shape[0]):
         out[i] = np.uint8(part[i] | (part[i] >> np.uint16(4)))
 
 
 @exact
-def _pack(first, last, words, bits, packed):
-    """Eight codes, a byte each of a word, become ``bits`` bytes: neighbours move together, then pairs, then fours."""
+def _pack(first: int, last: int, words: np.ndarray, bits: int, packed: np.ndarray) -> None:
+    """Pack eight codes, the bytes of a word, into ``bits`` bytes.
+
+    Neighbors are moved together, then pairs of them, then fours.
+    """
     one, two, four = np.uint64(bits), np.uint64(2 * bits), np.uint64(4 * bits)
     for g in range(first, last):
         w = words[g]
@@ -103,8 +135,13 @@ def _pack(first, last, words, bits, packed):
 
 
 @exact
-def _decode_pairs(first, last, packed, bits, table, out):
-    """As `_decode`, two values at a time: ``out`` and the table of all pairs hold two float32 in a word of 64 bits."""
+def _decode_pairs(
+    first: int, last: int, packed: np.ndarray, bits: int, table: np.ndarray, out: np.ndarray
+) -> None:
+    """As `_decode`, two values at a time.
+
+    ``out`` and the table of all pairs of codes have two float32 values in a word of 64 bits.
+    """
     K, half = table.shape[1], out.shape[1]
     num_bytes = half * bits // 4
     pairs, low = np.empty(K * K, np.uint64), np.empty(K, np.uint64)
@@ -133,7 +170,15 @@ def _decode_pairs(first, last, packed, bits, table, out):
 
 
 @exact
-def _decode(first, last, packed, bits, table, group, out):
+def _decode(
+    first: int,
+    last: int,
+    packed: np.ndarray,
+    bits: int,
+    table: np.ndarray,
+    group: int,
+    out: np.ndarray,
+) -> None:
     n = out.shape[1]
     mask = np.uint32((1 << bits) - 1)
     end = packed.shape[0] - 1

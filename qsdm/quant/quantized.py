@@ -15,10 +15,11 @@ class Quantized:
     """A quantized weight as it is stored.
 
     Attributes:
-        method: with which it was quantized.
+        method: the method that quantized it.
         shape: of the weight, ``[out, in, *kernel]``.
         codes: uint8 [ceil(numel * bits / 8)], packed without gaps (see `qsdm.quant.packing`).
-        tensors: scale, zero_point, codebook ... as the method names them.
+        tensors: scales, zero points and codebooks by the method's names, on the device of the
+            codes.
     """
 
     method: QuantMethod
@@ -28,10 +29,10 @@ class Quantized:
 
     @property
     def parts(self) -> dict[str, torch.Tensor]:
-        """All that is stored, by name: ``codes`` and the tensors."""
+        """Everything that is stored, by name: ``codes`` and the tensors."""
         return {"codes": self.codes, **self.tensors}
 
     @property
     def size_bytes(self) -> int:
-        """Of all parts."""
+        """Size of all parts together."""
         return sum(part.nbytes for part in self.parts.values())

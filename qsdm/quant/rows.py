@@ -1,7 +1,7 @@
-"""What the numba kernels share: compiler options, rows spread over threads, rounding to fp16, powers, errors.
+"""Shared by the numba kernels: compiler options, rows spread over threads, fp16, powers, errors.
 
-A compiled kernel in the cache does not notice that a function of another file changed, so kernels call nothing of other
-files but `half`, `pow24` and `extent`.
+Numba's cache does not notice that a function of another file changed, so kernels call nothing of
+other files except `half`, `pow24` and `extent`.
 """
 
 from __future__ import annotations
@@ -17,24 +17,28 @@ import numba
 import numpy as np
 import torch
 
-# Sums may be reordered and fused, which lets LLVM use vector instructions. Weights hold no NaN; infinity keeps its
-# meaning.
+# Sums may be reordered and fused, which lets LLVM vectorize them. Weights have no NaN; infinity
+# keeps its meaning.
 fast = numba.njit(
     cache=True,
     nogil=True,
     error_model="numpy",
     fastmath={"nnan", "reassoc", "contract", "arcp", "nsz"},
 )
-# Every operation rounds once, as written: for all that is stored or must agree with torch.
+# Every operation rounds once, as written: for what is stored or must agree with torch.
 exact = numba.njit(cache=True, nogil=True, error_model="numpy")
 
-_SHARING = local()  # how many threads of Python share torch's
-_BLOCK = 128  # values whose errors are added in float32, before float64
+_SHARING = local()  # by how many Python threads torch's are shared
+_BLOCK = 128  # errors that are summed in float32 before float64
 
 
 @contextmanager
 def sharing(num: int) -> Iterator[None]:
-    """Within the block, this thread's kernels take one of ``num`` shares of the threads of torch's pool."""
+    """Within the block, let this thread's kernels use one of ``num`` shares of torch's threads.
+
+    Args:
+        num: Python threads that share torch's, 1 or more.
+    """
     _SHARING.num = num
     try:
         yield
@@ -43,9 +47,16 @@ def sharing(num: int) -> Iterator[None]:
 
 
 def over_rows(function: Callable[..., None], num_rows: int, *args: Any, min_rows: int = 1) -> None:
-    """Calls ``function(first, last, *args)`` for ranges that cover ``num_rows``, one for each of torch's threads.
+    """Call ``function(first, last, *args)`` for ranges that cover all rows, on torch's threads.
 
-    The functions release the GIL. Numba's own parallel loops would triple the time of the first compilation.
+    The functions release the GIL. Numba's own parallel loops would triple the time of the first
+    compilation.
+
+    Args:
+        function: a kernel.
+        num_rows: number of rows.
+        *args: passed on.
+        min_rows: fewest rows that are worth a thread, 1 or more.
     """
     available = torch.get_num_threads() // getattr(_SHARING, "num", 1)
     num_threads = max(1, min(available, num_rows // max(1, min_rows)))
@@ -59,25 +70,37 @@ def over_rows(function: Callable[..., None], num_rows: int, *args: Any, min_rows
 
 
 @exact
-def half(x):
-    """float32 ``x`` rounded to fp16 (nearest even), as float32; beyond fp16's range its largest number."""
+def half(x: np.float32) -> np.float32:
+    """Round float32 to fp16.
+
+    Args:
+        x: any value.
+
+    Returns:
+        The nearest fp16 number as float32, ties to even; values beyond its range become its
+            largest.
+    """
     x = np.float32(x)
     if abs(x) >= np.float32(65504.0):
         return np.float32(65504.0) if x > 0 else np.float32(-65504.0)
     if abs(x) < np.float32(2.0**-14):  # subnormal: multiples of 2^-24
         return np.rint(x * np.float32(2.0**24)) * np.float32(2.0**-24)
-    # On the bits: arithmetic that cancels would be simplified away in a caller that may reorder sums.
+    # On the bits, as a caller that may reorder sums would simplify arithmetic that cancels.
     bits = np.float32(x).view(np.int32)
     return np.int32((bits + 0x0FFF + ((bits >> 13) & 1)) & ~0x1FFF).view(np.float32)
 
 
 @fast
-def pow24(t):
-    """t^2.4 for float32 t >= 0 as 2^(2.4 log2 t), by polynomials, relative error below 2e-5; t < 1e-15 count as 1e-15.
+def pow24(t: np.float32) -> np.float32:
+    """t^2.4 by polynomials, as 2^(2.4 log2 t), with a relative error below 2e-5.
 
-    log2 on [1, 2) by degree 6, 2^f on [-1/2, 1/2] by degree 4, through Chebyshev nodes.
+    The polynomials are log2 on [1, 2), of degree 6, and 2^f on [-1/2, 1/2], of degree 4, through
+    Chebyshev nodes.
+
+    Args:
+        t: 0 or more; values below 1e-15 count as 1e-15.
     """
-    t = max(t, np.float32(1e-15))  # below, the power is no normal fp32 number
+    t = max(t, np.float32(1e-15))  # below, the power is not a normal fp32 number
     i = np.float32(t).view(np.int32)
     e = np.float32((i >> 23) - 127)
     z = np.int32((i & 0x007FFFFF) | 0x3F800000).view(np.float32) - np.float32(1.5)
@@ -94,10 +117,16 @@ def pow24(t):
 
 
 @exact
-def extent(x):
-    """Smallest and largest of float32 ``x`` [n]. Unlike that of floats, LLVM makes vectors of integers' comparison."""
+def extent(x: np.ndarray) -> tuple[np.float32, np.float32]:
+    """The smallest and the largest value.
+
+    LLVM vectorizes comparisons of integers, but not those of floats.
+
+    Args:
+        x: float32 [n], n at least 1.
+    """
     keys = x.view(np.int32)
-    low = high = keys[0] ^ ((keys[0] >> 31) & 0x7FFFFFFF)  # ordered as the floats are
+    low = high = keys[0] ^ ((keys[0] >> 31) & 0x7FFFFFFF)  # in the order of the floats
     for i in range(keys.shape[0]):
         key = keys[i] ^ ((keys[i] >> 31) & 0x7FFFFFFF)
         low, high = min(low, key), max(high, key)
@@ -112,7 +141,7 @@ def _chebyshev(
     center: float,
     degree: int,
 ) -> tuple[float, ...]:
-    """Coefficients of the polynomial in x - center through Chebyshev nodes of [low, high], lowest degree first."""
+    """A polynomial in x - center through Chebyshev nodes of [low, high], lowest degree first."""
     from numpy.polynomial import Chebyshev, Polynomial
 
     series = Chebyshev.interpolate(function, degree, domain=[low, high])
@@ -124,18 +153,31 @@ EXP2 = _chebyshev(np.exp2, -0.5, 0.5, 0.0, 4)
 
 
 def power_sums(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Sum of ``|x - y|^2`` and of ``|x - y|^2.4``: float64 [2], of float32 ``x`` [rows, n], ``y`` [rows or 1, n]."""
+    """Sums of powers of differences.
+
+    Args:
+        x: float32 [rows, n].
+        y: float32 [rows, n], or [1, n] for all rows.
+
+    Returns:
+        The sums of |x - y|^2 and of |x - y|^2.4, float64 [2].
+    """
     sums = np.zeros((x.shape[0], 2))
     over_rows(_power_sums, x.shape[0], x, y, sums, min_rows=16)
     return sums.sum(0)
 
 
 def coded_power_sums(x: np.ndarray, codes: np.ndarray, table: np.ndarray, group: int) -> np.ndarray:
-    """`power_sums` of float32 ``x`` [rows, n] and what its codes stand for.
+    """`power_sums` of values and what their codes stand for.
 
     Args:
+        x: float32 [rows, n].
         codes: uint8 [rows, n].
         table: float32 [rows * ceil(n / group), K], the value of each code; or [1, K] for all.
+        group: values of a row that share a row of the table.
+
+    Returns:
+        The sums of |x - y|^2 and of |x - y|^2.4, float64 [2].
     """
     sums = np.zeros((x.shape[0], 2))
     over_rows(_coded_power_sums, x.shape[0], x, codes, table, group, sums, min_rows=16)
@@ -143,13 +185,12 @@ def coded_power_sums(x: np.ndarray, codes: np.ndarray, table: np.ndarray, group:
 
 
 @fast
-def _add(x, y, sums):
+def _add(x: np.ndarray, y: np.ndarray, sums: np.ndarray) -> None:
     for start in range(0, x.shape[0], _BLOCK):
         a, b = x[start : start + _BLOCK], y[start : start + _BLOCK]
         squares, powers = np.float32(0.0), np.float32(0.0)
-        for i in range(
-            a.shape[0]
-        ):  # from 0: where an index might be negative, numba makes gathers of loads
+        # From 0: where an index might be negative, numba turns loads into gathers.
+        for i in range(a.shape[0]):
             d = abs(a[i] - b[i])
             squares += d * d
             powers += pow24(d) if d > 0 else np.float32(0.0)
@@ -158,13 +199,21 @@ def _add(x, y, sums):
 
 
 @fast
-def _power_sums(first, last, x, y, sums):
+def _power_sums(first: int, last: int, x: np.ndarray, y: np.ndarray, sums: np.ndarray) -> None:
     for r in range(first, last):
         _add(x[r], y[r if y.shape[0] > 1 else 0], sums[r])
 
 
 @fast
-def _coded_power_sums(first, last, x, codes, table, group, sums):
+def _coded_power_sums(
+    first: int,
+    last: int,
+    x: np.ndarray,
+    codes: np.ndarray,
+    table: np.ndarray,
+    group: int,
+    sums: np.ndarray,
+) -> None:
     n = x.shape[1]
     groups = (n + group - 1) // group
     values = np.empty(n, np.float32)

@@ -1,4 +1,4 @@
-"""A module's weights change from one configuration to the next: fake quantization in place."""
+"""Fake quantization in place: a module's weights change from one configuration to the next."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from qsdm.graph import Graph, Weight
 from qsdm.qconfig import OutsideSpace, QuantConfig, QuantMethod
 
 Dequantize = Callable[[str, QuantMethod, torch.Tensor | None], torch.Tensor]
+"""(weight's name, method, float32 output or None) => float32 values on the CPU."""
 
 
 class Switch:
-    """Holds a module whose weights follow a configuration, and one copy of the originals.
+    """A module whose weights follow a configuration, and one copy of the original weights.
 
     Args:
-        module: the denoiser; changed in place, parameters keep their identity, type and device.
-        graph: of the space that the configurations come from (``space.graph``).
-        dequantize: (weight's name, method, float32 output or None) => float32 values on the CPU.
+        module: the denoiser, changed in place; parameters keep their identity, type and device.
+        graph: of the configurations' space (``space.graph``).
+        dequantize: gives the quantized values of a weight, for example
+            `qsdm.quant.calibrated.PackedWeights.dequantize`.
 
     Raises:
-        ValueError: the module has no such parameter, or of another shape.
+        ValueError: the module lacks a parameter of the graph, or has it in another shape.
     """
 
     def __init__(self, module: nn.Module, graph: Graph, dequantize: Dequantize) -> None:
@@ -35,8 +37,8 @@ class Switch:
         )
         if missing := [name for name in names if name not in parameters]:
             raise ValueError(
-                f"the module has no parameter {missing[0]!r}, which the graph of {graph.denoiser!r} names: "
-                "trace it again"
+                f"the module lacks the parameter {missing[0]!r} of the graph of "
+                f"{graph.denoiser!r}: trace it again"
             )
         self._parameters = {name: parameters[name] for name in names}
         for weight in graph.weights:
@@ -44,31 +46,43 @@ class Switch:
         self._originals = {
             name: parameter.detach().clone() for name, parameter in self._parameters.items()
         }
-        # For values on their way to parameters of another type: a fresh tensor costs more than decoding into it.
+        # For parameters of another type: a new tensor each time would cost more than decoding.
         self._scratch = torch.empty(
             max((math.prod(weight.shape) for weight in graph.weights), default=0)
         )
-        self._now: dict[str, QuantMethod | None] = dict.fromkeys(
+        self._current: dict[str, QuantMethod | None] = dict.fromkeys(
             weight.name for weight in graph.weights
         )
 
     @torch.no_grad()
     def to(self, qconfig: QuantConfig) -> int:
-        """Sets every weight to its method; full precision where none is named. Returns how many were touched."""
-        if odd := set(qconfig.methods) - set(self._now):
-            raise OutsideSpace(f"the graph of {self.graph.denoiser!r} has no weight {min(odd)!r}")
-        touched = 0
+        """Set every weight to its method.
+
+        Args:
+            qconfig: the configuration; weights that it does not name get full precision.
+
+        Returns:
+            How many weights changed.
+
+        Raises:
+            OutsideSpace: it names a weight that the graph lacks.
+        """
+        if unknown := set(qconfig.methods) - set(self._current):
+            raise OutsideSpace(
+                f"the graph of {self.graph.denoiser!r} has no weight {min(unknown)!r}"
+            )
+        num_changed = 0
         for weight in self.graph.weights:
             method = qconfig.methods.get(weight.name)
-            if method == self._now[weight.name]:
+            if method == self._current[weight.name]:
                 continue
             self._set(weight, method)
-            self._now[weight.name] = method
-            touched += 1
-        return touched
+            self._current[weight.name] = method
+            num_changed += 1
+        return num_changed
 
     def restore(self) -> int:
-        """Full precision everywhere. Returns how many weights were touched."""
+        """Set every weight to full precision, and return how many changed."""
         return self.to(QuantConfig(self.graph.denoiser, {}))
 
     def _set(self, weight: Weight, method: QuantMethod | None) -> None:
@@ -92,7 +106,18 @@ class Switch:
 def quantized(
     module: nn.Module, graph: Graph, qconfig: QuantConfig, dequantize: Dequantize
 ) -> Iterator[Switch]:
-    """The module under a configuration; full precision again when the block ends, however it ends."""
+    """Quantize a module within a block; at its end, errors included, full precision is restored.
+
+    Args:
+        module: see `Switch`.
+        graph: see `Switch`.
+        qconfig: the configuration; weights that it does not name keep full precision.
+        dequantize: see `Switch`.
+
+    Raises:
+        OutsideSpace: the configuration names a weight that the graph lacks.
+        ValueError: the module does not fit the graph.
+    """
     switch = Switch(module, graph, dequantize)
     try:
         switch.to(qconfig)
@@ -102,13 +127,21 @@ def quantized(
 
 
 def sliced(parameter: torch.Tensor, weight: Weight) -> torch.Tensor:
-    """The weight's input channels of its parameter, as a view."""
+    """The input channels of a parameter that make up a weight.
+
+    Args:
+        parameter: ``[out, in, *kernel]``.
+        weight: one of its slices.
+
+    Returns:
+        A view.
+    """
     return parameter.detach()[:, weight.start : weight.start + weight.shape[1]]
 
 
 def _check(weight: Weight, parameter: torch.Tensor) -> None:
     if tuple(sliced(parameter, weight).shape) != weight.shape:
         raise ValueError(
-            f"wanted {weight.name!r} of shape {weight.shape} (got a parameter of shape {tuple(parameter.shape)}): "
-            f"module and graph are of different models"
+            f"wanted {weight.name!r} of shape {weight.shape} (got a parameter of shape "
+            f"{tuple(parameter.shape)}): module and graph are of different models"
         )

@@ -1,8 +1,9 @@
-"""Uniform affine quantization: a scale and a zero point for every output channel, or for every group of its inputs.
+"""Uniform affine quantization: a scale and a zero point per output channel or group of inputs.
 
-    w^ = (q - z) s,   q = clamp(round(w / s) + z, 0, 2^b - 1),   s = (high - low) / (2^b - 1),   z = round(-low / s)
+    w^ = (q - z) s,    q = clamp(round(w / s) + z, 0, 2^b - 1)
+    s = (high - low) / (2^b - 1),    z = round(-low / s)
 
-The range [low, high] is [min, max] shrunk by the factor that leaves the least mean |w - w^|^2.4:
+The range [low, high] is [min, max], shrunk by the factor with the least mean |w - w^|^2.4:
 
     uaq          10 factors 1.0, 0.9 ... 0.1 for both ends
     uaq_refined  the same, then steps of 0.05, 0.025, 0.0125 around the best
@@ -10,7 +11,8 @@ The range [low, high] is [min, max] shrunk by the factor that leaves the least m
 
 References:
     Qua²SeDiMo (Mills et al., 2025), section 3: per channel, 10 factors.
-    LAPQ: Loss Aware Post-training Quantization (Nahshan et al., 2019), section 3.2: the exponent p = 2.4.
+    LAPQ: Loss Aware Post-training Quantization (Nahshan et al., 2019), section 3.2:
+        the exponent p = 2.4.
 """
 
 from __future__ import annotations
@@ -22,19 +24,23 @@ import numpy as np
 from qsdm.quant.rows import exact, extent, fast, half, over_rows, pow24
 
 GRID, REFINED, ASYMMETRIC = 0, 1, 2
-_BLOCK = 256  # values between two looks at whether a candidate has already lost
-_LARGEST_ZERO = 2048.0  # integers up to here are exact in fp16
+_BLOCK = 256  # values between two checks of whether a candidate has already lost
+_LARGEST_ZERO = 2048.0  # integers up to this one are exact in fp16
 
 
 def fit(
     x: np.ndarray, bits: int, group: int | None = None, search: int = GRID
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Codes uint8 [rows, n]; scale and zero_point fp16 [rows] or, by groups, [rows, ceil(n / group)].
+    """Quantize values.
 
     Args:
         x: float32 [rows, n], finite.
-        group: values that share a scale; the last group of a row may be smaller. None for whole rows.
+        bits: of a code, 2 to 8.
+        group: values that share a scale; the last group of a row may be smaller. None: whole rows.
         search: GRID, REFINED or ASYMMETRIC.
+
+    Returns:
+        Codes uint8 [rows, n]; scale and zero_point, fp16 [rows] or [rows, ceil(n / group)].
     """
     rows, n = x.shape
     groups = 1 if group is None else math.ceil(n / group)
@@ -50,10 +56,19 @@ def fit(
 
 
 @exact
-def affine(low, high, levels):
-    """float32 scale and zero point of the range, as fp16 holds them.
+def affine(low: np.float32, high: np.float32, levels: np.float32) -> tuple[np.float32, np.float32]:
+    """The scale and zero point of a range, rounded to fp16.
 
-    A range far from zero is widened to reach it, because fp16 does not hold its zero point. A single value c is exact.
+    A range far from zero is widened to reach it, because fp16 could not represent its zero point. A
+    single value is represented exactly.
+
+    Args:
+        low: smallest value.
+        high: largest value.
+        levels: 2^bits - 1.
+
+    Returns:
+        Scale and zero point.
     """
     if low == high:
         if low == 0:
@@ -69,7 +84,9 @@ def affine(low, high, levels):
 
 
 @fast
-def _loss(x, scale, zero, levels, limit):
+def _loss(
+    x: np.ndarray, scale: np.float32, zero: np.float32, levels: np.float32, limit: float
+) -> float:
     """Sum of |x - x^|^2.4; stops early, above ``limit``, once it is exceeded."""
     inverse, low, high = np.float32(1.0) / scale, -zero, levels - zero
     unit = np.float64(pow24(scale))
@@ -88,8 +105,17 @@ def _loss(x, scale, zero, levels, limit):
 
 
 @fast
-def _fit(first, last, x, group, levels, search, scales, zeros):
-    near = 0  # where the last group's best factor was: the neighbours rule out the rest early
+def _fit(
+    first: int,
+    last: int,
+    x: np.ndarray,
+    group: int,
+    levels: np.float32,
+    search: int,
+    scales: np.ndarray,
+    zeros: np.ndarray,
+) -> None:
+    start = 0  # the last group's best factor: it and its neighbors rule out the rest early
     for r in range(first, last):
         for g in range(scales.shape[1]):
             values = x[r, g * group : (g + 1) * group]
@@ -99,18 +125,16 @@ def _fit(first, last, x, group, levels, search, scales, zeros):
                 continue
             best, scale, zero = np.inf, np.float32(1.0), np.float32(0.0)
             a, b = np.float32(1.0), np.float32(1.0)  # factors of min and max
-            found = near
-            for step in range(20):
-                k = near + (step + 1) // 2 * (
-                    1 if step % 2 else -1
-                )  # near, near + 1, near - 1, near + 2, ...
+            best_k = start
+            for step in range(20):  # start, start + 1, start - 1, start + 2, ...
+                k = start + (step + 1) // 2 * (1 if step % 2 else -1)
                 if 0 <= k < 10:
                     f = np.float32(1.0) - np.float32(0.1) * np.float32(k)
                     s, z = affine(low * f, high * f, levels)
                     loss = _loss(values, s, z, levels, best)
                     if loss < best:
-                        best, scale, zero, a, b, found = loss, s, z, f, f, k
-            near = found
+                        best, scale, zero, a, b, best_k = loss, s, z, f, f, k
+            start = best_k
             if search > 0:
                 step_size = np.float32(0.05) if search == 1 else np.float32(0.1)
                 while step_size > np.float32(0.01):
@@ -129,7 +153,16 @@ def _fit(first, last, x, group, levels, search, scales, zeros):
 
 
 @exact
-def _encode(first, last, x, group, levels, scales, zeros, codes):
+def _encode(
+    first: int,
+    last: int,
+    x: np.ndarray,
+    group: int,
+    levels: np.float32,
+    scales: np.ndarray,
+    zeros: np.ndarray,
+    codes: np.ndarray,
+) -> None:
     for r in range(first, last):
         for g in range(scales.shape[1]):
             scale, zero = scales[r, g], zeros[r, g]

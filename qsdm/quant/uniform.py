@@ -1,9 +1,9 @@
-"""Uniform affine quantization: equidistant values between a searched smallest and largest one.
+"""Uniform affine quantization: equidistant values over a range that is searched.
 
 =============  ============================================================
-uaq            per output channel, 10 factors (the paper's)
+uaq            per output channel, 10 candidate ranges (the paper's)
 uaq_refined    the same with a finer search
-uaq_asym       the same with both ends of the range searched apart
+uaq_asym       the same with the two ends of the range searched separately
 uaq_g32/64/128 a scale for every 32, 64 or 128 inputs of a channel
 =============  ============================================================
 
@@ -23,22 +23,23 @@ if TYPE_CHECKING:
 
     from qsdm.quant.method import Fit
 
-BITS = range(2, 9)  # of a code; 8 is the widest that is packed
+BITS = range(2, 9)  # 8 is the widest code that is packed
 
 
 def uniform(name: str, search: str = "GRID", group_size: int | None = None) -> Method:
-    """A member of the family.
+    """A method of this family.
 
     Args:
-        search: name of the constant in `qsdm.quant.uaq`.
-        group_size: inputs that share a scale; None for a scale per output channel.
+        name: of the method.
+        search: the constant of `qsdm.quant.uaq` that names the search.
+        group_size: inputs that share a scale; None: a scale per output channel.
     """
 
-    def stored(bits: int, rows: int, fan_in: int) -> dict[str, Stored]:
-        per = (rows,) if group_size is None else (rows, method.num_groups(fan_in))
-        return {"scale": ("float16", per), "zero_point": ("float16", per)}
+    def stored(_bits: int, rows: int, fan_in: int) -> dict[str, Stored]:
+        shape = (rows,) if group_size is None else (rows, method.num_groups(fan_in))
+        return {"scale": ("float16", shape), "zero_point": ("float16", shape)}
 
-    def fit(x: np.ndarray, widths: Sequence[int], weight: torch.Tensor) -> Iterable[Fit]:
+    def fit(x: np.ndarray, widths: Sequence[int], _weight: torch.Tensor) -> Iterable[Fit]:
         from qsdm.quant import uaq
 
         return (uaq.fit(x, bits, group_size, getattr(uaq, search)) for bits in widths)

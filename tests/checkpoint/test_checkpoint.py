@@ -50,7 +50,7 @@ def saved(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory):
     left_out = {name: method for i, (name, method) in enumerate(qconfig.methods.items()) if i % 7}
     qconfig = QuantConfig(qconfig.denoiser, left_out)
     pipeline = load_pipeline(tiny_model, dtype="float16")
-    found = save_quantized(pipeline, "unet", space.graph, qconfig, folder / "saved")
+    actual = save_quantized(pipeline, "unet", space.graph, qconfig, folder / "saved")
     return space.graph, qconfig, folder / "saved", found
 
 
@@ -64,20 +64,20 @@ def latents(pipeline, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 
 def test_bytes_on_disk_are_those_of_the_cost_model(saved) -> None:
-    graph, qconfig, path, found = saved
+    graph, qconfig, path, actual = saved
     weights = {weight.name: weight for weight in graph.weights}
     split = {w.parameter for w in graph.weights if w.name in qconfig.methods}
     beside = [w for w in graph.weights if w.parameter in split and w.name not in qconfig.methods]
-    wanted = sum(
+    expected = sum(
         method.size_bits(weights[name], 16) // 8 for name, method in qconfig.methods.items()
     )
-    assert found.packed_bytes == wanted + sum(2 * w.numel for w in beside)
+    assert actual.packed_bytes == expected + sum(2 * w.numel for w in beside)
     plain = sum(2 * w.numel for w in graph.weights if w.parameter not in split)
-    assert found.packed_bytes + plain == cost.size_bytes(graph, qconfig, 16)
+    assert actual.packed_bytes + plain == cost.size_bytes(graph, qconfig, 16)
     file = path / "unet" / "diffusion_pytorch_model.safetensors"
-    assert found.total_bytes == file.stat().st_size
-    assert sum(found.plain.values()) >= plain
-    assert contents(path) == found
+    assert actual.total_bytes == file.stat().st_size
+    assert sum(actual.plain.values()) >= plain
+    assert contents(path) == actual
     assert "unquantized tensors" in str(found)
 
 
@@ -88,10 +88,10 @@ def test_scales_are_stored_in_16_bit_also_of_a_32_bit_denoiser(
     whole = QuantConfig(
         qconfig.denoiser, {w.name: qconfig.methods.get(w.name, UAQ4) for w in graph.weights}
     )
-    found = save_denoiser(load_pipeline(tiny_model).unet, graph, whole, tmp_path, full_bits=32)
-    assert found.packed_bytes == cost.size_bytes(graph, whole, 16)
-    assert found.packed_bytes < cost.size_bytes(graph, whole, 32)
-    assert all(found.plain[name] == 2 * in_16.plain[name] for name in found.plain)
+    actual = save_denoiser(load_pipeline(tiny_model).unet, graph, whole, tmp_path, full_bits=32)
+    assert actual.packed_bytes == cost.size_bytes(graph, whole, 16)
+    assert actual.packed_bytes < cost.size_bytes(graph, whole, 32)
+    assert all(actual.plain[name] == 2 * in_16.plain[name] for name in actual.plain)
 
 
 @pytest.mark.parametrize("loader", ["ours", "diffusers"])
@@ -111,13 +111,13 @@ def test_a_loaded_pipeline_computes_what_fake_quantization_does(
         )
 
     with quantized(full.unet, graph, qconfig, values):
-        wanted = latents(full)
+        expected = latents(full)
     if loader == "ours":
         pipeline = load_quantized(path)
     else:
         pipeline = diffusers.DiffusionPipeline.from_pretrained(path, dtype=torch.float32)
-    assert torch.equal(latents(pipeline), wanted)
-    assert not torch.equal(latents(full), wanted)
+    assert torch.equal(latents(pipeline), expected)
+    assert not torch.equal(latents(full), expected)
     layers = [layer for layer in pipeline.unet.modules() if isinstance(layer, PackedLayer)]
     assert len(layers) > 20
     picture = pipeline(
@@ -208,8 +208,10 @@ def test_a_save_into_a_folder_of_shards_is_what_loads(
 
 def test_a_denoiser_alone(saved, tiny_model: Model, tmp_path: Path) -> None:
     graph, qconfig, path, _ = saved
-    found = save_denoiser(load_pipeline(tiny_model, dtype="float16").unet, graph, qconfig, tmp_path)
-    assert found.packed_bytes == contents(path).packed_bytes
+    actual = save_denoiser(
+        load_pipeline(tiny_model, dtype="float16").unet, graph, qconfig, tmp_path
+    )
+    assert actual.packed_bytes == contents(path).packed_bytes
     denoiser = load_quantized(tmp_path)
     other = load_quantized(path).unet.state_dict()
     assert all(torch.equal(tensor, other[name]) for name, tensor in denoiser.state_dict().items())
@@ -302,7 +304,7 @@ def test_the_shipped_pipeline_draws_the_same_pictures_bit_for_bit(
         name: fit(sliced(originals[weights[name].parameter], weights[name]).half(), method)
         for name, method in qconfig.methods.items()
     }
-    found = save_quantized(
+    actual = save_quantized(
         load_pipeline(model, dtype="float16"),
         "unet",
         space.graph,
@@ -310,7 +312,7 @@ def test_the_shipped_pipeline_draws_the_same_pictures_bit_for_bit(
         tmp_path / "saved",
         lambda n, _: fits[n],
     )
-    assert found.packed_bytes == cost.size_bytes(space.graph, qconfig)
+    assert actual.packed_bytes == cost.size_bytes(space.graph, qconfig)
     loaded = load_quantized(tmp_path / "saved")
 
     def draw(pipe) -> np.ndarray:
@@ -331,9 +333,9 @@ def test_the_shipped_pipeline_draws_the_same_pictures_bit_for_bit(
     with quantized(
         pipeline.unet, space.graph, qconfig, lambda name, _, out=None: dequantize(fits[name], out)
     ):
-        wanted = draw(pipeline)
-    assert np.array_equal(draw(loaded), wanted)
-    assert not np.array_equal(full, wanted)
+        expected = draw(pipeline)
+    assert np.array_equal(draw(loaded), expected)
+    assert not np.array_equal(full, expected)
 
 
 @pytest.mark.parametrize("dtype", [None, torch.float32], ids=str)

@@ -11,14 +11,9 @@ import torch
 
 from qsdm.graph import Graph, Node, Op, Weight
 from qsdm.qconfig import QuantMethod, Space
-from qsdm.quant.calibration import (
-    OtherWeights,
-    PackedWeights,
-    calibrate,
-    digest_of,
-    fitted_digest,
-    read_table,
-)
+from qsdm.quant.calibrated import OtherWeights, PackedWeights, read_table
+from qsdm.quant.calibration import calibrate
+from qsdm.quant.digests import digest_of, fitted_digest
 from qsdm.quant.fitting import dequantize, fit
 from qsdm.store import StoreError
 
@@ -45,8 +40,10 @@ GRAPH = Graph("toy", tuple(Node(w.name, Op.LINEAR, weight=w) for w in WEIGHTS), 
 def tensors() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     shapes = {"a.weight": (8, 200), "b.weight": (4, 12, 3, 3), "c.weight": (80, 16)}
-    made = {name: torch.randn(shape, generator=generator).half() for name, shape in shapes.items()}
-    return made | {"d.weight": made["c.weight"].clone()}
+    tensors = {
+        name: torch.randn(shape, generator=generator).half() for name, shape in shapes.items()
+    }
+    return tensors | {"d.weight": tensors["c.weight"].clone()}
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +188,9 @@ def test_a_parameter_that_is_not_finite_is_named(
     damaged = tensors[name].clone()
     damaged.view(-1)[3] = value
     changed = tensors | dict.fromkeys((name, *weight.ties), damaged)
-    with pytest.raises(ValueError, match=f"^{re.escape(name)}: the weight holds NaN or infinities"):
+    with pytest.raises(
+        ValueError, match=f"^{re.escape(name)}: the weight contains NaN or infinities"
+    ):
         calibrate(changed.__getitem__, space, tmp_path)
 
 
@@ -243,13 +242,11 @@ def test_files_that_do_not_tell_their_origin_are_made_again(
     del about["digests"]
     save_file(load_file(file), tmp_path / "weights.safetensors", {"qsdm": json.dumps(about)})
     packed = PackedWeights(tmp_path)
-    with pytest.raises(OtherWeights, match=r"does not tell which weights .*calibrate .* again"):
+    with pytest.raises(OtherWeights, match=r"does not record which weights .*calibrate .* again"):
         packed.require(tensors.__getitem__, GRAPH)
 
 
-def test_the_table_holds_the_same_digest(
-    path: Path, tensors: dict[str, torch.Tensor], space: Space
-) -> None:
+def test_the_table_holds_the_same_digest(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     assert read_table(path).fitted == fitted_digest(tensors.__getitem__, GRAPH)
     changed = {name: 2 * tensor for name, tensor in tensors.items()}
     assert read_table(path).fitted != fitted_digest(changed.__getitem__, GRAPH)

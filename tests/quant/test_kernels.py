@@ -1,4 +1,4 @@
-"""The kernels' source compiles for every GPU generation; it and the CPU's kernels are the reference, bit for bit."""
+"""The CUDA source compiles for every GPU generation; it and the CPU kernels equal the reference."""
 
 from __future__ import annotations
 
@@ -81,16 +81,16 @@ def test_affine_twin_is_the_reference(
         0, 2**bits, (9, groups), generator=torch.Generator().manual_seed(bits)
     ).float()
     numbers = (ctypes.c_int64(n), ctypes.c_int64(group), ctypes.c_float(2**bits - 1))
-    wanted = reference.affine(x, scale, zero, bits, group)
+    expected = reference.affine(x, scale, zero, bits, group)
     assert same(twin("affine", dtype, (9, n), (x, scale, zero), numbers), wanted)
-    assert same(kernels.affine(x, scale, zero, bits, group), wanted)
+    assert same(kernels.affine(x, scale, zero, bits, group), expected)
     out = torch.full_like(x, 7)
     kernels.affine_out(x, scale, zero, bits, group, out)
-    assert same(out, wanted)
+    assert same(out, expected)
     gradient = values((9, n), dtype, seed=1)
-    wanted = reference.affine_backward(gradient, x, scale, zero, bits, group)
+    expected = reference.affine_backward(gradient, x, scale, zero, bits, group)
     assert same(twin("affine_backward", dtype, (9, n), (gradient, x, scale, zero), numbers), wanted)
-    assert same(kernels.affine_backward(gradient, x, scale, zero, bits, group), wanted)
+    assert same(kernels.affine_backward(gradient, x, scale, zero, bits, group), expected)
 
 
 @pytest.mark.parametrize(("n", "group"), [(1, 1), (33, 33), (300, 64), (256, 32), (256, 256)])
@@ -110,12 +110,12 @@ def test_lookup_twin_is_the_reference(
             ctypes.c_int(bits),
             ctypes.c_int64(lines),
         )
-        wanted = reference.lookup(codes, lookup, bits, 5, n, group, dtype)
+        expected = reference.lookup(codes, lookup, bits, 5, n, group, dtype)
         assert same(twin("lookup", dtype, (5, n), inputs, numbers), wanted)
-        assert same(kernels.lookup(codes, lookup, bits, 5, n, group, dtype), wanted)
+        assert same(kernels.lookup(codes, lookup, bits, 5, n, group, dtype), expected)
         out = torch.full((5, n), 7, dtype=dtype)
         kernels.lookup_out(codes, lookup, bits, group, out)
-        assert same(out, wanted)
+        assert same(out, expected)
 
 
 @pytest.mark.parametrize("n", [1, 31, 257, 1280])
@@ -134,13 +134,13 @@ def test_tokens_twin_is_the_reference(
     if from_zero:
         x = x.abs()
     numbers = (ctypes.c_int64(n), ctypes.c_float(2**bits - 1), ctypes.c_int(from_zero))
-    wanted = reference.tokens(x, bits, from_zero)
+    expected = reference.tokens(x, bits, from_zero)
     assert same(twin("tokens", dtype, (12, n), (x,), numbers), wanted)
-    assert same(kernels.tokens(x, bits, from_zero), wanted)
+    assert same(kernels.tokens(x, bits, from_zero), expected)
 
 
 def test_every_half_is_converted_as_torch_does(twin: Twin) -> None:
-    """A lookup of all float32 values near a rounding boundary of fp16 and bf16 tests the twin's own conversions."""
+    """Values near the rounding boundaries of fp16 and bf16 test the twin's own conversions."""
     halves = torch.arange(65536, dtype=torch.int32).to(torch.int16)
     for dtype in (torch.float16, torch.bfloat16):
         x = halves.view(dtype)
@@ -233,10 +233,10 @@ def test_export_and_compile_go_through(how: str) -> None:
         assert all(
             f"qsdm.{name}" in str(program.graph) for name in ("tokens", "affine", "lookup_out")
         )
-        found = program.module()(x, codes)
+        actual = program.module()(x, codes)
     else:
-        found = torch.compile(Layer(), backend="aot_eager", fullgraph=True)(x, codes)
-    assert torch.equal(found, Layer()(x, codes))
+        actual = torch.compile(Layer(), backend="aot_eager", fullgraph=True)(x, codes)
+    assert torch.equal(actual, Layer()(x, codes))
 
 
 def test_wrong_shapes_are_refused_in_a_sentence() -> None:

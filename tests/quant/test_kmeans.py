@@ -31,7 +31,7 @@ by_rows = pytest.mark.parametrize("name", ROWS)
 
 
 def optimum(values: np.ndarray, K: int) -> float:
-    """Least sum of squares of K clusters on a line: the textbook programme over all pairs (i, j), O(K n^2)."""
+    """Least sum of squares of K clusters on a line: the textbook program over all pairs, O(K n^2)."""
     x = np.sort(values.astype(np.float64))
     n = x.size
     s1, s2 = np.concatenate([[0], np.cumsum(x)]), np.concatenate([[0], np.cumsum(x * x)])
@@ -63,16 +63,16 @@ def halves(rows: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
 def test_kmeans_c_is_within_half_a_percent_of_the_optimum(name: str, bits: int) -> None:
     x, _ = halves(ROWS[name])
     codes, tensors = next(kmeans.fit_channels(x, (bits,)))
-    found = loss(x, tensors["codebook"])
-    for row, value in zip(x, found, strict=True):
-        # fp16 holds an entry within 2^-11 of itself; that much error of a far-off row is not the fit's.
+    actual = loss(x, tensors["codebook"])
+    for row, value in zip(x, actual, strict=True):
+        # fp16 rounds an entry by up to 2^-11 of itself, which is not an error of the fit.
         assert (
             value
             <= 1.005 * optimum(row, 2**bits) + N * (2.0**-12 * np.abs(np.median(row))) ** 2 + 1e-12
         )
     chosen = np.take_along_axis(tensors["codebook"].astype(np.float64), codes.astype(np.int64), 1)
     assert np.allclose(
-        np.square(x - chosen).sum(1), found, rtol=1e-6
+        np.square(x - chosen).sum(1), actual, rtol=1e-6
     )  # every value has its nearest entry
 
 
@@ -81,9 +81,9 @@ def test_kmeans_c_is_within_half_a_percent_of_the_optimum(name: str, bits: int) 
 def test_kmeans_a_is_optimal(name: str, bits: int) -> None:
     x, weight = halves(ROWS[name][:3])
     _, tensors = next(kmeans.fit_tensor(x, (bits,), weight))
-    found = loss(x.reshape(1, -1), tensors["codebook"])[0]
+    actual = loss(x.reshape(1, -1), tensors["codebook"])[0]
     rounding = x.size * (2.0**-12 * np.abs(np.median(x))) ** 2  # of the codebook, to fp16
-    assert found <= (1 + 1e-3) * optimum(x.reshape(-1), 2**bits) + rounding + 1e-12
+    assert actual <= (1 + 1e-3) * optimum(x.reshape(-1), 2**bits) + rounding + 1e-12
 
 
 def test_rows_of_up_to_256_values_are_optimal() -> None:

@@ -73,7 +73,7 @@ def test_edge_cases_stay_finite_and_within_the_range(method: QuantMethod, name: 
     assert values.shape == weight.shape
     assert values.dtype == torch.float32
     assert torch.isfinite(values).all()
-    # Half a step beyond the range at most: a zero point is a whole number. NF4's scales are rounded too.
+    # At most half a step beyond the range, as zero points are integers. NF4's scales are rounded.
     assert values.abs().max() <= 1.5 * weight.float().abs().max() + 1e-6
 
 
@@ -105,25 +105,25 @@ def test_all_fits_at_once_are_the_fits_one_by_one(name: str) -> None:
             for part, tensor in fitted.quantized.tensors.items()
         )
         off = (dequantize(alone).double() - full).abs()
-        for p, found in ((2, fitted.rel_error), (2.4, fitted.norm_error)):
+        for p, actual in ((2, fitted.rel_error), (2.4, fitted.norm_error)):
             norm = full.abs().pow(p).sum()
-            wanted = (off.pow(p).sum() / norm).item() if norm else 0.0
-            assert found == pytest.approx(wanted, rel=1e-4, abs=1e-12)
+            expected = (off.pow(p).sum() / norm).item() if norm else 0.0
+            assert actual == pytest.approx(expected, rel=1e-4, abs=1e-12)
 
 
 def test_threads_change_nothing() -> None:
     weight = heavy((96, 700))
     narrow = [method for method in METHODS if method.bits in (3, 4)]
     before = torch.get_num_threads()
-    found = []
+    actual = []
     try:
         for num_threads in (1, 3):
             torch.set_num_threads(num_threads)
-            found.append(fit_all(weight, narrow))
+            actual.append(fit_all(weight, narrow))
     finally:
         torch.set_num_threads(before)
     for method in narrow:
-        one, three = (each[method] for each in found)
+        one, three = (each[method] for each in actual)
         assert torch.equal(one.quantized.codes, three.quantized.codes)
         assert (one.rel_error, one.norm_error) == (three.rel_error, three.norm_error)
 

@@ -85,35 +85,35 @@ def faked(module: nn.Module, x: torch.Tensor, activation_bits: int = 0) -> torch
 @pytest.mark.parametrize("text", METHODS)
 def test_decoding_gives_the_methods_values_in_any_type(text: str) -> None:
     weight = torch.randn(24, 70, generator=torch.Generator().manual_seed(2)).half()
-    made = fit(weight, QuantMethod.parse(text))
-    part = PackedWeight.of(made)
+    quantized = fit(weight, QuantMethod.parse(text))
+    part = PackedWeight.of(quantized)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        assert torch.equal(part(dtype), dequantize(made).to(dtype))
+        assert torch.equal(part(dtype), dequantize(quantized).to(dtype))
 
 
 def test_packed_layers_compute_what_fake_quantization_does(toy: Toy, x: torch.Tensor) -> None:
-    wanted = faked(toy, x)
+    expected = faked(toy, x)
     toy.b.weight.data[:, :10] = (
         toy.b.weight.data[:, :10].half().float()
     )  # the slice that stays in 16 bit
-    wanted = faked(toy, x)
+    expected = faked(toy, x)
     pack(toy, GRAPH, MIXED)
     assert isinstance(toy.a, PackedLinear)
     assert isinstance(toy.b, PackedConv2d)
     assert len(toy.b.packed) == 2
     with torch.no_grad():
-        assert torch.equal(toy(x), wanted)
+        assert torch.equal(toy(x), expected)
 
 
 def test_activations_are_quantized_on_top(toy: Toy, x: torch.Tensor) -> None:
     toy.half().float()
-    wanted = faked(toy, x, 6)
+    expected = faked(toy, x, 6)
     pack(toy, GRAPH, MIXED)
     with torch.no_grad(), quantized_activations(toy, 6):
         got = toy(x)
-    assert torch.equal(got, wanted)
+    assert torch.equal(got, expected)
     with torch.no_grad():
-        assert not torch.equal(toy(x), wanted)
+        assert not torch.equal(toy(x), expected)
 
 
 def test_state_dict_round_trip_and_copy(toy: Toy, x: torch.Tensor) -> None:
@@ -133,7 +133,7 @@ def test_a_cast_changes_what_is_computed_and_not_what_is_stored(toy: Toy, x: tor
     before = {
         name: tensor.clone() for name, tensor in toy.state_dict().items() if ".packed." in name
     }
-    wanted = toy(x)
+    expected = toy(x)
     toy.to(torch.bfloat16)
     assert toy(x.bfloat16()).dtype == toy.a.weight.dtype == torch.bfloat16
     assert all(
@@ -141,7 +141,7 @@ def test_a_cast_changes_what_is_computed_and_not_what_is_stored(toy: Toy, x: tor
         for n, t in before.items()
     )
     toy.float()
-    torch.testing.assert_close(toy(x), wanted, atol=1e-2, rtol=0)  # biases went through bfloat16
+    torch.testing.assert_close(toy(x), expected, atol=1e-2, rtol=0)  # biases went through bfloat16
     assert toy.to("meta").a.packed[0].codes.device.type == "meta"
 
 
@@ -174,10 +174,10 @@ def test_inductor_compiles(toy: Toy, x: torch.Tensor) -> None:
 
 
 def test_the_operator_is_sound() -> None:
-    made = fit(
+    quantized = fit(
         torch.randn(8, 12, generator=torch.Generator().manual_seed(0)), QuantMethod("uaq", 4)
     )
-    arguments = (made.codes, list(made.tensors.values()), "uaq-4", [8, 12], torch.float32)
+    arguments = (quantized.codes, list(quantized.tensors.values()), "uaq-4", [8, 12], torch.float32)
     torch.library.opcheck(decode, arguments, test_utils=["test_schema", "test_faketensor"])
 
 
@@ -200,13 +200,13 @@ def test_an_adapter_works_on_top_and_cannot_be_merged(toy: Toy, x: torch.Tensor)
 def test_offloaded_buffers_come_back_for_each_call(toy: Toy, x: torch.Tensor) -> None:
     accelerate = pytest.importorskip("accelerate")
     pack(toy, GRAPH, MIXED)
-    wanted = toy(x)
+    expected = toy(x)
     accelerate.cpu_offload(toy, execution_device=torch.device("cpu"), offload_buffers=True)
     assert toy.a.packed[0].codes.device.type == "meta"
-    assert torch.equal(toy(x), wanted)
+    assert torch.equal(toy(x), expected)
 
 
-def test_what_does_not_fit_is_refused(toy: Toy, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_refused(toy: Toy) -> None:
     with pytest.raises(OutsideSpace, match="no weight 'z'"):
         pack(toy, GRAPH, QuantConfig("toy", {"z": QuantMethod("uaq", 4)}))
     toy.a = nn.Linear(24, 17)
@@ -249,15 +249,15 @@ def test_a_packed_weight_is_read_and_never_written(toy: Toy) -> None:
 def test_tied_names_of_one_parameter_are_packed_once(toy: Toy, x: torch.Tensor) -> None:
     toy.b.weight.data = toy.b.weight.data.half().float()  # the slice that stays in 16 bit
     toy.d.weight = toy.c.weight
-    wanted = faked(toy, x)
+    expected = faked(toy, x)
     pack(toy, GRAPH, MIXED)
     assert len(toy.c.packed) == 1
     assert toy.c.packed[0] is toy.d.packed[0]
     with torch.no_grad():
-        assert torch.equal(toy(x), wanted)
+        assert torch.equal(toy(x), expected)
 
 
-def test_modules_that_share_a_layer_share_its_packed_form(toy: Toy, x: torch.Tensor) -> None:
+def test_modules_that_share_a_layer_share_its_packed_form(toy: Toy) -> None:
     toy.d = toy.c
     pack(toy, GRAPH, QuantConfig("toy", {"a": QuantMethod("uaq", 4)}))
     graph = Graph(

@@ -19,8 +19,8 @@ def test_unpack_inverts_pack(bits: int, count: int) -> None:
 def test_bit_k_of_the_stream_is_bit_k_of_the_bytes(bits: int) -> None:
     codes = np.random.default_rng(bits).integers(0, 2**bits, 53).astype(np.uint8)
     stream = np.unpackbits(pack(codes, bits), bitorder="little")[: 53 * bits]
-    wanted = np.unpackbits(codes[:, None], axis=1, bitorder="little")[:, :bits].reshape(-1)
-    assert np.array_equal(stream, wanted)
+    expected = np.unpackbits(codes[:, None], axis=1, bitorder="little")[:, :bits].reshape(-1)
+    assert np.array_equal(stream, expected)
 
 
 @pytest.mark.parametrize("bits", [3, 4, 8])
@@ -31,6 +31,6 @@ def test_decode_looks_every_code_up_in_its_group(bits: int, n: int, group: int) 
     codes = rng.integers(0, 2**bits, (rows, n)).astype(np.uint8)
     table = rng.normal(size=(rows * groups, 2**bits)).astype(np.float32)
     of_group = table.reshape(rows, groups, -1)[:, np.arange(n) // group]
-    wanted = np.take_along_axis(of_group, codes[..., None].astype(np.int64), 2)[..., 0]
-    assert np.array_equal(decode(pack(codes, bits), bits, table, (rows, n), group), wanted)
+    expected = np.take_along_axis(of_group, codes[..., None].astype(np.int64), 2)[..., 0]
+    assert np.array_equal(decode(pack(codes, bits), bits, table, (rows, n), group), expected)
     assert np.array_equal(decode(pack(codes, bits), bits, table[:1], (rows, n), n), table[0][codes])

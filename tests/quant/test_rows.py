@@ -7,13 +7,13 @@ from qsdm.quant.rows import coded_power_sums, extent, fast, half, over_rows, pow
 
 
 @fast
-def _halves(x, out):
+def _halves(x: np.ndarray, out: np.ndarray) -> None:
     for i in range(x.shape[0]):
         out[i] = half(x[i])
 
 
 @fast
-def _powers(x, out):
+def _powers(x: np.ndarray, out: np.ndarray) -> None:
     for i in range(x.shape[0]):
         out[i] = pow24(x[i])
 
@@ -77,8 +77,8 @@ def test_power_sums(n: int, group: int) -> None:
     )[..., 0]
     x[0, 0] = y[0, 0]
     off = np.abs(x.astype(np.float64) - y)
-    wanted = [np.sum(off**2), np.sum(off**2.4)]
-    np.testing.assert_allclose(power_sums(x, y), wanted, rtol=2e-5)
-    np.testing.assert_allclose(coded_power_sums(x, codes, table, group), wanted, rtol=2e-5)
+    expected = [np.sum(off**2), np.sum(off**2.4)]
+    np.testing.assert_allclose(power_sums(x, y), expected, rtol=2e-5)
+    np.testing.assert_allclose(coded_power_sums(x, codes, table, group), expected, rtol=2e-5)
     assert power_sums(x, x).tolist() == [0, 0]
     np.testing.assert_array_equal(power_sums(x, y[:1]), power_sums(x, np.repeat(y[:1], 5, 0)))

@@ -39,7 +39,7 @@ def toy(request: pytest.FixtureRequest) -> Toy:
 
 
 class Fits:
-    """Quantized versions of a module's weights as they were at first, and how often each was asked for."""
+    """Quantized versions of a module's original weights, and how often each was requested."""
 
     def __init__(self, module: nn.Module) -> None:
         self.originals = {name: p.detach().clone() for name, p in module.named_parameters()}

@@ -1,12 +1,12 @@
-"""Fake quantization of tensors, as torch operators: CUDA kernels on a GPU, numba on the CPU, else plain torch.
+"""Fake quantization as torch operators: CUDA kernels on a GPU, numba on the CPU, else plain torch.
 
     affine          a scale and a zero point per channel or group, with a straight-through gradient
     lookup          packed codes of any bit width through codebooks
     tokens          activations, every token in its own range, with a straight-through gradient
-    affine_out, lookup_out     the same into an output that is there, without a gradient
+    affine_out, lookup_out     the same into an existing output, without a gradient
 
-The operators are registered as ``torch.ops.qsdm.*`` with shapes for torch.compile and torch.export. What computes them
-agrees bit for bit.
+The operators are registered as ``torch.ops.qsdm.*`` with shapes for torch.compile and torch.export.
+All implementations agree bit for bit.
 """
 
 from __future__ import annotations
@@ -24,17 +24,20 @@ from qsdm.quant.kernels import build, cpu, reference
 def affine(
     x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, bits: int, group: int
 ) -> torch.Tensor:
-    """Uniform affine fake quantization of ``x`` [rows, n].
+    """Uniform affine fake quantization.
 
     Args:
         x: float32, float16 or bfloat16 [rows, n].
         scale: float32 [rows, ceil(n / group)].
-        zero_point: as ``scale``.
-        bits: 2 to 8.
+        zero_point: float32, of the shape of ``scale``.
+        bits: of a code, 2 to 8.
         group: values of a row that share a scale; n for whole rows.
 
     Returns:
-        As ``x``.
+        The shape and type of ``x``.
+
+    Raises:
+        ValueError: a shape or type is wrong.
     """
     x, scale, zero_point = _check(x, scale, zero_point, group)
     out = torch.empty_like(x)
@@ -51,7 +54,19 @@ def affine_out(
     group: int,
     out: torch.Tensor,
 ) -> None:
-    """`affine` into ``out``, contiguous, as ``x``; without a gradient. A new output costs more than its values."""
+    """`affine` into an existing output, which costs less than a new one; without a gradient.
+
+    Args:
+        x: see `affine`.
+        scale: see `affine`.
+        zero_point: see `affine`.
+        bits: see `affine`.
+        group: see `affine`.
+        out: contiguous, of the shape and type of ``x``.
+
+    Raises:
+        ValueError: a shape or type is wrong.
+    """
     x, scale, zero_point = _check(x, scale, zero_point, group)
     _check_out(out, x.shape, x.dtype)
     _affine(x, scale, zero_point, bits, group, out)
@@ -66,7 +81,19 @@ def affine_backward(
     bits: int,
     group: int,
 ) -> torch.Tensor:
-    """The straight-through gradient of `affine` for ``x``."""
+    """The straight-through gradient of `affine` with respect to ``x``.
+
+    Args:
+        gradient: of the output, [rows, n].
+        x: see `affine`.
+        scale: see `affine`.
+        zero_point: see `affine`.
+        bits: see `affine`.
+        group: see `affine`.
+
+    Returns:
+        ``gradient`` where x lies in the range, else 0.
+    """
     x, scale, zero_point = _check(x, scale, zero_point, group)
     gradient = gradient.to(x.dtype).contiguous()
     out = torch.empty_like(x)
@@ -90,11 +117,23 @@ def lookup(
     group: int,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """Values [rows, n] of packed codes.
+    """The values of packed codes.
 
     Args:
-        codes: uint8 [ceil(rows * n * bits / 8)].
-        table: float32 [rows * ceil(n / group), 2**bits], or [1, 2**bits] for all rows.
+        codes: uint8 [ceil(rows * n * bits / 8)] (see `qsdm.quant.packing`).
+        table: float32 [rows * ceil(n / group), 2**bits], the value of each code; or [1, 2**bits]
+            for all groups.
+        bits: of a code, 1 to 8.
+        rows: output channels.
+        n: values of a row.
+        group: values of a row that share a row of the table.
+        dtype: of the values.
+
+    Returns:
+        [rows, n] on the device of the codes.
+
+    Raises:
+        ValueError: a shape or type is wrong.
     """
     out = torch.empty(rows, n, dtype=dtype, device=codes.device)
     _lookup(codes, table, bits, group, out)
@@ -105,14 +144,34 @@ def lookup(
 def lookup_out(
     codes: torch.Tensor, table: torch.Tensor, bits: int, group: int, out: torch.Tensor
 ) -> None:
-    """`lookup` into ``out`` [rows, n], contiguous."""
+    """`lookup` into an existing output.
+
+    Args:
+        codes: see `lookup`.
+        table: see `lookup`.
+        bits: see `lookup`.
+        group: see `lookup`.
+        out: [rows, n], contiguous, of any floating type.
+
+    Raises:
+        ValueError: a shape or type is wrong.
+    """
     _check_out(out, out.shape, out.dtype)
     _lookup(codes, table, bits, group, out)
 
 
 @torch.library.custom_op("qsdm::tokens", mutates_args=())
 def tokens(x: torch.Tensor, bits: int, from_zero: bool) -> torch.Tensor:
-    """Every row of ``x`` [rows, n] fake-quantized in its own range; ``from_zero``: from 0 to its largest value."""
+    """Fake quantization of activations, every row in its own range.
+
+    Args:
+        x: float32, float16 or bfloat16 [rows, n].
+        bits: of a code, 2 to 8.
+        from_zero: whether ranges begin at 0 instead of the row's smallest value.
+
+    Returns:
+        The shape and type of ``x``.
+    """
     x = x.contiguous()
     out = torch.empty_like(x)
     if _on_gpu(x):
@@ -146,16 +205,19 @@ def _lookup(
     codes: torch.Tensor, table: torch.Tensor, bits: int, group: int, out: torch.Tensor
 ) -> None:
     rows, n = out.shape
-    wanted, lines = math.ceil(rows * n * bits / 8), rows * math.ceil(n / group)
-    if codes.dtype != torch.uint8 or codes.numel() != wanted:
-        raise ValueError(f"wanted {wanted} bytes of codes (got {codes.numel()} of {codes.dtype})")
+    num_bytes, num_groups = math.ceil(rows * n * bits / 8), rows * math.ceil(n / group)
+    if codes.dtype != torch.uint8 or codes.numel() != num_bytes:
+        raise ValueError(
+            f"wanted {num_bytes} bytes of codes (got {codes.numel()} of {codes.dtype})"
+        )
     if (
         table.dtype != torch.float32
-        or table.shape[0] not in (1, lines)
+        or table.shape[0] not in (1, num_groups)
         or table.shape[1] != 2**bits
     ):
         raise ValueError(
-            f"wanted a float32 table of shape ({lines} or 1, {2**bits}) (got {table.dtype}, {tuple(table.shape)})"
+            f"wanted a float32 table of shape ({num_groups} or 1, {2**bits}) "
+            f"(got {table.dtype}, {tuple(table.shape)})"
         )
     codes, table = codes.contiguous(), table.contiguous()
     if _on_gpu(codes):
@@ -165,7 +227,7 @@ def _lookup(
             ctypes.c_int(bits),
             ctypes.c_int64(table.shape[0]),
         )
-        _launch("lookup", out, (codes, ctypes.c_int64(wanted), table, out), numbers)
+        _launch("lookup", out, (codes, ctypes.c_int64(num_bytes), table, out), numbers)
     elif codes.device.type == "cpu":
         cpu.lookup(codes, table, bits, group, out)
     else:
@@ -174,31 +236,52 @@ def _lookup(
 
 @affine_out.register_fake
 @lookup_out.register_fake
-def _(*args):
+def _(*_arguments: object) -> None:
     return None
 
 
 @affine.register_fake
-def _(x, scale, zero_point, bits, group):
+def _(
+    x: torch.Tensor, _scale: torch.Tensor, _zero_point: torch.Tensor, _bits: int, _group: int
+) -> torch.Tensor:
     return x.new_empty(x.shape)
 
 
 @affine_backward.register_fake
-def _(gradient, x, scale, zero_point, bits, group):
+def _(
+    _gradient: torch.Tensor,
+    x: torch.Tensor,
+    _scale: torch.Tensor,
+    _zero_point: torch.Tensor,
+    _bits: int,
+    _group: int,
+) -> torch.Tensor:
     return x.new_empty(x.shape)
 
 
 @lookup.register_fake
-def _(codes, table, bits, rows, n, group, dtype):
+def _(
+    codes: torch.Tensor,
+    _table: torch.Tensor,
+    _bits: int,
+    rows: int,
+    n: int,
+    _group: int,
+    dtype: torch.dtype,
+) -> torch.Tensor:
     return codes.new_empty((rows, n), dtype=dtype)
 
 
 @tokens.register_fake
-def _(x, bits, from_zero):
+def _(x: torch.Tensor, _bits: int, _from_zero: bool) -> torch.Tensor:
     return x.new_empty(x.shape)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+def _save(
+    ctx: Any,
+    inputs: tuple[Any, ...],
+    output: torch.Tensor,  # noqa: ARG001, a keyword of torch
+) -> None:
     x, scale, zero_point, ctx.bits, ctx.group = inputs
     ctx.save_for_backward(x, scale, zero_point)
 
@@ -214,18 +297,19 @@ def _backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ..
 
 
 affine.register_autograd(_backward, setup_context=_save)
-# A token's range holds all of its values, so the straight-through gradient passes everywhere.
-tokens.register_autograd(lambda ctx, gradient: (gradient, None, None))
+# A token's range contains all of its values, so the straight-through gradient passes everywhere.
+tokens.register_autograd(lambda _, gradient: (gradient, None, None))
 
 
 def _check(
     x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, group: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    wanted = (x.shape[0], math.ceil(x.shape[1] / group))
+    shape = (x.shape[0], math.ceil(x.shape[1] / group))
     for name, tensor in (("scale", scale), ("zero_point", zero_point)):
-        if tuple(tensor.shape) != wanted or tensor.dtype != torch.float32:
+        if tuple(tensor.shape) != shape or tensor.dtype != torch.float32:
             raise ValueError(
-                f"wanted {name} float32 of shape {wanted} (got {tensor.dtype} of shape {tuple(tensor.shape)})"
+                f"wanted {name} float32 of shape {shape} "
+                f"(got {tensor.dtype} of shape {tuple(tensor.shape)})"
             )
     return x.contiguous(), scale.contiguous(), zero_point.contiguous()
 
@@ -233,7 +317,8 @@ def _check(
 def _check_out(out: torch.Tensor, shape: torch.Size, dtype: torch.dtype) -> None:
     if out.shape != shape or out.dtype != dtype or not out.is_contiguous():
         raise ValueError(
-            f"wanted a contiguous output, {dtype} of shape {tuple(shape)} (got {out.dtype} of shape {tuple(out.shape)})"
+            f"wanted a contiguous output, {dtype} of shape {tuple(shape)} "
+            f"(got {out.dtype} of shape {tuple(out.shape)})"
         )
 
 
@@ -258,7 +343,7 @@ def _launch(name: str, out: torch.Tensor, data: tuple[Any, ...], numbers: tuple[
 
 
 class _TorchStream:
-    """Torch's stream in the form that cuda-core takes."""
+    """A stream of torch in the form that cuda-core takes."""
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
         self._stream = stream

@@ -1,7 +1,7 @@
-"""``fake_quant.cu`` compiled: by NVRTC at run time for the GPU at hand (no nvcc), or by a C++ compiler as its CPU twin.
+"""Compile ``fake_quant.cu``: at run time by NVRTC for the GPU (no nvcc), or by a C++ compiler.
 
-``pip install 'qsdm[cuda]'`` brings NVRTC and NVIDIA's ``cuda-core``. The twin exists for tests: it runs the kernels'
-own source where there is no GPU.
+``pip install 'qsdm[cuda]'`` installs NVRTC and NVIDIA's ``cuda-core``. The twin that the C++
+compiler makes is for tests: it runs the kernels' own source where there is no GPU.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_THREADS = 256  # as in the source
 
 @functools.cache
 def cuda_available() -> bool:
-    """Whether there is a GPU and what compiles for it."""
+    """Whether there is a GPU, and the packages that compile for it."""
     import torch
 
     if not torch.cuda.is_available():
@@ -38,9 +38,15 @@ def cuda_available() -> bool:
 
 
 def compile_cubin(arch: str) -> Any:
-    """Machine code for ``arch``, as ``sm_90``. Needs no GPU.
+    """Compile the kernels to machine code; needs no GPU.
 
-    Contraction is off and division is exact: results must be the reference's.
+    Contraction is off and division is exact, so that results are those of the reference.
+
+    Args:
+        arch: the GPU's architecture, such as ``sm_90``.
+
+    Returns:
+        cuda-core's `ObjectCode`.
     """
     from cuda.core import Program, ProgramOptions
 
@@ -52,6 +58,15 @@ def compile_cubin(arch: str) -> Any:
 
 @functools.cache
 def cuda_kernel(name: str, device_index: int) -> Any:
+    """A compiled kernel.
+
+    Args:
+        name: one of `NAMES`.
+        device_index: of the GPU.
+
+    Returns:
+        cuda-core's `Kernel`.
+    """
     from cuda.core import Device
 
     return _cuda_module(Device(device_index).arch).get_kernel(name)
@@ -63,9 +78,15 @@ def _cuda_module(arch: str) -> Any:
 
 
 def compile_twin(folder: Path) -> ctypes.CDLL | None:
-    """The kernels as C functions, or None where there is no C++ compiler.
+    """Compile the kernels to C functions.
 
     Their first arguments are the numbers of blocks and threads.
+
+    Args:
+        folder: where the library is written.
+
+    Returns:
+        The library; None where there is no C++ compiler.
     """
     compiler = shutil.which("g++") or shutil.which("clang++")
     if compiler is None:

@@ -1,6 +1,6 @@
-"""Fake quantization on the CPU, compiled by numba: the arithmetic of the reference, in one pass over the data.
+"""Fake quantization on the CPU, compiled by numba: the reference's arithmetic in one pass.
 
-Comparisons that are false for NaN let it through, as torch.clamp does.
+Comparisons that are false for NaN let it through, like torch.clamp.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ import torch
 from qsdm.quant import packing
 from qsdm.quant.rows import exact, extent, over_rows
 
-_VALUES = (
-    1 << 16
-)  # at least so many for a thread, and of 16-bit inputs at a time: as float32 they stay in the cache
+# Fewest values of a thread, and most of 16-bit inputs at a time, which stay cached as float32.
+_VALUES = 1 << 16
 
 
 def affine(
@@ -27,7 +26,16 @@ def affine(
     group: int,
     out: torch.Tensor,
 ) -> None:
-    """Fills ``out`` with `qsdm.quant.kernels.reference.affine`; it may be ``x``."""
+    """Fill ``out`` with `qsdm.quant.kernels.reference.affine`.
+
+    Args:
+        x: see `qsdm.quant.kernels.affine`.
+        scale: see `qsdm.quant.kernels.affine`.
+        zero_point: see `qsdm.quant.kernels.affine`.
+        bits: of a code, 2 to 8.
+        group: values of a row that share a scale.
+        out: the shape and type of ``x``; it may be ``x``.
+    """
     s, z = scale.detach().numpy(), zero_point.detach().numpy()
     _by_rows(_affine, (x,), out, s, z, np.float32(2**bits - 1), group)
 
@@ -41,7 +49,17 @@ def affine_backward(
     group: int,
     out: torch.Tensor,
 ) -> None:
-    """Fills ``out`` with `qsdm.quant.kernels.reference.affine_backward`."""
+    """Fill ``out`` with `qsdm.quant.kernels.reference.affine_backward`.
+
+    Args:
+        gradient: of the output, [rows, n].
+        x: see `qsdm.quant.kernels.affine`.
+        scale: see `qsdm.quant.kernels.affine`.
+        zero_point: see `qsdm.quant.kernels.affine`.
+        bits: of a code, 2 to 8.
+        group: values of a row that share a scale.
+        out: the shape and type of ``x``.
+    """
     s, z = scale.detach().numpy(), zero_point.detach().numpy()
     _by_rows(_affine_backward, (gradient, x), out, s, z, np.float32(2**bits - 1), group)
 
@@ -49,7 +67,15 @@ def affine_backward(
 def lookup(
     codes: torch.Tensor, table: torch.Tensor, bits: int, group: int, out: torch.Tensor
 ) -> None:
-    """Fills ``out`` [rows, n] with `qsdm.quant.kernels.reference.lookup`."""
+    """Fill ``out`` with `qsdm.quant.kernels.reference.lookup`.
+
+    Args:
+        codes: see `qsdm.quant.kernels.lookup`.
+        table: see `qsdm.quant.kernels.lookup`.
+        bits: of a code, 1 to 8.
+        group: values of a row that share a row of the table.
+        out: [rows, n] of any floating type.
+    """
     rows, n = out.shape
     wide = out if out.dtype == torch.float32 else torch.empty(rows, n)
     packing.decode(
@@ -60,14 +86,21 @@ def lookup(
 
 
 def tokens(x: torch.Tensor, bits: int, from_zero: bool, out: torch.Tensor) -> None:
-    """Fills ``out`` with `qsdm.quant.kernels.reference.tokens`."""
+    """Fill ``out`` with `qsdm.quant.kernels.reference.tokens`.
+
+    Args:
+        x: [rows, n] of float32, float16 or bfloat16.
+        bits: of a code, 2 to 8.
+        from_zero: whether ranges begin at 0.
+        out: the shape and type of ``x``.
+    """
     _by_rows(_tokens, (x,), out, np.float32(2**bits - 1), from_zero)
 
 
 def _by_rows(
     kernel: Callable[..., None], inputs: tuple[torch.Tensor, ...], out: torch.Tensor, *args: Any
 ) -> None:
-    """Calls ``kernel(first, last, offset, *inputs, out, *args)``.
+    """Call ``kernel(first, last, offset, *inputs, out, *args)``.
 
     Rows of 16-bit inputs are widened, a block at a time; ``offset`` is the block's first row.
     """
@@ -91,7 +124,17 @@ def _by_rows(
 
 
 @exact
-def _affine(first, last, offset, x, out, scale, zero, levels, group):
+def _affine(
+    first: int,
+    last: int,
+    offset: int,
+    x: np.ndarray,
+    out: np.ndarray,
+    scale: np.ndarray,
+    zero: np.ndarray,
+    levels: np.float32,
+    group: int,
+) -> None:
     for r in range(first, last):
         for g in range(scale.shape[1]):
             s, z = scale[offset + r, g], zero[offset + r, g]
@@ -100,7 +143,9 @@ def _affine(first, last, offset, x, out, scale, zero, levels, group):
 
 
 @exact
-def _affine_run(x, out, s, z, levels):
+def _affine_run(
+    x: np.ndarray, out: np.ndarray, s: np.float32, z: np.float32, levels: np.float32
+) -> None:
     for i in range(x.shape[0]):
         q = np.rint(x[i] / s) + z
         q = np.float32(0.0) if q < 0 else (levels if q > levels else q)
@@ -108,19 +153,38 @@ def _affine_run(x, out, s, z, levels):
 
 
 @exact
-def _affine_backward(first, last, offset, gradient, x, out, scale, zero, levels, group):
+def _affine_backward(
+    first: int,
+    last: int,
+    offset: int,
+    gradient: np.ndarray,
+    x: np.ndarray,
+    out: np.ndarray,
+    scale: np.ndarray,
+    zero: np.ndarray,
+    levels: np.float32,
+    group: int,
+) -> None:
     for r in range(first, last):
         for g in range(scale.shape[1]):
             s, z = scale[offset + r, g], zero[offset + r, g]
             values, results = x[r, g * group : (g + 1) * group], out[r, g * group : (g + 1) * group]
-            arrived = gradient[r, g * group : (g + 1) * group]
+            upstream = gradient[r, g * group : (g + 1) * group]
             for i in range(values.shape[0]):
                 q = np.rint(values[i] / s) + z
-                results[i] = arrived[i] if q >= 0 and q <= levels else np.float32(0.0)
+                results[i] = upstream[i] if q >= 0 and q <= levels else np.float32(0.0)
 
 
 @exact
-def _tokens(first, last, offset, x, out, levels, from_zero):
+def _tokens(
+    first: int,
+    last: int,
+    _offset: int,
+    x: np.ndarray,
+    out: np.ndarray,
+    levels: np.float32,
+    from_zero: bool,
+) -> None:
     for r in range(first, last):
         low, high = extent(x[r])
         if from_zero:

@@ -1,4 +1,4 @@
-"""Fake quantization in plain torch: what the kernels must give bit for bit, and what runs where there is no kernel.
+"""Fake quantization in plain torch: the kernels' reference, bit for bit, and their substitute.
 
 All arithmetic is float32; 16-bit inputs are widened first and results rounded last.
 """
@@ -16,8 +16,12 @@ def affine(
     Args:
         x: [rows, n] of float32, float16 or bfloat16.
         scale: float32 [rows, ceil(n / group)].
-        zero_point: float32, as ``scale``.
+        zero_point: float32, of the shape of ``scale``.
+        bits: of a code, 2 to 8.
         group: values of a row that share a scale.
+
+    Returns:
+        The shape and type of ``x``.
     """
     s, z = _spread(scale, x.shape[1], group), _spread(zero_point, x.shape[1], group)
     q = (torch.round(x.float() / s) + z).clamp(0, 2**bits - 1)
@@ -32,10 +36,22 @@ def affine_backward(
     bits: int,
     group: int,
 ) -> torch.Tensor:
-    """Straight-through gradient of `affine` for ``x``: what arrives, where the value lies in the range; else 0.
+    """Straight-through gradient of `affine` with respect to ``x``.
+
+    Args:
+        gradient: of the output, [rows, n].
+        x: see `affine`.
+        scale: see `affine`.
+        zero_point: see `affine`.
+        bits: see `affine`.
+        group: see `affine`.
+
+    Returns:
+        ``gradient`` where the value lies in the range, else 0.
 
     References:
-        Estimating or Propagating Gradients Through Stochastic Neurons (Bengio et al., 2013), section 4.
+        Estimating or Propagating Gradients Through Stochastic Neurons (Bengio et al., 2013),
+            section 4.
     """
     s, z = _spread(scale, x.shape[1], group), _spread(zero_point, x.shape[1], group)
     q = torch.round(x.float() / s) + z
@@ -51,15 +67,23 @@ def lookup(
     group: int,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """Packed codes => values [rows, n].
+    """The values of packed codes.
 
     Args:
         codes: uint8 [ceil(rows * n * bits / 8)] (see `qsdm.quant.packing`).
-        table: float32 [rows * ceil(n / group), 2**bits], or [1, 2**bits] for all.
+        table: float32 [rows * ceil(n / group), 2**bits], or [1, 2**bits] for all groups.
+        bits: of a code, 1 to 8.
+        rows: output channels.
+        n: values of a row.
+        group: values of a row that share a row of the table.
+        dtype: of the values.
+
+    Returns:
+        [rows, n].
     """
-    places = torch.arange(bits, device=codes.device)
+    shifts = torch.arange(bits, device=codes.device)
     stream = (codes[:, None] >> torch.arange(8, device=codes.device)) & 1
-    index = (stream.reshape(-1)[: rows * n * bits].view(rows, n, bits).long() << places).sum(-1)
+    index = (stream.reshape(-1)[: rows * n * bits].view(rows, n, bits).long() << shifts).sum(-1)
     if table.shape[0] == 1:
         return table[0][index].to(dtype)
     groups = -(-n // group)
@@ -71,10 +95,15 @@ def lookup(
 
 
 def tokens(x: torch.Tensor, bits: int, from_zero: bool) -> torch.Tensor:
-    """Every row quantized in its own range: from its smallest to its largest value, or from 0 to the largest.
+    """Quantize every row in its own range.
 
     Args:
-        x: [rows, n].
+        x: [rows, n] of float32, float16 or bfloat16.
+        bits: of a code, 2 to 8.
+        from_zero: whether ranges begin at 0 instead of the row's smallest value.
+
+    Returns:
+        The shape and type of ``x``.
     """
     wide = x.float()
     high = wide.amax(1, keepdim=True)
