@@ -51,7 +51,7 @@ def saved(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory):
     qconfig = QuantConfig(qconfig.denoiser, left_out)
     pipeline = load_pipeline(tiny_model, dtype="float16")
     actual = save_quantized(pipeline, "unet", space.graph, qconfig, folder / "saved")
-    return space.graph, qconfig, folder / "saved", found
+    return space.graph, qconfig, folder / "saved", actual
 
 
 def latents(pipeline, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -78,7 +78,7 @@ def test_bytes_on_disk_are_those_of_the_cost_model(saved) -> None:
     assert actual.total_bytes == file.stat().st_size
     assert sum(actual.plain.values()) >= plain
     assert contents(path) == actual
-    assert "unquantized tensors" in str(found)
+    assert "unquantized tensors" in str(actual)
 
 
 def test_scales_are_stored_in_16_bit_also_of_a_32_bit_denoiser(

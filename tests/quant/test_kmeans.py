@@ -31,7 +31,7 @@ by_rows = pytest.mark.parametrize("name", ROWS)
 
 
 def optimum(values: np.ndarray, K: int) -> float:
-    """Least sum of squares of K clusters on a line: the textbook program over all pairs, O(K n^2)."""
+    """Least sum of squares of K clusters on a line: the textbook program over pairs, O(K n^2)."""
     x = np.sort(values.astype(np.float64))
     n = x.size
     s1, s2 = np.concatenate([[0], np.cumsum(x)]), np.concatenate([[0], np.cumsum(x * x)])
