@@ -1,10 +1,10 @@
-"""Checkpoints that are really small: a diffusers pipeline whose denoiser's file holds packed codes.
+"""Checkpoints that are small on disk: diffusers pipelines whose denoiser is stored as packed codes.
 
     DIR/model_index.json, vae/, text_encoder/ ...       as diffusers writes them
     DIR/<component>/                                    the packed denoiser: `qsdm.checkpoint.format`
 
-`load_quantized` gives the pipeline back; so does diffusers' own ``from_pretrained`` once this
-module was imported. Adapters, casts and models made from a packed one: docs/checkpoints.md.
+`load_quantized` returns the pipeline; so does diffusers' own ``from_pretrained`` once this module
+is imported. Adapters, casts and models made from a packed one: docs/checkpoints.md.
 """
 
 from __future__ import annotations
@@ -50,12 +50,13 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What the denoiser's file holds.
+    """What a denoiser's files contain, in bytes.
 
     Attributes:
-        packed_bytes: codes, scales and codebooks: `qsdm.cost.size_bytes` of the quantized weights at ``full_bits=16``;
-            scales and codebooks are stored in 16 bit, whatever the denoiser's precision.
-        plain: bytes by name of what is not quantized.
+        packed_bytes: codes, scales and codebooks: `qsdm.cost.size_bytes` of the quantized weights
+            at ``full_bits=16``, as scales and codebooks are stored in 16 bits whatever the
+            denoiser's precision.
+        plain: bytes of everything that is not quantized, by name.
         header_bytes: names, shapes and the configuration.
     """
 
@@ -65,12 +66,14 @@ class Contents:
 
     @property
     def total_bytes(self) -> int:
+        """Size of the files."""
         return self.packed_bytes + sum(self.plain.values()) + self.header_bytes
 
     def __str__(self) -> str:
         return (
             f"{self.total_bytes:,} bytes: packed {self.packed_bytes:,}, "
-            f"{len(self.plain)} unquantized tensors {sum(self.plain.values()):,}, header {self.header_bytes:,}"
+            f"{len(self.plain)} unquantized tensors {sum(self.plain.values()):,}, "
+            f"header {self.header_bytes:,}"
         )
 
 
@@ -83,17 +86,32 @@ def save_quantized(
     quantized: Callable[[str, QuantMethod], Quantized] | None = None,
     full_bits: int = 16,
 ) -> Contents:
-    """Writes the pipeline with its denoiser quantized; ``pipeline`` is not changed.
+    """Write a pipeline with its denoiser quantized.
+
+    Example::
+
+        # A 4-bit copy of the pipeline that `python -m qsdm.trace +model=emoji_unet` traced.
+        workspace = qsdm.open("emoji_unet")
+        space = workspace.space
+        pipeline = load_pipeline(workspace.model)
+        save_quantized(pipeline, "unet", space.graph, space.uniform("uaq-4"), Path("small"))
 
     Args:
-        component: attribute that holds the denoiser, at full precision.
-        graph: of the space that the configuration comes from.
-        path: a directory; made if need be.
-        quantized: (weight's name, method) => its values, as `PackedWeights.quantized`. None: fitted now.
-        full_bits: in which a full-precision slice beside a quantized one is kept.
+        pipeline: in full precision; it is not changed.
+        component: the attribute that holds the denoiser.
+        graph: of the configuration's space (``space.graph``).
+        qconfig: which method each weight gets.
+        path: the directory to write to; it is made if need be.
+        quantized: (weight's name, method) => its quantized values, such as
+            `qsdm.quant.calibrated.PackedWeights.quantized`. None: they are fitted now.
+        full_bits: 16 or 32, for a full-precision slice beside a quantized one.
+
+    Returns:
+        What the denoiser's file contains.
 
     Raises:
-        OutsideSpace, ValueError: configuration and denoiser do not fit together.
+        OutsideSpace: the configuration names a weight that the graph lacks.
+        ValueError: configuration and denoiser do not fit together.
         StoreError: it cannot be written.
     """
     path = Path(path)
@@ -101,11 +119,11 @@ def save_quantized(
     for name, part in pipeline.components.items():  # type: ignore[attr-defined]
         if name != component and hasattr(part, "save_pretrained"):
             part.save_pretrained(path / name)
-    found = save_denoiser(
+    written = save_denoiser(
         getattr(pipeline, component), graph, qconfig, path / component, quantized, full_bits
     )
     format.write_checksums(path, component)
-    return found
+    return written
 
 
 def save_denoiser(
@@ -116,27 +134,44 @@ def save_denoiser(
     quantized: Callable[[str, QuantMethod], Quantized] | None = None,
     full_bits: int = 16,
 ) -> Contents:
-    """Writes one denoiser into the directory ``path``, weight by weight; see `save_quantized`."""
+    """Write a denoiser, weight by weight.
+
+    Args:
+        denoiser: in full precision; it is not changed.
+        graph: see `save_quantized`.
+        qconfig: see `save_quantized`.
+        path: the denoiser's directory; it is made if need be.
+        quantized: see `save_quantized`.
+        full_bits: see `save_quantized`.
+
+    Returns:
+        What the denoiser's file contains.
+
+    Raises:
+        OutsideSpace: the configuration names a weight that the graph lacks.
+        ValueError: the denoiser is packed, or is not the graph's.
+        StoreError: it cannot be written.
+    """
     if any(isinstance(layer, PackedLayer) for layer in denoiser.modules()):
         raise ValueError(
-            "the denoiser is packed already: give the full-precision one, "
-            "or save what load_quantized gave by its own save_pretrained"
+            "the denoiser is packed already: pass the full-precision one, "
+            "or save what load_quantized returned by its own save_pretrained"
         )
     plan = slices(graph, qconfig, full_bits)
     names = state_names(plan)
     state = denoiser.state_dict()
-    inside = {name for one in plan for name in one.parameters}
-    if missing := inside - set(state):
+    quantized_names = {name for piece in plan for name in piece.parameters}
+    if missing := quantized_names - set(state):
         raise ValueError(
             f"the denoiser has no parameter {min(missing)!r}: it is not the traced one"
         )
     parts = {
         name: (SAFETENSORS[t.dtype], tuple(t.shape))
         for name, t in state.items()
-        if name not in inside
+        if name not in quantized_names
     }
-    for prefix, one in names.items():
-        for part, (dtype, shape) in layout(one.method, one.weight.shape).items():
+    for prefix, piece in names.items():
+        for part, (dtype, shape) in layout(piece.method, piece.weight.shape).items():
             parts[f"{prefix}.{part}"] = (SAFETENSORS[dtype], shape)
 
     checksums: dict[str, str] = {}
@@ -144,30 +179,32 @@ def save_denoiser(
     def fill(partial: Path) -> None:
         with TensorFile(partial, parts, {"format": "pt", **format.file_metadata(qconfig)}) as file:
             for name, tensor in state.items():
-                if name not in inside:
+                if name not in quantized_names:
                     file.write(name, bytes_of(tensor))
-            for prefix, one in names.items():
-                if quantized is None or one.method.is_full:
-                    made = fit(sliced(state[one.weight.parameter], one.weight), one.method)
+            for prefix, piece in names.items():
+                weight, method = piece.weight, piece.method
+                if quantized is None or method.is_full:
+                    packed = fit(sliced(state[weight.parameter], weight), method)
                 else:
-                    made = quantized(one.weight.name, one.method)
-                for part, stored in made.parts.items():
+                    packed = quantized(weight.name, method)
+                for part, stored in packed.parts.items():
                     file.write(f"{prefix}.{part}", bytes_of(stored))
         checksums.update(file.checksums)
 
     target = Path(path) / FILE
     replace(target, fill)
-    (Path(path) / f"{FILE}.index.json").unlink(missing_ok=True)  # else it decides over FILE
-    config = {key: value for key, value in dict(denoiser.config).items() if not key.startswith("_")}  # type: ignore[arg-type]
+    (Path(path) / f"{FILE}.index.json").unlink(missing_ok=True)  # diffusers would prefer it to FILE
+    options: dict[str, Any] = dict(denoiser.config)  # type: ignore[arg-type]
+    config = {key: value for key, value in options.items() if not key.startswith("_")}
     import diffusers
 
     about = {"_class_name": type(denoiser).__name__, "_diffusers_version": diffusers.__version__}
-    described = [dataclasses.asdict(one.weight) | {"method": str(one.method)} for one in plan]
+    weights = [dataclasses.asdict(piece.weight) | {"method": str(piece.method)} for piece in plan]
     quantization = {
         "quant_method": QUANT_METHOD,
         "version": SCHEMA,
         "denoiser": qconfig.denoiser,
-        "weights": described,
+        "weights": weights,
         "checksums": checksums,
     }
     write_json(Path(path) / "config.json", format.seal(about | config, quantization))
@@ -175,14 +212,14 @@ def save_denoiser(
 
 
 def contents(path: Path, variant: str | None = None) -> Contents:
-    """What the denoiser's files hold.
+    """What a denoiser's files contain.
 
     Args:
         path: a pipeline's directory, or its packed component's.
-        variant: under which diffusers saved the files ("fp16" in ``save_pretrained(variant="fp16")``).
+        variant: of the files, as in diffusers' ``save_pretrained(variant="fp16")``.
 
     Raises:
-        CheckpointError: there is no checkpoint of ours, or none of this variant.
+        CheckpointError: there is no checkpoint of qsdm, or none of this variant.
     """
     size: dict[str, int] = {}
     header_bytes = 0
@@ -202,21 +239,28 @@ def load_quantized(
     variant: str | None = None,
     **components: Any,
 ) -> Any:
-    """The pipeline (or, of a component's directory, the denoiser) that was saved at ``path``.
+    """Load a quantized pipeline or denoiser.
+
+    Example::
+
+        pipeline = load_quantized("small")  # what save_quantized wrote
+        pipeline("a red apple").images[0]
 
     Args:
-        path: a directory that `save_quantized`, `save_denoiser` or diffusers' ``save_pretrained`` wrote.
-        dtype: in which it computes. What is packed stays packed.
-        check: compare the other components' files with their checksums first, if they have any
-            (diffusers' own ``save_pretrained`` writes none). The packed denoiser is always checked.
-        variant: under which diffusers saved the files.
-        components: further arguments of ``from_pretrained``.
+        path: a directory that `save_quantized`, `save_denoiser` or diffusers' ``save_pretrained``
+            wrote.
+        dtype: the type in which it computes. What is packed stays packed.
+        check: whether to compare the other components' files with their checksums first, if they
+            have any (diffusers' own ``save_pretrained`` writes none). The packed denoiser is always
+            checked.
+        variant: of the files, as in diffusers' ``save_pretrained(variant="fp16")``.
+        **components: further arguments of ``from_pretrained``.
 
     Returns:
-        A ``DiffusionPipeline`` or a ``ModelMixin`` of diffusers.
+        A ``DiffusionPipeline`` or, of a component's directory, a ``ModelMixin`` of diffusers.
 
     Raises:
-        CheckpointError: it is damaged, truncated, or not ours.
+        CheckpointError: it is damaged, truncated, or was not written by qsdm.
     """
     import diffusers
 
@@ -231,7 +275,7 @@ def load_quantized(
     digest = about.get("sha256", "")
     if check and digest and files == [folder / FILE] and digest != _digest(files[0]):
         raise CheckpointError(
-            f"{files[0]} is damaged: its digest is not that of config.json; copy it again"
+            f"{files[0]} is damaged: its digest differs from that in config.json; copy it again"
         )
     loader: Any = diffusers.DiffusionPipeline
     if not (path / "model_index.json").exists():
@@ -239,7 +283,8 @@ def load_quantized(
         loader = getattr(diffusers, str(name), None)
         if not (isinstance(loader, type) and issubclass(loader, diffusers.ModelMixin)):
             raise CheckpointError(
-                f"{folder / 'config.json'} names no denoiser of diffusers (got {name!r}): copy it again"
+                f"{folder / 'config.json'} names no denoiser of diffusers (got {name!r}): "
+                "copy it again"
             )
     format.check_config(folder / "config.json", config)
     if check:
@@ -252,10 +297,12 @@ def load_quantized(
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # damaged files of other libraries raise anything
-        told = (str(error) or repr(error)).strip().splitlines()[0]
-        raise CheckpointError(f"{path} cannot be loaded ({told}): copy or save it again") from error
+        reason = (str(error) or repr(error)).strip().splitlines()[0]
+        raise CheckpointError(
+            f"{path} cannot be loaded ({reason}): copy or save it again"
+        ) from error
     for name, part in getattr(loaded, "components", {folder.name: loaded}).items():
-        # diffusers leaves a parameter that the files lack without values, with a warning at most
+        # A parameter that the files lack diffusers leaves without values, with a warning at most.
         for parameter, tensor in part.named_parameters() if isinstance(part, nn.Module) else ():
             if tensor.is_meta:
                 raise CheckpointError(
@@ -265,37 +312,37 @@ def load_quantized(
 
 
 def dequantized(denoiser: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-    """A plain copy of a packed denoiser: ordinary layers that hold the decoded values, at full size.
+    """A plain copy of a packed denoiser: ordinary layers with the decoded values, at full size.
 
     For what a packed denoiser cannot do: merge adapters, be trained, give its weights to another
     model. diffusers' own ``denoiser.dequantize()`` does the same in place.
 
     Args:
-        denoiser: with packed layers, from `load_quantized` or `qsdm.quant.packed_model.pack`; not changed.
-            Adapters on it are copied too.
-        dtype: of all parameters. None: those that it computes in.
+        denoiser: with packed layers, from `load_quantized` or `qsdm.quant.packed_model.pack`; it is
+            not changed. Adapters on it are copied too.
+        dtype: of all parameters. None: those in which it computes.
 
     Returns:
         A module of the same class. Its ``save_pretrained`` writes a plain checkpoint.
 
     Raises:
-        ValueError: no layer of it is packed.
+        ValueError: it has no packed layer.
     """
     if not any(isinstance(layer, PackedLayer) for layer in denoiser.modules()):
         raise ValueError(
             f"wanted a denoiser with packed layers (got a {type(denoiser).__name__} without any): "
-            "it is plain already, or is the pipeline's component of another name"
+            "it is plain already, or the denoiser is another component of the pipeline"
         )
     plain = copy.deepcopy(denoiser)
     if dtype is not None:
-        nn.Module.to(plain, dtype)  # decodes straight to it
+        nn.Module.to(plain, dtype)  # so that it is decoded directly to it
     quantizer = getattr(plain, "hf_quantizer", None)
     return unpack(plain) if quantizer is None else quantizer.dequantize(plain)
 
 
 def _digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _register() -> None:

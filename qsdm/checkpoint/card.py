@@ -1,4 +1,4 @@
-"""The model card of a checkpoint: what it is, what it weighs, what it measured, how to load it, what not to expect."""
+"""The model card of a checkpoint: what it is, its size and quality, how to load it, limitations."""
 
 from __future__ import annotations
 
@@ -19,15 +19,20 @@ NAME = "README.md"
 MARK = "<!-- Written by qsdm.realize, which writes it anew: remove this line to keep your own text. -->"
 
 SPEED = """\
-Weight-only quantization makes the file and the memory of the weights smaller. It does not by itself make inference
-faster: the layers of this checkpoint expand each weight before they use it, and the metrics above were measured by
-fake quantization, which computes in the original precision. What makes inference faster are formats for which the
-hardware has matrix kernels: low-bit weights and activations (W8A8 in int8 or fp8), or int4 weights that fused kernels
-dequantize inside the product (Marlin, tinygemm). qsdm runs none of these."""
+Weight-only quantization reduces the size of the file and the memory of the weights. It does not by
+itself make inference faster: the layers of this checkpoint expand each weight before they use it,
+and the metrics above were measured by fake quantization, which computes in the original precision.
+Faster inference needs formats for which the hardware has matrix kernels: low-bit weights and
+activations (W8A8 in int8 or fp8), or int4 weights that fused kernels dequantize inside the product
+(Marlin, tinygemm). qsdm runs none of these."""
 
 
 def is_kept(folder: Path) -> bool:
-    """Whether the directory has a card that somebody else wrote or edited."""
+    """Whether a directory has a card that its user wrote or edited.
+
+    Args:
+        folder: the checkpoint's directory.
+    """
     path = folder / NAME
     return path.is_file() and MARK not in path.read_text(encoding="utf-8", errors="replace")
 
@@ -41,25 +46,30 @@ def card(
     before: Memory,
     after: Mapping[str, int],
 ) -> str:
-    """Markdown.
+    """The model card in Markdown.
 
     Args:
+        model: the pipeline that was quantized.
+        graph: of its denoiser.
         protocol: of both outcomes.
         outcome: of the checkpoint's configuration.
         full: of full precision.
-        before: the pipeline that was quantized.
+        before: sizes of the pipeline that was quantized.
         after: bytes of the checkpoint's components by name.
     """
     qconfig, bits = outcome.qconfig, model.full_bits
     published = re.fullmatch(r"[\w.-]+/[\w.-]+", model.path) and model.directory is None
     head = ["---", "library_name: diffusers", "tags: [qsdm, quantized]"]
     head += [f"base_model: {model.path}"] * bool(published) + ["---", "", MARK, ""]
+    source = f"`{model.path}`" if published else f"the pipeline `{model.name}`"
+    avg_bits = cost.avg_bits(graph, qconfig, bits)
     about = [
         ("denoiser", f"{model.denoiser} (`{model.component}`)"),
-        ("average bits", f"{cost.avg_bits(graph, qconfig, bits):.4f} of {bits}, overhead included"),
+        ("average bits", f"{avg_bits:.4f} of {bits}, overhead included"),
         (
             "quantizable weights",
-            f"{cost.size_bytes(graph, qconfig, bits):,} bytes, {graph.num_values * bits // 8:,} in full precision",
+            f"{cost.size_bytes(graph, qconfig, bits):,} bytes, "
+            f"{graph.num_values * bits // 8:,} in full precision",
         ),
         ("methods", methods(outcome)),
         ("configuration", f"`{qconfig.digest}`"),
@@ -67,10 +77,10 @@ def card(
     return "\n".join(
         [
             *head,
-            f"# {model.name}, its denoiser at {cost.avg_bits(graph, qconfig, bits):.2f} bits per weight",
+            f"# {model.name}, its denoiser at {avg_bits:.2f} bits per weight",
             "",
-            f"Made by qsdm from {f'`{model.path}`' if published else f'the pipeline `{model.name}`'}: the denoiser's "
-            f"weights have quantization methods of their own, packed; everything else is in {bits} bit.",
+            f"Made by qsdm from {source}: each of the denoiser's weights is quantized by a method of "
+            f"its own and packed; everything else is in {bits} bits.",
             "",
             *table(("", ""), about),
             "",
@@ -82,9 +92,10 @@ def card(
             "",
             "## Measured",
             "",
-            f"{outcome.num_images} pictures of {protocol.resolution_px} px, {protocol.steps} steps, guidance "
-            f"{protocol.guidance:g}, seed set {protocol.seed_set}, the denoiser computing in {protocol.dtype}. "
-            "Metrics of another number of pictures are not comparable.",
+            f"{outcome.num_images} pictures of {protocol.resolution_px} px, {protocol.steps} "
+            f"steps, guidance {protocol.guidance:g}, seed set {protocol.seed_set}, the denoiser "
+            f"computing in {protocol.dtype}. Metrics of another number of pictures are not "
+            "comparable.",
             "",
             *table(("metric", "here", "95 % interval", "full precision"), measured(outcome, full)),
             "",
@@ -96,7 +107,7 @@ def card(
             'pipeline = load_quantized("DIRECTORY")',
             "```",
             "",
-            "or by diffusers, once qsdm's format is known to it:",
+            "or by diffusers, which learns qsdm's format from an import:",
             "",
             "```python",
             "import qsdm.checkpoint",
@@ -114,12 +125,24 @@ def card(
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table."""
+    """A Markdown table.
+
+    Args:
+        head: names of the columns.
+        rows: cells.
+
+    Returns:
+        Its lines.
+    """
     return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
 
 
 def methods(outcome: Outcome) -> str:
-    """How many weights have which method, the most frequent first."""
+    """How many weights have each method, the most frequent first.
+
+    Args:
+        outcome: of the configuration.
+    """
     counts: dict[str, int] = {}
     for method in outcome.qconfig.methods.values():
         counts[str(method)] = counts.get(str(method), 0) + 1
@@ -130,36 +153,63 @@ def methods(outcome: Outcome) -> str:
 
 
 def sizes(model: Model, before: Memory, after: Mapping[str, int]) -> list[tuple[str, str, str]]:
-    """Rows of the components' bytes, the denoiser first."""
+    """Sizes of the components, the denoiser first.
+
+    Args:
+        model: the pipeline.
+        before: its sizes.
+        after: bytes of the checkpoint's components by name.
+
+    Returns:
+        Rows of name, bytes before and bytes after.
+    """
     names = sorted(after, key=lambda name: (name != model.component, name))
     rows = [
         (f"`{n}`", f"{before.components[n]:,}" if n in before.components else "-", f"{after[n]:,}")
         for n in names
     ]
-    known = sum(before.components.values())
+    total = sum(before.components.values())
     return [
         *rows,
-        ("together", f"{known:,}" if before.components else "-", f"{sum(after.values()):,}"),
+        ("together", f"{total:,}" if before.components else "-", f"{sum(after.values()):,}"),
     ]
 
 
 def activations(model: Model, graph: Graph, outcome: Outcome, before: Memory) -> list[str]:
-    """What a forward takes beside the stored weights."""
+    """The memory that a forward pass needs beside the stored weights.
+
+    Args:
+        model: the pipeline.
+        graph: of its denoiser.
+        outcome: of the configuration.
+        before: sizes of the pipeline.
+
+    Returns:
+        Sentences.
+    """
     compute = 16 if model.dtype in ("bfloat16", "float16") else 32
     peak = cost.peak_bytes(graph, outcome.qconfig, model.full_bits, compute)
     expanded = peak - cost.size_bytes(graph, outcome.qconfig, model.full_bits)
     lines = [f"One weight is expanded at a time: {expanded:,} bytes at most, in {model.dtype}."]
     if before.activation_bytes is None:
-        return [*lines, "The activations of a forward are not known."]
+        return [*lines, "The size of the activations is not known."]
     return [
         *lines,
-        f"The activations of a forward in {model.dtype}: about {before.activation_bytes:,} bytes per picture, twice "
-        "that where guidance doubles the batch.",
+        f"Activations in {model.dtype} take about {before.activation_bytes:,} bytes per picture, "
+        "and twice that where guidance doubles the batch.",
     ]
 
 
 def measured(outcome: Outcome, full: Outcome) -> list[tuple[str, str, str, str]]:
-    """Rows of the metrics."""
+    """The metrics of a configuration beside those of full precision.
+
+    Args:
+        outcome: of the configuration.
+        full: of full precision.
+
+    Returns:
+        Rows of name, value, 95 % interval and value in full precision.
+    """
     rows = []
     for name, value in outcome.metrics.items():
         interval, other = outcome.interval(name), full.metrics.get(name)

@@ -1,9 +1,10 @@
-"""What a packed denoiser's directory holds, and how to read it: weight files, their headers, the packed weights' list.
+"""The directory of a packed denoiser: its weight files, their headers, the list of packed weights.
 
-config.json                                 as diffusers writes it, with a ``quantization_config`` of ours
-diffusion_pytorch_model[.VARIANT].safetensors, or the shards that ...safetensors.index[.VARIANT].json lists
+config.json                                 as diffusers writes it, with our ``quantization_config``
+diffusion_pytorch_model[.VARIANT].safetensors, or the shards listed in
+diffusion_pytorch_model.safetensors.index[.VARIANT].json
     path.packed.K.codes, .scale, ...        the K-th input slice of a quantized weight
-    everything else                         biases, norms, weights at full precision, as they were
+    everything else                         biases, norms and weights at full precision, unchanged
     metadata                                the configuration as JSON
 """
 
@@ -30,19 +31,29 @@ FILE = f"{STEM}.safetensors"
 
 
 class CheckpointError(StoreError):
-    """A checkpoint is damaged, truncated or not ours; the message says what to do."""
+    """A checkpoint is damaged, truncated or not of qsdm; the message says what to do."""
 
 
 def file_metadata(qconfig: QuantConfig) -> dict[str, str]:
-    """What a denoiser's file says of itself."""
+    """The metadata of a denoiser's file.
+
+    Args:
+        qconfig: the denoiser's configuration.
+    """
     return {"qsdm": json.dumps({"schema": SCHEMA, "qconfig": qconfig.to_json()})}
 
 
 def plan_of(weights: list[Mapping[str, Any]]) -> list[Slice]:
-    """The slices that a ``quantization_config`` lists, in order of their input channels.
+    """The slices that a ``quantization_config`` lists.
+
+    Args:
+        weights: its entry of this name.
+
+    Returns:
+        The slices in order of their input channels.
 
     Raises:
-        CheckpointError: it lists something else.
+        CheckpointError: the entry is malformed.
     """
     plan = []
     try:
@@ -58,67 +69,91 @@ def plan_of(weights: list[Mapping[str, Any]]) -> list[Slice]:
             plan.append(Slice(weight, QuantMethod.parse(entry["method"])))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"config.json lists no packed weights of ours ({error}): copy it again"
+            f"the list of packed weights in config.json is malformed ({error}): copy it again"
         ) from error
     return plan
 
 
 def seal(config: Mapping[str, Any], quantization: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json of a packed denoiser: its own entries and ``quantization_config``, both with checksums."""
+    """The content of config.json, with checksums.
+
+    Args:
+        config: diffusers' entries.
+        quantization: the ``quantization_config``.
+    """
     about = with_checksum({**quantization, "config_checksum": checksum(canonical(config))})
     return {**config, "quantization_config": about}
 
 
 def check_config(file: Path, config: Mapping[str, Any]) -> None:
-    """Compare what config.json holds with its checksums, if there are any.
+    """Compare the content of config.json with its checksums, if it has any.
+
+    Args:
+        file: config.json, for the error message.
+        config: its content.
 
     Raises:
         CheckpointError: it is of another version, or damaged.
     """
     if (version := config["quantization_config"].get("version", SCHEMA)) != SCHEMA:
         raise CheckpointError(
-            f"wanted a checkpoint of schema {SCHEMA!r} (got {version!r} in {file}): copy it again, or save it again"
+            f"wanted a checkpoint of schema {SCHEMA!r} (got {version!r} in {file}): "
+            "copy it again, or save it again"
         )
     own = {key: value for key, value in config.items() if key != "quantization_config"}
     about = config["quantization_config"]
     if about.get("config_checksum", digest := checksum(canonical(own))) != digest:
         raise CheckpointError(
-            f"{file} is not as it was saved: copy it again, or remove its config_checksum and "
-            "checksum if you changed it on purpose"
+            f"{file} was changed after it was saved: copy it again, or remove its config_checksum "
+            "and checksum if you changed it on purpose"
         )
     if not is_whole(about):
         raise CheckpointError(f"the quantization_config in {file} is damaged: copy it again")
 
 
 def write_checksums(folder: Path, component: str) -> None:
-    """List a pipeline's files, without those of its packed component, which carry their own."""
-    own = (component, manifest.NAME, "README.md")
+    """List the checksums of a pipeline's files, except those of its packed component.
+
+    Args:
+        folder: the pipeline's directory.
+        component: name of the packed component, whose files carry checksums of their own.
+
+    Raises:
+        StoreError: the list cannot be written.
+    """
+    excluded = (component, manifest.NAME, "README.md")
     files = [path for path in folder.rglob("*") if path.is_file()]
     manifest.write_checksums(
-        folder, [path for path in files if path.relative_to(folder).parts[0] not in own]
+        folder, [path for path in files if path.relative_to(folder).parts[0] not in excluded]
     )
 
 
 def check_files(folder: Path) -> None:
-    """Compare a pipeline's files with their checksums, if there are any.
+    """Compare a pipeline's files with their checksums, if there is a list of them.
+
+    Args:
+        folder: the pipeline's directory.
 
     Raises:
-        CheckpointError: a file is missing or is not as it was saved.
+        CheckpointError: a file is missing, or was changed after it was saved.
     """
     try:
         files = manifest.read_checksums(folder)
     except StoreError as error:
         raise CheckpointError(str(error)) from error
     for name, expected in files.items():
-        if told := manifest.fault(folder / name, expected):
+        if problem := manifest.fault(folder / name, expected):
             raise CheckpointError(
-                f"{folder / name} {told}: copy it again, or remove {folder / manifest.NAME} if "
+                f"{folder / name} {problem}: copy it again, or remove {folder / manifest.NAME} if "
                 "you changed it on purpose"
             )
 
 
 def component_folder(path: Path) -> Path:
-    """The directory of the packed denoiser: ``path`` itself or one in it.
+    """Find the directory of the packed denoiser.
+
+    Args:
+        path: that directory itself, or the pipeline's.
 
     Raises:
         CheckpointError: there is none.
@@ -144,10 +179,14 @@ def component_folder(path: Path) -> Path:
 
 
 def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
-    """The files that diffusers reads the denoiser from: an index decides if there is one, else one file.
+    """The files from which diffusers reads the denoiser: the shards of an index, or a single file.
+
+    Args:
+        folder: the denoiser's directory.
+        variant: of the files, as in diffusers' ``save_pretrained(variant="fp16")``.
 
     Raises:
-        CheckpointError: the index cannot be read or names files that are missing, or there is no such file.
+        CheckpointError: there is neither, or the index cannot be read or names missing files.
     """
     infix = f".{variant}" if variant else ""
     index, single = folder / f"{FILE}.index{infix}.json", folder / f"{STEM}{infix}.safetensors"
@@ -155,7 +194,7 @@ def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
         if single.exists():
             return [single]
         others = sorted(saved_variants(folder) - {variant}, key=str)
-        remedy = f"give variant={others[0]!r}" if others else "copy or save the checkpoint again"
+        remedy = f"pass variant={others[0]!r}" if others else "copy or save the checkpoint again"
         raise CheckpointError(
             f"no complete checkpoint in {folder}: wanted {single.name} or {index.name}; {remedy}"
         )
@@ -174,7 +213,14 @@ def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
 
 
 def saved_variants(folder: Path) -> set[str | None]:
-    """The variants that a directory holds weights of; None stands for weights without one."""
+    """The variants of the weights in a directory.
+
+    Args:
+        folder: the denoiser's directory.
+
+    Returns:
+        Their names; None stands for weights without a variant.
+    """
     index = rf"{re.escape(FILE)}\.index(?:\.(?P<index>[^.]+))?\.json"
     file = rf"{STEM}(?:\.(?P<file>[^.]+?))?(?:-\d+-of-\d+)?\.safetensors"
     names = (re.fullmatch(f"{index}|{file}", path.name) for path in folder.glob(f"{STEM}*"))
@@ -182,17 +228,20 @@ def saved_variants(folder: Path) -> set[str | None]:
 
 
 def header(file: Path) -> Header:
-    """The header of a safetensors file of ours.
+    """The header of a packed denoiser's file.
+
+    Args:
+        file: a safetensors file.
 
     Raises:
-        CheckpointError: the file is missing, truncated, or no checkpoint of ours.
+        CheckpointError: the file is missing, truncated, or was not written by qsdm.
     """
     try:
-        found = read_header(file)
-        if json.loads(found.metadata["qsdm"])["schema"] != SCHEMA:
+        contents = read_header(file)
+        if json.loads(contents.metadata["qsdm"])["schema"] != SCHEMA:
             raise ValueError(f"its schema is not {SCHEMA}")
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{file} is no complete checkpoint of ours ({error}): copy or save it again"
+            f"{file} is incomplete, damaged or not of qsdm ({error}): copy or save it again"
         ) from error
-    return found
+    return contents

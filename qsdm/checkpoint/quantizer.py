@@ -1,4 +1,7 @@
-"""How diffusers' ``from_pretrained`` and ``save_pretrained`` handle a packed denoiser; imported with diffusers."""
+"""diffusers' ``from_pretrained`` and ``save_pretrained`` of a packed denoiser.
+
+Methods of `DiffusersQuantizer` keep its parameters' names, as diffusers passes them by keyword.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ from qsdm.store.checksum import checksum, is_whole, with_checksum
 
 
 class QuantMethodName(str, Enum):  # noqa: UP042 (diffusers wants a str with .value)
-    """How diffusers names our format in a config."""
+    """The name of our format in a config of diffusers."""
 
     QSDM = QUANT_METHOD
 
@@ -37,9 +40,12 @@ class QsdmConfig(QuantizationConfigMixin):
     """The ``quantization_config`` of a checkpoint.
 
     Args:
-        weights: what is packed, as `qsdm.checkpoint.format.plan_of` reads it.
+        weights: the packed slices, as `qsdm.checkpoint.format.plan_of` reads them.
         version: the schema.
-        others: further fields; ``denoiser`` and ``checksums`` (by name of a tensor) are kept.
+        **others: further fields; ``denoiser`` and ``checksums`` (by name of a tensor) are kept.
+
+    Raises:
+        CheckpointError: it is damaged or of another version.
     """
 
     def __init__(
@@ -59,89 +65,146 @@ class QsdmConfig(QuantizationConfigMixin):
         self.checksums: dict[str, str] = others.get("checksums", {})
 
     def to_dict(self) -> dict[str, Any]:
-        """For a checkpoint that diffusers saves again. What is not packed may have been cast since."""
+        """The config of a checkpoint that diffusers saves again, in which the rest may be cast."""
         packed = {name: text for name, text in self.checksums.items() if ".packed." in name}
         return with_checksum({**self.__dict__, "quant_method": QUANT_METHOD, "checksums": packed})
 
     def to_diff_dict(self) -> dict[str, Any]:
+        """All of it, as nothing has a default."""
         return self.to_dict()
 
     def metadata(self) -> dict[str, str]:
-        """Of the denoiser's file."""
+        """The metadata of the denoiser's file."""
         methods = {
-            one.weight.name: one.method for one in plan_of(self.weights) if one.method.name != "fp"
+            piece.weight.name: piece.method
+            for piece in plan_of(self.weights)
+            if not piece.method.is_full
         }
         return file_metadata(QuantConfig(self.denoiser, methods))
 
 
 class QsdmQuantizer(DiffusersQuantizer):
-    """Puts packed layers into a denoiser without weights, and fills them as they were stored."""
+    """Gives a denoiser without weights packed layers, and fills them with what was stored."""
 
     use_keep_in_fp32_modules = True
 
     @property
     def is_serializable(self) -> bool:
+        """``save_pretrained`` works."""
         return True
 
     @property
     def is_trainable(self) -> bool:
+        """Codes have no gradient."""
         return False
 
     @property
     def is_compileable(self) -> bool:
+        """torch.compile works."""
         return True
 
     def maybe_update_state_dict(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """What one file holds, compared with the checksums in config.json, if there are any."""
+        """Compare the tensors of a file with the checksums in config.json, if there are any.
+
+        Args:
+            state_dict: tensors by name.
+
+        Returns:
+            The same.
+
+        Raises:
+            CheckpointError: a tensor was changed after it was saved.
+        """
         checksums = self.quantization_config.checksums  # type: ignore[attr-defined]
         for name, tensor in state_dict.items():
             if name in checksums and checksum(bytes_of(tensor)) != checksums[name]:
                 raise CheckpointError(
-                    f"the tensor {name!r} is not as it was saved: copy or save the checkpoint again"
+                    f"the tensor {name!r} was changed after it was saved: "
+                    "copy or save the checkpoint again"
                 )
         return state_dict
 
     def check_if_quantized_param(
-        self, model: nn.Module, param_value: Any, param_name: str, *_: Any, **__: Any
+        self,
+        model: nn.Module,  # noqa: ARG002
+        param_value: Any,  # noqa: ARG002
+        param_name: str,
+        *_: Any,
+        **__: Any,
     ) -> bool:
+        """Whether a tensor is a part of a packed weight.
+
+        Args:
+            model: the denoiser.
+            param_value: its value.
+            param_name: its name.
+        """
         return ".packed." in param_name
 
     def create_quantized_param(  # type: ignore[override]
         self,
         model: nn.Module,
-        param_value: Any,
+        param_value: Any,  # noqa: ARG002
         param_name: str,
         target_device: Any,
         state_dict: Mapping[str, torch.Tensor],
         *_: Any,
         **__: Any,
     ) -> None:
+        """Fill a part of a packed weight.
+
+        Args:
+            model: the denoiser.
+            param_value: its value, cast to the type in which the denoiser computes.
+            param_name: its name.
+            target_device: where it goes.
+            state_dict: tensors by name, as they were stored.
+
+        Raises:
+            CheckpointError: config.json describes another part.
+        """
         owner, _dot, buffer = param_name.rpartition(".")
         try:
             expected = model.get_submodule(owner)._buffers[buffer]
         except (AttributeError, KeyError):
             expected = None
-        # ``param_value`` was cast to the type that the denoiser computes in
         stored = state_dict[param_name]
         if expected is None or (stored.shape, stored.dtype) != (expected.shape, expected.dtype):
-            wanted = "nothing" if expected is None else f"{expected.dtype} {tuple(expected.shape)}"
+            described = (
+                "nothing" if expected is None else f"{expected.dtype} {tuple(expected.shape)}"
+            )
             raise CheckpointError(
-                f"config.json describes {wanted} at {param_name!r}, the file holds "
+                f"config.json describes {described} at {param_name!r}, but the file has "
                 f"{stored.dtype} {tuple(stored.shape)}: config.json is of another checkpoint"
             )
         model.get_submodule(owner)._buffers[buffer] = stored.to(target_device)
 
     def get_state_dict_and_metadata(
-        self, state_dict: dict[str, Any], safe_serialization: bool = False
+        self,
+        state_dict: dict[str, Any],
+        safe_serialization: bool = False,  # noqa: ARG002
     ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What ``save_pretrained`` writes.
+
+        Args:
+            state_dict: of the denoiser.
+            safe_serialization: whether to write safetensors.
+
+        Returns:
+            The state dict and the metadata of the file.
+
+        Raises:
+            CheckpointError: it is not what was loaded: it has adapters, changed codes, or layers
+                that are no longer packed.
+        """
         if any(".base_layer." in name for name in state_dict):
             raise CheckpointError(
-                "the denoiser carries adapters, which its file cannot hold: save them separately "
-                "and unload them (save_lora_weights, unload_lora_weights), then save the pipeline"
+                "the denoiser carries adapters, which its file cannot contain: save them "
+                "separately and unload them (save_lora_weights, unload_lora_weights), then save the pipeline"
             )
         config = self.quantization_config
         for name, text in config.checksums.items():  # type: ignore[attr-defined]
-            # config.json is written already, with the checksums of what was loaded
+            # config.json has been written already, with the checksums of what was loaded
             packed = ".packed." in name and name in state_dict
             if packed and checksum(bytes_of(state_dict[name])) != text:
                 raise CheckpointError(
@@ -158,29 +221,45 @@ class QsdmQuantizer(DiffusersQuantizer):
         return state_dict, config.metadata()  # type: ignore[attr-defined]
 
     def update_missing_keys(
-        self, model: nn.Module, missing_keys: list[str], prefix: str
+        self,
+        model: nn.Module,  # noqa: ARG002
+        missing_keys: list[str],
+        prefix: str,  # noqa: ARG002
     ) -> list[str]:
-        if missing_keys:  # diffusers would leave them as they are: without values
+        """Refuse a checkpoint that lacks a tensor.
+
+        Args:
+            model: the denoiser.
+            missing_keys: names that the files lack.
+            prefix: of the denoiser's names in the files.
+
+        Returns:
+            ``missing_keys``, which is empty.
+
+        Raises:
+            CheckpointError: it is not empty.
+        """
+        if missing_keys:  # diffusers would leave these parameters without values
             raise CheckpointError(
                 f"the checkpoint lacks {missing_keys[0]!r}: it is truncated or of another model"
             )
         return missing_keys
 
     def _process_model_before_weight_loading(
-        self, model: nn.Module, keep_in_fp32_modules: Iterable[str] = (), **kwargs: Any
+        self, model: nn.Module, keep_in_fp32_modules: Iterable[str] = (), **_: Any
     ) -> None:
-        # The skeleton has the type that it computes in, and its layers hand it on to the packed ones.
+        # The packed layers take the type in which they compute from the layers they replace.
         plan = plan_of(self.quantization_config.weights)  # type: ignore[attr-defined]
-        replace_layers(model, plan, lambda one: PackedWeight(one.method, one.weight.shape))
+        replace_layers(model, plan, lambda piece: PackedWeight(piece.method, piece.weight.shape))
         for name, layer in model.named_modules():
             if isinstance(layer, PackedLayer) and not set(keep_in_fp32_modules).isdisjoint(
                 name.split(".")
             ):
                 layer.compute_dtype = torch.float32
 
-    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
-        # diffusers refuses ``.to(dtype)``, and with it IP-Adapters, for models that it holds to be
-        # quantized. Packed layers can be cast: their codes stay, their weights decode to ``dtype``.
+    def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> None:
+        # diffusers refuses ``.to(dtype)``, and with it IP-Adapters, for quantized models. Packed
+        # layers can be cast: codes stay, and weights are decoded to ``dtype``.
         model.is_quantized = False  # type: ignore[assignment]
         for layer in model.modules():
             if isinstance(layer, PackedLayer):
@@ -196,6 +275,6 @@ class QsdmQuantizer(DiffusersQuantizer):
 
 
 def register() -> None:
-    """Teaches diffusers' ``from_pretrained`` our format."""
+    """Make our format known to diffusers' ``from_pretrained``."""
     auto.AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = QsdmConfig
     auto.AUTO_QUANTIZER_MAPPING[QUANT_METHOD] = QsdmQuantizer

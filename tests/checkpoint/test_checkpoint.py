@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from qsdm import cost
 from qsdm.checkpoint import (
     CheckpointError,
+    Contents,
     contents,
     dequantized,
     load_quantized,
@@ -28,6 +30,9 @@ from qsdm.quant.swap import quantized, sliced
 from qsdm.trace import trace
 from qsdm.workspace import Workspace
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
 METHODS = [
     "uaq-3",
     "uaq-4",
@@ -39,10 +44,11 @@ METHODS = [
     "kmeans_a-5",
 ]
 UAQ4 = QuantMethod("uaq", 4)
+Saved = tuple[Graph, QuantConfig, Path, Contents]
 
 
 @pytest.fixture(scope="module")
-def saved(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory):
+def saved(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Saved:
     """A tiny pipeline in 16 bit, a mixed configuration of it, and both as a checkpoint."""
     folder = tmp_path_factory.mktemp("checkpoint")
     space = SpaceSpec("mixed", METHODS).of(trace(Workspace(tiny_model, root=folder), page=False))
@@ -54,7 +60,7 @@ def saved(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory):
     return space.graph, qconfig, folder / "saved", actual
 
 
-def latents(pipeline, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def latents(pipeline: DiffusionPipeline, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     with torch.inference_mode():
         return pipeline.unet(
             torch.ones(1, 4, 8, 8, dtype=dtype),
@@ -63,7 +69,7 @@ def latents(pipeline, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         ).sample
 
 
-def test_bytes_on_disk_are_those_of_the_cost_model(saved) -> None:
+def test_bytes_on_disk_are_those_of_the_cost_model(saved: Saved) -> None:
     graph, qconfig, path, actual = saved
     weights = {weight.name: weight for weight in graph.weights}
     split = {w.parameter for w in graph.weights if w.name in qconfig.methods}
@@ -82,7 +88,7 @@ def test_bytes_on_disk_are_those_of_the_cost_model(saved) -> None:
 
 
 def test_scales_are_stored_in_16_bit_also_of_a_32_bit_denoiser(
-    saved, tiny_model: Model, tmp_path: Path
+    saved: Saved, tiny_model: Model, tmp_path: Path
 ) -> None:
     graph, qconfig, _, in_16 = saved
     whole = QuantConfig(
@@ -96,7 +102,7 @@ def test_scales_are_stored_in_16_bit_also_of_a_32_bit_denoiser(
 
 @pytest.mark.parametrize("loader", ["ours", "diffusers"])
 def test_a_loaded_pipeline_computes_what_fake_quantization_does(
-    saved, tiny_model: Model, loader: str
+    saved: Saved, tiny_model: Model, loader: str
 ) -> None:
     import diffusers
 
@@ -105,7 +111,7 @@ def test_a_loaded_pipeline_computes_what_fake_quantization_does(
     originals = {name: p.detach().clone() for name, p in full.unet.named_parameters()}
     weights = {weight.name: weight for weight in graph.weights}
 
-    def values(name, method, out=None):
+    def values(name: str, method: QuantMethod, out: torch.Tensor | None = None) -> torch.Tensor:
         return dequantize(
             fit(sliced(originals[weights[name].parameter], weights[name]).half(), method), out
         )
@@ -126,7 +132,7 @@ def test_a_loaded_pipeline_computes_what_fake_quantization_does(
     assert np.isfinite(picture).all()
 
 
-def test_it_computes_in_other_types_from_the_same_stored_values(saved) -> None:
+def test_it_computes_in_other_types_from_the_same_stored_values(saved: Saved) -> None:
     path = saved[2]
     wide, narrow = load_quantized(path), load_quantized(path, torch.bfloat16)
     stored = narrow.unet.state_dict()
@@ -139,14 +145,14 @@ def test_it_computes_in_other_types_from_the_same_stored_values(saved) -> None:
     torch.testing.assert_close(got.float(), latents(wide), atol=0.1, rtol=0.1)
 
 
-def test_a_loaded_pipeline_saves_again_as_it_is(saved, tmp_path: Path) -> None:
+def test_a_loaded_pipeline_saves_again_as_it_is(saved: Saved, tmp_path: Path) -> None:
     pipeline = load_quantized(saved[2])
     pipeline.save_pretrained(tmp_path)
     assert torch.equal(latents(load_quantized(tmp_path)), latents(pipeline))
 
 
-def check_same(pipeline, other) -> None:
-    """The same values; the last bit of an output also depends on where in its file a tensor begins."""
+def check_same(pipeline: DiffusionPipeline, other: DiffusionPipeline) -> None:
+    """The same values; the last bit of an output depends on where in its file a tensor begins."""
     state, expected = pipeline.unet.state_dict(), other.unet.state_dict()
     assert set(state) == set(expected)
     assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
@@ -158,7 +164,7 @@ RESAVED["a variant in shards"] = RESAVED["in shards"] | RESAVED["as a variant"]
 
 
 @pytest.mark.parametrize("how", RESAVED)
-def test_what_diffusers_saves_again_loads(saved, tmp_path: Path, how: str) -> None:
+def test_what_diffusers_saves_again_loads(saved: Saved, tmp_path: Path, how: str) -> None:
     pipeline = load_quantized(saved[2])
     pipeline.save_pretrained(tmp_path, **RESAVED[how])
     variant = RESAVED[how].get("variant")
@@ -170,13 +176,13 @@ def test_what_diffusers_saves_again_loads(saved, tmp_path: Path, how: str) -> No
     assert set(here.plain) == set(before.plain)
     assert here.total_bytes == sum(file.stat().st_size for file in files)
     if variant:
-        with pytest.raises(CheckpointError, match="give variant='fp16'"):
+        with pytest.raises(CheckpointError, match="pass variant='fp16'"):
             load_quantized(tmp_path)
-        with pytest.raises(CheckpointError, match="give variant='fp16'"):
+        with pytest.raises(CheckpointError, match="pass variant='fp16'"):
             contents(tmp_path)
 
 
-def test_the_index_decides_over_a_file_beside_it(saved, tmp_path: Path) -> None:
+def test_the_index_decides_over_a_file_beside_it(saved: Saved, tmp_path: Path) -> None:
     """As in diffusers."""
     pipeline = load_quantized(saved[2])
     pipeline.save_pretrained(tmp_path, max_shard_size="20KB")
@@ -186,7 +192,7 @@ def test_the_index_decides_over_a_file_beside_it(saved, tmp_path: Path) -> None:
     assert contents(tmp_path).packed_bytes == saved[3].packed_bytes
 
 
-def test_a_missing_shard_is_named(saved, tmp_path: Path) -> None:
+def test_a_missing_shard_is_named(saved: Saved, tmp_path: Path) -> None:
     load_quantized(saved[2]).save_pretrained(tmp_path, max_shard_size="20KB")
     shard = sorted((tmp_path / "unet").glob("*.safetensors"))[1]
     shard.unlink()
@@ -196,7 +202,7 @@ def test_a_missing_shard_is_named(saved, tmp_path: Path) -> None:
 
 
 def test_a_save_into_a_folder_of_shards_is_what_loads(
-    saved, tiny_model: Model, tmp_path: Path
+    saved: Saved, tiny_model: Model, tmp_path: Path
 ) -> None:
     graph, qconfig, path, _ = saved
     load_quantized(path).unet.save_pretrained(tmp_path, max_shard_size="20KB")
@@ -206,7 +212,7 @@ def test_a_save_into_a_folder_of_shards_is_what_loads(
     assert layer.packed[0].method == UAQ4
 
 
-def test_a_denoiser_alone(saved, tiny_model: Model, tmp_path: Path) -> None:
+def test_a_denoiser_alone(saved: Saved, tiny_model: Model, tmp_path: Path) -> None:
     graph, qconfig, path, _ = saved
     actual = save_denoiser(
         load_pipeline(tiny_model, dtype="float16").unet, graph, qconfig, tmp_path
@@ -218,7 +224,7 @@ def test_a_denoiser_alone(saved, tiny_model: Model, tmp_path: Path) -> None:
 
 
 def test_what_was_packed_in_memory_is_not_saved_without_its_configuration(
-    saved, tiny_model: Model, tmp_path: Path
+    saved: Saved, tiny_model: Model, tmp_path: Path
 ) -> None:
     graph, qconfig, path, _ = saved
     pipeline = load_pipeline(tiny_model)
@@ -232,7 +238,7 @@ def test_what_was_packed_in_memory_is_not_saved_without_its_configuration(
 
 
 @pytest.mark.filterwarnings("ignore")  # peft's own
-def test_an_adapter_on_a_loaded_pipeline(saved, tmp_path: Path) -> None:
+def test_an_adapter_on_a_loaded_pipeline(saved: Saved, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     pipeline = load_quantized(saved[2])
     plain = latents(pipeline)
@@ -315,7 +321,7 @@ def test_the_shipped_pipeline_draws_the_same_pictures_bit_for_bit(
     assert actual.packed_bytes == cost.size_bytes(space.graph, qconfig)
     loaded = load_quantized(tmp_path / "saved")
 
-    def draw(pipe) -> np.ndarray:
+    def draw(pipe: DiffusionPipeline) -> np.ndarray:
         pipe.set_progress_bar_config(disable=True)
         return pipe(
             ["grinning face, twemoji", "rocket, noto"],
@@ -341,7 +347,7 @@ def test_the_shipped_pipeline_draws_the_same_pictures_bit_for_bit(
 @pytest.mark.parametrize("dtype", [None, torch.float32], ids=str)
 @pytest.mark.parametrize("how", ["ours", "diffusers"])
 def test_dequantized_is_a_plain_denoiser_with_the_same_values(
-    saved, tmp_path: Path, dtype: torch.dtype | None, how: str
+    saved: Saved, tmp_path: Path, dtype: torch.dtype | None, how: str
 ) -> None:
     import diffusers
 
@@ -364,7 +370,7 @@ def test_dequantized_is_a_plain_denoiser_with_the_same_values(
     assert all(torch.equal(state[name], tensor) for name, tensor in plain.state_dict().items())
 
 
-def test_dequantized_decodes_to_the_type_that_it_is_asked_for(saved) -> None:
+def test_dequantized_decodes_to_the_type_that_it_is_asked_for(saved: Saved) -> None:
     """Not to 16 bit first."""
     path = saved[2]
     narrow = dequantized(load_quantized(path, torch.bfloat16).unet, torch.float32)
@@ -381,7 +387,7 @@ def test_what_is_plain_already_is_not_dequantized(tiny_model: Model) -> None:
 
 
 def test_what_was_packed_in_memory_saves_once_dequantized(
-    saved, tiny_model: Model, tmp_path: Path
+    saved: Saved, tiny_model: Model, tmp_path: Path
 ) -> None:
     graph, qconfig, _, _ = saved
     denoiser = pack(load_pipeline(tiny_model).unet, graph, qconfig)
@@ -391,7 +397,7 @@ def test_what_was_packed_in_memory_saves_once_dequantized(
         denoiser.save_pretrained(tmp_path)
 
 
-def test_a_cast_pipeline_is_one_loaded_in_that_type(saved) -> None:
+def test_a_cast_pipeline_is_one_loaded_in_that_type(saved: Saved) -> None:
     cast, loaded = (
         load_quantized(saved[2]).to(torch.bfloat16),
         load_quantized(saved[2], torch.bfloat16),
@@ -443,7 +449,7 @@ def damage(path: Path, kind: str) -> None:
     ("kind", "says"),
     [
         ("truncated", "no complete checkpoint"),
-        ("a flipped byte", "is not as it was saved"),
+        ("a flipped byte", "was changed after it was saved"),
         ("foreign weights", "no complete checkpoint"),
         ("no weights", "no complete checkpoint"),
         ("not quantized", "no quantized checkpoint"),
@@ -456,7 +462,7 @@ def damage(path: Path, kind: str) -> None:
     ],
 )
 def test_a_damaged_checkpoint_is_refused_with_a_sentence(
-    saved, tmp_path: Path, kind: str, says: str
+    saved: Saved, tmp_path: Path, kind: str, says: str
 ) -> None:
     path = tmp_path / "copy"
     shutil.copytree(saved[2], path)
@@ -465,7 +471,7 @@ def test_a_damaged_checkpoint_is_refused_with_a_sentence(
         load_quantized(path)
 
 
-def test_a_denoiser_of_no_known_class_is_refused(saved, tmp_path: Path) -> None:
+def test_a_denoiser_of_no_known_class_is_refused(saved: Saved, tmp_path: Path) -> None:
     shutil.copytree(saved[2] / "unet", tmp_path / "copy")
     config = tmp_path / "copy" / "config.json"
     config.write_text(config.read_text().replace("UNet2DConditionModel", "utils"))
@@ -473,7 +479,7 @@ def test_a_denoiser_of_no_known_class_is_refused(saved, tmp_path: Path) -> None:
         load_quantized(tmp_path / "copy")
 
 
-def test_a_checkpoint_of_two_halves_is_refused(saved, tmp_path: Path) -> None:
+def test_a_checkpoint_of_two_halves_is_refused(saved: Saved, tmp_path: Path) -> None:
     """Not filled with random values, as diffusers would."""
     from safetensors.torch import load_file, save_file
 
@@ -491,7 +497,7 @@ def test_a_checkpoint_of_two_halves_is_refused(saved, tmp_path: Path) -> None:
         load_quantized(tmp_path / "copy", check=False)
 
 
-def test_what_does_not_fit_is_not_written(saved, tiny_model: Model, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_not_written(saved: Saved, tmp_path: Path) -> None:
     graph, qconfig, _, _ = saved
     with pytest.raises(ValueError, match="no parameter"):
         save_denoiser(torch.nn.Linear(2, 2), graph, qconfig, tmp_path)

@@ -1,4 +1,4 @@
-"""Models of diffusers that take their weights from a denoiser, and adapters that change it, on a packed one."""
+"""diffusers' models that copy a packed denoiser's weights, and adapters that change it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,19 @@ from torch import nn
 from qsdm.checkpoint import dequantized
 
 
+Denoisers = Callable[..., nn.Module]
+
+
 @pytest.fixture(scope="module")
-def denoisers(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., nn.Module]:
+def denoisers(tmp_path_factory: pytest.TempPathFactory) -> Denoisers:
     """The tiny denoiser of a LoRA loader, packed. Tests must not change it."""
-    made: dict[str, nn.Module] = {}
+    cache: dict[str, nn.Module] = {}
 
     def of(loader: str, **config: object) -> nn.Module:
         key = f"{loader} {config}"
-        if key not in made:
-            made[key] = packed(tiny(loader, **config), tmp_path_factory.mktemp("packed"))
-        return made[key]
+        if key not in cache:
+            cache[key] = packed(tiny(loader, **config), tmp_path_factory.mktemp("packed"))
+        return cache[key]
 
     return of
 
@@ -33,7 +36,7 @@ SD, SDXL = "StableDiffusionLoraLoaderMixin", "StableDiffusionXLLoraLoaderMixin"
 SD3, FLUX = "SD3LoraLoaderMixin", "FluxLoraLoaderMixin"
 
 
-def motion(unet):
+def motion(unet: nn.Module) -> nn.Module:
     from diffusers import MotionAdapter, UNetMotionModel
 
     adapter = MotionAdapter(
@@ -48,7 +51,7 @@ def motion(unet):
 
 
 def controlnet(kind: str) -> Callable[[nn.Module], nn.Module]:
-    def build(unet):
+    def build(unet: nn.Module) -> nn.Module:
         import diffusers
 
         return getattr(diffusers, kind).from_unet(unet)
@@ -56,14 +59,14 @@ def controlnet(kind: str) -> Callable[[nn.Module], nn.Module]:
     return build
 
 
-def controlnet_xs(unet):
+def controlnet_xs(unet: nn.Module) -> nn.Module:
     from diffusers import UNetControlNetXSModel
 
     return UNetControlNetXSModel.from_unet(unet, size_ratio=1.0, ctrl_optional_kwargs={})
 
 
-def controlnet_of_transformer(kind: str, **options) -> Callable[[nn.Module], nn.Module]:
-    def build(transformer):
+def controlnet_of_transformer(kind: str, **options: object) -> Callable[[nn.Module], nn.Module]:
+    def build(transformer: nn.Module) -> nn.Module:
         import diffusers
 
         return getattr(diffusers, kind).from_transformer(transformer, **options)
@@ -99,7 +102,7 @@ COPIERS: dict[str, tuple[str, Callable[[nn.Module], nn.Module]]] = {
 
 @pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated")
 @pytest.mark.parametrize("name", COPIERS)
-def test_a_model_made_of_a_packed_denoiser_has_its_values(name: str, denoisers) -> None:
+def test_a_model_made_of_a_packed_denoiser_has_its_values(name: str, denoisers: Denoisers) -> None:
     loader, build = COPIERS[name]
     source = denoisers(loader, **({"layers_per_block": 2} if build is controlnet_xs else {}))
     with torch.random.fork_rng():
@@ -119,7 +122,7 @@ def test_a_model_made_of_a_packed_denoiser_has_its_values(name: str, denoisers) 
 
 
 def test_hunyuan_copies_the_whole_state_and_needs_the_plain_one(tmp_path: Path) -> None:
-    """Its ``from_transformer`` prints which keys it does not find and goes on: see docs/checkpoints.md."""
+    """Its ``from_transformer`` prints missing keys and continues: see docs/checkpoints.md."""
     from diffusers import HunyuanDiT2DControlNetModel, HunyuanDiT2DModel
 
     # sizes that from_transformer does not hand on are the published ones
@@ -145,7 +148,7 @@ def test_hunyuan_copies_the_whole_state_and_needs_the_plain_one(tmp_path: Path) 
     assert all(torch.equal(copied[name], state[name]) for name in shared)
 
 
-def test_the_whole_state_lists_what_is_stored_and_parts_list_values(denoisers) -> None:
+def test_the_whole_state_lists_what_is_stored_and_parts_list_values(denoisers: Denoisers) -> None:
     unet = denoisers(SD)
     state = unet.state_dict()
     assert "conv_in.packed.0.codes" in state
@@ -162,7 +165,7 @@ def test_the_whole_state_lists_what_is_stored_and_parts_list_values(denoisers) -
     assert torch.equal(part[f"{name}.weight"], unet.down_blocks.get_submodule(name).decoded())
 
 
-def test_the_state_is_written_as_a_plain_dict(denoisers) -> None:
+def test_the_state_is_written_as_a_plain_dict(denoisers: Denoisers) -> None:
     state = denoisers(SD).state_dict()
     file = io.BytesIO()
     torch.save(state, file)
@@ -173,7 +176,7 @@ def test_the_state_is_written_as_a_plain_dict(denoisers) -> None:
 
 
 @pytest.mark.parametrize("strict", [True, False])
-def test_values_are_not_loaded_into_packed_layers(denoisers, strict: bool) -> None:
+def test_values_are_not_loaded_into_packed_layers(denoisers: Denoisers, strict: bool) -> None:
     unet = denoisers(SD)
     with pytest.raises(RuntimeError, match=r"load them into qsdm\.checkpoint\.dequantized"):
         unet.load_state_dict({"conv_in.weight": torch.zeros(8, 4, 3, 3)}, strict=strict)
@@ -197,7 +200,7 @@ def ip_adapter(unet: nn.Module, inside: int = 16) -> dict[str, dict[str, torch.T
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_an_ip_adapter(denoisers, tmp_path: Path, dtype: torch.dtype) -> None:
+def test_an_ip_adapter(tmp_path: Path, dtype: torch.dtype) -> None:
     unet = packed(tiny(SD), tmp_path).to(dtype)
     plain = dequantized(unet)
     with torch.random.fork_rng():
@@ -220,8 +223,10 @@ def test_an_ip_adapter(denoisers, tmp_path: Path, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_part_tells_the_type_that_it_computes_in(denoisers, dtype: torch.dtype) -> None:
-    """Not that of its scales: several transformers cast to the type of a part that has no other tensor."""
+def test_a_part_tells_the_type_that_it_computes_in(
+    denoisers: Denoisers, dtype: torch.dtype
+) -> None:
+    """Not that of its scales: transformers cast to the type of a part without other tensors."""
     from diffusers.models.modeling_utils import get_parameter_dtype
 
     layer = copy.deepcopy(denoisers(SD)).to(dtype).down_blocks[1].attentions[0]

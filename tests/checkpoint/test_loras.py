@@ -1,6 +1,6 @@
 """LoRAs by ``pipeline.load_lora_weights`` on packed denoisers, for every loader of diffusers.
 
-On the dequantized denoiser, which is an ordinary one, they give the right output. The table is in docs/checkpoints.md.
+The dequantized denoiser, an ordinary one, gives the right output. docs/checkpoints.md has the table.
 """
 
 from __future__ import annotations

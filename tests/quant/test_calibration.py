@@ -147,7 +147,7 @@ def test_calibrating_again_gives_the_same_bytes(
 
 
 def test_what_is_not_there_is_named(path: Path, tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="has no uaq-8 of 'a': run python -m qsdm.calibrate"):
+    with pytest.raises(StoreError, match="has no uaq-8 of 'a': run python"):
         PackedWeights(path).dequantize("a", QuantMethod("uaq", 8))
     with pytest.raises(StoreError, match=r"run python -m qsdm\.calibrate again"):
         PackedWeights(tmp_path)
