@@ -1,11 +1,11 @@
-"""Which method and bits each weight gets: methods by name, configurations, and the space they are drawn from.
+"""Which method and bits each weight gets: methods by name, configurations, and their space.
 
-A method's text form is ``name-bits`` (``uaq-4``, ``kmeans_c-3``, ``uaq_g64-4``, ``fp-16``). All that changes a weight's
-values is in it.
+A method's text form is ``name-bits`` (``uaq-4``, ``kmeans_c-3``, ``uaq_g64-4``, ``fp-16``). It
+contains everything that changes the values of a weight.
 
 References:
-    Qua²SeDiMo: Quantifiable Quantization Sensitivity of Diffusion Models (Mills et al., 2025), section 3: the methods,
-        their overhead, the sampling.
+    Qua²SeDiMo: Quantifiable Quantization Sensitivity of Diffusion Models (Mills et al., 2025),
+        section 3: the methods, their overhead, the sampling.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _TEXT = re.compile(r"([a-z0-9_]+)-(\d+)")
 
 
 class OutsideSpace(ValueError):
-    """A configuration names a weight or a method that the space does not hold."""
+    """A configuration has a weight or a method that the space lacks."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -36,8 +36,8 @@ class QuantMethod:
     """A quantization method at a bit width.
 
     Attributes:
-        name: of an entry of `qsdm.quant.methods.METHODS`.
-        bits: of a code.
+        name: a key of `qsdm.quant.methods.METHODS`.
+        bits: width of a code.
 
     Raises:
         ValueError: there is no such method, or it has no such bit width.
@@ -50,7 +50,7 @@ class QuantMethod:
         if self.name not in METHODS:
             raise ValueError(
                 f"no quantization method {self.name!r} (got {self}): wanted {', '.join(METHODS)}, "
-                "each with its bits, as uaq-4"
+                "each with its bits, as in uaq-4"
             )
         if self.bits not in (allowed := METHODS[self.name].bits):
             raise ValueError(
@@ -59,9 +59,18 @@ class QuantMethod:
 
     @staticmethod
     def parse(text: str) -> QuantMethod:
-        """The inverse of ``str``."""
+        """The inverse of ``str``.
+
+        Args:
+            text: a method and its bits, as in ``uaq-4``.
+
+        Raises:
+            ValueError: there is no such method, or it has no such bit width.
+        """
         if (match := _TEXT.fullmatch(text)) is None:
-            raise ValueError(f"wanted a method and its bits, as uaq-4 or kmeans_c-3 (got {text!r})")
+            raise ValueError(
+                f"wanted a method and its bits, as in uaq-4 or kmeans_c-3 (got {text!r})"
+            )
         return QuantMethod(match[1], int(match[2]))
 
     def __str__(self) -> str:
@@ -69,26 +78,31 @@ class QuantMethod:
 
     @property
     def is_full(self) -> bool:
-        """Full precision: nothing is quantized."""
+        """Whether it is full precision: nothing is quantized."""
         return METHODS[self.name].table is None
 
     @property
     def group_size(self) -> int | None:
-        """Input values that share a scale, for block-wise methods."""
+        """Input values that share a scale; None if an output channel is not divided."""
         return METHODS[self.name].group_size
 
     def overhead_bits(self, weight: Weight, full_bits: int) -> int:
         """Bits of scales, zero points and codebooks beside the codes of one stored tensor.
 
         Args:
-            weight: that is quantized.
-            full_bits: P, the precision in which scales and codebooks are stored.
+            weight: the weight that is quantized.
+            full_bits: the paper's P, in which it stores scales and codebooks, 16 or 32.
         """
         method = METHODS[self.name]
         return method.overhead_bits(self.bits, weight.shape[0], weight.fan_in, full_bits)
 
     def size_bits(self, weight: Weight, full_bits: int) -> int:
-        """Bits of all stored copies of ``weight``: the codes, filled up to whole bytes, and the overhead."""
+        """Bits of all stored copies of a weight: codes, rounded up to whole bytes, and overhead.
+
+        Args:
+            weight: the weight that is quantized.
+            full_bits: see `overhead_bits`.
+        """
         copies = 1 + len(weight.ties)
         codes = 8 * math.ceil(math.prod(weight.shape) * self.bits / 8)
         return copies * (codes + self.overhead_bits(weight, full_bits))
@@ -98,9 +112,16 @@ class QuantMethod:
 class QuantConfig:
     """A method for every weight of a denoiser.
 
+    Example:
+        >>> from qsdm.qconfig import QuantConfig, QuantMethod
+        >>> qconfig = QuantConfig("toy", {"proj": QuantMethod.parse("uaq-4")})
+        >>> QuantConfig.from_json(qconfig.to_json()) == qconfig
+        True
+
     Attributes:
-        methods: by weight name. Weights that are not named keep full precision.
-        digest: sha256 of the canonical JSON; names the configuration everywhere.
+        denoiser: name of the model.
+        methods: by the weight's name; weights that are not named keep full precision.
+        digest: sha256 of the canonical JSON, 64 hexadecimal digits, by which artifacts refer to it.
     """
 
     denoiser: str
@@ -115,6 +136,7 @@ class QuantConfig:
         return hash(self.digest)
 
     def to_json(self) -> dict[str, Any]:
+        """The configuration as an object that JSON can hold."""
         return {
             "schema": SCHEMA,
             "denoiser": self.denoiser,
@@ -123,12 +145,19 @@ class QuantConfig:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> QuantConfig:
-        """Raises ValueError if ``data`` is no configuration of this schema."""
+        """The inverse of `to_json`.
+
+        Args:
+            data: what JSON holds.
+
+        Raises:
+            ValueError: it is not a configuration of this schema.
+        """
         from qsdm.store.files import decode
 
         if not isinstance(data, Mapping) or data.get("schema") != SCHEMA:
-            found = data.get("schema") if isinstance(data, Mapping) else type(data).__name__
-            raise ValueError(f"wanted a configuration of schema {SCHEMA!r} (got {found!r})")
+            schema = data.get("schema") if isinstance(data, Mapping) else type(data).__name__
+            raise ValueError(f"wanted a configuration of schema {SCHEMA!r} (got {schema!r})")
         stored = decode(data, _ConfigurationFile)
         return QuantConfig(
             stored.denoiser,
@@ -146,11 +175,25 @@ class _ConfigurationFile:
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """The configurations of a graph: for each of its W weights the methods on offer.
+    """The configurations of a graph: the methods on offer for each of its W weights.
+
+    Example:
+        >>> from qsdm.graph import Graph, Node, Op, Weight
+        >>> from qsdm.qconfig import Space
+        >>> weight = Weight("proj", "proj.weight", (320, 1280))
+        >>> graph = Graph("toy", (Node("proj", Op.LINEAR, weight=weight),), ())
+        >>> space = Space.of(graph, ["uaq-3", "uaq-4"])
+        >>> space.encode(space.uniform("uaq-4")).tolist()
+        [1]
 
     Attributes:
-        options: per weight of ``graph.weights``, one or more methods, by bits and then as listed.
+        graph: of the denoiser.
+        options: for each weight of ``graph.weights``, one or more methods, by bits and then as
+            listed.
         full_bits: precision of the stored full-precision denoiser, 16 or 32.
+
+    Raises:
+        ValueError: there is a weight without methods.
     """
 
     graph: Graph
@@ -160,8 +203,8 @@ class Space:
     def __post_init__(self) -> None:
         if len(self.options) != len(self.graph.weights) or not all(self.options):
             raise ValueError(
-                f"a space needs at least one method for each of the {len(self.graph.weights)} weights "
-                f"(got {len(self.options)})"
+                "a space needs at least one method for each of the "
+                f"{len(self.graph.weights)} weights (got methods for {len(self.options)})"
             )
 
     @staticmethod
@@ -171,10 +214,16 @@ class Space:
         full_bits: int = 16,
         max_overhead: float = 1.0,
     ) -> Space:
-        """The same methods for every weight, but none whose overhead is too much for a small one.
+        """The space that offers every weight the same methods.
+
+        Where a method's overhead would be too large, for small weights, K-Means-A of the same bits
+        takes its place.
 
         Args:
-            max_overhead: bits per weight; above it K-Means-A of the same bits takes the method's place.
+            graph: of the denoiser.
+            methods: objects or their text form.
+            full_bits: precision of the stored full-precision denoiser, 16 or 32.
+            max_overhead: largest overhead of a method, in bits per value of the weight, 0 or more.
         """
         parsed = sorted(
             (m if isinstance(m, QuantMethod) else QuantMethod.parse(m) for m in methods),
@@ -196,14 +245,16 @@ class Space:
         return tuple(sorted({method for offered in self.options for method in offered}))
 
     def sample(self, rng: np.random.Generator, share: float | None = None) -> QuantConfig:
-        """A random configuration whose average bits spread evenly over the space's range.
+        """A random configuration; average bits are spread evenly over the space's range.
 
-        Each weight draws its bits, then uniformly a method of these bits. The distribution of bits is tilted towards a
-        target drawn uniformly between the smallest and the largest; with 3 and 4 bits that is p3 ~ U(0, 1), the paper's
-        rule.
+        Each weight draws its bits, and then, uniformly, a method of these bits. The distribution of
+        bits is tilted towards a target that is drawn uniformly between the smallest and the largest
+        bits. With 3 and 4 bits that is p3 ~ U(0, 1), the paper's rule.
 
         Args:
-            share: where between the smallest and the largest bits the target lies, 0 to 1, if it is not to be drawn.
+            rng: the source of randomness.
+            share: the target's position between the smallest and the largest bits, 0 to 1; None: it
+                is drawn.
         """
         widths = sorted({method.bits for offered in self.options for method in offered})
         share = rng.random() if share is None else share
@@ -217,49 +268,74 @@ class Space:
         return self.decode(genes)
 
     def uniform(self, method: str | QuantMethod) -> QuantConfig:
-        """The same method for every weight, or what takes its place where it is not on offer (K-Means-A of the same
-        bits)."""
-        wanted = QuantMethod.parse(method) if isinstance(method, str) else method
+        """The configuration with one method for every weight.
+
+        Where the method is not on offer, K-Means-A of the same bits takes its place, or else
+        another method of the same bits.
+
+        Args:
+            method: an object or its text form.
+
+        Raises:
+            OutsideSpace: a weight has no method of these bits.
+        """
+        requested = QuantMethod.parse(method) if isinstance(method, str) else method
         chosen = {}
         for weight, offered in zip(self.graph.weights, self.options, strict=True):
-            near = [m for m in offered if m.bits == wanted.bits]
-            if not near:
+            candidates = [m for m in offered if m.bits == requested.bits]
+            if not candidates:
                 raise OutsideSpace(
-                    f"no {wanted.bits}-bit method is on offer for {weight.name!r} "
+                    f"no {requested.bits}-bit method is on offer for {weight.name!r} "
                     f"(offered: {', '.join(map(str, offered))})"
                 )
-            substitute = next((m for m in near if m.name == "kmeans_a"), near[0])
-            chosen[weight.name] = wanted if wanted in near else substitute
+            substitute = next((m for m in candidates if m.name == "kmeans_a"), candidates[0])
+            chosen[weight.name] = requested if requested in candidates else substitute
         return QuantConfig(self.graph.denoiser, chosen)
 
     def encode(self, qconfig: QuantConfig) -> np.ndarray:
-        """Configuration => genes, int64 [W]: index into the options of each weight.
+        """The genes of a configuration.
+
+        Args:
+            qconfig: of this space.
+
+        Returns:
+            int64 [W], for each weight the index of its method in ``options``.
 
         Raises:
-            OutsideSpace: it is of another denoiser, leaves a weight out, names one too many, or a method that is not on
-                offer.
+            OutsideSpace: it is of another denoiser, names too few or too many weights, or has a
+                method that is not on offer.
         """
         if qconfig.denoiser != self.graph.denoiser:
             raise OutsideSpace(
-                f"wanted a configuration of {self.graph.denoiser!r} (got one of {qconfig.denoiser!r})"
+                f"wanted a configuration of {self.graph.denoiser!r} "
+                f"(got one of {qconfig.denoiser!r})"
             )
         names = {weight.name for weight in self.graph.weights}
-        if odd := sorted(names ^ set(qconfig.methods)):
+        if unmatched := sorted(names ^ set(qconfig.methods)):
             raise OutsideSpace(
-                f"configuration and space must name the same weights (only one of them has {odd[0]!r})"
+                "configuration and space must name the same weights "
+                f"(only one of them has {unmatched[0]!r})"
             )
         genes = np.empty(len(self.options), dtype=np.int64)
         for i, (weight, offered) in enumerate(zip(self.graph.weights, self.options, strict=True)):
             method = qconfig.methods[weight.name]
             if method not in offered:
                 raise OutsideSpace(
-                    f"{method} is not on offer for {weight.name!r} (offered: {', '.join(map(str, offered))})"
+                    f"{method} is not on offer for {weight.name!r} "
+                    f"(offered: {', '.join(map(str, offered))})"
                 )
             genes[i] = offered.index(method)
         return genes
 
     def decode(self, genes: np.ndarray) -> QuantConfig:
-        """The inverse of `encode`."""
+        """The inverse of `encode`.
+
+        Args:
+            genes: integers [W], for each weight the index of its method in ``options``.
+
+        Raises:
+            OutsideSpace: there are not W genes.
+        """
         if len(genes) != len(self.options):
             raise OutsideSpace(f"wanted {len(self.options)} genes (got {len(genes)})")
         pairs = zip(self.graph.weights, self.options, genes, strict=True)
@@ -271,12 +347,17 @@ class Space:
 
 @dataclass(frozen=True, slots=True)
 class SpaceSpec:
-    """One entry of ``conf/space``: what makes the `Space` of any graph.
+    """An entry of ``conf/space``: the options of a `Space`, without a graph.
 
     Attributes:
-        methods: text forms, offered for every weight that affords them.
-        splits: regular expression; weights whose module path matches it stay split by their concatenated inputs.
-        max_overhead: bits per weight of scales and codebooks, above which K-Means-A takes a method's place.
+        name: names the space's folders in the store.
+        methods: text forms, see `Space.of`.
+        splits: regular expression; weights whose module path matches it stay split by their
+            concatenated inputs.
+        max_overhead: see `Space.of`.
+
+    Raises:
+        ValueError: the name, the methods or the overhead are not allowed.
     """
 
     name: str
@@ -288,12 +369,21 @@ class SpaceSpec:
         require(0, max_overhead=self.max_overhead)
         if not re.fullmatch(r"\w[\w.-]*", self.name):
             raise ValueError(
-                f"wanted a name of letters, digits, '.', '-' and '_', as of a folder (got {self.name!r})"
+                "wanted a name of letters, digits, '.', '-' and '_', as it names a folder "
+                f"(got {self.name!r})"
             )
         if isinstance(self.methods, str) or not self.methods:
-            raise ValueError(f"wanted a list of methods, as [uaq-3,uaq-4] (got {self.methods!r})")
+            raise ValueError(
+                f"wanted a list of methods, as in [uaq-3,uaq-4] (got {self.methods!r})"
+            )
 
     def of(self, graph: Graph, full_bits: int = 16) -> Space:
+        """The space of a graph.
+
+        Args:
+            graph: of the denoiser.
+            full_bits: precision of the stored full-precision denoiser, 16 or 32.
+        """
         return Space.of(
             merge_splits(graph, self.splits), self.methods, full_bits, self.max_overhead
         )

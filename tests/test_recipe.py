@@ -123,5 +123,5 @@ def test_bad_input_names_the_remedy(tiny_model: Model, store: Path, tmp_path: Pa
     (tmp_path / "picture.json").write_bytes(bytes(range(256)))
     with pytest.raises(StoreError, match=r"cannot be read \(UnicodeDecodeError\): give file=PATH"):
         recipe(Workspace(tiny_model, SPEC, store), tmp_path / "picture.json")
-    with pytest.raises(ValueError, match=r"wanted a method and its bits, as uaq-4"):
+    with pytest.raises(ValueError, match=r"wanted a method and its bits, as in uaq-4"):
         recipe(Workspace(tiny_model, SPEC, store), tmp_path / "missing.json", default="q4_0")

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from qsdm.measurement.memory import Memory
 
 NAME = "README.md"
-MARK = "<!-- Written by qsdm.realize, which writes it anew: remove this line to keep your own text. -->"
+MARK = (
+    "<!-- Written by qsdm.realize, which writes it anew: "
+    "remove this line to keep your own text. -->"
+)
 
 SPEED = """\
 Weight-only quantization reduces the size of the file and the memory of the weights. It does not by
@@ -79,8 +82,8 @@ def card(
             *head,
             f"# {model.name}, its denoiser at {avg_bits:.2f} bits per weight",
             "",
-            f"Made by qsdm from {source}: each of the denoiser's weights is quantized by a method of "
-            f"its own and packed; everything else is in {bits} bits.",
+            f"Made by qsdm from {source}: each of the denoiser's weights is quantized by a "
+            f"method of its own and packed; everything else is in {bits} bits.",
             "",
             *table(("", ""), about),
             "",

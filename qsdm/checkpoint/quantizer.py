@@ -200,7 +200,8 @@ class QsdmQuantizer(DiffusersQuantizer):
         if any(".base_layer." in name for name in state_dict):
             raise CheckpointError(
                 "the denoiser carries adapters, which its file cannot contain: save them "
-                "separately and unload them (save_lora_weights, unload_lora_weights), then save the pipeline"
+                "separately and unload them (save_lora_weights, unload_lora_weights), then save "
+                "the pipeline"
             )
         config = self.quantization_config
         for name, text in config.checksums.items():  # type: ignore[attr-defined]

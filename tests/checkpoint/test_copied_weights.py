@@ -14,7 +14,6 @@ from torch import nn
 
 from qsdm.checkpoint import dequantized
 
-
 Denoisers = Callable[..., nn.Module]
 
 

@@ -1,6 +1,6 @@
 """LoRAs by ``pipeline.load_lora_weights`` on packed denoisers, for every loader of diffusers.
 
-The dequantized denoiser, an ordinary one, gives the right output. docs/checkpoints.md has the table.
+The dequantized denoiser, an ordinary one, gives the right output. Table: docs/checkpoints.md.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # peft's and diffusers' own
 DOCS = Path(__file__).parents[2] / "docs" / "checkpoints.md"
 NO_PIPELINE = {"AmusedLoraLoaderMixin", "LoraLoaderMixin"}
 """Loaders that no pipeline of diffusers uses any more."""
+Case = tuple[str, nn.Module, nn.Module, Callable[[nn.Module], torch.Tensor]]
 SD, FLUX = "StableDiffusionLoraLoaderMixin", "FluxLoraLoaderMixin"
 
 
@@ -114,7 +115,7 @@ def test_a_lora_does_what_it_does_on_the_dequantized_denoiser(loader: str, tmp_p
 
 
 @pytest.fixture(params=[SD, FLUX])
-def case(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Any, nn.Module, Callable]:
+def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
     """A loader, a packed denoiser, its dequantized twin, and what computes a denoiser's output."""
     full = tiny(request.param)
     given = arguments(request.param, full)
@@ -122,7 +123,7 @@ def case(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Any, nn.M
     return request.param, denoiser, dequantized(denoiser), lambda one: output(one, given)
 
 
-def test_several_loras_one_deleted_one_swapped(case) -> None:
+def test_several_loras_one_deleted_one_swapped(case: Case) -> None:
     loader, denoiser, plain, out = case
     loras = [random_lora(loader, denoiser, seed) for seed in (1, 2, 3)]
     pipelines = [pipeline_of(loader, one) for one in (denoiser, plain)]
@@ -151,7 +152,7 @@ def test_several_loras_one_deleted_one_swapped(case) -> None:
     assert torch.equal(out(denoiser), seen[0])
 
 
-def test_fusing_is_refused_and_the_adapter_stays(case) -> None:
+def test_fusing_is_refused_and_the_adapter_stays(case: Case) -> None:
     loader, denoiser, _, out = case
     pipeline = pipeline_of(loader, denoiser)
     pipeline.load_lora_weights(random_lora(loader, denoiser), adapter_name="a")
