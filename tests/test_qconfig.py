@@ -62,10 +62,10 @@ def test_codes_of_tied_weights_are_stored_once_each() -> None:
 
 
 def test_three_bit_codes_fill_whole_bytes() -> None:
-    odd = Weight("a", "a.weight", (1, 3))
-    assert QuantMethod("fp", 16).size_bits(odd, 16) == 48
+    uneven = Weight("a", "a.weight", (1, 3))
+    assert QuantMethod("fp", 16).size_bits(uneven, 16) == 48
     assert (
-        QuantMethod("kmeans_a", 3).size_bits(odd, 16) == 16 + 8 * 16
+        QuantMethod("kmeans_a", 3).size_bits(uneven, 16) == 16 + 8 * 16
     )  # 9 bits of codes => 2 bytes
 
 

@@ -80,10 +80,10 @@ def merged(loader: str, denoiser: nn.Module, lora: dict[str, torch.Tensor]) -> n
 
 @torch.inference_mode()
 def output(denoiser: nn.Module, given: dict[str, Any]) -> torch.Tensor:
-    made = denoiser(**given)
-    while not isinstance(made, torch.Tensor):
-        made = made[0]
-    return made
+    outputs = denoiser(**given)
+    while not isinstance(outputs, torch.Tensor):
+        outputs = outputs[0]
+    return outputs
 
 
 @pytest.mark.parametrize("loader", sorted(set(CASES) - NO_PIPELINE))

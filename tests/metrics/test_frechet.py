@@ -46,10 +46,10 @@ def test_equals_the_textbook_formula(n: int) -> None:
         root = np.sqrt(values.real.clip(0)).sum()
     else:
         root = np.trace(scipy.linalg.sqrtm(c1 @ c2).real)
-    wanted = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(c1) + np.trace(c2) - 2 * root
-    assert frechet(Gaussian.of(a), Gaussian.of(b)) == pytest.approx(wanted, rel=1e-4)
+    expected = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(c1) + np.trace(c2) - 2 * root
+    assert frechet(Gaussian.of(a), Gaussian.of(b)) == pytest.approx(expected, rel=1e-4)
     stored = Gaussian.of_moments(a.mean(0), c1)
-    assert frechet(stored, Gaussian.of(b)) == pytest.approx(wanted, rel=1e-4)
+    assert frechet(stored, Gaussian.of(b)) == pytest.approx(expected, rel=1e-4)
 
 
 def test_of_shifted_and_scaled_features() -> None:

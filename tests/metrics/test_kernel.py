@@ -19,9 +19,9 @@ def test_is_about_zero_for_one_distribution_and_grows_with_a_shift(
         discrepancy(kernel, rng.normal(size=(100, 8)), rng.normal(size=(150, 8))) for _ in range(50)
     ]
     assert abs(np.mean(same)) < 3 * np.std(same) / 50**0.5, "the estimate is not unbiased"
-    found = [discrepancy(kernel, x + shift, y) for shift in (0.0, 0.5, 1.0)]
-    assert found == sorted(found)
-    assert found[2] > 5 * abs(found[0])
+    distances = [discrepancy(kernel, x + shift, y) for shift in (0.0, 0.5, 1.0)]
+    assert distances == sorted(distances)
+    assert distances[2] > 5 * abs(distances[0])
 
 
 def test_equals_torchmetrics_for_as_many_reference_pictures(rng: np.random.Generator) -> None:

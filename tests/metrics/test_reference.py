@@ -29,9 +29,9 @@ def test_a_folder_becomes_a_named_file(
     main([str(folder), *options.split()])
     path = tmp_path / "references" / "toy-32px-7.safetensors"
     assert str(path) in capsys.readouterr().out
-    found = Reference(str(path)).features("lite0", 112)
+    stored = Reference(str(path)).features("lite0", 112)
     expected = lite0.features(np.stack(list(read_pictures(folder, 32, None))))
-    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-3)  # stored in 16 bits
+    np.testing.assert_allclose(stored, expected, rtol=2e-3, atol=1e-3)  # stored in 16 bits
     with pytest.raises(MetricError, match="wanted reference features of clip, 8 numbers each"):
         Reference(str(path)).features("clip", 8)
 
@@ -40,8 +40,8 @@ def test_the_middle_square_is_taken(tmp_path: Path) -> None:
     picture = np.zeros((10, 30, 3), np.uint8)
     picture[:, 10:20] = 255
     Image.fromarray(picture).save(tmp_path / "a.png")
-    (found,) = read_pictures(tmp_path, 10, None)
-    assert (found == 255).all()
+    (picture,) = read_pictures(tmp_path, 10, None)
+    assert (picture == 255).all()
 
 
 def test_bad_folders_and_files_are_told(folder: Path, tmp_path: Path) -> None:

@@ -55,21 +55,23 @@ def flip(path: Path, bit: int) -> None:
 def test_flipped_bits_of_a_json_artifact_are_told_or_change_nothing(tmp_path: Path) -> None:
     path, content = tmp_path / "score.json", {"name": "gnn", "values": {"srcc": 0.5}}
     SCORE.write(path, content)
-    whole, told = path.read_bytes(), list[str]()
+    whole, messages = path.read_bytes(), list[str]()
     for bit in range(0, 8 * len(whole), 5):
         flip(path, bit)
         try:
             assert SCORE.read(path) == content
         except StoreError as error:
-            told.append(str(error))
+            messages.append(str(error))
         path.write_bytes(whole)
-    assert all(text.startswith(f"{path} is damaged (") for text in told)
-    assert all(text.endswith("run python -m qsdm.train again") for text in told)
-    assert len(told) > len(whole)  # of 8 / 5; what is left: spaces, letters of the checksum's key
+    assert all(text.startswith(f"{path} is damaged (") for text in messages)
+    assert all(text.endswith("run python -m qsdm.train again") for text in messages)
+    assert len(messages) > len(
+        whole
+    )  # of 8 / 5; what is left: spaces, letters of the checksum's key
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ('{"schema": "qsdm/score/2"}', r"wanted schema 'qsdm/score/1', got 'qsdm/score/2'"),
         ("[]", "wanted an object, got list"),
@@ -83,10 +85,10 @@ def test_flipped_bits_of_a_json_artifact_are_told_or_change_nothing(tmp_path: Pa
         ('{"schema": "\xff"}', "utf-8"),
     ],
 )  # fmt: skip
-def test_wrong_json_is_one_sentence(tmp_path: Path, text: str, told: str) -> None:
+def test_wrong_json_is_one_sentence(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "score.json"
     path.write_bytes(text.encode("latin-1"))
-    with pytest.raises(StoreError, match=told) as caught:
+    with pytest.raises(StoreError, match=message) as caught:
         SCORE.read(path, "toy")
     assert "\n" not in str(caught.value)
     assert str(caught.value).endswith("run python -m qsdm.train +model=toy again")
@@ -112,7 +114,7 @@ def test_files_of_the_first_version_have_no_checksum_and_are_read(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda g: g["edges"].append([1, 0]), "topologically sorted"),
         (lambda g: g["edges"].append([0, 7]), "topologically sorted"),
@@ -129,14 +131,14 @@ def test_files_of_the_first_version_have_no_checksum_and_are_read(tmp_path: Path
     ],
 )  # fmt: skip
 def test_a_damaged_graph_names_the_field(
-    tmp_path: Path, change: Callable[[Json], object], told: str
+    tmp_path: Path, change: Callable[[Json], object], message: str
 ) -> None:
     """Also where there is no checksum, as in stores of version 0.1.0."""
     data = json.loads(json.dumps(GRAPH_OF_TWO.to_json()))
     change(data)
     store = Store(tmp_path, "toy")
     write_json(store.path("graph.json"), data)
-    with pytest.raises(StoreError, match=told) as caught:
+    with pytest.raises(StoreError, match=message) as caught:
         store.graph()
     assert str(caught.value).endswith("run python -m qsdm.trace +model=toy again")
 
@@ -168,21 +170,21 @@ def test_flipped_bits_of_tensors_are_told_or_change_nothing(tmp_path: Path) -> N
     path, arrays = tmp_path / "a.safetensors", {"x": np.arange(6.0), "y": np.arange(3) > 1}
     write_tensors(path, arrays, {"mean": 0.5})
     whole = path.read_bytes()
-    header_bits, told = 8 * read_header(path).start, list[str]()
+    header_bits, messages = 8 * read_header(path).start, list[str]()
     for bit in range(0, 8 * len(whole), 5):
         flip(path, bit)
         try:
-            found, about = read_tensors(
+            arrays_read, about = read_tensors(
                 path, remedy="run python -m qsdm.calibrate again", kind=dict
             )
             assert bit < header_bits, "data is compared bit by bit"
             assert about == {"mean": 0.5}
-            assert all(np.array_equal(found[name], arrays[name]) for name in arrays)
-            assert found.keys() == arrays.keys()
+            assert all(np.array_equal(arrays_read[name], arrays[name]) for name in arrays)
+            assert arrays_read.keys() == arrays.keys()
         except StoreError as error:
-            told.append(str(error))
+            messages.append(str(error))
         path.write_bytes(whole)
-    assert all(text.endswith("run python -m qsdm.calibrate again") for text in told)
+    assert all(text.endswith("run python -m qsdm.calibrate again") for text in messages)
 
 
 def test_parts_written_in_pieces_in_any_order_have_their_checksums(tmp_path: Path) -> None:
@@ -194,8 +196,12 @@ def test_parts_written_in_pieces_in_any_order_have_their_checksums(tmp_path: Pat
         file.write("pieces", data[:400_000])
     header = read_header(path)
     assert header.metadata == {"a": "b"}
-    for key, found in (("pieces", data), ("whole", np.float32([1, 2]).tobytes()), ("never", b"")):
-        header.check(key, found)
+    for key, part in (
+        ("pieces", data),
+        ("whole", np.float32([1, 2]).tobytes()),
+        ("never", b""),
+    ):
+        header.check(key, part)
     assert map_tensor(path, "pieces").tobytes() == data
     from safetensors.numpy import load_file
 

@@ -37,7 +37,7 @@ def change(database: OutcomeDatabase, statement: str, *values: object) -> None:
 
 
 def test_every_flipped_bit_of_a_row_is_told_or_changes_nothing() -> None:
-    row, told = encode_row(outcome(3).to_json()).encode(), 0
+    row, num_errors = encode_row(outcome(3).to_json()).encode(), 0
     assert decode_row(row, Outcome.from_json) == outcome(3)
     for bit in range(8 * len(row)):
         flipped = bytearray(row)
@@ -45,8 +45,8 @@ def test_every_flipped_bit_of_a_row_is_told_or_changes_nothing() -> None:
         try:
             assert decode_row(bytes(flipped), Outcome.from_json) == outcome(3)
         except ValueError:
-            told += 1
-    assert told > 7 * len(row)  # what is left are letters of the key "checksum"
+            num_errors += 1
+    assert num_errors > 7 * len(row)  # what is left are letters of the key "checksum"
 
 
 def test_rows_of_the_first_version_are_read() -> None:
@@ -92,11 +92,11 @@ def test_a_database_is_never_taken_for_an_empty_one(database: OutcomeDatabase) -
     for damaged in (b"", whole[:50], whole[:5000], whole.replace(b"tableoutcome", b"tableoutcame")):
         database.path.write_bytes(damaged)
         try:
-            found = OutcomeDatabase(database.path).read()
+            outcomes = OutcomeDatabase(database.path).read()
         except StoreError as error:
             assert "run python -m qsdm.store --repair" in str(error)  # noqa: PT017
         else:
-            assert found == [outcome(bits) for bits in (2, 3, 4, 5)]
+            assert outcomes == [outcome(bits) for bits in (2, 3, 4, 5)]
     database.path.unlink()
     database.path.with_name("outcomes.sqlite-wal").write_bytes(b"log of another database")
     with pytest.raises(StoreError, match="exists without its database"):
@@ -106,22 +106,24 @@ def test_a_database_is_never_taken_for_an_empty_one(database: OutcomeDatabase) -
 def test_flipped_bits_of_a_database_are_told_or_change_nothing(
     database: OutcomeDatabase, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole, wanted = database.path.read_bytes(), [outcome(bits) for bits in (2, 3, 4, 5)]
+    whole, expected = database.path.read_bytes(), [outcome(bits) for bits in (2, 3, 4, 5)]
     used = [i for i, byte in enumerate(whole) if byte]
-    for place in used[::7]:
-        database.path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+    for offset in used[::7]:
+        database.path.write_bytes(whole[:offset] + bytes([whole[offset] ^ 4]) + whole[offset + 1 :])
         warn_once.cache_clear()
         try:
             again = OutcomeDatabase(database.path)
-            found, protocols = again.read(), again.protocols()
+            outcomes, protocols = again.read(), again.protocols()
         except StoreError:
             continue
         finally:
             for suffix in ("-wal", "-shm"):
                 database.path.with_name(database.path.name + suffix).unlink(missing_ok=True)
-        told = capsys.readouterr().err
-        assert all(one in wanted for one in found)
-        assert told or (found == wanted and protocols == {PROTOCOL.digest: PROTOCOL}), place
+        warnings = capsys.readouterr().err
+        assert all(one in expected for one in outcomes)
+        assert warnings or (outcomes == expected and protocols == {PROTOCOL.digest: PROTOCOL}), (
+            offset
+        )
 
 
 def test_a_damaged_database_is_repaired(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,16 +165,16 @@ def test_damaged_rows_of_a_shipped_table_are_counted(
     column = table.schema.get_field_index("json")
     pyarrow.parquet.write_table(table.set_column(column, "json", [texts]), path)
     assert Store(tmp_path / "mine", "toy").outcomes() == [outcome(4)]
-    assert "1 of 2 outcomes" in (told := capsys.readouterr().err)
-    assert "+model=toy" in told
+    assert "1 of 2 outcomes" in (warnings := capsys.readouterr().err)
+    assert "+model=toy" in warnings
 
 
 def test_a_flipped_bit_of_a_page_is_told(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     write_outcomes_parquet(path, [outcome(3), outcome(4)], {})
     whole = path.read_bytes()
-    for place in range(4, len(whole), 29):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    for offset in range(4, len(whole), 29):
+        path.write_bytes(whole[:offset] + bytes([whole[offset] ^ 1]) + whole[offset + 1 :])
         with suppress(StoreError):
             assert read_outcomes_parquet(path) == [outcome(3), outcome(4)]
 
