@@ -120,8 +120,6 @@ def calibrate(
         "version": VERSION,
         "graph": space.graph.digest,
         "provenance": provenance(),
-    }
-    about |= {
         "error": error,
         "weights": table.weights,
         "methods": [str(method) for method in methods],

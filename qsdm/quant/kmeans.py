@@ -351,12 +351,8 @@ def _fit_long(first: int, last: int, x: np.ndarray, sizes: np.ndarray, out: np.n
     n, K = x.shape[1], max(16, sizes[-1])
     num_nodes = max(_NODES, 3 * K)
     capacity = 2 * num_nodes + 1
-    p0, p1, gain, new = (
-        np.empty(capacity),
-        np.empty(capacity),
-        np.empty(capacity),
-        np.empty(capacity),
-    )
+    p0, p1 = np.empty(capacity), np.empty(capacity)
+    gain, new = np.empty(capacity), np.empty(capacity)
     split = np.empty((K, capacity), np.uint32)
     index, bins = np.empty(n, np.uint32), np.empty((NUM_BINS, 2), np.float32)
     edges = np.empty(NUM_BINS + 1, np.float32)

@@ -77,8 +77,7 @@ def half(x: np.float32) -> np.float32:
         x: any value.
 
     Returns:
-        The nearest fp16 number as float32, ties to even; values beyond its range become its
-            largest.
+        The nearest fp16 number, ties to even, as float32; beyond fp16's range its largest number.
     """
     x = np.float32(x)
     if abs(x) >= np.float32(65504.0):
