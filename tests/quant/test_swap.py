@@ -103,7 +103,7 @@ def test_an_error_leaves_the_module_restored(toy: Toy) -> None:
 def test_foreign_configurations_and_modules_are_refused(toy: Toy) -> None:
     with pytest.raises(OutsideSpace, match="has no weight 'x'"):
         Switch(toy, GRAPH, Fits(toy)).to(QuantConfig("toy", {"x": UAQ3}))
-    with pytest.raises(ValueError, match=r"no parameter 'a\.weight'.*trace it again"):
+    with pytest.raises(ValueError, match=r"lacks the parameter 'a\.weight'.*trace it again"):
         Switch(nn.Linear(2, 2), GRAPH, Fits(toy))
     toy.a = nn.Linear(5, 8)
     with pytest.raises(ValueError, match="different models"):
