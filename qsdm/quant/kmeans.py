@@ -39,6 +39,7 @@ from qsdm.quant.rows import exact, extent, fast, half, over_rows
 NUM_BINS = 2048
 Fit = tuple[np.ndarray, dict[str, np.ndarray]]  # codes and tensors
 
+Index = int | np.unsignedinteger
 Scale = tuple[np.float32, np.float32, np.float32]  # what `_bin` needs: c, start, density
 
 _EXACT = 256  # longest row that is solved without bins
@@ -164,12 +165,12 @@ def _encode(first: int, last: int, x: np.ndarray, codebook: np.ndarray, codes: n
                 codes[r, i] = code
         else:
             for i in range(x.shape[1]):
-                code, step = 0, K // 2
+                index, step = 0, K // 2
                 while step > 0:
-                    if x[r, i] > middle[code + step - 1]:
-                        code += step
+                    if x[r, i] > middle[index + step - 1]:
+                        index += step
                     step //= 2
-                codes[r, i] = code
+                codes[r, i] = index
 
 
 @exact
@@ -203,14 +204,14 @@ def _first_cluster(p0: np.ndarray, p1: np.ndarray, gain: np.ndarray, split: np.n
 
 
 @fast
-def _gain(p0: np.ndarray, p1: np.ndarray, gain: np.ndarray, j: int, i: int) -> float:
+def _gain(p0: np.ndarray, p1: np.ndarray, gain: np.ndarray, j: Index, i: Index) -> float:
     """The gain of the first ``j`` points and one cluster of the points from there to ``i``."""
     s = p1[i] - p1[j]
     return gain[j] + s * s / (p0[i] - p0[j])
 
 
 @fast
-def _better(a: float, i: int, b: float, j: int) -> tuple[float, int]:
+def _better(a: float, i: Index, b: float, j: Index) -> tuple[float, Index]:
     return (b, j) if b > a else (a, i)
 
 
@@ -251,10 +252,10 @@ def _next_cluster(
                 j1 = min(j + np.uint64(1), end - np.uint64(1))
                 j2 = min(j + np.uint64(2), end - np.uint64(1))
                 j3 = min(j + np.uint64(3), end - np.uint64(1))
-                g1, j1 = _better(_gain(p0, p1, gain, j, i), j, _gain(p0, p1, gain, j1, i), j1)
-                g2, j2 = _better(_gain(p0, p1, gain, j2, i), j2, _gain(p0, p1, gain, j3, i), j3)
-                g1, j1 = _better(g1, j1, g2, j2)
-                best, chosen = _better(best, chosen, g1, np.uint32(j1))
+                g1, c1 = _better(_gain(p0, p1, gain, j, i), j, _gain(p0, p1, gain, j1, i), j1)
+                g2, c2 = _better(_gain(p0, p1, gain, j2, i), j2, _gain(p0, p1, gain, j3, i), j3)
+                g1, c1 = _better(g1, c1, g2, c2)
+                best, chosen = _better(best, chosen, g1, np.uint32(c1))
             if right == i:
                 best, chosen = _better(best, chosen, gain[i], i)  # an empty cluster
             new[i], split[i] = best, chosen
@@ -281,7 +282,7 @@ def _means(p0: np.ndarray, p1: np.ndarray, m: int, split: np.ndarray, out: np.nd
 
 
 @exact
-def _finish(codebook: np.ndarray, mean: np.float32) -> None:
+def _finish(codebook: np.ndarray, mean: float | np.float32) -> None:
     """Add ``mean`` to the entries, sort them and round them to fp16, in place."""
     codebook.sort()
     for k in range(codebook.shape[0]):
@@ -300,7 +301,7 @@ def _prefix(values: np.ndarray, counts: np.ndarray, p0: np.ndarray, p1: np.ndarr
     for i in range(m):
         p0[i + 1] = p0[i] + counts[i]
         mean += counts[i] * values[i]
-    mean /= p0[m]
+    mean /= float(p0[m])
     for i in range(m):
         p1[i + 1] = p1[i] + counts[i] * (values[i] - mean)
     return mean
@@ -392,9 +393,8 @@ def _count_row(
     start = (low - mean) / (abs(low - mean) + c)
     density = np.float32(NUM_BINS - 0.01) / ((high - mean) / (abs(high - mean) + c) - start)
     for i in range(n):
-        index[i] = np.uint32(
-            min(max(np.int32(_bin(row[i] - mean, c, start, density)), 0), NUM_BINS - 1)
-        )
+        position = np.int32(_bin(row[i] - mean, c, start, density))
+        index[i] = np.uint32(min(max(position, 0), NUM_BINS - 1))  # type: ignore[arg-type]
     bins[:] = 0
     for i in range(n):
         bins[index[i], 0] += np.float32(1.0)

@@ -203,8 +203,8 @@ def _decode(
             while i < stop:
                 bit = (r * n + i) * bits
                 byte = bit // 8
-                word = np.uint32(packed[byte]) | (
+                pair = np.uint32(packed[byte]) | (
                     np.uint32(packed[min(byte + 1, end)]) << np.uint32(8)
                 )
-                out[r, i] = line[(word >> np.uint32(bit % 8)) & mask]
+                out[r, i] = line[(pair >> np.uint32(bit % 8)) & mask]
                 i += 1
