@@ -31,7 +31,7 @@ from qsdm.measurement.frames import pictures_of
 from qsdm.outcome import EvaluationError
 from qsdm.prompts import Prompt
 from qsdm.qconfig import QuantConfig, QuantMethod
-from qsdm.quant.calibration import PackedWeights
+from qsdm.quant.calibrated import PackedWeights
 from qsdm.quant.swap import Switch
 
 
