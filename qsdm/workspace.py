@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from qsdm.denoisers import Model, ModelError, found_model
+from qsdm.denoisers import Model, ModelError, discover
 from qsdm.graph import Graph
 from qsdm.qconfig import Space, SpaceSpec
 from qsdm.store import Store
@@ -275,7 +275,7 @@ def named(model: str, space: str = "traced", store: Path | str = "store") -> Wor
     if model in choices()["model"] and model != "any":
         chosen = load("model", model)
     elif Path(model).expanduser().exists() or "/" in model:
-        chosen = found_model(model)
+        chosen = discover(model)
     else:
         raise ModelError(
             f"no model {model!r}: give a NAME of conf/model ({', '.join(choices()['model'])}), "

@@ -1,15 +1,19 @@
-"""The pipelines of published models, built small with random weights: the classes are diffusers' own, the parts few and
-narrow. All have a VAE of factor 8, latents of 8x8, and pictures of 64 px."""
+"""The pipelines of published models, built small with random weights: the classes are diffusers'
+own, the parts few and narrow. All have a VAE of factor 8, latents of 8x8, and pictures of 64 px.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tiny import build_tiny_tokenizer
 
-from qsdm.denoisers import Model, found_model
+from qsdm.denoisers import Model, discover
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 
 WIDTH = 16  # of text embeddings
 SIZE = 8  # of latents
@@ -17,7 +21,9 @@ RESOLUTION_PX = 64
 
 
 def build_model(name: str, folder: Path, **fields: Any) -> Model:
-    """The pipeline of class ``name``, saved to ``folder`` and found there, as ``+model=any`` finds it."""
+    """The pipeline of class ``name``, saved to ``folder`` and found there, as ``+model=any`` finds
+    it.
+    """
     import torch
 
     with torch.random.fork_rng():
@@ -29,13 +35,13 @@ def build_model(name: str, folder: Path, **fields: Any) -> Model:
         "guidance": 2.0,
         "call": CALLS.get(name, {}),
     }
-    return found_model(str(folder), name, **(options | fields))
+    return discover(str(folder), name, **(options | fields))
 
 
 # ---- parts
 
 
-def vae(**config: Any):
+def vae(**config: Any) -> AutoencoderKL:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -120,7 +126,7 @@ def bert() -> tuple[Any, Any]:
     return tokenizer, BertModel(config)
 
 
-def unet(**config: Any):
+def unet(**config: Any) -> UNet2DConditionModel:
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
@@ -138,7 +144,7 @@ def unet(**config: Any):
 # ---- pipelines
 
 
-def stable_diffusion():
+def stable_diffusion() -> DiffusionPipeline:
     from diffusers import PNDMScheduler, StableDiffusionPipeline
 
     tokenizer, text_encoder = clip()
@@ -154,7 +160,7 @@ def stable_diffusion():
     )
 
 
-def stable_diffusion_xl():
+def stable_diffusion_xl() -> DiffusionPipeline:
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
     tokenizer, text_encoder = clip()
@@ -177,7 +183,7 @@ def stable_diffusion_xl():
     )
 
 
-def pixart(pipeline: str, **config: Any):
+def pixart(pipeline: str, **config: Any) -> DiffusionPipeline:
     import diffusers
 
     tokenizer, text_encoder = t5()
@@ -198,7 +204,7 @@ def pixart(pipeline: str, **config: Any):
     )
 
 
-def hunyuan():
+def hunyuan() -> DiffusionPipeline:
     from diffusers import DDPMScheduler, HunyuanDiT2DModel, HunyuanDiTPipeline
 
     tokenizer, text_encoder = bert()
@@ -233,7 +239,7 @@ def hunyuan():
     )
 
 
-def dit():
+def dit() -> DiffusionPipeline:
     from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 
     return DiTPipeline(
@@ -251,7 +257,7 @@ def dit():
     )
 
 
-def stable_diffusion_3():
+def stable_diffusion_3() -> DiffusionPipeline:
     from diffusers import (
         FlowMatchEulerDiscreteScheduler,
         SD3Transformer2DModel,
@@ -286,7 +292,7 @@ def stable_diffusion_3():
     )
 
 
-def flux():
+def flux() -> DiffusionPipeline:
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
     tokenizer, text_encoder = clip()

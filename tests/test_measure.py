@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +103,9 @@ def test_measures_the_configurations_of_a_file(
 def test_what_cannot_be_measured_is_named_and_not_stored(
     tiny_model: Model, store: Path, space: Space, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One configuration asks for a method that was not calibrated; the other is measured all the same."""
+    """One configuration asks for a method that was not calibrated; the other is measured all the
+    same.
+    """
     good = space.uniform("uaq-4")
     bad = QuantConfig("tiny", good.methods | {space.graph.weights[0].name: QuantMethod("uaq", 7)})
     write_json(tmp_path / "some.json", [bad.to_json(), good.to_json()])
@@ -171,6 +174,7 @@ def test_weights_of_another_training_are_refused(
     from tiny import build_tiny_model
 
     other = build_tiny_model(tmp_path, seed=1)
+    assert other.name == tiny_model.name
     with pytest.raises(
         EngineError, match=r"other weights of 'tiny': run python -m qsdm\.calibrate \+model=tiny"
     ):
@@ -180,7 +184,9 @@ def test_weights_of_another_training_are_refused(
 def test_weights_that_were_changed_while_loading_are_refused(
     tiny_model: Model, store: Path
 ) -> None:
-    """A LoRA that is fused into 16 values of one layer, given by model.load; the files are the same."""
+    """A LoRA that is fused into 16 values of one layer, given by model.load; the files are the
+    same.
+    """
     from qsdm.denoisers import load_pipeline
 
     unet = load_pipeline(tiny_model).unet
@@ -230,7 +236,7 @@ from qsdm.metrics.frechet import FrechetLite0
 from qsdm.qconfig import SpaceSpec
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in a shell's background ignores it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
     fields, reference, methods, store = json.loads(sys.argv[1])
     model = Model(**fields, metrics={"fd_lite0": FrechetLite0(reference), "psnr": Psnr()})
     try:
@@ -304,7 +310,7 @@ def test_what_was_measured_survives(
     assert len(final) == more + 1
 
 
-def until(condition, seconds: float = 300) -> None:
+def until(condition: Callable[[], object], seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited too long"
@@ -318,7 +324,9 @@ def alive(pid: int) -> bool:
 def test_a_metric_that_is_added_joins_the_others(
     tiny_model: Model, store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The same pictures are drawn again, their other metrics kept; what needs no new metric draws nothing."""
+    """The same pictures are drawn again, their other metrics kept; what needs no new metric draws
+    nothing.
+    """
     fewer = dataclasses.replace(tiny_model, metrics={"fd_lite0": tiny_model.metrics["fd_lite0"]})
     arguments = {"num_configs": 1, "num_images": 3, "engine": Serial()}
     (before,) = measure(Workspace(fewer, SPACE, store), **arguments)
@@ -363,7 +371,7 @@ def unconditional(tmp_path_factory: pytest.TempPathFactory) -> Model:
     """A DDPM pipeline, which draws ``batch_size`` pictures of nothing in particular."""
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
-    from qsdm.denoisers import found_model
+    from qsdm.denoisers import discover
 
     folder = tmp_path_factory.mktemp("ddpm")
     unet = UNet2DModel(
@@ -376,7 +384,7 @@ def unconditional(tmp_path_factory: pytest.TempPathFactory) -> Model:
     )
     DDPMPipeline(unet, DDPMScheduler()).save_pretrained(folder / "p")
     (folder / "prompts.json").write_text('["a cat"]')
-    return found_model(
+    return discover(
         str(folder / "p"),
         resolution_px=16,
         steps=2,

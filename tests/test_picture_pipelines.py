@@ -1,4 +1,6 @@
-"""Pipelines that start from pictures or draw videos: traced with all weights, and measured with the right pictures."""
+"""Pipelines that start from pictures or draw videos: traced with all weights, and measured with the
+right pictures.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from tiny import CAPTIONS
 
 from qsdm import run, tracing
 from qsdm.calibrate import calibrate
-from qsdm.denoisers import Model, found_model, load_pipeline, prompts_of
+from qsdm.denoisers import Model, discover, load_pipeline, prompts_of
 from qsdm.engine.serial import Serial
 from qsdm.graph import Graph
 from qsdm.measure import measure
@@ -82,7 +84,7 @@ def build(name: str, folder: Path, **fields: Any) -> Model:
         "prompts": prompts,
         "metrics": {"psnr": Psnr()},
     }
-    return found_model(str(folder / name), name, **(options | fields))
+    return discover(str(folder / name), name, **(options | fields))
 
 
 def evaluator(model: Model, num_images: int = 2) -> Evaluator:
@@ -113,8 +115,8 @@ def test_what_is_given_decides_what_is_drawn(name: str, folder: Path) -> None:
     ready.drawer.batch_size = 1  # two entries of a batch do not touch each other
     assert np.abs(ready.pictures(full).astype(int) - pair).max() <= 1
     other = dataclasses.replace(model, prompts=Edits(str(folder / "others")))
-    # The same entries draw the same bits, so whatever changes comes from the pictures alone: of random
-    # weights from 0.04 levels per pixel (FLUX Kontext) to 10 (the SDXL refiner).
+    # The same entries draw the same bits, so whatever changes comes from the pictures alone: of
+    # random weights from 0.04 levels per pixel (FLUX Kontext) to 10 (the SDXL refiner).
     assert np.array_equal(evaluator(model).pictures(full), pair)
     assert not np.array_equal(evaluator(other).pictures(full), pair)
     frames = ready.protocol.frames
@@ -159,7 +161,7 @@ def test_it_is_measured_from_the_pictures_that_a_direct_call_draws(
 
 
 def drawn_directly(model: Model, name: str, folder: Path) -> np.ndarray:
-    """What diffusers alone draws, with the same generators, in the same batches and memory layout."""
+    """What diffusers alone draws, with the same generators, batches and memory layout."""
     batches = []
     for first in range(0, NUM, 2):
         pipeline = load_pipeline(model)
@@ -235,7 +237,9 @@ def test_of_two_denoisers_the_one_named_is_quantized(
 def test_the_command_lines(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """An inpainting pipeline from its directory to a table; captions and a lacking mask are refused at once."""
+    """An inpainting pipeline from its directory to a table; captions and a lacking mask are refused
+    at once.
+    """
     monkeypatch.chdir(tmp_path)
     model = build("StableDiffusionInpaintPipeline", folder)
     chosen = ["+model=any", f"path={model.path}", "model.steps=2", "model.resolution_px=64"]
@@ -271,7 +275,7 @@ def test_inputs_are_built_where_the_call_fails(
 ) -> None:
     import diffusers
 
-    def fail(*args: Any, **kwargs: Any) -> None:
+    def fail(*_args: Any, **_kwargs: Any) -> None:
         raise ValueError("no such picture\nsecond line")
 
     monkeypatch.setattr(diffusers.StableDiffusionInpaintPipeline, "check_inputs", fail)

@@ -12,7 +12,7 @@ import pytest
 
 from qsdm import cost, denoisers, run
 from qsdm.calibrate import calibrate
-from qsdm.denoisers import Model, ModelError, found_model
+from qsdm.denoisers import Model, ModelError, discover
 from qsdm.graph import Graph
 from qsdm.predictor.pyg import read_pyg
 from qsdm.qconfig import QuantConfig, QuantMethod, SpaceSpec
@@ -89,7 +89,7 @@ def test_the_page_shows_the_errors_of_a_calibration(tiny_model: Model, tmp_path:
 def test_any_pipeline_directory_is_a_model(tiny_model: Model, tmp_path: Path) -> None:
     folder = tmp_path / "my pipeline"
     shutil.copytree(tiny_model.path, folder)
-    found = found_model(str(folder))
+    found = discover(str(folder))
     assert re.fullmatch(r"my_pipeline-[0-9a-f]{8}", found.name)
     assert (found.denoiser, found.component) == ("UNet2DConditionModel", "unet")
     assert {w.name for w in trace(Workspace(found, root=tmp_path)).weights} == {
@@ -102,16 +102,16 @@ def test_pipelines_of_one_directory_name_have_stores_of_their_own(
 ) -> None:
     for place in ("a", "b"):
         shutil.copytree(tiny_model.path, tmp_path / place / "pipe")
-    a, b = (found_model(str(tmp_path / place / "pipe")).name for place in ("a", "b"))
+    a, b = (discover(str(tmp_path / place / "pipe")).name for place in ("a", "b"))
     assert a != b  # the same graph, perhaps other weights
     monkeypatch.chdir(tmp_path)
     assert (
-        found_model("a/pipe").name == found_model("b/../a/pipe/").name == a
+        discover("a/pipe").name == discover("b/../a/pipe/").name == a
     )  # every command finds it again
     config = tmp_path / "a" / "pipe" / "unet" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"norm_eps": 1e-3}))
-    assert found_model("a/pipe").name != a
-    assert found_model("a/pipe", name="mine").name == "mine"
+    assert discover("a/pipe").name != a
+    assert discover("a/pipe", name="mine").name == "mine"
 
 
 def test_the_command_line_of_the_issue(
@@ -127,7 +127,7 @@ def test_the_command_line_of_the_issue(
     assert run.execute(trace, ["+model=any", "path=pipe"]) == 0
     assert run.execute(calibrate, ["model=any", "model.path=pipe"]) == 0
     (store,) = Path("store").iterdir()
-    assert store.name == found_model("pipe").name
+    assert store.name == discover("pipe").name
     assert {path.name for path in store.iterdir()} >= {"graph.json", "graph.html", "calibration"}
     for arguments, words in [
         (["path=pipe"], "needs a model: add +model=NAME"),
@@ -149,20 +149,20 @@ def test_parameter_count_is_checked(tiny_model: Model, tmp_path: Path) -> None:
 
 def test_what_is_no_pipeline_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModelError, match="no model_index"):
-        found_model(str(tmp_path))
+        discover(str(tmp_path))
     (tmp_path / "model_index.json").write_text(
         '{"_class_name": "X", "vae": ["diffusers", "AutoencoderKL"]}'
     )
     with pytest.raises(ModelError, match=r"wanted a unet or a transformer \(got vae\)"):
-        found_model(str(tmp_path))
+        discover(str(tmp_path))
     with pytest.raises(ModelError, match="no file or directory 'nowhere'"):
-        found_model("nowhere")
+        discover("nowhere")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     import huggingface_hub
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match="check the name and the network"):
-        found_model("nobody/nothing")
+        discover("nobody/nothing")
 
 
 def test_a_wrong_component_is_told(tiny_model: Model) -> None:
@@ -179,7 +179,7 @@ def test_a_quantized_pipeline_on_disk_is_told(tiny_model: Model, tmp_path: Path)
         )
     )
     with pytest.raises(ModelError, match="already quantized: give path=DIRECTORY"):
-        trace(Workspace(found_model(str(tmp_path / "pipe")), root=tmp_path))
+        trace(Workspace(discover(str(tmp_path / "pipe")), root=tmp_path))
 
 
 def test_unknown_class_is_told() -> None:

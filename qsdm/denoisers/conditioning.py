@@ -1,6 +1,6 @@
-"""Which pictures a pipeline is conditioned on, by the arguments of its call, and how they are given to it.
+"""Pictures that a pipeline starts from: which ones its call takes, and in what form.
 
-Known from the class alone, so that a mismatch is told before anything is loaded.
+The class alone tells, so a mismatch is reported before anything is loaded.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ HOW = {
     "mask_image": "NAME.mask.png beside NAME.png, or `mask_image` in the JSON",
     "control_image": "NAME.control.png beside NAME.txt, or `control_image` in the JSON",
 }
-# diffusers checks a picture's presence during the call, and gives it a default of None. In classes of
-# other names (Flux2Pipeline, FluxKontextPipeline) a picture is an option.
+# diffusers gives a picture the default None and checks during the call whether it is there. In
+# classes with other names (Flux2Pipeline, FluxKontextPipeline) a picture is optional.
 NEEDS_PICTURE = re.compile(
     r"Inpaint|Img2Img|Pix2Pix|Control|Adapter|Upscale|SuperResolution|Refiner|Fill|Edit"
     r"|ImageToVideo|Image2Video|I2I|I2V|Depth2Img|Variation|StableVideoDiffusion|Layered"
 )
 NEEDS_VIDEO = re.compile(r"VideoToVideo|LucyEdit|VACE|WanAnimate|FunControl|Kandinsky6SR")
 VIDEOS = ("video", "control_video", "conditioning_frames", "pose_video")
-# Of these a list of pictures is a batch, which tests/test_edits.py checks. To others (Flux2Pipeline,
-# QwenImageEditPlusPipeline) it is several references of one drawing: they draw one at a time.
+# These take a list of pictures as a batch, which tests/prompts/test_edits.py checks. Others
+# (Flux2Pipeline, QwenImageEditPlusPipeline) take it as several references for one drawing, so they
+# draw one at a time.
 BATCHED = frozenset({
     "StableDiffusionInpaintPipeline",
     "StableDiffusionImg2ImgPipeline",
@@ -55,30 +56,42 @@ BATCHED = frozenset({
 
 
 def sources(cls: type) -> dict[str, tuple[str, ...]]:
-    """Arguments of a pipeline's call that are pictures, and the fields of an `Edit` that may be given there.
+    """Find the arguments of a pipeline's call that are pictures.
 
-    ``image`` of StableDiffusionControlNetPipeline is the control picture.
+    Args:
+        cls: of the pipeline. For StableDiffusionControlNetPipeline, ``image`` is the control
+            picture.
+
+    Returns:
+        Argument => fields of an `Edit` that it may come from, in order of preference.
     """
     takes = inspect.signature(cls.__call__).parameters
     has_control = "control_image" in takes
-    found: dict[str, tuple[str, ...]] = {}
+    fields_of: dict[str, tuple[str, ...]] = {}
     if "image" in takes:
         built_of = inspect.signature(cls).parameters
         is_control = not has_control and "mask_image" not in takes
         controlled = is_control and bool({"controlnet", "adapter"} & built_of.keys())
-        found["image"] = ("control_image", "image") if controlled else ("image",)
+        fields_of["image"] = ("control_image", "image") if controlled else ("image",)
     if has_control:
-        found["control_image"] = (
+        fields_of["control_image"] = (
             ("control_image",) if "image" in takes else ("control_image", "image")
         )
     for name in ("mask_image", "control_mask"):
         if name in takes:
-            found[name] = ("mask_image",)
-    return found
+            fields_of[name] = ("mask_image",)
+    return fields_of
 
 
 def needed(cls: type) -> dict[str, tuple[str, ...]]:
-    """Of `sources` those without which the pipeline draws nothing."""
+    """Find those of `sources` without which the pipeline cannot draw.
+
+    Args:
+        cls: of the pipeline.
+
+    Returns:
+        As `sources`.
+    """
     return {
         name: fields
         for name, fields in sources(cls).items()
@@ -87,31 +100,37 @@ def needed(cls: type) -> dict[str, tuple[str, ...]]:
 
 
 def unavailable(cls: type, call: Collection[str] = ()) -> str | None:
-    """Why qsdm cannot call the pipeline; None if it can.
+    """Say why qsdm cannot call a pipeline.
 
     Args:
+        cls: of the pipeline.
         call: names of further arguments that the user gives.
+
+    Returns:
+        Half a sentence; None if it can.
     """
     takes = inspect.signature(cls.__call__).parameters
-    given = {"self", "prompt", "class_labels", *sources(cls), *call}
+    available = {"self", "prompt", "class_labels", *sources(cls), *call}
     lacking = [
         name
         for name, parameter in takes.items()
         if parameter.default is parameter.empty
         and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
-        and name not in given
+        and name not in available
     ]
     if "conditioning_frames" in takes or NEEDS_VIDEO.search(cls.__name__):
-        lacking += [name for name in VIDEOS if name in takes and name not in given]
+        lacking += [name for name in VIDEOS if name in takes and name not in available]
     if not lacking:
         return None
-    return f"{cls.__name__} wants {lacking[0]}, which no prompts of qsdm hold"
+    return f"{cls.__name__} wants {lacking[0]}, which no prompts of qsdm contain"
 
 
 def check(cls: type, prompts: Sequence[Prompt], call: Collection[str] = ()) -> None:
     """Refuse prompts without the pictures that the pipeline wants, before anything is drawn.
 
     Args:
+        cls: of the pipeline.
+        prompts: one per picture.
         call: names of further arguments that the user gives.
 
     Raises:
@@ -120,21 +139,21 @@ def check(cls: type, prompts: Sequence[Prompt], call: Collection[str] = ()) -> N
     kind = cls.__name__
     if (reason := unavailable(cls, call)) is not None:
         raise PromptsError(f"{reason}: it can be traced and calibrated, not measured")
-    wanted = {name: fields for name, fields in needed(cls).items() if name not in call}
+    required = {name: fields for name, fields in needed(cls).items() if name not in call}
     edits = [prompt for prompt in prompts if isinstance(prompt, Edit)]
     if edits and not sources(cls):
         raise PromptsError(
             f"{kind} takes no picture: give prompts=captions, or another set of texts (got edit)"
         )
-    if wanted and len(edits) < len(prompts):
-        words = " and ".join(dict.fromkeys(WORDS[fields[0]] for fields in wanted.values()))
+    if required and len(edits) < len(prompts):
+        words = " and ".join(dict.fromkeys(WORDS[fields[0]] for fields in required.values()))
         raise PromptsError(
             f"{kind} wants {words} for every caption: give prompts=edit prompts.path=FOLDER "
             "(got texts)"
         )
     takes_text = "prompt" in inspect.signature(cls.__call__).parameters
     for edit in dict.fromkeys(edits):
-        for fields in wanted.values():
+        for fields in required.values():
             if _file(edit, fields) is None:
                 raise PromptsError(
                     f"{kind} wants {WORDS[fields[0]]}, and {edit.origin} has none: "
@@ -155,27 +174,40 @@ def check(cls: type, prompts: Sequence[Prompt], call: Collection[str] = ()) -> N
 
 
 def pictures(pipeline: Any, edits: Sequence[Edit], resolution_px: int) -> dict[str, Any]:
-    """Arguments of the pipeline's call that are pictures: one, or a list of as many as ``edits``.
+    """Read the pictures that a pipeline's call starts from.
 
     Args:
-        resolution_px: edge of what is drawn; the pictures get the size that leads to it.
+        pipeline: that draws.
+        edits: one per drawing.
+        resolution_px: edge of what is drawn, in px; the pictures get the size that leads to it.
+
+    Returns:
+        Argument => a picture, or a list of as many as ``edits``.
 
     Raises:
         PromptsError: a picture cannot be read.
     """
     size_px = resolution_px // enlargement(pipeline)
-    found: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     for name, fields in sources(type(pipeline)).items():
         files = [_file(edit, fields) for edit in edits]
         mode = "L" if fields == ("mask_image",) else "RGB"
         images = [read_picture(Path(file), size_px, mode) for file in files if file]
         if len(images) == len(edits):
-            found[name] = images[0] if len(images) == 1 else images
-    return found
+            arguments[name] = images[0] if len(images) == 1 else images
+    return arguments
 
 
 def fabricated(pipeline: Any, resolution_px: int) -> dict[str, Image]:
-    """As `pictures`, of one made-up picture for each argument without which the pipeline cannot be called."""
+    """Make up a picture for each argument without which the pipeline cannot be called.
+
+    Args:
+        pipeline: that draws.
+        resolution_px: edge of what is drawn, in px.
+
+    Returns:
+        Argument => a gray ramp.
+    """
     import PIL.Image
 
     size_px = resolution_px // enlargement(pipeline)
@@ -187,7 +219,11 @@ def fabricated(pipeline: Any, resolution_px: int) -> dict[str, Image]:
 
 
 def enlargement(pipeline: Any) -> int:
-    """How many times larger than the given picture is what the pipeline draws."""
+    """How many times larger than its input a pipeline draws.
+
+    Args:
+        pipeline: that draws.
+    """
     kind = type(pipeline).__name__
     if kind == "StableDiffusionLatentUpscalePipeline":
         return 2
@@ -197,7 +233,12 @@ def enlargement(pipeline: Any) -> int:
 
 
 def is_batched(cls: type, prompts: Sequence[Prompt]) -> bool:
-    """Whether several of the prompts may be drawn by one call."""
+    """Whether several of the prompts may be drawn by one call.
+
+    Args:
+        cls: of the pipeline.
+        prompts: one per picture.
+    """
     return cls.__name__ in BATCHED or not any(isinstance(prompt, Edit) for prompt in prompts)
 
 

@@ -1,7 +1,7 @@
-"""What is wrong with the files of a diffusers pipeline, in one sentence that names the file and the remedy.
+"""What is wrong with the files of a diffusers pipeline, in one sentence with file and remedy.
 
-Libraries say of a file that is no file of theirs where their parser stopped. Only headers are read here, so looking
-costs milliseconds.
+The libraries themselves only say where their parser stopped. Here only headers are read, which
+takes milliseconds.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PACKAGES = {
     "torchao": "torchao",
     "vptq": "vptq",
 }
-"""Packages on PyPI that read weights of a ``quant_method``."""
+"""Package on PyPI that reads the weights, by ``quant_method``."""
 
 IMPORTED_AS = {
     "optimum-quanto": "optimum.quanto",
@@ -56,23 +56,37 @@ CONVERT = (
     "P.from_pretrained('{folder}', use_safetensors=False).save_pretrained('NEW_FOLDER')\""
 )
 _WEIGHTS = re.compile(
-    r"(?:diffusion_pytorch_model|model)(?:\.(?P<first>\w+))?(?:-\d+-of-\d+)?(?:\.(?P<second>\w+))?\.safetensors"
+    r"(?:diffusion_pytorch_model|model)"
+    r"(?:\.(?P<first>\w+))?(?:-\d+-of-\d+)?(?:\.(?P<second>\w+))?\.safetensors"
 )
 
 
 def read_config(path: Path) -> Any:
-    """A JSON file of the user's, with or without a byte order mark.
+    """Read a JSON file of the user's, with or without a byte order mark.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        Its content.
 
     Raises:
-        ValueError: it is damaged or something else; the message is a whole sentence.
+        ValueError: it is damaged or not JSON; the message is a whole sentence.
     """
-    if (wrong := file_fault(path)) is not None:
-        raise ValueError(wrong)
+    if (fault := file_fault(path)) is not None:
+        raise ValueError(fault)
     return json.loads(path.read_text(encoding="utf-8-sig"))
 
 
 def file_fault(path: Path) -> str | None:
-    """Why a file is not what its name says: a git-LFS pointer, a web page, empty, truncated; None if it is."""
+    """Say why a file is not what its name says.
+
+    Args:
+        path: of a JSON, text or safetensors file.
+
+    Returns:
+        One sentence if it is a git-LFS pointer, a web page, empty, truncated or damaged; else None.
+    """
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -84,13 +98,13 @@ def file_fault(path: Path) -> str | None:
         return f"{path} is empty: download it again"
     if text.startswith(b"version https://git-lfs"):
         return (
-            f"{path} is a git-LFS pointer, which stands for the file: run `git lfs pull` in {path.parent}, "
-            "or download the file itself"
+            f"{path} is a git-LFS pointer, not the file itself: run `git lfs pull` in "
+            f"{path.parent}, or download the file"
         )
     if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
         return (
             f"{path} is a web page that was saved under this name: download the file itself "
-            "(a gated repository needs `hf auth login` first)"
+            "(for a gated repository, run `hf auth login` first)"
         )
     if path.suffix == ".json":
         return _json_fault(path)
@@ -107,46 +121,60 @@ def _json_fault(path: Path) -> str | None:
 
 def _safetensors_fault(path: Path, start: bytes, size: int) -> str | None:
     if start.startswith((b"PK\x03\x04", b"\x80\x02")):
-        return f"{path} is a pickle under the name of a safetensors file: convert it, or download the safetensors file"
+        return (
+            f"{path} is a pickle under the name of a safetensors file: convert it, "
+            "or download the safetensors file"
+        )
     if start.startswith(b"GGUF"):
-        return f"{path} is a GGUF file, whose weights are quantized already: give the full-precision safetensors file"
+        return (
+            f"{path} is a GGUF file, whose weights are already quantized: "
+            "give the full-precision safetensors file"
+        )
     length = int.from_bytes(start[:8], "little")
     if start[8:9] != b"{":
-        return f"{path} is no safetensors file: download it again"
+        return f"{path} is not a safetensors file: download it again"
     if size < 8 + length:
-        return f"{path} is truncated (wanted {8 + length:,} bytes or more, got {size:,}): download it again"
+        return (
+            f"{path} is truncated (wanted {8 + length:,} bytes or more, got {size:,}): "
+            "download it again"
+        )
     try:
-        wanted = read_header(path, whole=False).size_bytes
+        declared = read_header(path, whole=False).size_bytes
     except (OSError, ValueError) as error:
         return f"{path} has a damaged header ({error}): download it again"
-    if size < wanted:
-        return f"{path} is truncated (wanted {wanted:,} bytes, got {size:,}): download it again"
-    return (
-        f"{path} has {size - wanted:,} bytes too many: download it again" if size > wanted else None
-    )
+    if size < declared:
+        return f"{path} is truncated (wanted {declared:,} bytes, got {size:,}): download it again"
+    if size > declared:
+        return f"{path} has {size - declared:,} bytes too many: download it again"
+    return None
 
 
 def pipeline_fault(folder: Path, load: Mapping[str, Any]) -> str | None:
-    """Why the pipeline in ``folder`` cannot be loaded; None if its files tell no reason.
+    """Say why a pipeline cannot be loaded.
 
     Args:
-        load: arguments of from_pretrained: ``variant``, and components that are null or given and not read.
+        folder: of the pipeline.
+        load: arguments of from_pretrained: ``variant``, and components that are not read because
+            they are null or replaced.
+
+    Returns:
+        One sentence; None if the files show no reason.
     """
     index_file = folder / "model_index.json"
     if not index_file.is_file():
         return _no_pipeline(folder)
-    if (wrong := file_fault(index_file)) is not None:
-        return wrong
+    if (fault := file_fault(index_file)) is not None:
+        return fault
     index = read_config(index_file)
     if not isinstance(index, dict):
-        return f"{index_file} holds no mapping: restore it"
+        return f"{index_file} does not hold a mapping: restore it"
     for name, entry in index.items():
         if name.startswith("_") or name in load or not isinstance(entry, list) or not all(entry):
             continue
         weightless = WEIGHTLESS.search(str(entry[-1])) is not None
-        wrong = component_fault(folder / name, load.get("variant"), weightless, str(entry[0]))
-        if wrong is not None:
-            return wrong
+        fault = component_fault(folder / name, load.get("variant"), weightless, str(entry[0]))
+        if fault is not None:
+            return fault
     return None
 
 
@@ -154,21 +182,21 @@ def _no_pipeline(folder: Path) -> str:
     remedy = "give path=DIRECTORY of a diffusers pipeline"
     if (folder / "config.json").is_file():
         return (
-            f"{folder} is one component, no diffusers pipeline (no model_index.json): "
-            "give path=DIRECTORY of the whole pipeline, perhaps the folder above"
+            f"{folder} is one component, not a whole diffusers pipeline (no model_index.json): "
+            "give path=DIRECTORY of the pipeline, perhaps the folder above"
         )
     files = sorted(file for file in folder.iterdir() if file.is_file()) if folder.is_dir() else []
     if single := [file for file in files if file.suffix == ".safetensors"]:
         return (
-            f"{folder} is no diffusers pipeline (no model_index.json) but holds {single[0].name}: "
-            f"give path={single[0]} for a single file"
+            f"{folder} is not a diffusers pipeline (no model_index.json) but holds "
+            f"{single[0].name}: give path={single[0]} to load that file"
         )
     if pickles := [file for file in files if file.suffix in PICKLES]:
         return (
-            f"{folder} is no diffusers pipeline (no model_index.json) but holds the pickle {pickles[0].name}: "
-            "convert it to safetensors, then give path=FILE.safetensors"
+            f"{folder} is not a diffusers pipeline (no model_index.json) but holds the pickle "
+            f"{pickles[0].name}: convert it to safetensors, then give path=FILE.safetensors"
         )
-    return f"{folder} is no diffusers pipeline, it has no model_index.json: {remedy}"
+    return f"{folder} is not a diffusers pipeline, it has no model_index.json: {remedy}"
 
 
 def component_fault(
@@ -177,13 +205,23 @@ def component_fault(
     weightless: bool = False,
     library: str = "diffusers",
 ) -> str | None:
-    """As `pipeline_fault`, for one component."""
+    """Say why one component of a pipeline cannot be loaded.
+
+    Args:
+        folder: of the component.
+        variant: of the weight files, as from_pretrained takes it.
+        weightless: whether the component has no weights, like a tokenizer.
+        library: that loads it: diffusers or transformers.
+
+    Returns:
+        One sentence; None if the files show no reason.
+    """
     if not folder.is_dir():
-        return f"the pipeline lacks the folder {folder}: download it whole"
+        return f"the pipeline lacks the folder {folder}: download all of it"
     for path in sorted(folder.iterdir()):
         if path.suffix in (".json", ".txt", ".model"):
-            if (wrong := file_fault(path)) is not None:
-                return wrong
+            if (fault := file_fault(path)) is not None:
+                return fault
             if path.name == "config.json" and path.read_bytes().startswith(b"\xef\xbb\xbf"):
                 return (
                     f"{path} begins with a byte order mark, which diffusers cannot read: "
@@ -195,7 +233,14 @@ def component_fault(
 
 
 def quantization_fault(folder: Path) -> str | None:
-    """Why a component that is quantized already cannot be loaded; None if it is not, or its package is here."""
+    """Say why the weights of a component that is already quantized cannot be loaded.
+
+    Args:
+        folder: of the component.
+
+    Returns:
+        One sentence; None if it is not quantized, or the package that reads it is installed.
+    """
     path = folder / "config.json"
     config = read_config(path) if path.is_file() else None
     about = config.get("quantization_config") if isinstance(config, dict) else None
@@ -208,8 +253,11 @@ def quantization_fault(folder: Path) -> str | None:
         return None
     remedy = "give path=DIRECTORY of the pipeline as it was published, without quantized weights"
     if package is None:
-        return f"{folder} is quantized already ({path.name}: quant_method {method}): {remedy}"
-    return f"{folder} is quantized by {method}, which is not installed: `pip install {package}`, or {remedy}"
+        return f"{folder} is already quantized ({path.name}: quant_method {method}): {remedy}"
+    return (
+        f"{folder} is quantized by {method}, which is not installed: `pip install {package}`, "
+        f"or {remedy}"
+    )
 
 
 def _is_installed(module: str) -> bool:
@@ -222,13 +270,16 @@ def _is_installed(module: str) -> bool:
 def weights_fault(
     folder: Path, variant: str | None = None, library: str = "diffusers"
 ) -> str | None:
-    """Why a component's weights cannot be read: there are none, or only others; a shard is missing; a file is no
-    safetensors.
+    """Say why a component's weights cannot be read.
 
     Args:
         folder: of the component.
-        variant: of the files that is asked for.
-        library: that loads them.
+        variant: of the files to load.
+        library: that loads them: diffusers or transformers.
+
+    Returns:
+        One sentence if there are none or only other files, a shard is missing, or a file is
+        damaged; else None.
     """
     from qsdm.denoisers.files import component_files
 
@@ -236,8 +287,8 @@ def weights_fault(
         chosen = component_files(folder.parent, folder.name, library, {"variant": variant})
     except ModelError as error:
         indices = sorted(folder.glob("*.safetensors.index*.json"))
-        if wrong := next(filter(None, map(file_fault, indices)), None):
-            return wrong
+        if fault := next(filter(None, map(file_fault, indices)), None):
+            return fault
         names = [match for path in folder.iterdir() if (match := _WEIGHTS.fullmatch(path.name))]
         variants = {match["first"] or match["second"] for match in names} - {None}
         return str(error) if indices else _no_weights(folder, sorted(variants), variant)
@@ -259,12 +310,13 @@ def _no_weights(folder: Path, variants: list[str], variant: str | None) -> str:
     if any(path.suffix in PICKLES for path in others):
         first = next(path for path in others if path.suffix in PICKLES)
         return (
-            f"{folder} has its weights as a pickle only ({first.name}), which qsdm does not open: "
+            f"{folder} has its weights in a pickle only ({first.name}), which qsdm does not open: "
             f"convert the pipeline to safetensors, as with {CONVERT.format(folder=folder.parent)}"
         )
     if others:
         return (
-            f"{folder} has no weights that diffusers finds, only {', '.join(path.name for path in others)}: "
-            "it wants diffusion_pytorch_model.safetensors (of text encoders: model.safetensors)"
+            f"{folder} has no weights that diffusers finds, only "
+            f"{', '.join(path.name for path in others)}: it looks for "
+            "diffusion_pytorch_model.safetensors (for text encoders: model.safetensors)"
         )
-    return f"{folder} has no weights: download the pipeline whole"
+    return f"{folder} has no weights: download all of the pipeline"

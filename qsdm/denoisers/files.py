@@ -1,14 +1,15 @@
 """Which files a pipeline is loaded from: the rule of diffusers and transformers, in one place.
 
-A component of a pipeline lies in a folder that may hold several copies of its weights: whole and in shards, plain and
-as a variant, and files left over from earlier. The libraries load one of them:
+The folder of a component may hold several copies of its weights: in one file and in shards, plain
+and as a variant, and files left over from earlier. The libraries load one of them:
 
 * diffusers: the shards that the index names if there is an index, else the single file;
 * transformers: the single file if there is one, else the shards that the index names;
-* a variant is asked for in the folders that hold a file of it; in the others the plain files are loaded.
+* a variant in the folders that hold a file of it, and the plain files in the others.
 
 References:
-    diffusers 0.42, ``ModelMixin.from_pretrained``, ``_fetch_index_file``, ``_identify_model_variants``.
+    diffusers 0.42, ``ModelMixin.from_pretrained``, ``_fetch_index_file``,
+        ``_identify_model_variants``.
     transformers 5, ``_get_resolved_checkpoint_files``.
 """
 
@@ -29,10 +30,16 @@ BIN_STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "pytorch_mo
 
 
 def pipeline_folder(model: Model) -> Path:
-    """The directory of the model's pipeline (of a single file, of its description), or its snapshot in the hub's cache.
+    """Find the directory of a model's pipeline, or its snapshot in the hub's cache.
+
+    Args:
+        model: with the path of the pipeline, or of a single file that another pipeline describes.
+
+    Returns:
+        The directory.
 
     Raises:
-        ModelError: it is not here.
+        ModelError: the pipeline is not on this machine.
     """
     if model.directory is not None and model.directory.is_dir():
         return model.directory
@@ -45,39 +52,48 @@ def pipeline_folder(model: Model) -> Path:
             revision=model.revision,
             cache_dir=model.load.get("cache_dir"),
         )
-    except ValueError:  # no hub id
+    except ValueError:  # not a hub id
         path = None
     if not isinstance(path, str):
         raise ModelError(
-            f"{model.path!r} is not here: download it once with `hf download {model.path}`, "
-            "or give path=DIRECTORY of a diffusers pipeline"
+            f"{model.path!r} is not on this machine: download it once with "
+            f"`hf download {model.path}`, or give path=DIRECTORY of a diffusers pipeline"
         )
     return Path(path).parent
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """The content of ``model_index.json``.
+    """Read ``model_index.json``.
+
+    Args:
+        folder: of the pipeline.
+
+    Returns:
+        Its content.
 
     Raises:
-        ModelError: there is none.
+        ModelError: the file is missing or damaged.
     """
     try:
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
         if not isinstance(index, dict):
-            raise ValueError("its model_index.json is no mapping")
+            raise ValueError("its model_index.json is not a mapping")
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"{folder} is no diffusers pipeline ({error}): give path=DIRECTORY of one"
+            f"{folder} is not a diffusers pipeline ({error}): give path=DIRECTORY of one"
         ) from error
     return index
 
 
 def loaded_components(folder: Path, load: Mapping[str, Any] = {}) -> dict[str, tuple[str, str]]:
-    """Library and class, by name, of the components that are loaded from the pipeline's files.
+    """List the components that are loaded from a pipeline's files.
 
     Args:
         folder: of the pipeline.
-        load: arguments of ``from_pretrained``; a component that it names is given (or None), not loaded.
+        load: arguments of ``from_pretrained``; components among them are replaced, not loaded.
+
+    Returns:
+        Name => (library, class).
 
     Raises:
         ModelError: there is no pipeline.
@@ -91,11 +107,14 @@ def loaded_components(folder: Path, load: Mapping[str, Any] = {}) -> dict[str, t
 
 
 def pipeline_files(folder: Path, load: Mapping[str, Any] = {}) -> dict[str, list[Path]]:
-    """The weight files that are loaded, by component; see `component_files`.
+    """List the weight files that are loaded (see `component_files`).
 
     Args:
         folder: of the pipeline.
         load: arguments of ``from_pretrained``.
+
+    Returns:
+        Component => files.
 
     Raises:
         ModelError: there is no pipeline, or files of a component are missing.
@@ -110,13 +129,17 @@ def pipeline_files(folder: Path, load: Mapping[str, Any] = {}) -> dict[str, list
 def component_files(
     folder: Path, name: str, library: str = "diffusers", load: Mapping[str, Any] = {}
 ) -> list[Path]:
-    """The weight files that a component is loaded from, in the order in which they are loaded.
+    """List the weight files that a component is loaded from.
 
     Args:
         folder: of the pipeline.
         name: of the component.
         library: diffusers, transformers, or a module of diffusers whose classes derive from either.
-        load: arguments of ``from_pretrained``; ``variant`` and ``use_safetensors`` (default True) count.
+        load: arguments of ``from_pretrained``, of which ``variant`` and ``use_safetensors`` (True
+            by default) matter.
+
+    Returns:
+        The files, in the order in which they are loaded.
 
     Raises:
         ModelError: a file is missing.
@@ -134,12 +157,12 @@ def component_files(
             if file.name in present:
                 return _shards(file) if file.suffix == ".json" else [file]
     kind = "weights" if safe is not True else "safetensors"
-    asked = f" of the variant {variant!r}" if variant else ""
-    raise ModelError(f"{home} has no {kind}{asked} that {library} loads: download the pipeline")
+    which = f" of the variant {variant!r}" if variant else ""
+    raise ModelError(f"{home} has no {kind}{which} that {library} loads: download the pipeline")
 
 
 def _candidates(library: str, home: Path, variant: str | None, safe: bool | None) -> list[Path]:
-    """Files that decide what is loaded, first come first served."""
+    """Files that decide what is loaded; the first that exists counts."""
     single = home / _add(f"{STEMS[library]}.safetensors", variant)
     index = f"{STEMS[library]}.safetensors.index.json"
     binary = home / _add(f"{BIN_STEMS[library]}.bin", variant)
@@ -162,7 +185,10 @@ def _add(name: str, variant: str | None) -> str:
 
 
 def _legacy(index: Path, variant: str | None) -> list[Path]:
-    """An older name of a variant's index; diffusers splits the whole path, so a dot in a folder hides it."""
+    """An older name of a variant's index.
+
+    diffusers splits the whole path, so it overlooks the file if a folder's name has a dot.
+    """
     if variant is None:
         return []
     parts = str(index).split(".")
@@ -187,10 +213,10 @@ def _shards(index: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         if not all(isinstance(name, str) and Path(name).name == name for name in names):
-            raise ValueError("it names files of other folders")
+            raise ValueError("it names files in other folders")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
-            f"{index} is no index of shards ({error}): download the pipeline again"
+            f"{index} is not an index of shards ({error}): download the pipeline again"
         ) from error
     if missing := [name for name in names if not (index.parent / name).exists()]:
         raise ModelError(

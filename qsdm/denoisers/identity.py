@@ -1,6 +1,6 @@
-"""What makes a pipeline what it is, as digests: the weights that are loaded, everything else that is, the sampler.
+"""Digests of what decides a pipeline's pictures: weights, everything else that is loaded, sampler.
 
-Two models with equal digests draw the same pictures of the same prompts, steps, guidance and noise.
+Models with equal digests draw the same pictures from the same prompts, steps, guidance and noise.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from qsdm.denoisers.files import (
     pipeline_folder,
     read_index,
 )
+from qsdm.denoisers.loading import describing_folder
 from qsdm.store.manifest import check_shipped
 
 if TYPE_CHECKING:
-    from qsdm.denoisers import Model
+    from qsdm.denoisers.model import Model
 
 SAME_PICTURES = {
     "low_cpu_mem_usage",
@@ -38,18 +39,24 @@ SAME_PICTURES = {
     "proxies",
     "token",
 }
-"""Arguments of from_pretrained that say how files are had and read, not what is loaded."""
+"""Arguments of from_pretrained that change how files are fetched and read, not what is loaded."""
 
 WEIGHTS = {"variant", "use_safetensors"}
 """Arguments of from_pretrained that choose weight files, whose contents are digested."""
 
 SETTINGS = {".json", ".txt", ".model", ".jinja"}
-"""Endings of files of a component that are no weights and change what it computes."""
+"""Endings of the files of a component, weights apart, that change what it computes."""
 
 
 def weights_digest(model: Model) -> str:
-    """sha256 over names and contents of the weight files that the pipeline is loaded from; of the hub id and revision
-    where its files are not here.
+    """Digest the weights that the pipeline is loaded from.
+
+    Args:
+        model: whose pipeline is meant.
+
+    Returns:
+        sha256 of names and contents of the weight files; of hub id and revision if the files are
+        not on this machine.
 
     Raises:
         ModelError: some of them are missing.
@@ -103,45 +110,63 @@ def digests_of(model: Model) -> Digests:
 
 
 def source_digest(model: Model) -> str:
-    """sha256 over all that is loaded: weights and everything else.
+    """Digest all that is loaded: weights and everything else.
+
+    Args:
+        model: whose pipeline is meant.
+
+    Returns:
+        sha256.
 
     Raises:
-        ModelError: files are missing, or a value of ``model.load`` has no content that could be digested.
+        ModelError: files are missing, or a value in ``model.load`` cannot be digested.
     """
     return digests_of(model).source
 
 
 def _file_digest(model: Model, file: Path) -> str:
-    """Of a single file and of the components that complete its pipeline from the folder that describes it."""
+    """Of a single file, and of the weights that its pipeline takes from the describing folder."""
     folder = _folder(model)
     digest = hashlib.sha256(_content(file))
-    given = {**model.load, model.component: None}
-    for name, (library, kind) in sorted(loaded_components(folder, given).items()):
+    load = {**model.load, model.component: None}
+    for name, (library, kind) in sorted(loaded_components(folder, load).items()):
         if not WEIGHTLESS.search(kind):
-            with suppress(ModelError):  # it lies in the single file
+            with suppress(ModelError):  # it is in the single file
                 for path in component_files(folder, name, library, model.load):
                     digest.update(_content(path))
     return digest.hexdigest()
 
 
 def _folder(model: Model) -> Path:
-    """Of the pipeline, or of its description."""
-    from qsdm.denoisers import describing_folder
-
+    """The folder of the pipeline, or the one that describes a single file."""
     return pipeline_folder(model) if model.file is None else describing_folder(model)
 
 
 def unseen_digest(model: Model) -> str:
-    """In place of the weights' digest where only the hub id is known, as qsdm 0.1.0 had it of all models of the hub."""
+    """The stand-in for the digest of weights that are not on this machine.
+
+    qsdm 0.1.0 used it for all models of the hub.
+
+    Args:
+        model: with hub id and revision.
+
+    Returns:
+        sha256.
+    """
     return hashlib.sha256(f"{model.path}@{model.revision}".encode()).hexdigest()
 
 
 def pipeline_digest(model: Model) -> str:
-    """sha256 over what is loaded beside weights: which components, their configs, vocabularies, and what
-    ``model.load`` gives.
+    """Digest what is loaded besides weights: components, configs, vocabularies, ``model.load``.
+
+    Args:
+        model: whose pipeline is meant.
+
+    Returns:
+        sha256.
 
     Raises:
-        ModelError: a value of ``model.load`` has no content that could be digested.
+        ModelError: a value in ``model.load`` cannot be digested.
     """
     chosen = {
         name: described(value, f"model.load.{name}")
@@ -149,7 +174,7 @@ def pipeline_digest(model: Model) -> str:
         if name not in SAME_PICTURES | WEIGHTS and value is not None
         if model.file is None or name != "config"  # the folder that describes a single file
     }
-    # Layers of two denoisers of a pipeline may have the same names; tied parameters follow one method.
+    # Layers of two denoisers of a pipeline may have the same names; tied parameters share a method.
     chosen = {"load": chosen, "component": model.component, "tied": list(model.tied)}
     try:
         folder = _folder(model)
@@ -163,7 +188,7 @@ def pipeline_digest(model: Model) -> str:
     }
     for name, value in index.items():
         if name not in components and isinstance(value, list):
-            index[name] = None  # a component that is left out is one that the pipeline lacks
+            index[name] = None  # leaving a component out is the same as lacking it
     settings = {
         f"{name}/{path.name}": _setting(path)
         for name in sorted(components.keys() - {"scheduler"})  # see `sampler_of`
@@ -175,10 +200,16 @@ def pipeline_digest(model: Model) -> str:
 
 
 def sampler_of(model: Model) -> str:
-    """The scheduler's class, with a digest of its options and of what else the pipeline is called with.
+    """Name the sampler.
+
+    Args:
+        model: whose pipeline is meant.
+
+    Returns:
+        The scheduler's class, and a digest of its options and of further arguments of the call.
 
     Raises:
-        ModelError: the pipeline is not here, or lacks a scheduler.
+        ModelError: the pipeline is not on this machine, or lacks a scheduler.
     """
     try:
         folder = _folder(model)
@@ -201,10 +232,18 @@ def sampler_of(model: Model) -> str:
 
 
 def unseen_sampler(model: Model) -> str:
-    """In place of `sampler_of` where the pipeline is not here, as qsdm 0.1.0 had it of all models of the hub.
+    """The stand-in for `sampler_of` if the pipeline is not on this machine.
+
+    qsdm 0.1.0 used it for all models of the hub.
+
+    Args:
+        model: with hub id and revision.
+
+    Returns:
+        The scheduler's class and a digest.
 
     Raises:
-        ModelError: its index is not here either.
+        ModelError: the pipeline's index is not on this machine either.
     """
     from diffusers import DiffusionPipeline
 
@@ -212,7 +251,8 @@ def unseen_sampler(model: Model) -> str:
         index = DiffusionPipeline.load_config(model.path, revision=model.revision)
     except OSError as error:
         raise ModelError(
-            f"no pipeline {model.path!r} here: download it once with `hf download {model.path}`"
+            f"the pipeline {model.path!r} is not on this machine: "
+            f"download it once with `hf download {model.path}`"
         ) from error
     return f"{model.sampler or index['scheduler'][1]} {_called(model, model.revision)}"
 
@@ -229,13 +269,17 @@ def _called(model: Model, options: Any) -> str:
 
 
 def described(value: Any, where: str) -> Any:
-    """The content of a value as JSON can hold it, so that other contents are other digests.
+    """Describe the content of a value so that different contents have different digests.
 
     Args:
-        where: its name, for the error.
+        value: anything that ``model.load`` or ``model.call`` may hold.
+        where: its name, for the message.
+
+    Returns:
+        A description that JSON can hold.
 
     Raises:
-        ModelError: it has none.
+        ModelError: the value does not show its content.
     """
     import torch
 
@@ -261,9 +305,9 @@ def described(value: Any, where: str) -> Any:
         return f"{value.__module__}.{value.__qualname__}"
     if isinstance(value, FunctionType):
         code = value.__code__
-        constants = [repr(one) for one in code.co_consts if not isinstance(one, CodeType)]
-        told = [code.co_code.hex(), list(code.co_names), constants]
-        return [value.__module__, value.__qualname__, *told]
+        constants = [repr(entry) for entry in code.co_consts if not isinstance(entry, CodeType)]
+        body = [code.co_code.hex(), list(code.co_names), constants]
+        return [value.__module__, value.__qualname__, *body]
     if dataclasses.is_dataclass(value):
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
         return [name, described(fields, where)]
@@ -274,7 +318,7 @@ def described(value: Any, where: str) -> Any:
     if vars_of := getattr(value, "__dict__", None):
         return [name, described(vars_of, where)]
     raise ModelError(
-        f"{where} is a {name}, whose content cannot be told from another's: "
+        f"{where} is a {name}, whose content cannot be compared with another's: "
         "give a value that JSON can hold, a module or a tensor"
     )
 
@@ -295,7 +339,7 @@ def _plain(value: Any) -> Any:
 
 
 def _setting(path: Path) -> Any:
-    """The content of a component's file: a config without what tells who wrote it, else a digest."""
+    """The content of a component's file: a config without its writer's marks, else a digest."""
     if not path.name.endswith("config.json"):
         return _content(path).hex()
     try:
@@ -313,13 +357,13 @@ def _setting(path: Path) -> Any:
 
 
 def _content(path: Path) -> bytes:
-    """sha256 of a file, read once as long as it stays as it is."""
+    """sha256 of a file, which is read again only if it changed."""
     status = path.stat()
     return _content_of(path, status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=1024)
-def _content_of(path: Path, size: int, changed_ns: int) -> bytes:
+def _content_of(path: Path, _size: int, _changed_ns: int) -> bytes:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
 

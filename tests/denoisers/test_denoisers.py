@@ -11,6 +11,7 @@ import pytest
 
 from qsdm import denoisers
 from qsdm.denoisers import Model, ModelError
+from qsdm.store import ZOO
 
 TOY = Model(
     name="toy",
@@ -42,7 +43,7 @@ def test_a_bad_value_is_named(field: str, value: object, words: str) -> None:
 def test_a_directory_is_a_model(tmp_path: Path) -> None:
     assert TOY.directory is None
     assert dataclasses.replace(TOY, path=str(tmp_path)).directory == tmp_path
-    assert dataclasses.replace(TOY, path="zoo").directory == denoisers.ZOO / "toy" / "pipeline"
+    assert dataclasses.replace(TOY, path="zoo").directory == ZOO / "toy" / "pipeline"
 
 
 @pytest.mark.parametrize("name", ["NoSuchModel", "__version__", "os.system", ""])
@@ -64,7 +65,7 @@ def test_a_pipeline_is_loaded_from_its_directory(tiny_model: Model) -> None:
 
 
 def test_looking_up_a_pipelines_class_says_nothing() -> None:
-    """Beside a torch without torchvision, transformers would advise to install it, in every worker."""
+    """Without torchvision, transformers would recommend to install it, in every worker."""
     code = (
         "import qsdm; from qsdm.denoisers import pipeline_class;"
         "print(pipeline_class(qsdm.open('emoji_unet').model).__name__)"

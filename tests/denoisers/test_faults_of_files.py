@@ -1,4 +1,6 @@
-"""Files that users really have: what is wrong with a pipeline's files is told with the file and the remedy."""
+"""Files that users really have: what is wrong with a pipeline's files is told with the file and the
+remedy.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from qsdm.denoisers import (
     Model,
     ModelError,
     denoiser_tensors,
-    found_model,
+    discover,
     load_pipeline,
     vae_factor,
 )
@@ -80,7 +82,7 @@ FAULTS = {
     "empty": (write(DENOISER, ""), (DENOISER, "is empty", "download it again")),
     "truncated": (cut(DENOISER), (DENOISER, "is truncated", "download it again")),
     "truncated-text": (cut(TEXT), (TEXT, "is truncated", "download it again")),
-    "text-as-weights": (write(DENOISER, "Entry not found"), (DENOISER, "no safetensors file")),
+    "text-as-weights": (write(DENOISER, "Entry not found"), (DENOISER, "not a safetensors file")),
     "only-fp16": (
         rename(DENOISER, "diffusion_pytorch_model.fp16.safetensors"),
         ("unet has no plain weights, only the variant fp16", "model.load.variant=fp16"),
@@ -93,7 +95,7 @@ FAULTS = {
     "other-name": (rename(DENOISER, "epoch9.safetensors"), ("only epoch9.safetensors",)),
     "no-folder": (
         lambda folder: shutil.rmtree(folder / "vae"),
-        ("lacks the folder", "vae", "download it whole"),
+        ("lacks the folder", "vae", "download all of it"),
     ),
     "missing-shard": (
         write(
@@ -130,7 +132,7 @@ def folder(tiny_model: Model, tmp_path: Path) -> Path:
 def test_every_fault_is_one_sentence_with_file_and_remedy(
     folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline_files, "_is_installed", lambda module: False)
+    monkeypatch.setattr(pipeline_files, "_is_installed", lambda _module: False)
     change, words = FAULTS[name]
     change(folder)
     sentence = pipeline_files.pipeline_fault(folder, {})
@@ -147,7 +149,7 @@ def test_calibrate_tells_faults_of_the_denoiser(folder: Path, name: str) -> None
     change, words = FAULTS[name]
     change(folder)
     with pytest.raises(ModelError, match=re.escape(words[0])):
-        denoiser_tensors(found_model(str(folder)))
+        denoiser_tensors(discover(str(folder)))
 
 
 @pytest.mark.parametrize(
@@ -157,7 +159,7 @@ def test_calibrate_tells_faults_of_the_denoiser(folder: Path, name: str) -> None
         FAULTS["pointer-json"],
         FAULTS["pointer-vae"],
         FAULTS["pointer-unet-json"],
-        (lambda folder: shutil.rmtree(folder / "vae"), ("lacks vae", "download it whole")),
+        (lambda folder: shutil.rmtree(folder / "vae"), ("lacks vae", "download all of it")),
         (
             edit("text_encoder/config.json", quantization_config={"load_in_4bit": True})
             if importlib.util.find_spec("bitsandbytes") is None
@@ -217,7 +219,7 @@ def test_the_advised_conversion_makes_a_pipeline(folder: Path, tmp_path: Path) -
     ("content", "words"),
     [
         ({"config.json": "{}"}, "is one component"),
-        ({"model.safetensors": "x"}, "give path=.*model.safetensors for a single file"),
+        ({"model.safetensors": "x"}, "give path=.*model.safetensors to load that file"),
         ({"v1-5.ckpt": "x"}, "holds the pickle v1-5.ckpt: convert it"),
         ({}, "it has no model_index.json: give path=DIRECTORY"),
     ],
@@ -228,7 +230,7 @@ def test_a_folder_that_is_no_pipeline_is_told_what_it_is(
     for name, text in content.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(ModelError, match=words):
-        found_model(str(tmp_path))
+        discover(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -244,7 +246,7 @@ def test_a_path_is_never_looked_up_at_the_hub(
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
     with pytest.raises(ModelError, match=r"no file or directory .* give path=DIRECTORY"):
-        found_model(path)
+        discover(path)
     with pytest.raises(ModelError, match=r"no file or directory .* give path=DIRECTORY"):
         load_pipeline(dataclasses.replace(tiny_model, path=path))
 
@@ -316,11 +318,9 @@ def test_a_video_vae_tells_what_diffusers_computes(name: str, skeleton: dict[str
     assert vae_factor(stored) == made.spatial_compression_ratio
 
 
-def test_the_default_resolution_is_the_pipelines(
-    tiny_model: Model, folder: Path, tmp_path: Path
-) -> None:
+def test_the_default_resolution_is_the_pipelines(tiny_model: Model, folder: Path) -> None:
     pipeline = load_pipeline(tiny_model)
-    assert found_model(str(folder)).resolution_px == 8 * pipeline.vae_scale_factor == 16  # type: ignore[attr-defined]
+    assert discover(str(folder)).resolution_px == 8 * pipeline.vae_scale_factor == 16  # type: ignore[attr-defined]
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps({**index, "vae": [None, None]}))
-    assert found_model(str(folder)).resolution_px == 8  # in pixels
+    assert discover(str(folder)).resolution_px == 8  # in pixels

@@ -102,7 +102,7 @@ def either(folder: Path) -> dict[str, Any]:
     return {"use_safetensors": None}
 
 
-def left_out_encoders(folder: Path) -> dict[str, Any]:
+def left_out_encoders(_folder: Path) -> dict[str, Any]:
     return {"text_encoder": None, "tokenizer": None}
 
 
@@ -167,7 +167,7 @@ def test_names_that_diffusers_renames_are_read(tmp_path: Path) -> None:
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
     from safetensors.torch import load_file, save_file
 
-    from qsdm.denoisers import found_model
+    from qsdm.denoisers import discover
 
     unet = UNet2DModel(
         sample_size=8,
@@ -188,7 +188,7 @@ def test_names_that_diffusers_renames_are_read(tmp_path: Path) -> None:
         tensors[name] = tensor
     assert any(".proj_attn." in name for name in tensors)
     save_file(tensors, file, {"format": "pt"})
-    read = denoiser_tensors(found_model(str(tmp_path), resolution_px=8))
+    read = denoiser_tensors(discover(str(tmp_path), resolution_px=8))
     for name, parameter in unet.named_parameters():
         assert torch.equal(read(name), parameter), name
 
@@ -215,7 +215,9 @@ def test_files_of_the_hub_are_digested_where_they_are(
     tiny_model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = dataclasses.replace(tiny_model, path="nobody/nothing")
-    with pytest.raises(ModelError, match="'nobody/nothing' is not here: download it once"):
+    with pytest.raises(
+        ModelError, match="'nobody/nothing' is not on this machine: download it once"
+    ):
         pipeline_folder(model)
     pinned = dataclasses.replace(model, revision="0" * 40)
     assert weights_digest(model) != weights_digest(pinned)
@@ -235,8 +237,8 @@ def test_what_is_missing_is_said_in_a_sentence(tiny_model: Model, tmp_path: Path
     index = folder / "unet" / f"{STEM}.safetensors.index.json"
     for content in ("", "[]", '{"weight_map": []}', '{"weight_map": {"a": "../a.safetensors"}}'):
         index.write_text(content)
-        with pytest.raises(ModelError, match="is no index of shards"):
+        with pytest.raises(ModelError, match="is not an index of shards"):
             pipeline_files(folder)
     (folder / "model_index.json").write_text(json.dumps([]))
-    with pytest.raises(ModelError, match="is no diffusers pipeline"):
+    with pytest.raises(ModelError, match="is not a diffusers pipeline"):
         pipeline_files(folder)

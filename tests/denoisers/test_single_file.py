@@ -20,7 +20,7 @@ from qsdm.denoisers import (
     Model,
     ModelError,
     denoiser_tensors,
-    found_model,
+    discover,
     load_pipeline,
     weights_digest,
 )
@@ -31,7 +31,9 @@ from qsdm.trace import trace
 
 @dataclass(frozen=True)
 class Case:
-    """One pipeline, three ways: a folder, a file of everything, a file of the denoiser; and configs alone."""
+    """One pipeline, three ways: a folder, a file of everything, a file of the denoiser; and configs
+    alone.
+    """
 
     folder: Path
     configs: Path
@@ -54,8 +56,8 @@ def case(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Case:
     return case
 
 
-def found(case: Case, path: Path, config: Path) -> Model:
-    return found_model(str(path), load={"config": str(config)}, steps=2, guidance=2.0)
+def single(path: Path, config: Path) -> Model:
+    return discover(str(path), load={"config": str(config)}, steps=2, guidance=2.0)
 
 
 def picture(pipeline: Any) -> Any:
@@ -70,11 +72,11 @@ def test_the_weights_and_pictures_are_those_of_the_folder(
     case: Case, tiny_pipeline: Any, name: str
 ) -> None:
     config = case.configs if name == "whole" else case.folder
-    pipeline = load_pipeline(found(case, getattr(case, name), config))
+    pipeline = load_pipeline(single(getattr(case, name), config))
     assert type(pipeline) is type(tiny_pipeline)
     for part in ("unet", "vae", "text_encoder"):
         assert single_files.equal(getattr(pipeline, part), getattr(tiny_pipeline, part))
-    own = load_pipeline(found_model(str(case.folder)))
+    own = load_pipeline(discover(str(case.folder)))
     assert (picture(pipeline) == picture(own)).all()
 
 
@@ -82,7 +84,7 @@ def test_calibrate_reads_parameters_by_their_names_in_diffusers(
     case: Case, tiny_pipeline: Any
 ) -> None:
     for path in (case.whole, case.denoiser):
-        read = denoiser_tensors(found(case, path, case.configs))
+        read = denoiser_tensors(single(path, case.configs))
         for name, tensor in tiny_pipeline.unet.named_parameters():
             assert torch.equal(read(name), tensor)
 
@@ -93,7 +95,7 @@ def test_half_precision_stays_half_until_it_is_asked_for(
     path = tmp_path / "half.safetensors"
     tensors = single_files.original(tiny_pipeline)
     save_file({name: tensor.half() for name, tensor in tensors.items()}, path)
-    model = found(case, path, case.configs)
+    model = single(path, case.configs)
     read = denoiser_tensors(model)
     assert read("conv_in.weight").dtype == torch.float16
     assert torch.equal(
@@ -141,21 +143,21 @@ def test_a_named_model_takes_a_file_without_configs_until_it_draws(
 
 
 def test_the_digest_covers_the_file_and_what_completes_it(case: Case, tmp_path: Path) -> None:
-    whole, denoiser = found(case, case.whole, case.configs), found(case, case.denoiser, case.folder)
-    bare = found(case, case.denoiser, case.configs)
+    whole, denoiser = single(case.whole, case.configs), single(case.denoiser, case.folder)
+    bare = single(case.denoiser, case.configs)
     digests = {weights_digest(model) for model in (whole, denoiser, bare)}
     changed = tmp_path / "changed.safetensors"
     data = bytearray(case.whole.read_bytes())
     data[-1] ^= 1
     changed.write_bytes(data)
-    digests.add(weights_digest(found(case, changed, case.configs)))
+    digests.add(weights_digest(single(changed, case.configs)))
     assert len(digests) == 4
 
 
 def test_a_denoiser_alone_is_traced_without_the_rest_and_told_when_it_draws(
     case: Case, tmp_path: Path
 ) -> None:
-    model = found(case, case.denoiser, case.configs)
+    model = single(case.denoiser, case.configs)
     from qsdm.workspace import Workspace
 
     graph = trace(Workspace(model, None, tmp_path))
@@ -193,16 +195,16 @@ def bad(tmp_path: Path, case: Case, kind: str) -> tuple[Path, Path | None]:
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("gguf", r"quantized already \(GGUF\): give path=FILE.safetensors"),
+        ("gguf", r"already quantized \(GGUF\): give path=FILE.safetensors"),
         ("ckpt", "is a pickle, which qsdm does not open: convert it"),
-        ("txt", "is no checkpoint: give path=FILE.safetensors"),
+        ("txt", "is not a checkpoint: give path=FILE.safetensors"),
         ("pointer", "git-LFS pointer"),
-        ("float8", "quantized already .* in 8 bits"),
-        ("unknown", "of no kind that diffusers recognizes: give config=DIRECTORY"),
+        ("float8", "already quantized .* has 8 bits"),
+        ("unknown", "not a kind of checkpoint that diffusers recognizes: give config=DIRECTORY"),
         ("inside", "belongs to the diffusers pipeline .*: give path="),
         ("no-config", "no directory config=.*: give the folder"),
-        ("empty-config", "is no diffusers pipeline .*: give config=DIRECTORY"),
-        ("offline", "cannot be had from the hub .* give config=DIRECTORY"),
+        ("empty-config", "is not a diffusers pipeline .*: give config=DIRECTORY"),
+        ("offline", "cannot be downloaded from the hub .* give config=DIRECTORY"),
     ],
 )
 def test_what_makes_no_model_is_told(
@@ -213,7 +215,7 @@ def test_what_makes_no_model_is_told(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     path, config = bad(tmp_path, case, kind)
     with pytest.raises(ModelError, match=words) as caught:
-        found_model(str(path), load={} if config is None else {"config": str(config)})
+        discover(str(path), load={} if config is None else {"config": str(config)})
     assert "\n" not in str(caught.value)
 
 
@@ -222,10 +224,10 @@ def test_a_file_of_another_model_is_told(case: Case, tmp_path: Path) -> None:
     path = config / "unet" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"block_out_channels": [16, 16]}))
     with pytest.raises(ModelError, match="give config=DIRECTORY"):
-        denoiser_tensors(found(case, case.whole, config))
+        denoiser_tensors(single(case.whole, config))
     path.write_text(json.dumps(json.loads(path.read_text()) | {"layers_per_block": 2}))
     with pytest.raises(ModelError, match="give config=DIRECTORY"):
-        load_pipeline(found(case, case.whole, config))
+        load_pipeline(single(case.whole, config))
 
 
 @pytest.mark.parametrize(
@@ -241,8 +243,8 @@ def test_a_denoiser_file_in_diffusers_names(tmp_path: Path, name: str, component
     model = build_model(name, folder)
     file = tmp_path / "denoiser.safetensors"
     file.write_bytes((folder / component / "diffusion_pytorch_model.safetensors").read_bytes())
-    single = found_model(str(file), load={"config": str(folder)})
-    assert single.resolution_px == found_model(str(folder)).resolution_px
+    single = discover(str(file), load={"config": str(folder)})
+    assert single.resolution_px == discover(str(folder)).resolution_px
     pipeline, own = load_pipeline(single), load_pipeline(model)
     assert single_files.equal(getattr(pipeline, component), getattr(own, component))
     read = denoiser_tensors(single)
@@ -255,7 +257,7 @@ def test_a_file_of_sdxl_in_its_authors_names(tmp_path: Path) -> None:
     own = load_pipeline(model)
     file = tmp_path / "sdxl.safetensors"
     save_file(single_files.original(own, unet_only=True), file)
-    single = found_model(str(file), load={"config": str(tmp_path / "pipe")})
+    single = discover(str(file), load={"config": str(tmp_path / "pipe")})
     assert single_files.equal(load_pipeline(single).unet, own.unet)  # type: ignore[attr-defined]
 
 

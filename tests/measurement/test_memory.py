@@ -171,10 +171,11 @@ def test_what_is_not_here_is_said_in_a_sentence(emoji: Graph, tmp_path: Path, mo
     absent = dataclasses.replace(EMOJI, path="nobody/nothing", config=denoiser_config(EMOJI))
     line = memory_of(absent, emoji).line()
     assert line.startswith(
-        "memory: bytes of the components are not known, 'nobody/nothing' is not here: download it once"
+        "memory: bytes of the components are not known, "
+        "'nobody/nothing' is not on this machine: download it once"
     )
     assert "; activations of one forward at batch 1 about " in line
-    with pytest.raises(ModelError, match="is no diffusers pipeline"):
+    with pytest.raises(ModelError, match="is not a diffusers pipeline"):
         tensors_in(tmp_path)
     (tmp_path / "model_index.json").write_text(json.dumps({"vae": ["diffusers", "AutoencoderKL"]}))
     with pytest.raises(ModelError, match="has no safetensors that diffusers loads"):

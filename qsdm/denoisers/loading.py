@@ -1,0 +1,203 @@
+"""From a model to its diffusers pipeline, or to the denoiser of a single file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qsdm.denoisers import single_file
+from qsdm.denoisers.classes import class_of, denoiser_class, denoiser_config, is_hub_id, quiet
+from qsdm.denoisers.faults import ModelError, pipeline_fault
+from qsdm.store.manifest import check_shipped
+
+if TYPE_CHECKING:
+    import diffusers
+    import torch
+    from torch import nn
+
+    from qsdm.denoisers.model import Model
+
+
+def load_pipeline(
+    model: Model, dtype: str = "float32", **components: Any
+) -> diffusers.DiffusionPipeline:
+    """Load a model's pipeline onto the CPU, without a progress bar of its own.
+
+    Args:
+        model: what to load.
+        dtype: of the weights in memory, in torch's spelling.
+        **components: used instead of the pipeline's own, which are then not loaded.
+
+    Returns:
+        The pipeline, with the model's sampler.
+
+    Raises:
+        ModelError: the weights are missing or damaged, or diffusers lacks the sampler.
+
+    Example:
+        >>> import qsdm
+        >>> from qsdm.denoisers import denoiser_of, load_pipeline
+        >>> model = qsdm.open("emoji_unet").model
+        >>> type(denoiser_of(load_pipeline(model), model)).__name__
+        'UNet2DConditionModel'
+    """
+    import diffusers
+    import torch
+
+    quiet()
+    source = existing(model)
+    if isinstance(source, Path):
+        check_shipped(source)
+    if model.file is not None:
+        pipeline = _of_file(model, getattr(torch, dtype), components)
+        return _finished(pipeline, model)
+    try:
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(
+            source,
+            revision=model.revision,
+            dtype=getattr(torch, dtype),
+            **{"use_safetensors": True, **model.load, **components},
+        )
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever the libraries make of files that are not what they seem
+        raise ModelError(_not_loaded(model, components, error)) from error
+    return _finished(pipeline, model)
+
+
+def _of_file(model: Model, dtype: torch.dtype, components: Mapping[str, Any]) -> Any:
+    """The pipeline of a single file."""
+    assert model.file is not None
+    folder = describing_folder(model)
+    without = {name: None for name, part in model.load.items() if part is None}
+    replacements = {**without, **components}
+    fault = single_file.rest_fault(model.file, folder, replacements, model.component)
+    if fault is not None:
+        raise ModelError(fault)
+    return single_file.load(model.file, folder, model.component, dtype, replacements)
+
+
+def describing_folder(model: Model) -> Path:
+    """Find the directory of a local pipeline, or the one that describes a single file.
+
+    Args:
+        model: with the path of either. The description of a single file is downloaded if need be.
+
+    Returns:
+        The directory.
+
+    Raises:
+        ModelError: it is not on this machine and cannot be downloaded.
+    """
+    folder = model.directory
+    if folder is None and model.file is not None:
+        folder = single_file.config_folder(model.file, model.load.get("config"))
+    if folder is None:
+        raise ModelError(
+            f"{model.path!r} is not on this machine: give path=DIRECTORY of a diffusers pipeline"
+        )
+    return folder
+
+
+def denoiser_of_file(model: Model) -> nn.Module:
+    """Load the denoiser of a single file, in the file's precision.
+
+    Args:
+        model: whose path is a single file.
+
+    Returns:
+        The denoiser.
+
+    Raises:
+        ModelError: the file holds no such denoiser.
+    """
+    assert model.file is not None
+    quiet()
+    return single_file.load_denoiser(model.file, denoiser_class(model), denoiser_config(model))
+
+
+def _finished(pipeline: Any, model: Model) -> Any:
+    """The pipeline with the model's sampler, without a progress bar."""
+    if model.sampler is not None:
+        pipeline.scheduler = class_of(model.sampler, model).from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _not_loaded(model: Model, components: Mapping[str, Any], error: Exception) -> str:
+    """Why a pipeline was not loaded, and what to do."""
+    if model.directory is None:
+        return (
+            f"no weights of {model.name!r} at {model.path!r} ({type(error).__name__}): "
+            "give path=DIRECTORY of a diffusers pipeline, or download it once with "
+            f"`hf download {model.path}`"
+        )
+    fault = pipeline_fault(model.directory, {**model.load, **components})
+    if fault is not None:
+        return f"no weights of {model.name!r}: {fault}"
+    reason = (str(error) or repr(error)).splitlines()[0]
+    return f"the pipeline {model.directory} cannot be loaded ({type(error).__name__}: {reason})"
+
+
+def existing(model: Model) -> Path | str:
+    """Check that a model's path names something that can be loaded.
+
+    Args:
+        model: with the path.
+
+    Returns:
+        The single file, the pipeline's directory, or its hub id.
+
+    Raises:
+        ModelError: the path is none of these.
+    """
+    if model.file is not None:
+        return model.file
+    if model.directory is not None:
+        return model.directory
+    if not is_hub_id(model.path):
+        raise ModelError(no_such_path(model.path))
+    return model.path
+
+
+def no_such_path(path: str) -> str:
+    """Say that a path is neither on this machine nor a hub id.
+
+    Args:
+        path: as the user gave it.
+    """
+    return (
+        f"no file or directory {path!r}, and it is not a hub id either (OWNER/NAME): "
+        "give path=DIRECTORY of a diffusers pipeline"
+    )
+
+
+def computed_in(dtype: str) -> torch.dtype:
+    """The type to compute in: ``dtype``, or float32 where this machine has no arithmetic for it.
+
+    float32 rounds more finely. On a processor whose vector units lack bfloat16 (x86 with AVX2),
+    convolutions in bfloat16 take 24 times as long and matrix products 8 times as long; float16 is
+    even slower on all but the newest processors.
+
+    Args:
+        dtype: in torch's spelling.
+    """
+    import torch
+
+    preferred: torch.dtype = getattr(torch, dtype)
+    if preferred == torch.float32 or torch.cuda.is_available():
+        return preferred
+    if preferred == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return preferred
+    return torch.float32
+
+
+def denoiser_of(pipeline: diffusers.DiffusionPipeline, model: Model) -> nn.Module:
+    """The denoiser of a loaded pipeline.
+
+    Args:
+        pipeline: of the model.
+        model: whose ``component`` names the denoiser.
+    """
+    return getattr(pipeline, model.component)
