@@ -1,4 +1,6 @@
-"""recipe: a foreign recipe is read for a traced model and measured with the command that is printed."""
+"""recipe: a foreign recipe is read for a traced model and measured with the command that is
+printed.
+"""
 
 from __future__ import annotations
 

@@ -1,12 +1,13 @@
-"""Recipes of other engines: which tensor gets which type, read as a configuration of ours and written from one.
+"""Recipes of other engines, which say which tensor gets which type: reading and writing them.
 
 One file per foreign format, on plain text and JSON values: no engine is imported. A reader is
-``read(graph, data, default, loader) -> Read``, a writer ``write(graph, qconfig, loader) -> Written``, and
-``holds(method) -> Holding`` says what the engine has for a method of ours. Formats differ in what they can say, so
-readers and writers return a sentence, with the number of weights, about everything that is not carried over exactly.
+``read(graph, data, default, loader) -> Read``, a writer is
+``write(graph, qconfig, loader) -> Written``, and ``holds(method) -> Holding`` says what the engine
+has for one of our methods. Formats differ in what they can express, so readers and writers return a
+sentence, with the number of weights, about everything that is not carried over exactly.
 
-A configuration decides per weight, an engine per tensor: the parts of a layer that is split by its inputs are one
-tensor there, and a weight with ties is several.
+A configuration decides per weight, an engine per tensor: the parts of a layer that is split by its
+inputs are one tensor there, and a weight with ties is several.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from qsdm.qconfig import QuantConfig, QuantMethod
 
 
 class RecipeError(ValueError):
-    """A recipe that cannot be read; the message says what was wanted."""
+    """A recipe cannot be read or written; the message says what was wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class Read:
 
     Attributes:
         qconfig: weights that keep full precision are not named in it.
-        notes: one sentence for each thing that is only nearly the same.
+        notes: one sentence for each thing that is only approximately the same.
     """
 
     qconfig: QuantConfig
@@ -45,7 +46,7 @@ class Written:
         text: of the file.
         suffix: of the file's name.
         notes: one sentence for each thing that the format cannot express.
-        usage: how the engine is given the file.
+        usage: how to give the file to the engine.
     """
 
     text: str
@@ -60,9 +61,10 @@ class Loader:
 
     Attributes:
         denoiser: name of the class.
-        keep: names of modules that stay at float32 (``_keep_in_fp32_modules`` of the class); each backend compares
-            them with a layer's name by the rule of its skip list.
-        single_file: the class has ``from_single_file``, without which it reads no GGUF file.
+        keep: names of modules that stay in float32 (``_keep_in_fp32_modules`` of the class); each
+            backend compares them with a layer's name by the rule of its skip list.
+        single_file: whether the class has ``from_single_file``, without which it cannot read GGUF
+            files.
     """
 
     denoiser: str
@@ -72,10 +74,10 @@ class Loader:
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """What an engine has for a method of ours.
+    """What an engine has for one of our methods.
 
     Attributes:
-        kind: the engine's type, as the format's writer names it.
+        kind: the engine's type, in the words of the format's writer.
         limit: what is lost; empty if nothing is.
     """
 
@@ -84,19 +86,22 @@ class Holding:
 
 
 def holding(engine: str, table: Mapping[str, Holding], method: QuantMethod) -> Holding:
-    """The entry of a format's table for a method.
+    """Look up a method in a format's table.
 
     Args:
         engine: its name, for the message.
         table: `Holding` by name of the method.
-        method: that is written.
+        method: to be written.
+
+    Returns:
+        What the engine has for the method.
 
     Raises:
         RecipeError: the table has no such method.
     """
     if method.name not in table:
         raise RecipeError(
-            f"{method} cannot be written for {engine}, which has no type for it here: choose one of "
+            f"{method} cannot be written for {engine}, which has no type for it: choose one of "
             f"{', '.join(table)}, or add it to HOLDS of the format"
         )
     return table[method.name]
@@ -104,12 +109,12 @@ def holding(engine: str, table: Mapping[str, Holding], method: QuantMethod) -> H
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """What other engines decide on: a parameter with all its input channels.
+    """A parameter with all its input channels, which is what other engines decide about.
 
     Attributes:
-        parameters: its name in the state dict, and those of its ties.
+        parameters: its name in the state dict, and the names of its ties.
         shape: ``[out, in, *kernel]``.
-        weights: the whole, or its parts by input.
+        weights: the whole parameter, or its parts by input.
     """
 
     parameters: tuple[str, ...]
@@ -118,101 +123,141 @@ class Layer:
 
     @property
     def is_linear(self) -> bool:
+        """Whether it belongs to a Linear layer, not to a Conv."""
         return len(self.shape) == 2
 
 
 def layers(graph: Graph) -> list[Layer]:
-    """The parameters that hold a graph's weights, in its order."""
+    """List the parameters that hold a graph's weights.
+
+    Args:
+        graph: of the denoiser.
+
+    Returns:
+        Layers in the order of the graph.
+    """
     parts: dict[str, list[Weight]] = {}
     for weight in graph.weights:
         parts.setdefault(weight.parameter, []).append(weight)
-    found = []
+    whole = []
     for name, weights in parts.items():
         out, _, *kernel = weights[0].shape
         channels = sum(weight.shape[1] for weight in weights)
-        found.append(Layer((name, *weights[0].ties), (out, channels, *kernel), tuple(weights)))
-    return found
+        whole.append(Layer((name, *weights[0].ties), (out, channels, *kernel), tuple(weights)))
+    return whole
 
 
-Said = Counter[str]  # sentence => weights that it is about
-Decision = tuple[
-    QuantMethod | None, Sequence[str]
-]  # None for full precision; in what it differs from the original
+NoteCounts = Counter[str]
+"""Sentence => number of weights that it is about."""
+
+Decision = tuple[QuantMethod | None, Sequence[str]]
+"""A method, or None for full precision, and how it differs from what the recipe asks for."""
 
 
-def sentences(said: Said) -> tuple[str, ...]:
+def sentences(counts: NoteCounts) -> tuple[str, ...]:
+    """Put the number of weights in front of each note.
+
+    Args:
+        counts: of the notes.
+    """
     return tuple(
-        f"{count} {'weight' if count == 1 else 'weights'}: {text}" for text, count in said.items()
+        f"{count} {'weight' if count == 1 else 'weights'}: {text}" for text, count in counts.items()
     )
 
 
 def assemble(graph: Graph, decide: Callable[[str, Layer], Decision]) -> Read:
-    """The configuration whose decisions are ``decide(parameter, layer)``.
+    """Build the configuration that a function decides on.
 
-    Where tied parameters are treated differently, the widest method holds for all.
+    If tied parameters are treated differently, the widest method counts for all.
+
+    Args:
+        graph: of the denoiser.
+        decide: function from a parameter's name and its layer to a decision.
+
+    Returns:
+        The configuration, with notes about what is not carried over exactly.
     """
-    said = Said()
+    counts = NoteCounts()
     methods: dict[str, QuantMethod] = {}
     for layer in layers(graph):
         decided = [decide(name, layer) for name in layer.parameters]
-        method, _ = widest = max(decided, key=lambda found: _bits(found[0]))
-        if any(found != method for found, _ in decided):
-            said["its tied parameters have several types there: the widest is taken for all"] += (
-                len(layer.weights)
-            )
+        method, _ = widest = max(decided, key=lambda decision: _bits(decision[0]))
+        if any(other != method for other, _ in decided):
+            tied = "its tied parameters have several types there: the widest is taken for all"
+            counts[tied] += len(layer.weights)
         for sentence in widest[1]:
-            said[sentence] += len(layer.weights)
+            counts[sentence] += len(layer.weights)
         if method is None or not is_low(method):
             continue
         methods |= {weight.name: method for weight in layer.weights}
         if len(layer.weights) > 1:
-            said["part of a layer that is one tensor there: each part gets the layer's method"] += (
-                len(layer.weights)
-            )
-    return Read(QuantConfig(graph.denoiser, methods), sentences(said))
+            counts[
+                "part of a layer that is one tensor there: each part gets the layer's method"
+            ] += len(layer.weights)
+    return Read(QuantConfig(graph.denoiser, methods), sentences(counts))
 
 
 def decisions(
-    graph: Graph, qconfig: QuantConfig, said: Said
+    graph: Graph, qconfig: QuantConfig, counts: NoteCounts
 ) -> Iterator[tuple[str, Layer, QuantMethod | None]]:
-    """(parameter, its layer, method or None for full precision) of every parameter, ties included.
+    """List what a configuration decides, parameter by parameter.
+
+    Args:
+        graph: of the denoiser.
+        qconfig: one of this graph.
+        counts: receives the notes about parts of layers.
+
+    Yields:
+        Name of a parameter, including ties; its layer; its method, None for full precision.
 
     Raises:
-        RecipeError: the configuration is of another denoiser or names a weight that the graph does not have.
+        RecipeError: the configuration belongs to another denoiser or names a weight that the graph
+            does not have.
     """
     check(graph, qconfig)
     for layer in layers(graph):
         methods = [qconfig.methods.get(weight.name) for weight in layer.weights]
         method = max(methods, key=_bits)
+        part = "part of a layer that is one tensor there: the"
         if len(set(methods)) > 1:
-            said[
-                "part of a layer that is one tensor there: the widest of the parts' methods is taken"
-            ] += len(methods)
+            counts[f"{part} widest of the parts' methods is taken"] += len(methods)
         elif len(methods) > 1 and is_low(method):
-            said[
-                "part of a layer that is one tensor there: the parts share their scales or codebooks"
-            ] += len(methods)
+            counts[f"{part} parts share their scales or codebooks"] += len(methods)
         for name in layer.parameters:
             yield name, layer, method if is_low(method) else None
 
 
 def check(graph: Graph, qconfig: QuantConfig) -> None:
-    """Raises RecipeError if the configuration is not one of this graph."""
+    """Check that a configuration belongs to a graph.
+
+    Args:
+        graph: of the denoiser.
+        qconfig: to be checked.
+
+    Raises:
+        RecipeError: it belongs to another denoiser or names a weight that the graph does not have.
+    """
     if qconfig.denoiser != graph.denoiser:
         raise RecipeError(
             f"wanted a configuration of {graph.denoiser!r} (got one of {qconfig.denoiser!r})"
         )
     names = [weight.name for weight in graph.weights]
-    if odd := set(qconfig.methods) - set(names):
+    if unknown := set(qconfig.methods) - set(names):
+        first = min(unknown)
         raise RecipeError(
-            f"the graph of {graph.denoiser!r} has no weight {min(odd)!r}: "
+            f"the graph of {graph.denoiser!r} has no weight {first!r}: "
             "choose the space that the configuration was made in, with space=NAME "
-            f"({len(odd)} of the {len(qconfig.methods)} names are unknown; {closest(min(odd), names)})"
+            f"({len(unknown)} of the {len(qconfig.methods)} names are unknown; "
+            f"{closest(first, names)})"
         )
 
 
 def is_low(method: QuantMethod | None) -> bool:
-    """Whether fewer than 16 bits are stored."""
+    """Whether fewer than 16 bits are stored.
+
+    Args:
+        method: of a weight; None for full precision.
+    """
     return method is not None and method.name != "fp"
 
 
@@ -221,7 +266,12 @@ def _bits(method: QuantMethod | None) -> int:
 
 
 def affine(bits: int, group: int | None = None) -> QuantMethod:
-    """The uniform method with the group size nearest to ``group``, None for a scale per output channel."""
+    """Choose the uniform method that is nearest to an engine's.
+
+    Args:
+        bits: 2 to 8.
+        group: inputs that share a scale in the engine; None for a scale per output channel.
+    """
     if group is None:
         return QuantMethod("uaq", bits)
     near = min((32, 64, 128), key=lambda size: (abs(size.bit_length() - group.bit_length()), size))
@@ -229,10 +279,17 @@ def affine(bits: int, group: int | None = None) -> QuantMethod:
 
 
 def strings(data: Mapping[str, object], key: str) -> list[str]:
-    """The list of names under ``key``, or none.
+    """Read a list of names.
+
+    Args:
+        data: mapping that may hold it.
+        key: under which it is; a single name counts as a list of one.
+
+    Returns:
+        The names; none if there is no such key.
 
     Raises:
-        RecipeError: there is something else.
+        RecipeError: the key holds something else.
     """
     value = data.get(key) or []
     value = [value] if isinstance(value, str) else value
@@ -242,7 +299,12 @@ def strings(data: Mapping[str, object], key: str) -> list[str]:
 
 
 def closest(name: str, names: Iterable[str]) -> str:
-    """A hint at the name that looks most like ``name``."""
+    """Point to the name that looks most like another one.
+
+    Args:
+        name: that is unknown.
+        names: that exist.
+    """
     near = difflib.get_close_matches(name, list(names), 1, 0)
     return f"closest to {name!r} is {near[0]!r}" if near else "the graph has no weights"
 
@@ -251,9 +313,9 @@ def require_overlap(graph: Graph, entries: Iterable[str], matched: set[str]) -> 
     """Refuse a recipe none of whose names or patterns is about this graph.
 
     Args:
-        graph: that the recipe is read for.
+        graph: for which the recipe is read.
         entries: all names and patterns of the recipe.
-        matched: those that are about something.
+        matched: those that match something.
 
     Raises:
         RecipeError: there are entries, and none of them is in ``matched``.
@@ -263,25 +325,37 @@ def require_overlap(graph: Graph, entries: Iterable[str], matched: set[str]) -> 
         return
     paths = [weight.parameter.removesuffix(".weight") for weight in graph.weights]
     raise RecipeError(
-        f"none of the {len(entries)} names or patterns of the recipe is about any of the "
+        f"none of the {len(entries)} names or patterns of the recipe matches any of the "
         f"{len(paths)} weights of {graph.denoiser!r} ({closest(entries[0], paths)}): "
         "give a recipe of this denoiser"
     )
 
 
 def contains(graph: Graph, entry: str) -> bool:
-    """Whether a module, a part of one's path or a piece of a path's name is called ``entry``."""
+    """Whether any part of a module's path ends with a name.
+
+    Args:
+        graph: of the denoiser.
+        entry: name of a module, of a part of a path, or the end of such a name.
+    """
     names = [node.name for node in graph.nodes]
     names += [name for layer in layers(graph) for name in layer.parameters]
     return any(f"{entry}." in f"{name}." for name in names)
 
 
 def idle(entries: Iterable[str], matched: set[str]) -> tuple[str, ...]:
-    """A sentence that names the entries that decided about no weight."""
+    """Name the entries of a recipe that had no effect.
+
+    Args:
+        entries: all names and patterns of the recipe.
+        matched: those that decided about a weight.
+
+    Returns:
+        One sentence, or none.
+    """
     names = [repr(entry) for entry in dict.fromkeys(entries) if entry not in matched]
     if not names:
         return ()
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return (
-        f"{len(names)} of the names or patterns decide about no weight: {', '.join(names[:8])}{more}",
-    )
+    listed = ", ".join(names[:8]) + more
+    return (f"{len(names)} of the names or patterns decide about no weight: {listed}",)

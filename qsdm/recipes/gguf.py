@@ -1,18 +1,21 @@
-"""Tensor rules of stable-diffusion.cpp for its GGUF files: ``pattern=type`` pairs, separated by commas.
+"""Tensor rules of stable-diffusion.cpp for GGUF files: ``pattern=type`` pairs, separated by commas.
 
-The first pattern that is found in a tensor's name gives its type. Some tensors keep the file's precision whatever a
-rule says: those whose rows are no whole blocks (a Conv's row is its kernel's width), and some by name.
+The first pattern that occurs in a tensor's name determines its type. Some tensors keep the file's
+precision whatever a rule says: those whose rows are not a whole number of blocks (a Conv's row is
+its kernel's width), and some by name.
 
-Names are diffusers', alone or after the prefixes that ``sd-cli -M convert`` puts before them. Loading a model renames
-its tensors to the original layout before the rules are looked at, so ours are for converting, without
-``--convert-name``.
+Names are diffusers', alone or after the prefixes that ``sd-cli -M convert`` puts before them. When
+a model is loaded, its tensors are renamed to the original layout before the rules apply, so our
+rules are for converting, without ``--convert-name``.
 
 References:
-    leejet/stable-diffusion.cpp (commit 97d2990): src/model_loader.cpp, ``parse_tensor_type_rules``,
-        ``tensor_should_be_converted``, ``init_from_diffusers_file``; src/convert.cpp; examples/common/common.cpp.
-    ggml-org/ggml: src/ggml-common.h, the blocks of each type.
-    huggingface/diffusers 0.42.1: src/diffusers/quantizers/gguf/utils.py, ``SUPPORTED_GGUF_QUANT_TYPES``;
-        loaders/single_file_model.py, ``from_single_file``.
+    leejet/stable-diffusion.cpp (commit 97d2990): src/model_loader.cpp,
+        ``parse_tensor_type_rules``, ``tensor_should_be_converted``, ``init_from_diffusers_file``;
+        src/convert.cpp; examples/common/common.cpp.
+    ggml-org/ggml:
+        src/ggml-common.h, the blocks of each type.
+    huggingface/diffusers 0.42.1: src/diffusers/quantizers/gguf/utils.py,
+        ``SUPPORTED_GGUF_QUANT_TYPES``; loaders/single_file_model.py, ``from_single_file``.
 """
 
 from __future__ import annotations
@@ -29,9 +32,9 @@ from qsdm.recipes import (
     Holding,
     Layer,
     Loader,
+    NoteCounts,
     Read,
     RecipeError,
-    Said,
     Written,
     affine,
     assemble,
@@ -46,8 +49,9 @@ from qsdm.recipes.skip_list import gguf_skips
 PREFIXES = ("", "unet.", "model.diffusion_model.")
 _PREFIX = r"^(?:unet\.|model\.diffusion_model\.)?"
 KEPT = (
-    "img_in.", "txt_in.", "time_in.", "vector_in.", "guidance_in.", "final_layer.", "x_embedder.", "t_embedder.",
-    "y_embedder.", "pos_embed", "context_embedder.", "time_embed.", "label_emb.", "embedding",
+    "img_in.", "txt_in.", "time_in.", "vector_in.", "guidance_in.", "final_layer.", "x_embedder.",
+    "t_embedder.", "y_embedder.", "pos_embed", "context_embedder.", "time_embed.", "label_emb.",
+    "embedding",
 )  # fmt: skip
 """Tensors with one of these in their names are never converted."""
 
@@ -75,7 +79,7 @@ TYPES: dict[str, tuple[QuantMethod, int, str]] = {
     "iq2_xxs": (affine(2, 32), 256, "with a table of vectors there"),
     "tq2_0": (affine(2, 32), 256, "with three levels there"),
 }
-"""Nearest method, values of a block, and in what the type differs."""
+"""Nearest method, number of values in a block, and how the type differs."""
 
 DIFFUSERS_READS = {
     "f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0",
@@ -111,28 +115,49 @@ _PLAIN = {
 
 
 def holds(method: QuantMethod) -> Holding:
-    """Raises RecipeError for a method that the table does not have."""
+    """Look up a method in `HOLDS`.
+
+    Args:
+        method: to be written.
+
+    Raises:
+        RecipeError: the table has no such method.
+    """
     return holding("GGUF", HOLDS, method)
 
 
 def read(graph: Graph, text: str, default: QuantMethod, loader: Loader | None = None) -> Read:
-    """Rules, between commas or on lines of their own; ``default`` is for weights that none of them matches.
+    """Read tensor rules as a configuration.
 
     Args:
         graph: of the denoiser.
-        text: the rules.
-        default: the base, for what no rule matches; where GGUF cannot hold it, weights keep full precision.
-        loader: of the denoiser's class: whether and what diffusers loads of such a file is reported.
+        text: the rules, separated by commas or newlines.
+        default: for weights that no rule matches; if GGUF cannot hold it, they keep full precision.
+        loader: of the denoiser's class, to report what diffusers loads of such a file; None if the
+            class is unknown.
+
+    Returns:
+        The configuration, with notes about what is not carried over exactly.
 
     Raises:
-        RecipeError: a rule is not ``pattern=type``, its pattern is no regular expression, or its type unknown; or no
-            rule matches anything.
+        RecipeError: a rule is not ``pattern=type``, its pattern is not a regular expression, its
+            type is unknown, or no rule matches anything.
+
+    Example:
+        >>> import torch
+        >>> from qsdm.qconfig import QuantMethod
+        >>> from qsdm.recipes import gguf
+        >>> from qsdm.tracing import trace
+        >>> mlp = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64))
+        >>> graph = trace(mlp, {"input": torch.zeros(1, 64)}, "mlp")
+        >>> gguf.read(graph, "^1=q4_1", QuantMethod.parse("fp-16")).qconfig.methods
+        {'1': QuantMethod(name='uaq_g32', bits=4)}
     """
     rules = list(parse(text))
     matched = set[str]()
 
     def decide(name: str, layer: Layer) -> Decision:
-        pattern, kind = next((rule for rule in rules if found_in(rule[0], name)), ("", ""))
+        pattern, kind = next((rule for rule in rules if occurs(rule[0], name)), ("", ""))
         if not kind:
             return base(name, layer, default)
         matched.add(pattern)
@@ -141,26 +166,39 @@ def read(graph: Graph, text: str, default: QuantMethod, loader: Loader | None = 
         if (why := kept(name, layer, kind)) is not None:
             return None, [f"stable-diffusion.cpp leaves them at full precision: {why}"]
         method, _, difference = TYPES[kind]
-        text = f"{kind} is taken as {method}, {difference or 'with another search of the scales there'}"
+        difference = difference or "with another search of the scales there"
         unread = [] if kind in DIFFUSERS_READS else [f"{kind}: diffusers loads no such tensors"]
-        return method, [text, *unread]
+        return method, [f"{kind} is taken as {method}, {difference}", *unread]
 
-    found = assemble(graph, decide)
+    result = assemble(graph, decide)
     require_overlap(graph, [pattern for pattern, _ in rules], matched)
-    notes = found.notes + idle([pattern for pattern, _ in rules], matched)
+    notes = result.notes + idle([pattern for pattern, _ in rules], matched)
     kinds = {kind for pattern, kind in rules if pattern in matched}
-    return Read(found.qconfig, notes + loading(loader, bool(kinds - set(FULL))))
+    return Read(result.qconfig, notes + loading(loader, bool(kinds - set(FULL))))
 
 
 def base(name: str, layer: Layer, default: QuantMethod) -> Decision:
-    """The method of a weight that no rule matches."""
+    """Decide about a weight that no rule matches.
+
+    Args:
+        name: of the parameter.
+        layer: that it belongs to.
+        default: method of such weights.
+
+    Returns:
+        The default, or full precision if GGUF cannot hold it.
+
+    Raises:
+        RecipeError: GGUF has no type for the default.
+    """
     if default.is_full:
         return None, []
     kind, _ = type_of(name, layer, default)
     if kind in FULL:
         why = kept(name, layer, nearest(layer, default))
         return None, [
-            f"matched by no rule: GGUF cannot hold {default} in them, they keep full precision ({why})"
+            f"matched by no rule: GGUF cannot hold {default} in them, "
+            f"they keep full precision ({why})"
         ]
     if str(TYPES[kind][0]) == str(default):
         return default, [f"matched by no rule: they get {default}"]
@@ -170,18 +208,22 @@ def base(name: str, layer: Layer, default: QuantMethod) -> Decision:
 
 
 def loading(loader: Loader | None, quantized: bool = True) -> tuple[str, ...]:
-    """Sentences about what diffusers cannot load.
+    """Say what diffusers cannot load.
 
     Args:
-        loader: of the denoiser's class, None if that is unknown.
-        quantized: the file has tensors of a quantized type.
+        loader: of the denoiser's class; None if the class is unknown.
+        quantized: whether the file has tensors of a quantized type.
+
+    Returns:
+        Sentences; none if it can load everything.
     """
     if loader is None or not quantized:
         return ()
     if not loader.single_file:
         return (f"diffusers cannot load the GGUF file: {loader.denoiser} has no from_single_file",)
     notes = [
-        f"diffusers' {loader.denoiser}.from_single_file loads no tensors named model.diffusion_model.*, as "
+        f"diffusers' {loader.denoiser}.from_single_file loads no tensors named "
+        "model.diffusion_model.*, as "
         "sd-cli -M convert --diffusion-model names them (Flux and SD3 end in IndexError): "
         "write the names without the prefix, as in the denoiser's state dict"
     ]
@@ -194,7 +236,17 @@ def loading(loader: Loader | None, quantized: bool = True) -> tuple[str, ...]:
 
 
 def parse(text: str) -> Iterator[tuple[str, str]]:
-    """(pattern, type) of each rule; raises RecipeError as `read` does."""
+    """Split the text of rules.
+
+    Args:
+        text: the rules, separated by commas or newlines.
+
+    Yields:
+        Pattern and type of a rule.
+
+    Raises:
+        RecipeError: a rule is malformed.
+    """
     rules = [rule.strip() for rule in re.split(r"[,\n]", text) if rule.strip()]
     if not rules:
         raise RecipeError(
@@ -204,30 +256,33 @@ def parse(text: str) -> Iterator[tuple[str, str]]:
         pattern, sign, kind = rule.partition("=")
         if not sign or not pattern:
             raise RecipeError(
-                f"wanted a rule of the form PATTERN=TYPE, without commas in the pattern (got {rule!r})"
+                "wanted a rule of the form PATTERN=TYPE, without commas in the pattern "
+                f"(got {rule!r})"
             )
         try:
             re.compile(pattern)
         except re.error as error:
             raise RecipeError(
-                f"the pattern {pattern!r} is no regular expression: {error}"
+                f"the pattern {pattern!r} is not a regular expression: {error}"
             ) from error
         if kind not in TYPES and kind not in FULL:
-            known = [*FULL, *TYPES]
-            near = {name.lower(): name for name in known}
-            close = difflib.get_close_matches(kind.lower(), near, 1)
-            guess = (
-                f"did you mean {near[close[0]]!r}?" if close else f"there are {', '.join(known)}"
-            )
-            raise RecipeError(f"no type that qsdm has a method for is called {kind!r}; {guess}")
+            types = {name.lower(): name for name in (*FULL, *TYPES)}
+            close = difflib.get_close_matches(kind.lower(), types, 1)
+            others = f"there are {', '.join(types.values())}"
+            hint = f"did you mean {types[close[0]]!r}?" if close else others
+            raise RecipeError(f"qsdm has no method for a type called {kind!r}; {hint}")
         yield pattern, kind
 
 
-def found_in(pattern: str, name: str) -> bool:
-    """Whether a pattern is found in a parameter's name, alone or behind a prefix.
+def occurs(pattern: str, name: str) -> bool:
+    """Whether a pattern occurs in a parameter's name, alone or after a prefix.
 
-    Differs from stable-diffusion.cpp: what is found within a prefix only does not count, such as ff in
-    model.diffusion_model, for names that have no prefix yet.
+    Differs from stable-diffusion.cpp: a match within a prefix alone does not count, such as ff in
+    model.diffusion_model, because the names may have no prefix yet.
+
+    Args:
+        pattern: regular expression.
+        name: of the parameter, without a prefix.
     """
     for prefix in PREFIXES:
         match = re.search(pattern, prefix + name)
@@ -237,34 +292,58 @@ def found_in(pattern: str, name: str) -> bool:
 
 
 def kept(name: str, layer: Layer, kind: str) -> str | None:
-    """Why a tensor keeps the file's precision although a rule gives it the type ``kind``; None if it does not."""
+    """Say why a tensor keeps the file's precision although a rule gives it another type.
+
+    Args:
+        name: of the parameter.
+        layer: that it belongs to.
+        kind: the rule's type, a key of `TYPES`.
+
+    Returns:
+        The reason; None if it gets the type.
+    """
     if not layer.is_linear:
         return "a Conv"
     if layer.shape[1] % TYPES[kind][1] != 0:
-        return f"a row of {layer.shape[1]} values, no multiple of {TYPES[kind][1]}"
+        return f"a row of {layer.shape[1]} values, not a multiple of {TYPES[kind][1]}"
     if (part := next((part for part in KEPT if part in name), None)) is not None:
         return f"{part!r} in its name"
     return None
 
 
 def write(graph: Graph, qconfig: QuantConfig, loader: Loader | None = None) -> Written:
-    """Rules of all weights on one line.
+    """Write the rules of all weights on one line.
 
     Args:
         graph: of the denoiser.
         qconfig: one of this graph.
-        loader: of the denoiser's class: whether and what diffusers loads of the file is reported.
+        loader: of the denoiser's class, to report what diffusers loads of the file; None if the
+            class is unknown.
+
+    Returns:
+        The rules, with notes about what they cannot express.
 
     Raises:
-        RecipeError: a configuration of another graph, or a method that GGUF's table does not have.
+        RecipeError: the configuration belongs to another graph, or `HOLDS` lacks a method.
+
+    Example:
+        >>> import torch
+        >>> from qsdm.qconfig import QuantConfig, QuantMethod
+        >>> from qsdm.recipes import gguf
+        >>> from qsdm.tracing import trace
+        >>> mlp = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64))
+        >>> graph = trace(mlp, {"input": torch.zeros(1, 64)}, "mlp")
+        >>> qconfig = QuantConfig("mlp", {"0": QuantMethod.parse("uaq_g64-4")})
+        >>> gguf.write(graph, qconfig).suffix
+        '.gguf-rules.txt'
     """
-    said, types = Said(), dict[str, str]()
-    for name, layer, method in decisions(graph, qconfig, said):
+    counts, types = NoteCounts(), dict[str, str]()
+    for name, layer, method in decisions(graph, qconfig, counts):
         types[name], limits = type_of(name, layer, method)
-        said.update(limits)
+        counts.update(limits)
         kept_there = [entry for entry in (loader.keep if loader else ()) if gguf_skips(entry, name)]
         if loader is not None and kept_there and types[name] not in FULL:
-            said[
+            counts[
                 f"{kept_there[0]!r} is in _keep_in_fp32_modules of {loader.denoiser}: "
                 "diffusers turns them back to float32 when it loads the file"
             ] += len(layer.weights)
@@ -273,15 +352,26 @@ def write(graph: Graph, qconfig: QuantConfig, loader: Loader | None = None) -> W
         "sd-cli -M convert --diffusion-model DENOISER.safetensors -o DENOISER.gguf "
         '--tensor-type-rules "$(cat FILE)", without --convert-name'
     )
-    notes = sentences(said) + loading(loader, not set(types.values()) <= set(FULL))[:1]
+    notes = sentences(counts) + loading(loader, not set(types.values()) <= set(FULL))[:1]
     return Written(text + "\n", ".gguf-rules.txt", notes, usage)
 
 
 def nearest(layer: Layer, method: QuantMethod) -> str:
-    """The type nearest to a method, whether or not the layer is one that can have it."""
-    held = holds(method)
-    if held.kind != "uniform":
-        return held.kind
+    """Choose the type nearest to a method, whether or not the layer can have it.
+
+    Args:
+        layer: whose row length matters.
+        method: to be written.
+
+    Returns:
+        A key of `TYPES`, or f16.
+
+    Raises:
+        RecipeError: `HOLDS` lacks the method.
+    """
+    kind = holds(method).kind
+    if kind != "uniform":
+        return kind
     if (exact := _EXACT.get(str(method))) is not None:
         return exact
     blocks = layer.shape[1] % 256 == 0
@@ -289,7 +379,19 @@ def nearest(layer: Layer, method: QuantMethod) -> str:
 
 
 def type_of(name: str, layer: Layer, method: QuantMethod | None) -> tuple[str, list[str]]:
-    """The nearest type, and what it cannot express."""
+    """Choose a tensor's type.
+
+    Args:
+        name: of the parameter.
+        layer: that it belongs to.
+        method: to be written; None for full precision.
+
+    Returns:
+        The nearest type, and sentences about what it cannot express.
+
+    Raises:
+        RecipeError: `HOLDS` lacks the method.
+    """
     if method is None:
         return "f16", ["full precision is f16 there"]
     kind, limit = nearest(layer, method), holds(method).limit
@@ -301,16 +403,23 @@ def type_of(name: str, layer: Layer, method: QuantMethod | None) -> tuple[str, l
     if TYPES[kind][0].bits > method.bits:
         limits.append(
             f"{method.bits} bits become {kind}, there is no nearer type"
-            + " for this row length" * (layer.shape[1] % 256 != 0)
+            + (" for this row length" if layer.shape[1] % 256 else "")
         )
     return kind, limits
 
 
 def rules_of(types: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Few rules that give every tensor its type: layers whose names differ only in numbers share a pattern with the
-    most frequent type, after the names of the others.
+    """Find a small set of rules that gives every tensor its type.
 
-    stable-diffusion.cpp compiles each pattern anew for each tensor, so there should not be one rule for each.
+    Layers whose names differ only in numbers share a pattern for their most frequent type; the
+    others are named before it. stable-diffusion.cpp compiles every pattern again for every tensor,
+    so a rule per tensor would be slow.
+
+    Args:
+        types: parameter => type.
+
+    Returns:
+        Pattern and type of each rule, in order.
     """
     alike: dict[str, list[str]] = {}
     for name in types:

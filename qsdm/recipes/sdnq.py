@@ -1,20 +1,23 @@
 """SDNQ: one dtype for a model, and other settings for modules by name.
 
-What holds for a parameter, in this order: ``modules_to_not_convert``; layer kinds and sizes that are left alone; then
-the dtype of ``modules_dtype_dict``, else of ``modules_quant_config`` (the first entry that matches), else of the
-config. A list of ``modules_dtype_dict`` has a dtype or a least width (``minimum_6bit``) for its key: the first that
-matches decides, but a least width that is met already decides nothing, and the search goes on. An entry matches a
-parameter that it names, that it is a component of, or that begins with it (``.proj_out``); an entry with ``*`` is a
-regular expression in which ``.*`` is a dot and anything, any other ``*`` anything, found at the name's beginning.
+What decides about a parameter, in this order: ``modules_to_not_convert``; kinds and sizes of layers
+that are left alone; then the dtype of ``modules_dtype_dict``, else that of ``modules_quant_config``
+(the first entry that matches), else that of the config. The keys of ``modules_dtype_dict`` are
+dtypes or minimum widths (``minimum_6bit``): the first list that matches decides, unless its minimum
+width is already met; then the search continues. An entry matches a parameter if it is the
+parameter's name, one of the parts of the name, or its beginning (``.proj_out``). An entry with
+``*`` is a regular expression that must match at the beginning of the name, in which ``.*`` is a dot
+and anything, and any other ``*`` is anything.
 
 Without a ``u``, N bits have 2^N - 1 levels (int2: three), symmetric about zero.
 
-Written are the arguments of ``SDNQConfig`` as JSON. Codebooks can be said: SDNQ fits them by Lloyd's algorithm.
+The writer gives the arguments of ``SDNQConfig`` as JSON. SDNQ has codebooks too, and fits them with
+Lloyd's algorithm.
 
 References:
-    Disty0/sdnq 0.2.8: src/sdnq/utils.py, ``check_param_name_in``, ``get_quant_kwargs``, ``get_minimum_dtype``,
-        ``check_quant_is_allowed``; src/sdnq/quantizer.py, ``SDNQConfig``, ``sdnq_quantize_layer_weight``;
-        src/sdnq/common.py, ``dtype_dict``.
+    Disty0/sdnq 0.2.8: src/sdnq/utils.py, ``check_param_name_in``, ``get_quant_kwargs``,
+        ``get_minimum_dtype``, ``check_quant_is_allowed``; src/sdnq/quantizer.py, ``SDNQConfig``,
+        ``sdnq_quantize_layer_weight``; src/sdnq/common.py, ``dtype_dict``.
 """
 
 from __future__ import annotations
@@ -32,9 +35,9 @@ from qsdm.recipes import (
     Holding,
     Layer,
     Loader,
+    NoteCounts,
     Read,
     RecipeError,
-    Said,
     Written,
     affine,
     assemble,
@@ -53,10 +56,11 @@ _LEAST = re.compile(r"(?:minimum)?[-_]?(u?)(?:int)?(\d+)[-_]?(?:bits?)?")
 _AUTO, _ROW, _TENSOR = 0, -1, -2  # group_size
 
 KEYS = {
-    "modules_dtype_dict", "modules_quant_config", "modules_to_not_use_matmul", "sdnq_version", "add_skip_keys",
-    "quantized_matmul_dtype", "use_quantized_matmul", "use_svd", "svd_rank", "use_codebook", "quant_conv",
+    "modules_dtype_dict", "modules_quant_config", "modules_to_not_use_matmul", "sdnq_version",
+    "add_skip_keys", "quantized_matmul_dtype", "use_quantized_matmul", "use_svd", "svd_rank",
+    "use_codebook", "quant_conv",
 }  # fmt: skip
-"""Each of them alone tells a config of SDNQ, where ``quant_method`` is missing."""
+"""Any of these identifies a config of SDNQ that has no ``quant_method``."""
 
 _UNIFORM = Holding(
     "uint", "uniform: minimum and maximum are taken there, without our search of the range"
@@ -76,24 +80,35 @@ HOLDS: dict[str, Holding] = {
 
 
 def holds(method: QuantMethod) -> Holding:
-    """Raises RecipeError for a method that the table does not have."""
+    """Look up a method in `HOLDS`.
+
+    Args:
+        method: to be written.
+
+    Raises:
+        RecipeError: the table has no such method.
+    """
     return holding("SDNQ", HOLDS, method)
 
 
 def read(
     graph: Graph, data: Mapping[str, Any], default: QuantMethod, loader: Loader | None = None
 ) -> Read:
-    """An SDNQ config, of code or of a checkpoint; ``default`` is for one without ``weights_dtype``.
+    """Read an SDNQ config, written by hand or saved with a checkpoint.
 
     Args:
         graph: of the denoiser.
         data: of the JSON file.
-        default: for weights that no dtype is given for.
-        loader: of the denoiser's class, whose ``keep`` joins the skip list unless ``add_skip_keys`` is false.
+        default: for weights without a dtype.
+        loader: of the denoiser's class, whose ``keep`` joins the skip list unless
+            ``add_skip_keys`` is false; None if the class is unknown.
+
+    Returns:
+        The configuration, with notes about what is not carried over exactly.
 
     Raises:
-        RecipeError: a key does not hold what SDNQ wants there, a dtype is unknown, or the names are all of another
-            denoiser.
+        RecipeError: a key holds a value of the wrong type, a dtype is unknown, or all names belong
+            to another denoiser.
     """
     skipped = strings(data, "modules_to_not_convert")
     dtypes, settings = _mapping(data, "modules_dtype_dict"), _mapping(data, "modules_quant_config")
@@ -121,31 +136,37 @@ def read(
             return None, ["a Conv, which SDNQ leaves at full precision without quant_conv"]
         if math.prod(layer.shape) < least_values or layer.shape[1] < least_channels:
             return None, [
-                f"of fewer than {least_values} values or {least_channels} inputs, which SDNQ leaves alone"
+                f"of fewer than {least_values} values or {least_channels} inputs, "
+                "which SDNQ leaves alone"
             ]
         options = dict(data) | (_mapping(settings, own) if own is not None else {})
         base = str(options.get("weights_dtype", f"uint{default.bits}"))
-        given = (dtype_for(base, key) for key in listed)
-        dtype = next((dtype for dtype in given if dtype is not None), base)
+        dtypes_of_lists = (dtype_for(base, key) for key in listed)
+        dtype = next((dtype for dtype in dtypes_of_lists if dtype is not None), base)
         if dtype == base and "weights_dtype" not in options:
             return default, []
         return method_of(dtype, options, layer)
 
-    found = assemble(graph, decide)
+    result = assemble(graph, decide)
     require_overlap(graph, entries, matched)
-    notes = found.notes + idle(entries, matched)
+    notes = result.notes + idle(entries, matched)
     if added:
         notes += (
-            "SDNQ adds names of its own for some models unless add_skip_keys is false: give the saved config",
+            "SDNQ adds names of its own for some models unless add_skip_keys is false: "
+            "give the saved config",
         )
-    return Read(found.qconfig, notes)
+    return Read(result.qconfig, notes)
 
 
 def matches(entry: str, name: str) -> bool:
-    """Whether an entry of a list holds for the parameter ``name``.
+    """Whether an entry of a list matches a parameter.
+
+    Args:
+        entry: of the list.
+        name: of the parameter.
 
     Raises:
-        RecipeError: an entry with ``*`` is no regular expression.
+        RecipeError: an entry with ``*`` is not a regular expression.
     """
     if entry.startswith("."):
         return name.startswith(entry[1:])
@@ -159,15 +180,22 @@ def matches(entry: str, name: str) -> bool:
         return re.match(".*".join([*literal, last]), name) is not None
     except re.error as error:
         raise RecipeError(
-            f"the pattern {entry!r} is no regular expression, which SDNQ takes it for: {error}"
+            f"the pattern {entry!r} is not a regular expression, as SDNQ expects: {error}"
         ) from error
 
 
 def dtype_for(dtype: str, key: str) -> str | None:
-    """What a key of ``modules_dtype_dict`` makes of a dtype, None if that is as wide as it demands already.
+    """Apply a key of ``modules_dtype_dict`` to a dtype.
+
+    Args:
+        dtype: that the parameter has without the key.
+        key: a dtype or a minimum width.
+
+    Returns:
+        The new dtype; None if the old one already has the minimum width.
 
     Raises:
-        RecipeError: the key is neither a dtype nor a least width.
+        RecipeError: the key is neither.
     """
     low = key.lower()
     if not (low.startswith("minimum") or low.endswith(("bit", "bits"))):
@@ -175,7 +203,8 @@ def dtype_for(dtype: str, key: str) -> str | None:
     match = _LEAST.fullmatch(low)
     if match is None:
         raise RecipeError(
-            f"modules_dtype_dict wants a dtype or a least width such as minimum_6bit (got {key!r})"
+            f"wanted a dtype or a minimum width such as minimum_6bit in modules_dtype_dict "
+            f"(got {key!r})"
         )
     bits = int(match[2])
     if _width(dtype) >= bits:
@@ -187,7 +216,7 @@ def _width(dtype: str) -> int:
     """Bits of a dtype.
 
     Raises:
-        RecipeError: SDNQ has none of this name.
+        RecipeError: SDNQ has no such dtype.
     """
     if dtype in _FULL:
         return 32 if dtype.endswith("32") else 16
@@ -200,19 +229,24 @@ def _width(dtype: str) -> int:
 
 
 def method_of(dtype: str, options: Mapping[str, Any], layer: Layer) -> Decision:
-    """The method nearest to a dtype.
+    """Choose the method nearest to a dtype.
 
     Args:
+        dtype: of SDNQ.
         options: ``group_size``, ``use_codebook``, ``use_svd``, ``use_hadamard``.
+        layer: that gets it.
+
+    Returns:
+        The method, and how it differs.
 
     Raises:
-        RecipeError: unknown dtype, or of one bit.
+        RecipeError: the dtype is unknown or has one bit.
     """
     bits, integer = _width(dtype), _INTEGER.fullmatch(dtype)
     if bits > 8:
         return None, [] if dtype in _FULL else [f"{dtype} is taken as full precision"]
     if bits < 2:
-        raise RecipeError(f"wanted 2 to 8 bits, which qsdm has methods of (got {dtype!r})")
+        raise RecipeError(f"wanted 2 to 8 bits, for which qsdm has methods (got {dtype!r})")
     size = group_of(layer, _number(options, "group_size", _AUTO), bits, options)
     differences = [
         f"without its {key[4:]}" for key in ("use_svd", "use_hadamard") if options.get(key)
@@ -221,11 +255,13 @@ def method_of(dtype: str, options: Mapping[str, Any], layer: Layer) -> Decision:
         differences.append("a Conv, with scales or codebooks per kernel position there")
     if options.get("use_codebook"):
         method = QuantMethod("kmeans_a" if size == _TENSOR else "kmeans_c", bits)
-        return method, differences + ["a codebook per group of inputs there"] * (size > 0)
+        if size > 0:
+            differences.append("a codebook per group of inputs there")
+        return method, differences
     if dtype in {"float8_e4m3fn", "fp8"}:
-        return QuantMethod("fp8_e4m3", 8), differences + ["scales not per channel there"] * (
-            size != _ROW
-        )
+        if size != _ROW:
+            differences.append("scales not per channel there")
+        return QuantMethod("fp8_e4m3", 8), differences
     method = affine(bits, size if size > 0 else None)
     kind = ", floating point there" if integer is None else ""
     if integer is not None and not integer[1]:
@@ -242,7 +278,20 @@ def method_of(dtype: str, options: Mapping[str, Any], layer: Layer) -> Decision:
 
 
 def group_of(layer: Layer, size: int, bits: int, options: Mapping[str, Any]) -> int:
-    """Inputs that share a scale, which SDNQ chooses by itself for 0 and makes a divisor of the row; or -1, -2."""
+    """Compute SDNQ's group size for a layer.
+
+    Args:
+        layer: whose row the size must divide.
+        size: ``group_size`` of the config: 0 for SDNQ's choice, -1 for a row, -2 for a tensor.
+        bits: of the dtype.
+        options: ``use_codebook`` and ``use_svd``, on which SDNQ's choice depends.
+
+    Returns:
+        Number of inputs that share a scale, or -1 or -2.
+
+    Raises:
+        RecipeError: the size is less than -2.
+    """
     if size < _TENSOR:
         raise RecipeError(f"wanted a group_size of -2, -1, 0 or more (got {size})")
     if size < 0:
@@ -260,25 +309,39 @@ def group_of(layer: Layer, size: int, bits: int, options: Mapping[str, Any]) -> 
     return channels // groups if groups > 1 else _ROW
 
 
-def write(graph: Graph, qconfig: QuantConfig, loader: Loader | None = None) -> Written:
-    """Arguments of ``SDNQConfig``.
+def write(graph: Graph, qconfig: QuantConfig, _loader: Loader | None = None) -> Written:
+    """Write the arguments of ``SDNQConfig``.
 
     Args:
         graph: of the denoiser.
         qconfig: one of this graph.
-        loader: not needed: without ``add_skip_keys``, SDNQ keeps no more than it is told.
+        _loader: ignored: without ``add_skip_keys``, SDNQ only keeps what the list names.
+
+    Returns:
+        The JSON, with notes about what it cannot express.
 
     Raises:
-        RecipeError: a configuration of another graph, or a method that SDNQ's table does not have.
+        RecipeError: the configuration belongs to another graph, or `HOLDS` lacks a method.
+
+    Example:
+        >>> import torch
+        >>> from qsdm.qconfig import QuantConfig, QuantMethod
+        >>> from qsdm.recipes import sdnq
+        >>> from qsdm.tracing import trace
+        >>> mlp = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64))
+        >>> graph = trace(mlp, {"input": torch.zeros(1, 64)}, "mlp")
+        >>> qconfig = QuantConfig("mlp", {"0": QuantMethod.parse("uaq_g64-4")})
+        >>> "uint4" in sdnq.write(graph, qconfig).text
+        True
     """
-    said, full, settings = Said(), list[str](), dict[str, dict[str, Any]]()
-    for name, layer, method in decisions(graph, qconfig, said):
+    counts, full, settings = NoteCounts(), list[str](), dict[str, dict[str, Any]]()
+    for name, layer, method in decisions(graph, qconfig, counts):
         if method is None:
             full.append(name)
             continue
         setting, limits = setting_of(method, layer)
         settings[name] = setting
-        said.update(limits)
+        counts.update(limits)
     data = {
         "quant_method": "sdnq",
         "weights_dtype": "uint4",
@@ -290,29 +353,43 @@ def write(graph: Graph, qconfig: QuantConfig, loader: Loader | None = None) -> W
         "modules_to_not_convert": full,
         "modules_quant_config": settings,
     }
-    usage = 'quantization_config=SDNQConfig(**json.load(open("FILE"))) in from_pretrained, with sdnq 0.2.8 or newer'
-    return Written(json.dumps(data, indent=1) + "\n", ".sdnq.json", sentences(said), usage)
+    usage = (
+        'quantization_config=SDNQConfig(**json.load(open("FILE"))) in from_pretrained, '
+        "with sdnq 0.2.8 or newer"
+    )
+    return Written(json.dumps(data, indent=1) + "\n", ".sdnq.json", sentences(counts), usage)
 
 
 def setting_of(method: QuantMethod, layer: Layer) -> tuple[dict[str, Any], list[str]]:
-    """Settings of a module, and what they cannot express."""
-    held = holds(method)
-    limits = [held.limit] if held.limit else []
+    """Choose the settings of a module.
+
+    Args:
+        method: to be written.
+        layer: that gets it.
+
+    Returns:
+        The settings, and sentences about what they cannot express.
+
+    Raises:
+        RecipeError: `HOLDS` lacks the method.
+    """
+    kind, limit = holds(method).kind, holds(method).limit
+    limits = [limit] if limit else []
     setting: dict[str, Any] = {
         "weights_dtype": f"uint{method.bits}",
         "group_size": method.group_size or _ROW,
     }
-    if held.kind == "float8_e4m3fn":
-        setting["weights_dtype"] = held.kind
-    elif held.kind.startswith("codebook"):
-        per_tensor = held.kind == "codebook per tensor"
+    if kind == "float8_e4m3fn":
+        setting["weights_dtype"] = kind
+    elif kind.startswith("codebook"):
+        per_tensor = kind == "codebook per tensor"
         setting |= {"use_codebook": True, "group_size": _TENSOR if per_tensor else _ROW}
     size = group_of(layer, method.group_size, method.bits, {}) if method.group_size else _ROW
     if method.group_size and size != method.group_size:
         limits.append(
             f"groups of {method.group_size} become groups that divide the row of {layer.shape[1]}"
         )
-    if not layer.is_linear and held.kind != "codebook per tensor":
+    if not layer.is_linear and kind != "codebook per tensor":
         limits.append(
             "a Conv: there every kernel position of a channel has scales or a codebook of its own"
         )

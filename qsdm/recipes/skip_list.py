@@ -1,24 +1,26 @@
-"""Skip lists: names of modules that keep full precision, in quantization configs of diffusers and transformers.
+"""Skip lists: modules that keep full precision, in configs of diffusers and transformers.
 
-The same key, ``modules_to_not_convert``, has another rule in each of diffusers' backends (``RULES``); for a parameter
-such as ``blocks.0.attn.to_q.weight`` an entry holds if it is
+Each of diffusers' backends follows another rule for the same key, ``modules_to_not_convert``
+(`RULES`). An entry protects a parameter such as ``blocks.0.attn.to_q.weight`` if it is
 
-=============  =====================================================================================
-torchao        the parameter's name, or anywhere in it followed by a dot: ``to_q``, ``attn``, ``n.to_q``
+=============  ===================================================================================
+torchao        the parameter's name, or any part of it before a dot: ``to_q``, ``attn``, ``n.to_q``
 quanto         the layer's own name: ``to_q``. Containers and full paths protect nothing
-bitsandbytes   the layer's own name, its full path, or anywhere in its path followed by a dot: ``attn``
+bitsandbytes   the layer's own name, its full path, or any part of its path before a dot: ``attn``
 gguf           one of the parts between the dots: ``to_q``, ``attn``
-=============  =====================================================================================
+=============  ===================================================================================
 
-By the same rules the backends compare ``_keep_in_fp32_modules`` of the denoiser's class, which adds to every list.
-A list without a config says nothing about an engine: torchao's rule holds for its names, and Conv layers get the
-default method as well, unless ``rules=ENGINE`` names one.
+The backends follow the same rules for ``_keep_in_fp32_modules`` of the denoiser's class, which adds
+to every list. A list without a config does not say which engine it is for: unless ``rules=ENGINE``
+names one, torchao's rule counts, and Conv layers get the default method as well.
 
 References:
-    huggingface/diffusers 0.42.1: src/diffusers/quantizers/torchao/torchao_quantizer.py, ``check_if_quantized_param``;
-        quanto/utils.py, ``_replace_with_quanto_layers``; bitsandbytes/utils.py, ``_replace_with_bnb_linear``;
-        gguf/gguf_quantizer.py, ``create_quantized_param``; quantization_config.py for the keys.
-    huggingface/optimum-quanto 0.2.7: optimum/quanto/nn/qmodule.py, ``QModuleMixin``, for the groups.
+    huggingface/diffusers 0.42.1: src/diffusers/quantizers/torchao/torchao_quantizer.py,
+        ``check_if_quantized_param``; quanto/utils.py, ``_replace_with_quanto_layers``;
+        bitsandbytes/utils.py, ``_replace_with_bnb_linear``; gguf/gguf_quantizer.py,
+        ``create_quantized_param``; quantization_config.py for the keys.
+    huggingface/optimum-quanto 0.2.7: optimum/quanto/nn/qmodule.py, ``QModuleMixin``, for the
+        groups.
 """
 
 from __future__ import annotations
@@ -57,23 +59,43 @@ KEYS = ("modules_to_not_convert", "llm_int8_skip_modules")
 
 
 def torchao_skips(entry: str, parameter: str) -> bool:
-    """Whether diffusers' torchao backend leaves a parameter alone for an entry of its list."""
+    """Whether an entry makes diffusers' torchao backend leave a parameter alone.
+
+    Args:
+        entry: of the list.
+        parameter: its name.
+    """
     return entry == parameter or f"{entry}." in parameter
 
 
 def quanto_skips(entry: str, parameter: str) -> bool:
-    """The same of its quanto backend."""
+    """Whether its quanto backend does.
+
+    Args:
+        entry: of the list.
+        parameter: its name.
+    """
     return entry == parameter.removesuffix(".weight").rpartition(".")[2]
 
 
 def bitsandbytes_skips(entry: str, parameter: str) -> bool:
-    """The same of its bitsandbytes backend."""
+    """Whether its bitsandbytes backend does.
+
+    Args:
+        entry: of the list.
+        parameter: its name.
+    """
     path = parameter.removesuffix(".weight")
     return entry in (path, path.rpartition(".")[2]) or f"{entry}." in path
 
 
 def gguf_skips(entry: str, parameter: str) -> bool:
-    """The same of its GGUF backend, whose list is ``_keep_in_fp32_modules`` alone."""
+    """Whether its GGUF backend does, whose only list is ``_keep_in_fp32_modules``.
+
+    Args:
+        entry: of the list.
+        parameter: its name.
+    """
     return entry in parameter.split(".")
 
 
@@ -83,7 +105,7 @@ RULES: dict[Engine, Callable[[str, str], bool]] = {
     Engine.bitsandbytes: bitsandbytes_skips,
     Engine.gguf: gguf_skips,
 }
-"""(entry, parameter) => whether the layer keeps full precision. All four quantize Linear layers only."""
+"""(entry, parameter) => whether the layer keeps full precision. All quantize Linear layers only."""
 
 
 def read(
@@ -93,17 +115,32 @@ def read(
     loader: Loader | None = None,
     engine: Engine | None = None,
 ) -> Read:
-    """A list of names, or a quantization config with one; all other weights get the config's method, or ``default``.
+    """Read a list of names, or a quantization config with one.
 
     Args:
         graph: of the denoiser.
         data: the list, or the config.
-        default: for what has no type of its own.
-        loader: of the denoiser's class, whose ``keep`` joins the list of an engine.
-        engine: whose rule holds; None for a list that no engine is named for.
+        default: for all other weights, unless the config names a method.
+        loader: of the denoiser's class, whose ``keep`` joins the list of an engine; None if the
+            class is unknown.
+        engine: whose rule counts; None for a list without an engine.
+
+    Returns:
+        The configuration, with notes about what is not carried over exactly.
 
     Raises:
-        RecipeError: it holds no list of names, a type that nothing here is near to, or only names of another denoiser.
+        RecipeError: there is no list of names, a type has no method near it, or all names belong to
+            another denoiser.
+
+    Example:
+        >>> import torch
+        >>> from qsdm.qconfig import QuantMethod
+        >>> from qsdm.recipes import skip_list
+        >>> from qsdm.tracing import trace
+        >>> mlp = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64))
+        >>> graph = trace(mlp, {"input": torch.zeros(1, 64)}, "mlp")
+        >>> skip_list.read(graph, ["0"], QuantMethod.parse("uaq-4")).qconfig.methods
+        {'1': QuantMethod(name='uaq', bits=4)}
     """
     config = {"modules_to_not_convert": data} if isinstance(data, list) else data
     skipped = [entry for key in KEYS for entry in strings(config, key)]
@@ -131,8 +168,8 @@ def read(
     notes = result.notes + idle(skipped, matched)
     if engine is None:
         notes += (
-            "no engine is named: names are compared as torchao does and Conv layers are quantized too; "
-            f"rules={'|'.join(RULES)} follows one",
+            "no engine is named: names are compared as torchao does and Conv layers are quantized "
+            f"too; rules={'|'.join(RULES)} follows one",
         )
     return Read(result.qconfig, notes)
 
@@ -140,35 +177,59 @@ def read(
 def kept_by(
     entries: tuple[str, ...], skips: Callable[[str, str], bool], parameter: str
 ) -> str | None:
-    """The first entry that keeps a parameter at full precision, by a rule of `RULES`."""
+    """Find the entry that keeps a parameter at full precision.
+
+    Args:
+        entries: of the list.
+        skips: a rule of `RULES`.
+        parameter: its name.
+
+    Returns:
+        The first such entry; None if there is none.
+    """
     return next((entry for entry in entries if skips(entry, parameter)), None)
 
 
 def method_of(
     config: Mapping[str, Any], engine: Engine | None, default: QuantMethod
 ) -> Callable[[Layer], Decision]:
-    """A config's method for a layer, and in what it differs.
+    """Find out how a config quantizes layers.
+
+    Args:
+        config: of the engine.
+        engine: that reads it; None for a list without an engine.
+        default: method if the config names none.
+
+    Returns:
+        Function from a layer to a method and how it differs.
 
     Raises:
-        RecipeError: unknown type.
+        RecipeError: the config's type is unknown.
     """
     if engine is Engine.bitsandbytes:
         decision = bitsandbytes_method(config)
-        return lambda layer: decision
+        return lambda _layer: decision
     if engine is Engine.quanto and any(config.get(key) for key in QUANTO_KEYS):
         return quanto_method(config)
-    return lambda layer: (default, [])
+    return lambda _layer: (default, [])
 
 
 def bitsandbytes_method(config: Mapping[str, Any]) -> Decision:
-    """Of its 8-bit and two 4-bit types.
+    """Choose the method nearest to the 8-bit or 4-bit type of a bitsandbytes config.
+
+    Args:
+        config: of bitsandbytes.
+
+    Returns:
+        The method, and how it differs.
 
     Raises:
-        RecipeError: unknown 4-bit type.
+        RecipeError: the 4-bit type is unknown.
     """
     if config.get("load_in_8bit") or config.get("_load_in_8bit"):
         return affine(8), [
-            "int8 is taken as uaq-8: bitsandbytes' is symmetric and keeps outlying inputs in 16 bits"
+            "int8 is taken as uaq-8: bitsandbytes' is symmetric and keeps outlying inputs "
+            "in 16 bits"
         ]
     method = QuantMethod("nf4_g64", 4)
     match config.get("bnb_4bit_quant_type", "fp4"):
@@ -187,10 +248,18 @@ QUANTO_TYPES = {"int8": 8, "int4": 4, "int2": 2, "float8": 8}
 
 
 def quanto_method(config: Mapping[str, Any]) -> Callable[[Layer], Decision]:
-    """Of its four types; int4 and int2 have groups, whose size depends on the layer.
+    """Choose the method nearest to one of quanto's four types.
+
+    int4 and int2 have groups, whose size depends on the layer.
+
+    Args:
+        config: of quanto.
+
+    Returns:
+        Function from a layer to a method and how it differs.
 
     Raises:
-        RecipeError: unknown type.
+        RecipeError: the type is unknown.
     """
     kind = next((config[key] for key in QUANTO_KEYS if config.get(key)), "int8")
     if not isinstance(kind, str) or kind not in QUANTO_TYPES:
@@ -208,10 +277,16 @@ def quanto_method(config: Mapping[str, Any]) -> Callable[[Layer], Decision]:
 
 
 def quanto_group(inputs: int) -> int | None:
-    """Inputs that share a scale in quanto's int4 and int2, None for all of a row's.
+    """Compute the group size of quanto's int4 and int2.
 
-    128 become less in steps of 32 until they divide the inputs; up to 128 inputs, and where not even 32 divide them,
-    there are no groups.
+    It starts at 128 and decreases in steps of 32 until it divides the number of inputs. There are
+    no groups for up to 128 inputs, or if not even 32 divides their number.
+
+    Args:
+        inputs: of the layer, 1 or more.
+
+    Returns:
+        Number of inputs that share a scale; None for the whole row.
     """
     if inputs <= 128:
         return None

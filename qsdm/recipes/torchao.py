@@ -1,19 +1,21 @@
-"""torchao: a config for every module by its name, ``FqnToConfig``, as the JSON that ``config_from_dict`` reads.
+"""torchao: a config for every module by name, ``FqnToConfig``, in the JSON of ``config_from_dict``.
 
-Uniform methods are ``IntxWeightOnlyConfig`` of 2 to 8 bits, asymmetric, per output channel or in groups; 8-bit floats
-``Float8WeightOnlyConfig``. Modules that keep full precision are named with null.
+Uniform methods become ``IntxWeightOnlyConfig`` with 2 to 8 bits, asymmetric, per output channel or
+in groups; 8-bit floats become ``Float8WeightOnlyConfig``. Modules with full precision get null.
 
-A config that is read may be one for all Linear layers, or an ``FqnToConfig``, which names what is quantized: a
-parameter's name, a module's, the first ``re:`` pattern that fits all of a parameter's name, of a module's, and for
-Linear layers ``_default``, in this order. All that it does not name stays as it is. Inside ``TorchAoConfig`` it is
-diffusers that quantizes: Linear layers only, and not what its skip list names.
+The reader takes one config for all Linear layers, or an ``FqnToConfig``, which names what is
+quantized. For a parameter, the first of these decides: its name, its module's name, the first
+``re:`` pattern that matches all of its name, or of its module's name, and, for Linear layers,
+``_default``. Everything else stays as it is. Inside ``TorchAoConfig``, diffusers quantizes: only
+Linear layers, and not those in its skip list.
 
 References:
     pytorch/ao 0.18.0: torchao/core/config.py, ``config_to_dict``, ``config_from_dict``;
-        torchao/quantization/quant_api.py, ``FqnToConfig`` (``ModuleFqnToConfig`` in older versions), ``quantize_``,
-        ``IntxWeightOnlyConfig``, ``Float8WeightOnlyConfig``.
-    huggingface/diffusers 0.42.1: src/diffusers/quantizers/torchao/torchao_quantizer.py, ``_resolve_fqn_to_config``,
-        ``check_if_quantized_param``; quantization_config.py, ``TorchAoConfig``.
+        torchao/quantization/quant_api.py, ``FqnToConfig`` (``ModuleFqnToConfig`` in older
+        versions), ``quantize_``, ``IntxWeightOnlyConfig``, ``Float8WeightOnlyConfig``.
+    huggingface/diffusers 0.42.1: src/diffusers/quantizers/torchao/torchao_quantizer.py,
+        ``_resolve_fqn_to_config``, ``check_if_quantized_param``; quantization_config.py,
+        ``TorchAoConfig``.
 """
 
 from __future__ import annotations
@@ -30,9 +32,9 @@ from qsdm.recipes import (
     Holding,
     Layer,
     Loader,
+    NoteCounts,
     Read,
     RecipeError,
-    Said,
     Written,
     affine,
     assemble,
@@ -65,13 +67,21 @@ HOLDS: dict[str, Holding] = {
 
 FQN = ("FqnToConfig", "ModuleFqnToConfig")
 _USAGE = (
-    'torchao.quantize_(module, torchao.core.config.config_from_dict(json.load(open("FILE"))), filter_fn=None), '
-    "or quantization_config=TorchAoConfig(config_from_dict(...)) in diffusers' from_pretrained"
+    'torchao.quantize_(module, torchao.core.config.config_from_dict(json.load(open("FILE"))), '
+    "filter_fn=None), or quantization_config=TorchAoConfig(config_from_dict(...)) "
+    "in diffusers' from_pretrained"
 )
 
 
 def holds(method: QuantMethod) -> Holding:
-    """Raises RecipeError for a method that the table does not have."""
+    """Look up a method in `HOLDS`.
+
+    Args:
+        method: to be written.
+
+    Raises:
+        RecipeError: the table has no such method.
+    """
     return holding("torchao", HOLDS, method)
 
 
@@ -81,16 +91,21 @@ def holds(method: QuantMethod) -> Holding:
 def read(
     graph: Graph, data: Mapping[str, Any], default: QuantMethod, loader: Loader | None = None
 ) -> Read:
-    """A config as ``config_to_dict`` gives it, or a ``TorchAoConfig`` with one.
+    """Read a config from ``config_to_dict``, or a ``TorchAoConfig`` with one.
 
     Args:
         graph: of the denoiser.
         data: of the JSON file.
         default: for a ``TorchAoConfig`` without a type.
-        loader: of the denoiser's class, whose ``keep`` joins the skip list.
+        loader: of the denoiser's class, whose ``keep`` joins the skip list; None if the class is
+            unknown.
+
+    Returns:
+        The configuration, with notes about what is not carried over exactly.
 
     Raises:
-        RecipeError: it is no such config, its type is unknown here, or it names nothing of this denoiser.
+        RecipeError: it is not such a config, its type is unknown, or all names belong to another
+            denoiser.
     """
     wrapped = "_type" not in data
     skipped = strings(data, "modules_to_not_convert") if wrapped else []
@@ -138,10 +153,18 @@ def read(
 
 
 def resolve(by_name: Mapping[str, object], parameter: str, layer: Layer) -> str | None:
-    """The key of an ``FqnToConfig`` that decides about a parameter, None if none does.
+    """Find the key of an ``FqnToConfig`` that decides about a parameter.
+
+    Args:
+        by_name: the entries.
+        parameter: its name.
+        layer: that it belongs to.
+
+    Returns:
+        The key; None if no key decides.
 
     Raises:
-        RecipeError: a pattern is no regular expression.
+        RecipeError: a pattern is not a regular expression.
     """
     names = (parameter, parameter.removesuffix(".weight"))
     for name in names:
@@ -154,13 +177,13 @@ def resolve(by_name: Mapping[str, object], parameter: str, layer: Layer) -> str 
                     return key
             except re.error as error:
                 raise RecipeError(
-                    f"the pattern {key!r} is no regular expression: {error}"
+                    f"the pattern {key!r} is not a regular expression: {error}"
                 ) from error
     return "_default" if "_default" in by_name and layer.is_linear else None
 
 
 def _inner(data: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The config inside a ``TorchAoConfig``, None if it has none."""
+    """The config inside a ``TorchAoConfig``; None if it has none."""
     value = data.get("quant_type")
     if isinstance(value, Mapping) and "default" in value:
         value = value["default"]
@@ -168,7 +191,7 @@ def _inner(data: Mapping[str, Any]) -> Mapping[str, Any] | None:
         return None
     if not isinstance(value, Mapping) or not isinstance(value.get("_type"), str):
         raise RecipeError(
-            "wanted a torchao config with _type and _data under quant_type, as its to_dict gives it "
+            "wanted a torchao config with _type and _data under quant_type, as from its to_dict "
             f"(got {value!r})"
         )
     return value
@@ -184,19 +207,19 @@ def _data_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
 def _by_name(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any] | None]:
     """The entries of an ``FqnToConfig``, which has two names for the same field."""
     data = _data_of(config)
-    found = data.get("fqn_to_config") or data.get("module_fqn_to_config") or {}
-    if not isinstance(found, Mapping) or not all(
-        value is None or isinstance(value, Mapping) for value in found.values()
+    by_name = data.get("fqn_to_config") or data.get("module_fqn_to_config") or {}
+    if not isinstance(by_name, Mapping) or not all(
+        value is None or isinstance(value, Mapping) for value in by_name.values()
     ):
         raise RecipeError("wanted a config or null for every name of fqn_to_config")
-    return dict(found)
+    return dict(by_name)
 
 
 def _method(config: Mapping[str, Any] | None) -> tuple[QuantMethod | None, list[str]]:
-    """The method nearest to a config, and in what it differs.
+    """The method nearest to a config, and how it differs.
 
     Raises:
-        RecipeError: a config that nothing here is near to.
+        RecipeError: no method is near it.
     """
     if config is None:
         return None, []
@@ -266,30 +289,45 @@ def _divides(method: QuantMethod, layer: Layer) -> list[str]:
 
 
 def write(graph: Graph, qconfig: QuantConfig, loader: Loader | None = None) -> Written:
-    """An ``FqnToConfig``.
+    """Write an ``FqnToConfig``.
 
     Args:
         graph: of the denoiser.
         qconfig: one of this graph.
-        loader: of the denoiser's class: what diffusers would leave alone is reported.
+        loader: of the denoiser's class, to report what diffusers would leave alone; None if the
+            class is unknown.
+
+    Returns:
+        The JSON, with notes about what it cannot express.
 
     Raises:
-        RecipeError: a configuration of another graph, or a method that torchao's table does not have.
+        RecipeError: the configuration belongs to another graph, or `HOLDS` lacks a method.
+
+    Example:
+        >>> import torch
+        >>> from qsdm.qconfig import QuantConfig, QuantMethod
+        >>> from qsdm.recipes import torchao
+        >>> from qsdm.tracing import trace
+        >>> mlp = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64))
+        >>> graph = trace(mlp, {"input": torch.zeros(1, 64)}, "mlp")
+        >>> qconfig = QuantConfig("mlp", {"0": QuantMethod.parse("uaq_g64-4")})
+        >>> "torch.dtype" in torchao.write(graph, qconfig).text
+        True
     """
-    said, configs = Said(), dict[str, dict[str, Any] | None]()
-    for name, layer, method in decisions(graph, qconfig, said):
+    counts, configs = NoteCounts(), dict[str, dict[str, Any] | None]()
+    for name, layer, method in decisions(graph, qconfig, counts):
         config, limits = (None, []) if method is None else config_of(layer, method)
         configs[name.removesuffix(".weight")] = config
-        said.update(limits)
+        counts.update(limits)
     text = json.dumps(_typed("FqnToConfig", 1, fqn_to_config=configs), indent=1)
-    notes = sentences(said) + _kept_notes(graph, qconfig, loader, False)
+    notes = sentences(counts) + _kept_notes(graph, qconfig, loader, False)
     return Written(text + "\n", ".torchao.json", notes, _USAGE)
 
 
 def _kept_notes(
     graph: Graph, qconfig: QuantConfig, loader: Loader | None, wrapped: bool
 ) -> tuple[str, ...]:
-    """A sentence about weights that torchao itself quantizes, but not inside diffusers' from_pretrained."""
+    """About weights that torchao quantizes, but not inside diffusers' from_pretrained."""
     if loader is None or wrapped:
         return ()
     weights = {weight.name: weight for weight in graph.weights}
@@ -298,18 +336,30 @@ def _kept_notes(
         for name, method in qconfig.methods.items()
         if not method.is_full and kept_by(loader.keep, torchao_skips, weights[name].parameter)
     ]
-    said = Said(
+    counts = NoteCounts(
         {
             f"in _keep_in_fp32_modules of {loader.denoiser}: quantize_ quantizes them, "
             "diffusers' from_pretrained leaves them at full precision": len(kept)
         }
     )
-    return sentences(said) if kept else ()
+    return sentences(counts) if kept else ()
 
 
 def config_of(layer: Layer, method: QuantMethod) -> tuple[dict[str, Any] | None, list[str]]:
-    """The nearest config, None where there is none, and what it cannot express."""
-    held, group, limits = holds(method), method.group_size, list[str]()
+    """Choose the config nearest to a method.
+
+    Args:
+        layer: that gets it.
+        method: to be written.
+
+    Returns:
+        The config, None for full precision, and sentences about what it cannot express.
+
+    Raises:
+        RecipeError: `HOLDS` lacks the method.
+    """
+    group, limits = method.group_size, list[str]()
+    kind, limit = holds(method).kind, holds(method).limit
     if len(layer.shape) not in (2, 4):
         return None, [
             "a Conv over one or three axes: kept at full precision, torchao has no config for it"
@@ -318,7 +368,7 @@ def config_of(layer: Layer, method: QuantMethod) -> tuple[dict[str, Any] | None,
         return None, [
             "a Conv with one input per channel: kept at full precision, torchao fails on it"
         ]
-    if held.kind == "float8":
+    if kind == "float8":
         if not layer.is_linear:
             return None, [
                 "8-bit floats in a Conv: kept at full precision, torchao has them for Linear only"
@@ -329,23 +379,24 @@ def config_of(layer: Layer, method: QuantMethod) -> tuple[dict[str, Any] | None,
             f"groups of {group} become one scale per channel: a group must divide the inputs"
         )
         group = None
-    limits.append(held.limit)
+    limits.append(limit)
     if not layer.is_linear:
         limits.append(
-            "a Conv: every kernel position has scales of its own, and diffusers' TorchAoConfig leaves it out"
+            "a Conv: every kernel position has scales of its own, "
+            "and diffusers' TorchAoConfig leaves it out"
         )
     if method.bits < 8:
         limits.append("of fewer than 8 bits, but takes a byte per value there")
     grain = (
         _typed("PerAxis", 1, axis=0) if group is None else _typed("PerGroup", 1, group_size=group)
     )
-    kind = {"_type": "MappingType", "_data": "ASYMMETRIC"}
+    mapping = {"_type": "MappingType", "_data": "ASYMMETRIC"}
     config = _typed(
         "IntxWeightOnlyConfig",
         2,
         weight_dtype=_dtype(f"int{method.bits}"),
         granularity=grain,
-        mapping_type=kind,
+        mapping_type=mapping,
     )
     return config, limits
 

@@ -1,4 +1,4 @@
-"""The engines themselves on one toy: which layers they leave alone. Run where they are installed."""
+"""The engines themselves on a toy: which layers they leave alone, where they are installed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KEEP = ("time_embedder",)
 
 
 @cache
-def toy(keep: bool):
+def toy(keep: bool) -> tuple[type, Path]:
     """A diffusers model of the six Linear layers in `PATHS`, and the folder that it is saved in."""
     from diffusers.configuration_utils import ConfigMixin, register_to_config
     from diffusers.models.modeling_utils import ModelMixin
@@ -30,7 +30,7 @@ def toy(keep: bool):
         _keep_in_fp32_modules = list(KEEP) if keep else None
 
         @register_to_config
-        def __init__(self, width: int = 128):
+        def __init__(self, width: int = 128) -> None:
             super().__init__()
             attn, block, embedder = nn.Module(), nn.Module(), nn.Module()
             attn.to_q, attn.to_out = (

@@ -1,10 +1,11 @@
-"""Recipes against what the engines do: recorded once for named versions, and anew where an engine is installed."""
+"""Recipes as the engines read them: each rule compared with the engine, and bad input."""
 
 from __future__ import annotations
 
 import json
 import warnings
 from pathlib import Path
+from types import ModuleType
 
 import engines
 import pytest
@@ -187,7 +188,7 @@ def test_a_saved_fqn_config_names_what_is_quantized() -> None:
         ({"_type": "FqnToConfig", "_data": []}, r"wanted a mapping under _data of 'FqnToConfig'"),
         ({"_type": "FqnToConfig", "_data": {"fqn_to_config": {"a": 3}}}, r"a config or null"),
         ({"quant_type": "int4wo"}, r"wanted a torchao config with _type .*'int4wo'"),
-        (fqn(**{"re:(": INT4}), r"the pattern 're:\(' is no regular expression"),
+        (fqn(**{"re:(": INT4}), r"the pattern 're:\(' is not a regular expression"),
         (fqn(transformer=INT4), r"none of the 1 names .* weights of 'toy' \(closest to"),
     ],
 )
@@ -222,7 +223,7 @@ def test_groups_of_the_installed_quanto() -> None:
 def test_patterns_of_sdnq_are_regular_expressions() -> None:
     for entry, name, holds in RECORDED["sdnq_matches"]:
         assert sdnq.matches(entry, name) == holds, entry
-    with pytest.raises(RecipeError, match=r"'q\*\(' is no regular expression, which SDNQ"):
+    with pytest.raises(RecipeError, match=r"'q\*\(' is not a regular expression, as SDNQ"):
         read(
             graph_of("q"),
             json.dumps({"quant_method": "sdnq", "modules_to_not_convert": ["q*("]}),
@@ -390,7 +391,7 @@ def test_every_format_says_what_it_holds_of_every_method() -> None:
 
 @pytest.mark.parametrize(("form", "engine"), [(torchao, "torchao"), (sdnq, "SDNQ"), (gguf, "GGUF")])
 def test_an_unknown_method_makes_a_writer_raise(
-    form, engine: str, monkeypatch: pytest.MonkeyPatch
+    form: ModuleType, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(METHODS, "lattice", METHODS["uaq"])
     qconfig = QuantConfig("toy", {"a": QuantMethod("lattice", 4)})
@@ -450,7 +451,8 @@ def test_a_recipe_of_another_denoiser_is_refused(text: str) -> None:
         '{"quant_method": "bitsandbytes", "llm_int8_skip_modules": {"a": 1}}',
         '{"quant_method": "sdnq", "weights_dtype": ["int4"]}',
         '{"quant_method": "sdnq", "modules_quant_config": {"proj_out": 3}}',
-        '{"quant_method": "sdnq", "weights_dtype": "int4", "minimum_allowed_numel": 0, "group_size": true}',
+        '{"quant_method": "sdnq", "weights_dtype": "int4", "minimum_allowed_numel": 0, '
+        '"group_size": true}',
         '{"quant_method": "sdnq", "weights_dtype": "int4", "minimum_allowed_numel": null}',
         '{"quant_method": "sdnq", "modules_dtype_dict": {"int4": 3}}',
         '{"_type": 3}',

@@ -1,10 +1,11 @@
-"""Foreign recipes: what they mean over a graph, what is said about them, and that nothing is dropped in silence."""
+"""Foreign recipes: what they mean for a graph, and that nothing is dropped in silence."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Callable, Sequence
+from types import ModuleType
 
 import jsonschema
 import numpy as np
@@ -15,8 +16,9 @@ from qsdm.graph import Graph, Node, Op, Weight
 from qsdm.qconfig import QuantConfig, QuantMethod, Space
 from qsdm.recipe import read
 from qsdm.recipes import (
+    Layer,
+    NoteCounts,
     RecipeError,
-    Said,
     decisions,
     gguf,
     layers,
@@ -28,8 +30,10 @@ from qsdm.recipes import (
 from tests.tracing.published import traced
 
 UAQ4 = QuantMethod("uaq", 4)
-EVERY = ("uaq-2", "uaq-3", "uaq-4", "uaq-8", "uaq_refined-4", "uaq_asym-5", "uaq_g32-4", "uaq_g32-5", "uaq_g64-3",
-         "uaq_g128-6", "kmeans_c-3", "kmeans_a-4", "nf4_g64-4", "fp8_e4m3-8", "fp-16")  # fmt: skip
+EVERY = (
+    "uaq-2", "uaq-3", "uaq-4", "uaq-8", "uaq_refined-4", "uaq_asym-5", "uaq_g32-4", "uaq_g32-5",
+    "uaq_g64-3", "uaq_g128-6", "kmeans_c-3", "kmeans_a-4", "nf4_g64-4", "fp8_e4m3-8", "fp-16",
+)  # fmt: skip
 
 
 def graph_of(*weights: Weight) -> Graph:
@@ -235,7 +239,7 @@ def test_the_first_rule_that_is_found_in_a_name_decides() -> None:
     ],
 )
 def test_a_pattern_may_name_a_prefix_but_not_a_piece_of_it(pattern: str, holds: bool) -> None:
-    assert gguf.found_in(pattern, "a.to_q.weight") == holds
+    assert gguf.occurs(pattern, "a.to_q.weight") == holds
 
 
 def test_tensors_that_are_never_quantized_there_keep_full_precision() -> None:
@@ -248,7 +252,7 @@ def test_tensors_that_are_never_quantized_there_keep_full_precision() -> None:
     found = gguf.read(graph, ".=q4_1", UAQ4)
     assert set(found.qconfig.methods) == {"short", "a"}
     assert set(gguf.read(graph, ".=q4_K", UAQ4).qconfig.methods) == {"a"}
-    for why in ("a Conv", "'embedding' in its name", "a row of 100 values, no multiple of 32"):
+    for why in ("a Conv", "'embedding' in its name", "a row of 100 values, not a multiple of 32"):
         assert said(found.notes, f"leaves them at full precision: {why}") == 1
 
 
@@ -265,14 +269,14 @@ def test_rules_become_a_configuration_that_becomes_the_same_rules(rules: str) ->
         assert {name: first_type(text, layer_of(graph, name)) for name in wanted} == wanted
 
 
-def first_type(rules: str, layer) -> str:
+def first_type(rules: str, layer: Layer) -> str:
     """The type that stable-diffusion.cpp stores a tensor in."""
     name = layer.parameters[0]
     kind = next(kind for pattern, kind in gguf.parse(rules) if re.search(pattern, name))
     return kind if kind in gguf.FULL or gguf.kept(name, layer, kind) is None else "f16"
 
 
-def layer_of(graph: Graph, name: str):
+def layer_of(graph: Graph, name: str) -> Layer:
     return next(layer for layer in layers(graph) if name in layer.parameters)
 
 
@@ -281,7 +285,7 @@ def test_few_rules_give_every_tensor_its_type() -> None:
     qconfig = mixed(graph, EVERY)
     types = {
         name: gguf.type_of(name, layer, m)[0]
-        for name, layer, m in decisions(graph, qconfig, Said())
+        for name, layer, m in decisions(graph, qconfig, NoteCounts())
     }
     rules = gguf.rules_of(types)
     assert len(types) == 794
@@ -302,12 +306,12 @@ def test_few_rules_give_every_tensor_its_type() -> None:
     [
         ("to_q", r"PATTERN=TYPE, without commas in the pattern \(got 'to_q'\)"),
         ("=q4_0", r"PATTERN=TYPE"),
-        ("to_(q=q4_0", r"the pattern 'to_\(q' is no regular expression: "),
+        ("to_(q=q4_0", r"the pattern 'to_\(q' is not a regular expression: "),
         (
             "to_q=q4_k",
-            r"no type that qsdm has a method for is called 'q4_k'; did you mean 'q4_K'\?",
+            r"qsdm has no method for a type called 'q4_k'; did you mean 'q4_K'\?",
         ),
-        ("to_q=tq1_0", r"is called 'tq1_0'; did you mean"),
+        ("to_q=tq1_0", r"called 'tq1_0'; did you mean"),
         (" \n", r"got an empty text"),
     ],
 )
@@ -406,7 +410,7 @@ def test_the_default_is_for_a_config_without_a_dtype() -> None:
         ({"modules_dtype_dict": ["a"]}, r"wanted a mapping under 'modules_dtype_dict'"),
         (
             {"modules_dtype_dict": {"minimum": ["a"]}},
-            r"a least width such as minimum_6bit \(got 'minimum'\)",
+            r"a minimum width such as minimum_6bit in modules_dtype_dict \(got 'minimum'\)",
         ),
         (
             {"weights_dtype": "int4", "group_size": "64"},
@@ -529,7 +533,7 @@ NAMES = ["blocks.1.tied.weight", "full.weight", "split.weight", "tied.weight"]
 
 
 @pytest.mark.parametrize("form", [gguf, sdnq])
-def test_whatever_does_not_come_back_was_told(form) -> None:
+def test_whatever_does_not_come_back_was_told(form: ModuleType) -> None:
     graph, _ = traced("sdxl")
     for seed in range(2):
         qconfig = low(mixed(graph, EVERY, seed))
@@ -555,7 +559,10 @@ def test_ties_that_are_treated_differently_get_the_widest() -> None:
         ("[1, 2]", r"a list of modules to skip \(got a list of something else\)"),
         ('{"group_size": 3}', r"wanted a configuration, or .* \(got the keys 'group_size'\)"),
         ("{}", r"got the keys of an empty object"),
-        ('{"schema": "qsdm/front/1", "points": []}', r"this is no configuration: .*'qsdm/front/1'"),
+        (
+            '{"schema": "qsdm/front/1", "points": []}',
+            r"this is not a configuration: .*'qsdm/front/1'",
+        ),
     ],
 )
 def test_what_is_no_recipe_gets_one_sentence(text: str, told: str) -> None:
