@@ -1,7 +1,7 @@
-"""What edits, inpaintings and controlled pictures start from: captions with pictures, masks and control pictures.
+"""Captions with pictures, masks and control pictures, from which edits and inpaintings start.
 
 A folder holds ``NAME.png`` (or .jpg, .jpeg, .webp, .bmp, .tif, .tiff), ``NAME.mask.png``,
-``NAME.control.png`` and the caption ``NAME.txt``, each where there is one. A JSON file holds a list of
+``NAME.control.png`` and the caption ``NAME.txt``, as far as they exist. A JSON file holds a list of
 ``{"prompt": .., "image": .., "mask_image": .., "control_image": ..}`` with paths relative to it.
 """
 
@@ -34,9 +34,9 @@ class Edit:
     Attributes:
         prompt: the caption; None if there is none.
         image: the picture that is edited, varied, enlarged or filled.
-        mask_image: white where the picture is to be drawn anew, of the picture's size.
+        mask_image: white where the picture is redrawn; it has the size of the picture.
         control_image: edges, depth, poses or the like that the drawing follows.
-        origin: where it was given, for messages.
+        origin: where the entry comes from, for messages.
     """
 
     prompt: str | None = None
@@ -49,10 +49,10 @@ class Edit:
         return self.prompt or ""
 
     def to_json(self) -> dict[str, Any]:
-        """The caption, and digests of the files' contents: what decides the drawing.
+        """What decides the drawing: the caption, and digests of the files' contents.
 
         Raises:
-            PromptsError: a file is missing, or no picture.
+            PromptsError: a file is missing or not a picture.
         """
         files = {name: getattr(self, name) for name in PICTURES}
         digests = {name: picture_digest(Path(file)) for name, file in files.items() if file}
@@ -61,16 +61,26 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Edits:
-    """Captions with pictures, of a JSON file in its order, or of a folder by name.
+    """Captions with pictures: from a JSON file in its order, or from a folder by name.
 
     Attributes:
         path: the JSON file or the folder.
+
+    Example:
+        >>> from PIL import Image
+        >>> from qsdm.prompts.edits import Edits
+        >>> Image.new("RGB", (64, 64)).save("house.png")
+        >>> [edit.image for edit in Edits(".").read()]
+        ['house.png']
     """
 
     path: str
 
     def read(self) -> list[Edit]:
-        """The entries; that their pictures can be read is checked when they are used.
+        """Read the entries; their pictures are only opened when they are used.
+
+        Returns:
+            One or more entries, in the order of the pictures.
 
         Raises:
             PromptsError: there are none, an entry has no picture, or a file is missing.
@@ -122,34 +132,40 @@ def _of_json(file: Path) -> list[Edit]:
     with reading(str(file), kind) as text:
         data = json.loads(text)
         if not (isinstance(data, list) and data):
-            raise ValueError("it holds no list of entries")
+            raise ValueError("it does not hold a list of entries")
         return [_entry(row, i, file) for i, row in enumerate(data)]
 
 
 def _entry(row: Any, i: int, file: Path) -> Edit:
     takes = ("prompt", *PICTURES)
     if not isinstance(row, Mapping):
-        raise ValueError(f"entry {i} is no mapping")
-    if odd := [key for key in row if key not in takes]:
-        raise ValueError(f"entry {i} has a {odd[0]!r}, and takes {', '.join(takes)}")
-    given = {key: value for key, value in row.items() if value is not None}
-    if wrong := [key for key, value in given.items() if not isinstance(value, str)]:
-        raise ValueError(f"the {wrong[0]} of entry {i} is no text")
-    files = {key: str(file.parent / given[key]) for key in PICTURES if given.get(key)}
-    return Edit(given.get("prompt"), **files, origin=f"entry {i} of {file}")
+        raise ValueError(f"entry {i} is not a mapping")
+    if unknown := [key for key in row if key not in takes]:
+        raise ValueError(f"entry {i} has a {unknown[0]!r}, but takes {', '.join(takes)}")
+    values = {key: value for key, value in row.items() if value is not None}
+    if wrong := [key for key, value in values.items() if not isinstance(value, str)]:
+        raise ValueError(f"the {wrong[0]} of entry {i} is not a string")
+    files = {key: str(file.parent / values[key]) for key in PICTURES if values.get(key)}
+    return Edit(values.get("prompt"), **files, origin=f"entry {i} of {file}")
 
 
 def picture_digest(path: Path) -> str:
-    """sha256 of a picture's file, which was decoded once to be sure that it is one.
+    """Digest a picture's file, which is decoded once to make sure that it is a picture.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        sha256.
 
     Raises:
-        PromptsError: there is no such file, or it is no picture of 8 bits per channel.
+        PromptsError: there is no such file, or it is not a picture with 8 bits per channel.
     """
     try:
-        about = path.stat()
+        status = path.stat()
     except OSError as error:
         raise PromptsError(f"no picture {path} ({error.strerror}): restore it") from error
-    return _digest(path, about.st_mtime_ns, about.st_size)
+    return _digest(path, status.st_mtime_ns, status.st_size)
 
 
 @lru_cache(maxsize=1 << 16)
@@ -160,7 +176,15 @@ def _digest(path: Path, _changed: int, _size: int) -> str:
 
 
 def read_picture(path: Path, size_px: int, mode: str = "RGB") -> Image.Image:
-    """A picture, upright, its middle square resized to ``size_px``; masks (mode L) to the nearest pixel.
+    """Read the middle square of a picture, upright.
+
+    Args:
+        path: of the file.
+        size_px: edge of the result in px.
+        mode: RGB, or L for masks, which are resized to the nearest pixel.
+
+    Returns:
+        The picture.
 
     Raises:
         PromptsError: it cannot be read.
@@ -177,7 +201,17 @@ def read_picture(path: Path, size_px: int, mode: str = "RGB") -> Image.Image:
 
 
 def size_of(path: Path) -> tuple[int, int]:
-    """Width and height of a picture as it is seen, in px."""
+    """Measure a picture as it is seen.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        Width and height in px.
+
+    Raises:
+        PromptsError: it cannot be read.
+    """
     return _decoded(path, path.read_bytes()).size
 
 
@@ -191,7 +225,7 @@ def _decoded(path: Path, content: bytes) -> Image.Image:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = str(error).partition("<_io")[0].strip() or type(error).__name__
         raise PromptsError(
-            f"{path} cannot be read as a picture ({reason}): restore it, or take it out"
+            f"{path} cannot be read as a picture ({reason}): restore or remove it"
         ) from error
     if upright.mode not in MODES:
         raise PromptsError(

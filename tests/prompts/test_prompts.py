@@ -1,4 +1,6 @@
-"""Prompt sets: fair samples of their files, the same everywhere; one sentence for a file that is none."""
+"""Prompt sets: fair samples of their files, the same everywhere; one sentence for a file that is
+none.
+"""
 
 from __future__ import annotations
 
@@ -46,13 +48,18 @@ def test_every_entry_is_read_once(
 
 @every_set
 def test_the_seed_alone_decides_the_order(
-    kind: Any, writer: Writer, name: str, count: int, tmp_path: Path
+    kind: Any,
+    writer: Writer,
+    name: str,
+    count: int,
+    tmp_path: Path,
 ) -> None:
     writer(tmp_path)
     prompts = kind(str(tmp_path)).read()
     assert prompts == kind(str(tmp_path)).read()
-    other = kind(str(tmp_path), seed=1).read()
+    other = kind(str(tmp_path / name), seed=1).read()
     assert other != prompts
+    assert len(other) == count
     if kind is not Coco:
         assert set(other) == set(prompts)
 
@@ -61,7 +68,10 @@ def test_the_seed_alone_decides_the_order(
 def test_a_wrong_file_is_named_in_one_sentence(
     kind: Any, writer: Writer, name: str, count: int, tmp_path: Path
 ) -> None:
-    file, wanted = tmp_path / name, rf"give prompts\.path=FILE, .*, or the folder that has {name}$"
+    file, wanted = (
+        tmp_path / name,
+        rf"give prompts\.path=FILE, .*, or the folder that contains {name}$",
+    )
 
     def refused(words: str) -> None:
         with pytest.raises(PromptsError, match=f"(?s){words}.*{wanted}") as caught:
@@ -122,7 +132,7 @@ def test_coco_needs_a_caption_for_every_picture_and_refuses_other_annotations(
         for entry in data["annotations"]
     ]
     write(file, data | {"annotations": boxes})
-    with pytest.raises(PromptsError, match="its entries are of another form"):
+    with pytest.raises(PromptsError, match="its entries have another form"):
         Coco(str(tmp_path)).read()
 
 
