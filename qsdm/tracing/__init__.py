@@ -4,8 +4,9 @@
 - ``inputs``: arguments for one forward, captured from the pipeline or built from its signature
 - ``repair``: built inputs, corrected according to the errors that the forward raises
 - ``lazy``: torch functions, run for their shapes only
-- ``record``: every torch call of the forward, with the origin of its operands
-- ``compact``: the calls that matter, as a `Graph`; ``sketch`` and ``roles`` are parts of it
+- ``record``: every torch call of the forward, with the origin of its operands (``calls``)
+- ``compact``: the calls that matter, as a `Graph`; ``sketch``, ``roles``, ``blocks`` and
+  ``decisions`` are parts of it
 - ``activations``: peak memory of a forward
 """
 
@@ -18,8 +19,10 @@ from torch import Tensor, nn
 
 from qsdm.graph import Graph, Op
 from qsdm.tracing import inputs, repair, skeleton
-from qsdm.tracing.compact import QUANTIZABLE, compact
-from qsdm.tracing.record import Recording, TraceError, record
+from qsdm.tracing.blocks import QUANTIZABLE
+from qsdm.tracing.calls import Recording, TraceError
+from qsdm.tracing.compact import compact
+from qsdm.tracing.record import record
 
 __all__ = ["TraceError", "trace", "trace_unaided", "uncovered"]
 
@@ -49,6 +52,16 @@ def trace(
     Raises:
         TraceError: the module is quantized, wrapped or offloaded, fails on these inputs, or uses no
             weight.
+
+    Example:
+        >>> import torch
+        >>> from qsdm.tracing import trace
+        >>> mlp = torch.nn.Sequential(
+        ...     torch.nn.Linear(8, 32), torch.nn.SiLU(), torch.nn.Linear(32, 8)
+        ... )
+        >>> graph = trace(mlp, {"input": torch.zeros(1, 8)}, "mlp")
+        >>> [(weight.name, weight.shape) for weight in graph.weights]
+        [('0', (32, 8)), ('2', (8, 32))]
     """
     check(module)
     twin = skeleton.of(module)

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from qsdm.tracing.record import TraceError
+from qsdm.tracing.calls import TraceError
 
 
 def peak_bytes(module: nn.Module, inputs: Mapping[str, Any]) -> int:

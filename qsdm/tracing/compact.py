@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from torch import nn
 
 from qsdm.graph import Graph, Node, Op, Weight, sorted_graph
-from qsdm.tracing.record import Call, Operand, Recording
+from qsdm.tracing.blocks import QUANTIZABLE, stages_and_blocks
+from qsdm.tracing.calls import Call, Operand, Recording
+from qsdm.tracing.decisions import split_concatenated, tie
 from qsdm.tracing.roles import assign_roles
 from qsdm.tracing.sketch import Draft, Sketch
 
-QUANTIZABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_CONTAINERS = (nn.ModuleList, nn.ModuleDict)
 _MERGE = {
     "add": Op.ADD,
     "mul": Op.MUL,
@@ -63,8 +63,8 @@ def compact(
     _drop_plumbing(sketch)
     _name_merges(sketch)
     _fuse_modulation(sketch)
-    _tie(sketch, tied)
-    _split_concatenated(sketch)
+    tie(sketch, tied)
+    split_concatenated(sketch)
     assign_roles(sketch)
     return _finish(sketch, module, name)
 
@@ -246,7 +246,7 @@ def _fuse_modulation(sketch: Sketch) -> None:
                         sketch.connect(source, scaled, sketch.into[shifted][source])
                     for target, operands in list(sketch.out[shifted].items()):
                         sketch.connect(scaled, target, operands)
-                        _replace_condition(sketch.nodes[target], shifted, scaled)
+                        sketch.nodes[target].replace_condition(shifted, scaled)
                     sketch.remove(shifted)
             node.conditions = conditions
             _rename(node, Op.MODULATE)
@@ -256,155 +256,6 @@ def _fuse_modulation(sketch: Sketch) -> None:
                 for reader in readers:
                     sketch.connect(source, reader, operands)
             sketch.remove(number)
-
-
-def _replace_condition(node: Draft, old: int, new: int) -> None:
-    if old in node.conditions:
-        node.conditions = (node.conditions - {old}) | {new}
-
-
-def _tie(sketch: Sketch, patterns: Sequence[str]) -> None:
-    """Merge parameters that match a pattern with the same groups into one weight.
-
-    The weight has the name of the first of them.
-    """
-    for text in patterns:
-        pattern = re.compile(text)
-        groups: dict[tuple, list[Draft]] = {}
-        for node in sketch.nodes.values():
-            if node.weight is not None and (match := pattern.search(node.weight.parameter)):
-                groups.setdefault(match.groups(), []).append(node)
-        if not groups:
-            raise ValueError(
-                f"no quantized parameter matches the tied pattern {text!r}: "
-                "correct it in the model's YAML file"
-            )
-        for nodes in groups.values():
-            weights = list(dict.fromkeys(node.weight for node in nodes if node.weight is not None))
-            if len({weight.shape for weight in weights}) > 1:
-                raise ValueError(
-                    f"tied pattern {text!r} joins weights of different shapes "
-                    f"({weights[0].shape} and {weights[1].shape}): "
-                    "add a group that distinguishes them"
-                )
-            first = weights[0]
-            shared = Weight(
-                first.name,
-                first.parameter,
-                first.shape,
-                ties=tuple(weight.parameter for weight in weights[1:]),
-            )
-            for node in nodes:
-                node.weight = shared
-
-
-def _split_concatenated(sketch: Sketch) -> None:
-    """Split weights that are fed by a concatenation of features.
-
-    Each becomes one node per slice, followed by an ``add`` of their results.
-    """
-    for number in [n for n, node in sketch.nodes.items() if node.weight is not None]:
-        node = sketch.nodes[number]
-        sizes = _slice_sizes(sketch, number)
-        if not sizes or node.weight is None:
-            continue
-        whole = node.weight
-        total = sketch.new_number()
-        position = node.position[0]
-        sketch.add(
-            total,
-            Draft(
-                f"{node.name}.add", Op.ADD, node.call, node.module, position=(position, len(sizes))
-            ),
-        )
-        start = 0
-        for k, size in enumerate(sizes):
-            shape = (whole.shape[0], size, *whole.shape[2:])
-            weight = Weight(f"{whole.name}#{k}", whole.parameter, shape, start, whole.ties)
-            part = sketch.new_number()
-            macs = node.macs * size // whole.shape[1]
-            sketch.add(
-                part,
-                Draft(weight.name, node.op, node.call, node.module, weight, macs, (position, k)),
-            )
-            for source, operands in sketch.into[number].items():
-                sketch.connect(source, part, operands)
-            sketch.connect(part, total, [Operand(number, str(k), node.call.shape)])
-            start += size
-        for target, operands in sketch.out[number].items():
-            sketch.connect(total, target, operands)
-            _replace_condition(sketch.nodes[target], number, total)
-        sketch.remove(number)
-
-
-def _slice_sizes(sketch: Sketch, number: int) -> list[int]:
-    """Input features per operand of the concatenation that feeds a weight.
-
-    Norms may lie between the two. Empty if there is no such concatenation.
-    """
-    node = sketch.nodes[number]
-    assert node.weight is not None
-    if len(sketch.into[number]) != 1:
-        return []
-    (source,) = sketch.into[number]
-    while sketch.nodes[source].op == Op.NORM and len(sketch.into[source]) == 1:
-        (source,) = sketch.into[source]
-    concat = sketch.nodes[source].call
-    fan_in = node.weight.shape[1]
-    dim = concat.concat_dim
-    if sketch.nodes[source].op != Op.CONCAT or dim is None or concat.shape[dim] != fan_in:
-        return []
-    shape = next(
-        (operand.shape for operands in sketch.into[number].values() for operand in operands), ()
-    )
-    features = 1 if node.op == Op.CONV else len(shape) - 1
-    if len(shape) == len(concat.shape) and dim != features:
-        return []
-    by_role = {
-        operand.role: operand.shape for operand in concat.operands if len(operand.shape) > dim
-    }
-    sizes = [part[dim] for part in by_role.values()]
-    return sizes if len(sizes) > 1 and sum(sizes) == fan_in else []
-
-
-def stages_and_blocks(module: nn.Module) -> dict[str, tuple[str, str]]:
-    """Find the stage and the block of every module.
-
-    The stage is the outermost part: a child of the denoiser, or an item of one of its lists. The
-    block is the innermost list item with two or more weights, or item of a Sequential with four or
-    more; if there is none, it is the stage.
-
-    Args:
-        module: the denoiser, or a skeleton of it.
-
-    Returns:
-        Module path => (stage, block).
-    """
-    modules = dict(module.named_modules())
-    weights: Counter[str] = Counter()
-    for path, child in modules.items():
-        if isinstance(child, QUANTIZABLE):
-            parts = path.split(".")
-            weights.update(".".join(parts[:i]) for i in range(1, len(parts)))
-
-    def is_block(path: str) -> bool:
-        parent = modules.get(path.rpartition(".")[0])
-        if isinstance(modules[path], (*_CONTAINERS, nn.Sequential)):
-            return False
-        if isinstance(parent, _CONTAINERS):
-            return weights[path] >= 2
-        return isinstance(parent, nn.Sequential) and weights[path] >= 4
-
-    parts_of = {"": ("", "")}
-    for path in modules:
-        if path:
-            parts = path.split(".")
-            stage = ".".join(parts[:2]) if isinstance(modules[parts[0]], _CONTAINERS) else parts[0]
-            blocks = [
-                prefix for i in range(1, len(parts) + 1) if is_block(prefix := ".".join(parts[:i]))
-            ]
-            parts_of[path] = (stage, blocks[-1] if blocks else stage)
-    return parts_of
 
 
 def _finish(sketch: Sketch, module: nn.Module, name: str) -> Graph:

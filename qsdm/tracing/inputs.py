@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qsdm.tracing.record import TraceError
+from qsdm.tracing.calls import TraceError
 from qsdm.tracing.vocabulary import Shapes, floats, guess, rule_of
 
 _NEVER = re.compile(

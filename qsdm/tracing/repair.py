@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from qsdm.tracing import axes, lazy
+from qsdm.tracing.calls import KIND_OF, Failure, Recording, TraceError
 from qsdm.tracing.inputs import build_with_optional
-from qsdm.tracing.record import KIND_OF, Failure, Recording, TraceError, attempt
+from qsdm.tracing.record import attempt
 from qsdm.tracing.vocabulary import Shapes, floats
 
 ROUNDS = 24

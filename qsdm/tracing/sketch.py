@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from qsdm.graph import Op, Role, Weight
-from qsdm.tracing.record import Call, Operand
+from qsdm.tracing.calls import Call, Operand
 
 
 @dataclass(slots=True)
@@ -42,6 +42,16 @@ class Draft:
     def has_parameter(self) -> bool:
         """Whether the node computes with a parameter."""
         return self.op in (Op.LINEAR, Op.CONV, Op.EMBEDDING, Op.PARAM_MATMUL, Op.MHA)
+
+    def replace_condition(self, old: int, new: int) -> None:
+        """Let one node take the place of another among the conditions.
+
+        Args:
+            old: number of a node, which need not be a condition.
+            new: number of the node that replaces it.
+        """
+        if old in self.conditions:
+            self.conditions = (self.conditions - {old}) | {new}
 
 
 class Sketch:

@@ -190,7 +190,7 @@ _POOLED_WIDTH = """
 """.split()  # noqa: SIM905
 
 
-def _time(s: Shapes, p: inspect.Parameter) -> Tensor:
+def _time(_s: Shapes, p: inspect.Parameter) -> Tensor:
     return (
         torch.full((1,), 500, dtype=torch.int64)
         if "Long" in str(p.annotation)
@@ -198,13 +198,13 @@ def _time(s: Shapes, p: inspect.Parameter) -> Tensor:
     )
 
 
-def _guidance(s: Shapes, p: inspect.Parameter) -> Tensor | None:
+def _guidance(s: Shapes, _p: inspect.Parameter) -> Tensor | None:
     return (
         torch.full((1,), 3500.0) if first(s.config, "guidance_embeds", "guidance_embed") else None
     )
 
 
-def _classes(s: Shapes, p: inspect.Parameter) -> Tensor | None:
+def _classes(s: Shapes, _p: inspect.Parameter) -> Tensor | None:
     return (
         torch.zeros(1, dtype=torch.int64)
         if first(s.config, "num_embeds_ada_norm", "num_class_embeds", "class_embed_type")
@@ -212,7 +212,7 @@ def _classes(s: Shapes, p: inspect.Parameter) -> Tensor | None:
     )
 
 
-def _added(s: Shapes, p: inspect.Parameter) -> dict[str, Any]:
+def _added(s: Shapes, _p: inspect.Parameter) -> dict[str, Any]:
     c, kind = s.config, s.config.get("addition_embed_type")
     if kind == "text_time":
         num_ids = (
@@ -301,18 +301,18 @@ _RULES: tuple[tuple[str, Rule], ...] = (
     (r"guidance", _guidance),
     (r"class_labels?", _classes),
     (r"added_cond_kwargs", _added),
-    (r"added_time_ids", lambda s, p: floats(1, 3)),
+    (r"added_time_ids", lambda _s, _p: floats(1, 3)),
     (r"(img|txt|image)_ids", _ids),
-    (r"img_shapes", lambda s, p: [[(1, s.height // 2, s.width // 2)]]),
-    (r"txt_seq_lens", lambda s, p: [s.tokens]),
-    (r"text_lens", lambda s, p: torch.full((1,), s.tokens, dtype=torch.int64)),
+    (r"img_shapes", lambda s, _p: [[(1, s.height // 2, s.width // 2)]]),
+    (r"txt_seq_lens", lambda s, _p: [s.tokens]),
+    (r"text_lens", lambda s, _p: torch.full((1,), s.tokens, dtype=torch.int64)),
     (r"image_rotary_emb|video_rotary_emb|rotary_emb(edding)?", _rotary),
-    (r"num_frames", lambda s, p: 1),
-    (r"height", lambda s, p: s.height // 2),
-    (r"width", lambda s, p: s.width // 2),
+    (r"num_frames", lambda _s, _p: 1),
+    (r"height", lambda s, _p: s.height // 2),
+    (r"width", lambda s, _p: s.width // 2),
     (
         r"image_meta_size",
-        lambda s, p: (
+        lambda s, _p: (
             torch.full((1, 6), 1024.0)
             if s.config.get("use_style_cond_and_image_meta_size", True)
             else None
@@ -320,14 +320,14 @@ _RULES: tuple[tuple[str, Rule], ...] = (
     ),
     (
         r"style",
-        lambda s, p: (
+        lambda s, _p: (
             torch.zeros(1, dtype=torch.int64)
             if s.config.get("use_style_cond_and_image_meta_size", True)
             else None
         ),
     ),
-    (r"(original|target)_size|crop_coords", lambda s, p: torch.full((1, 2), 1024.0)),
-    (r"padding_mask", lambda s, p: floats(1, 1, s.height, s.width)),
+    (r"(original|target)_size|crop_coords", lambda _s, _p: torch.full((1, 2), 1024.0)),
+    (r"padding_mask", lambda s, _p: floats(1, 1, s.height, s.width)),
     (r".*(encoder|text|cap|prompt).*mask.*", _text_mask),
     (r".*(pooled|clip_text_pooled).*|text_embeds|global_hidden_states", _pooled),
     (r".*encoder_hidden_states_image.*|image_emb.*", _image_text),

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import pytest
+from torch import nn
 
 
 @pytest.fixture(scope="session")
-def tiny_unet():
+def tiny_unet() -> nn.Module:
     """A U-Net of two levels with cross-attention in the inner one."""
     from diffusers import UNet2DConditionModel
 

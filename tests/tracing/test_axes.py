@@ -26,7 +26,7 @@ class Told(nn.Module):
             hidden_states (`torch.Tensor` of shape `(batch size, in_channels)`):
                 A video.
             notes (`torch.Tensor` of shape `(batch_size, num_layers_of_text, text_len, 5)`): A note.
-            order_ids (`torch.LongTensor` of shape `(text_len, 2)`, *optional*): Not optional at all.
+            order_ids (`torch.LongTensor` of shape `(text_len, 2)`, *optional*): Not optional.
         """
         batch, frames, height, width, channels = hidden_states.shape
         assert (batch, channels) == (1, 12)
@@ -44,7 +44,7 @@ def test_the_docstring_decides_how_many_axes_there_are() -> None:
 
 
 def test_an_unpacked_shape_names_the_axes() -> None:
-    def forward(x, y):
+    def forward(x: Tensor, y: Tensor) -> None:
         """
         x (`torch.Tensor` of shape `(batch, frames, channels, height, width)`): Wrong order.
         """
@@ -89,7 +89,7 @@ def test_a_layout_that_only_the_docstring_tells_is_tried() -> None:
     class ChannelsLast(Told):
         def forward(self, hidden_states: Tensor, return_dict: bool = True) -> Tensor:
             """
-            hidden_states (`torch.Tensor` of shape `(batch_size, num_frames, height, width, channels)`): A video.
+            hidden_states (`Tensor` of shape `(batch, num_frames, height, width, channels)`): Video.
             """
             if hidden_states.dim() != 5:
                 raise ValueError("no video")

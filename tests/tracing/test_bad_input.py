@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ def test_a_module_without_weights_is_no_denoiser() -> None:
     assert "calls no Linear or Conv" in told(nn.Identity(), input=torch.zeros(1, 4))
 
 
-def test_a_forward_without_named_inputs_is_no_denoiser(tiny_unet) -> None:
+def test_a_forward_without_named_inputs_is_no_denoiser(tiny_unet: nn.Module) -> None:
     class Empty(nn.Module): ...
 
     for module in (Empty(), nn.DataParallel(tiny_unet)):
@@ -60,7 +61,7 @@ def test_a_custom_kernel_is_told() -> None:
 class Calls(nn.Module):
     """A Linear, and then an operator that torch does not know."""
 
-    def __init__(self, operator) -> None:
+    def __init__(self, operator: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.proj = nn.Linear(64, 64)
         self.operator = operator
@@ -92,7 +93,7 @@ def test_an_operator_without_a_rule_for_shapes_is_computed() -> None:
 
 
 def test_a_kernel_whose_package_is_missing_is_told() -> None:
-    def kernel(x: Tensor) -> Tensor:
+    def kernel(_x: Tensor) -> Tensor:
         raise ModuleNotFoundError("No module named 'triton'")
 
     message = told(Calls(kernel), sample=torch.zeros(1, 4, 64))
@@ -100,7 +101,7 @@ def test_a_kernel_whose_package_is_missing_is_told() -> None:
     assert "does not run on a CPU" in message
 
 
-def test_quantized_models_are_refused(tiny_unet) -> None:
+def test_quantized_models_are_refused(tiny_unet: nn.Module) -> None:
     integers = copy.deepcopy(tiny_unet)
     weight = torch.zeros(integers.conv_in.weight.shape, dtype=torch.int8)
     integers.conv_in._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
@@ -117,7 +118,7 @@ def test_quantized_models_are_refused(tiny_unet) -> None:
     assert "load it without quantization_config" in told(flagged)
 
 
-def test_adapters_and_offloading_are_refused(tiny_unet) -> None:
+def test_adapters_and_offloading_are_refused(tiny_unet: nn.Module) -> None:
     adapted = copy.deepcopy(tiny_unet)
     adapted.conv_in.lora_A = nn.Linear(4, 4)
     assert "adapters" in told(adapted)
@@ -126,7 +127,7 @@ def test_adapters_and_offloading_are_refused(tiny_unet) -> None:
     assert "offloaded" in told(offloaded)
 
 
-def test_a_real_adapter_and_a_real_offload_are_refused(tiny_unet) -> None:
+def test_a_real_adapter_and_a_real_offload_are_refused(tiny_unet: nn.Module) -> None:
     accelerate, peft = pytest.importorskip("accelerate"), pytest.importorskip("peft")
     adapted = copy.deepcopy(tiny_unet)
     adapted.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q"]))
@@ -137,7 +138,7 @@ def test_a_real_adapter_and_a_real_offload_are_refused(tiny_unet) -> None:
     assert "load it without enable_*_offload()" in told(offloaded)
 
 
-def test_a_meta_module_is_traced(tiny_unet) -> None:
+def test_a_meta_module_is_traced(tiny_unet: nn.Module) -> None:
     """Sequential offloading leaves meta tensors; without its hooks they are as good as weights."""
     from qsdm.tracing import skeleton
 
@@ -146,7 +147,7 @@ def test_a_meta_module_is_traced(tiny_unet) -> None:
     assert tracing.trace(empty, inputs.build(empty), "x").digest == plain.digest
 
 
-def test_wrong_overrides_are_told(tiny_unet) -> None:
+def test_wrong_overrides_are_told(tiny_unet: nn.Module) -> None:
     for overrides, wanted in [
         ({"hidden": [1, 2]}, "takes no 'hidden'"),
         ({"sample": [1, -2]}, "positive sizes"),
@@ -159,7 +160,7 @@ def test_wrong_overrides_are_told(tiny_unet) -> None:
     assert "to_k" in told(tiny_unet, **wrong) or "to_v" in told(tiny_unet, **wrong)
 
 
-def test_overrides_replace_built_inputs(tiny_unet) -> None:
+def test_overrides_replace_built_inputs(tiny_unet: nn.Module) -> None:
     built = inputs.build(
         tiny_unet,
         {
@@ -194,7 +195,7 @@ def test_a_wrong_config_is_told() -> None:
         skeleton.build(UNet2DConditionModel, {"no_such_field": 1})
 
 
-def test_capture_needs_a_call_of_the_denoiser(tiny_unet) -> None:
+def test_capture_needs_a_call_of_the_denoiser(tiny_unet: nn.Module) -> None:
     class Silent:
         unet = tiny_unet
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from qsdm import cost
-from qsdm.graph import Op, Role, merge_splits
+from qsdm.graph import Graph, Op, Role, merge_splits
 from qsdm.qconfig import QuantConfig, QuantMethod
 from qsdm.trace import prepare, reasons
 from tests.tracing.published import CONF, model, names, traced
@@ -57,7 +57,7 @@ PIPELINES = {
 }
 
 
-def uniform_bits(graph, method: str, full_bits: int) -> float:
+def uniform_bits(graph: Graph, method: str, full_bits: int) -> float:
     qconfig = QuantConfig(
         graph.denoiser, {weight.name: QuantMethod.parse(method) for weight in graph.weights}
     )

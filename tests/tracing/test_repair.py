@@ -1,4 +1,6 @@
-"""Inputs that neither signature nor config tell: mended by what the forward complains of, or known by class."""
+"""Inputs that neither signature nor config tell: mended by what the forward complains of, or known
+by class.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,16 @@ class Odd(nn.Module):
         self.labels = nn.Embedding(5, 32)
         self.out = nn.Linear(32, 4)
 
+    # Without annotations, by which inputs could be built
     def forward(
-        self, sample, timestep, encoder_hidden_states, notes, kinds, hint=None, return_dict=True
+        self,
+        sample,
+        timestep,
+        encoder_hidden_states,
+        notes,
+        kinds,
+        hint=None,
+        return_dict=True,
     ):
         batch, frames = timestep.shape
         timestep = timestep.view(batch, frames)
@@ -65,7 +75,7 @@ def test_what_was_given_is_not_changed() -> None:
 
 def test_what_cannot_be_mended_is_told_by_its_first_failure() -> None:
     class Broken(Odd):
-        def forward(self, sample, timestep, return_dict=True):
+        def forward(self, sample, timestep, return_dict=True) -> None:
             raise RuntimeError("a kernel of its own")
 
     with pytest.raises(TraceError, match="a kernel of its own"):

@@ -9,7 +9,8 @@ import pytest
 
 from tests.tracing.published import CONF
 
-# VmHWM: the peak of this program alone; the resource module's would be that of the test run which started it.
+# VmHWM: the peak of this program alone; the resource module's would be that of the test run which
+# started it.
 PROGRAM = """
 import re, sys
 from tests.tracing.published import model

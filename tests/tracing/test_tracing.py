@@ -15,7 +15,7 @@ from qsdm.tracing import inputs, skeleton
 
 
 @pytest.fixture(scope="module")
-def graph(tiny_unet) -> Graph:
+def graph(tiny_unet: nn.Module) -> Graph:
     return tracing.trace(tiny_unet, inputs.build(tiny_unet), "tiny")
 
 
@@ -23,7 +23,7 @@ def by_role(graph: Graph, role: Role) -> list[str]:
     return [node.name for node in graph.nodes if node.role == role]
 
 
-def test_every_weight_of_the_unet_is_found(tiny_unet, graph: Graph) -> None:
+def test_every_weight_of_the_unet_is_found(tiny_unet: nn.Module, graph: Graph) -> None:
     owners = {
         path: m.weight.numel()
         for path, m in tiny_unet.named_modules()
@@ -65,7 +65,9 @@ def test_roles_follow_the_data_and_agree_with_diffusers_names(graph: Graph) -> N
         assert expected
 
 
-def test_skip_connections_split_the_weights_that_they_feed(graph: Graph, tiny_unet) -> None:
+def test_skip_connections_split_the_weights_that_they_feed(
+    graph: Graph, tiny_unet: nn.Module
+) -> None:
     split = {w.name.partition("#")[0] for w in graph.weights if "#" in w.name}
     assert split == {
         f"up_blocks.{i}.resnets.{j}.{name}"
@@ -101,12 +103,12 @@ def test_macs_are_those_of_the_definition(graph: Graph) -> None:
     assert attention.macs == 2 * heads * tokens * tokens * width
 
 
-def test_tracing_is_repeatable_and_survives_json(tiny_unet, graph: Graph) -> None:
+def test_tracing_is_repeatable_and_survives_json(tiny_unet: nn.Module, graph: Graph) -> None:
     assert tracing.trace(tiny_unet, inputs.build(tiny_unet), "tiny").digest == graph.digest
     assert Graph.from_json(graph.to_json()).digest == graph.digest
 
 
-def test_the_module_is_not_touched(tiny_unet) -> None:
+def test_the_module_is_not_touched(tiny_unet: nn.Module) -> None:
     before = {name: value.clone() for name, value in tiny_unet.state_dict().items()}
     tracing.trace(tiny_unet, inputs.build(tiny_unet), "tiny")
     after = tiny_unet.state_dict()
@@ -115,7 +117,7 @@ def test_the_module_is_not_touched(tiny_unet) -> None:
 
 
 def test_loaded_model_and_skeleton_of_its_config_give_the_same_graph(
-    tiny_unet, graph: Graph
+    tiny_unet: nn.Module, graph: Graph
 ) -> None:
     half = skeleton.of(tiny_unet).half()
     built = skeleton.build(type(tiny_unet), tiny_unet.config)
@@ -129,7 +131,9 @@ def test_skeleton_weighs_nothing() -> None:
 
 
 class Twice(nn.Module):
-    """One Linear called twice, one shared under two names, one never used, one whose result is lost."""
+    """One Linear called twice, one shared under two names, one never used, one whose result is
+    lost.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -208,7 +212,7 @@ def test_tied_patterns_join_weights_and_keep_their_bytes() -> None:
         tracing.trace(Chain(), sample, "chain", tied=["nothing"])
 
 
-def test_excluded_weights_get_no_decision(tiny_unet, graph: Graph) -> None:
+def test_excluded_weights_get_no_decision(tiny_unet: nn.Module, graph: Graph) -> None:
     part = tracing.trace(tiny_unet, inputs.build(tiny_unet), "tiny", exclude="^time_embedding")
     assert {w.name for w in graph.weights} - {w.name for w in part.weights} == {
         "time_embedding.linear_1",
@@ -218,7 +222,9 @@ def test_excluded_weights_get_no_decision(tiny_unet, graph: Graph) -> None:
 
 
 class Queries(nn.Module):
-    """Learned queries read the sample: the first projection is fed with a parameter, not with an input."""
+    """Learned queries read the sample: the first projection is fed with a parameter, not with an
+    input.
+    """
 
     def __init__(self) -> None:
         super().__init__()
