@@ -3,6 +3,16 @@
 Workers load what they need once and return results. Only the driver writes, so a store needs no
 locks. A task that kills its worker is retried by another one; if it kills that too, it is set aside
 and reported, and the other tasks continue.
+
+Example:
+    >>> import math
+    >>> from qsdm.engine.serial import Serial
+    >>> def start():  # a worker loads here what its tasks share
+    ...     return math.sqrt
+    >>> with Serial().open(start) as pool:
+    ...     results = dict(pool.map([4, 9]))
+    >>> results
+    {0: 2.0, 1: 3.0}
 """
 
 from __future__ import annotations

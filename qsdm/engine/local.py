@@ -15,10 +15,9 @@ pipe when it is full and nobody reads, and futures that a broken pool had accept
 Not detected is a worker that lives but makes no progress: one that was stopped (SIGSTOP), or a task
 that never ends.
 
-Processes are spawned, because a fork hangs once OpenMP has started threads. Each worker has one
-thread by default: on a CPU, many single-threaded workers draw more pictures than one worker with
-many threads. Ctrl-C reaches only the driver, which then ends the workers; if the driver is killed,
-they end themselves.
+Each worker has one thread by default: on a CPU, many single-threaded workers draw more pictures
+than one worker with many threads. Ctrl-C reaches only the driver, which then ends the workers; if
+the driver is killed, they end themselves.
 
 With ``gpus=N`` each worker sees a single GPU, as its first one. A worker that replaces a dead one
 uses the same GPU. Several GPUs have not been tried.
@@ -26,31 +25,23 @@ uses the same GPU. Several GPUs have not been tried.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import selectors
-import signal
-import socket
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 from qsdm.engine import EngineError, Failure, Start
-from qsdm.engine.pipe import DriverEnd, WorkerEnd, decode, encode
-from qsdm.engine.worker import Worker
+from qsdm.engine.pipe import DriverEnd, decode, encode
+from qsdm.engine.process import spawn, wait_for_exit
 
 POLL_S = 1.0
 """How often exit codes are checked, in seconds: neither pipe nor sentinel shows a death while a
 process that the worker forked holds them open."""
-EXIT_S = 5.0
-"""How long a worker may take to end by itself before it is killed, in seconds; and, after that, how
-long the system may take to remove it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,14 +210,14 @@ class _LocalPool:
                 worker.pipe.close()
             else:
                 worker.process.kill()
-        _wait_for_exit([worker.process for worker in self._workers.values()])
+        wait_for_exit([worker.process for worker in self._workers.values()])
 
     def stop(self) -> None:
         """Kill the workers. `map` starts new ones."""
         workers = list(self._workers.values())
         for worker in workers:
             worker.process.kill()
-        _wait_for_exit([worker.process for worker in workers])
+        wait_for_exit([worker.process for worker in workers])
         for worker in workers:
             self._remove(worker)
 
@@ -267,9 +258,10 @@ class _LocalPool:
         """
         gpu = self._gpus[slot % len(self._gpus)] if self._gpus else None
         try:
-            worker = self._workers[slot] = _spawn(slot, gpu, self._options.num_threads)
+            process, pipe = spawn(gpu, self._options.num_threads)
         except OSError as error:  # no memory, or too many processes or open files
             raise EngineError(f"a worker could not start: {error}") from error
+        worker = self._workers[slot] = _Process(slot, process, pipe)
         self._selector.register(worker.pipe, selectors.EVENT_READ, worker)
         self._selector.register(worker.process.sentinel, selectors.EVENT_READ, worker)
         worker.pipe.send(self._start)
@@ -331,9 +323,9 @@ class _LocalPool:
 
         A task that it had not begun is not blamed.
         """
-        if not _wait_for_exit([worker.process]):
+        if not wait_for_exit([worker.process]):
             worker.process.kill()
-            _wait_for_exit([worker.process])
+            wait_for_exit([worker.process])
         exit_code = worker.process.exitcode
         for message in worker.pipe.receive_rest():
             self._take(worker, message)
@@ -373,90 +365,3 @@ class _LocalPool:
         self._selector.unregister(worker.process.sentinel)
         if worker.process.exitcode is not None:
             worker.process.close()
-
-
-def _spawn(slot: int, gpu: str | None, num_threads: int) -> _Process:
-    """Start a process; raises OSError if the system does not allow another one."""
-    ours, its = socket.socketpair()
-    process = multiprocessing.get_context("spawn").Process(
-        target=_work, args=(its, gpu, num_threads), daemon=True
-    )
-    try:
-        with its, _interrupts_deferred():
-            process.start()
-    except BaseException:
-        ours.close()
-        raise
-    return _Process(slot, process, DriverEnd(ours))
-
-
-def _wait_for_exit(processes: Sequence[BaseProcess]) -> bool:
-    """Whether all have ended within `EXIT_S`. Not by ``join``, which waits for the sentinel, see
-    `POLL_S`."""
-    until = time.monotonic() + EXIT_S
-    while any(process.exitcode is None for process in processes):
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.005)
-    return True
-
-
-@contextmanager
-def _interrupts_deferred() -> Iterator[None]:
-    """Delay Ctrl-C until the block ends; a process that starts within begins with it blocked."""
-    resource_tracker.ensure_running()  # starting it unblocks the signal
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _work(sock: socket.socket, gpu: str | None, num_threads: int) -> None:
-    """Run a worker's process: start, then run task after task until the driver closes the pipe."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # torch asks for it when it first uses a GPU
-    threading.Thread(target=_end_with_driver, daemon=True).start()
-    from tqdm import tqdm
-
-    # The default lock is a system semaphore, which a killed worker would leak.
-    tqdm.set_lock(threading.RLock())
-    pipe = WorkerEnd(sock)
-    try:
-        start = pipe.receive()
-        if start is None:
-            return
-        worker = _start_worker(start, num_threads)
-        if isinstance(worker, EngineError):
-            pipe.send(encode(worker))
-            return
-        pipe.send(encode(None))
-        while (task := pipe.receive()) is not None:
-            pipe.send(b"")
-            pipe.send(_do(worker, task))
-    except OSError:  # the driver has closed the pipe
-        return
-
-
-def _start_worker(start: bytes, num_threads: int) -> Worker | EngineError:
-    try:
-        worker = Worker(decode(start), num_threads)
-    except Exception as error:  # an import that fails
-        return EngineError(f"a worker could not start: {str(error) or type(error).__name__}")
-    return worker.begin() or worker
-
-
-def _do(worker: Worker, task: bytes) -> bytes:
-    try:
-        return encode(worker.do(decode(task)))
-    except Exception as error:  # of the task's or the result's own code, while it is pickled
-        return encode(Failure.of(error))
-
-
-def _end_with_driver() -> None:
-    driver = multiprocessing.parent_process()
-    assert driver is not None
-    driver.join()
-    os._exit(1)

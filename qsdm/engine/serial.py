@@ -21,6 +21,7 @@ class Serial:
 
     @contextmanager
     def open(self, start: Start) -> Iterator[_SerialPool]:
+        """Run ``start`` at the first task (see `qsdm.engine.Engine.open`)."""
         yield _SerialPool(start)
 
 

@@ -77,7 +77,7 @@ def test_the_system_allows_no_more_processes(monkeypatch: pytest.MonkeyPatch) ->
     def refuse(*_: object) -> None:
         raise BlockingIOError("Resource temporarily unavailable")
 
-    monkeypatch.setattr("qsdm.engine.local._spawn", refuse)
+    monkeypatch.setattr("qsdm.engine.local.spawn", refuse)
     with (
         pytest.raises(EngineError, match="a worker could not start: Resource temporarily"),
         Local(num_workers=2).open(start) as pool,

@@ -1,4 +1,6 @@
-"""The engine slurm: jobs that die or vanish, as processes of this machine and with a Slurm that is made up."""
+"""The engine slurm: jobs that die or vanish, as processes of this machine and with a Slurm that is
+made up.
+"""
 
 from __future__ import annotations
 
