@@ -1,14 +1,17 @@
-"""SDXL's U-Net at full size, with random 16-bit weights: packed, switched, written, loaded, and run forward once.
+"""SDXL's U-Net at full size, with random 16-bit weights: pack, switch, write, load and run it.
 
-    make bench-sdxl        or        python experiments/bench/checkpoint.py [--folder DIR] [--model sdxl]
+    make bench-sdxl
+    python experiments/bench/checkpoint.py [--folder DIR] [--model sdxl]
 
-1. every weight is packed in the methods of a small space, as `qsdm.calibrate` does
-2. a configuration of 3.7 bits is written as a checkpoint: bytes beside those of the cost model (target: within 0.5 %)
-3. a module in 16 bit is switched between two random configurations (target: 20 s; only changed weights are touched)
-4. the checkpoint is loaded in a fresh process, and the denoiser run forward in bfloat16
+1. Every weight is packed with the methods of a small space, as `qsdm.calibrate` does.
+2. A configuration of 3.7 bits is written as a checkpoint, whose size is compared with the cost
+   model (target: within 0.5 %).
+3. A 16-bit module is switched between two random configurations, touching only the weights that
+   change (target: 20 s).
+4. The checkpoint is loaded in a fresh process, and the denoiser runs forward in bfloat16.
 
-Needs 8 GB of disk under --folder and 13 GB of memory, 2 of them mapped from disk; what 1 made is kept there and taken
-up again.
+It needs 8 GB of disk under --folder and 13 GB of memory, 2 of them mapped from disk. The result of
+step 1 is kept there and used again.
 """
 
 from __future__ import annotations
@@ -31,17 +34,17 @@ AVG_BITS = 3.7
 
 def timed(what: str, function: Callable[[], Any]) -> Any:
     wall, cpu = time.perf_counter(), time.process_time()
-    made = function()
+    result = function()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     peak = (
         int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 2**20
     )  # KiB
     print(f"{what:<58}{cpu:>9.1f} CPU-s{wall:>9.1f} s{peak:>8.2f} GiB peak", flush=True)
-    return made
+    return result
 
 
 def random_denoiser(name: str) -> tuple[torch.nn.Module, Any]:
-    """The denoiser with normal values of deviation fan_in^-1/2, in 16 bit; and its `Model`."""
+    """A denoiser with normal 16-bit values of deviation fan_in^-1/2, and its `Model`."""
     from stages import model_of
 
     from qsdm.denoisers import denoiser_class
@@ -71,13 +74,13 @@ def config_of(space: Any, avg_bits: float) -> Any:
     from qsdm.strategies.random import near
 
     size = int(avg_bits * sum(weight.numel for weight in space.graph.weights) / 8)
-    found = near(space, size, 0.001, np.random.default_rng(0))
-    print(f"    configuration of {cost.avg_bits(space.graph, found, space.full_bits):.4f} bits")
-    return found
+    qconfig = near(space, size, 0.001, np.random.default_rng(0))
+    print(f"    configuration of {cost.avg_bits(space.graph, qconfig, space.full_bits):.4f} bits")
+    return qconfig
 
 
 def forward(path: Path) -> None:
-    """In a process of its own: load and run once at 64x64 latents."""
+    """Load and run once at 64x64 latents, in a separate process."""
     from qsdm.checkpoint import load_quantized
 
     denoiser = timed("load the checkpoint", lambda: load_quantized(path, torch.bfloat16))
@@ -95,12 +98,13 @@ def forward(path: Path) -> None:
             "forward, 64x64 latents, bfloat16", lambda: denoiser(noise, 500, **inputs).sample
         )
     print(
-        f"    output {tuple(out.shape)}, deviation {out.float().std():.3f}, finite: {bool(out.isfinite().all())}"
+        f"    output {tuple(out.shape)}, deviation {out.float().std():.3f}, "
+        f"finite: {bool(out.isfinite().all())}"
     )
 
 
 def written(name: str, folder: Path) -> Path:
-    """Where the checkpoint lies, after all that is measured before it is loaded."""
+    """Measure everything up to loading, and return the path of the checkpoint."""
     from qsdm import cost, tracing
     from qsdm.checkpoint import save_denoiser
     from qsdm.qconfig import SpaceSpec
@@ -121,14 +125,17 @@ def written(name: str, folder: Path) -> Path:
     packed = PackedWeights(store)
 
     mixed, target = config_of(space, AVG_BITS), folder / f"{name}-checkpoint"
-    found = timed(
+    contents = timed(
         "write the checkpoint",
         lambda: save_denoiser(denoiser, space.graph, mixed, target, packed.quantized),
     )
-    wanted = cost.size_bytes(space.graph, mixed, space.full_bits) + sum(found.plain.values())
-    print(f"    {found}")
+    expected_bytes = cost.size_bytes(space.graph, mixed, space.full_bits) + sum(
+        contents.plain.values()
+    )
+    print(f"    {contents}")
     print(
-        f"    {100 * (found.total_bytes / wanted - 1):.3f} % more than the cost model and what is not quantized"
+        f"    {100 * (contents.total_bytes / expected_bytes - 1):.3f} % more than the cost model "
+        "and what is not quantized"
     )
 
     switch = timed(

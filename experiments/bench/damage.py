@@ -1,23 +1,24 @@
-"""Damages copies of every artifact of a small real store, gives them to what reads them, and counts the answers.
+"""Damage copies of every artifact of a small real store, read them, and count the answers.
 
     python experiments/bench/damage.py --num 2000 --folder /tmp/damage
     python experiments/bench/damage.py --num 2000 --folder /tmp/damage --seed 1    # other damage
     python experiments/bench/damage.py --num 2000 --folder /tmp/bare --bare        # no checksums
 
-Files are cut at random places, emptied, or have one bit flipped; fields of JSON are replaced by
-other types, null, NaN and huge numbers, or removed, in rows of SQLite and Parquet too. An answer is
+Files are cut at random places, emptied, or have one bit flipped; fields of JSON, in rows of SQLite
+and Parquet too, are removed or replaced by other types, null, NaN and huge numbers. An answer is
 
     sentence     an error of one line, or a line on stderr and less data
-    harmless     the same data as of the undamaged artifact, value by value
+    harmless     the same data as from the undamaged artifact, value by value
     traceback    any other error
     silent       other data without a word
-    hang         more than 60 seconds
+    hang         no answer within 60 seconds
 
-Without checksums, as version 0.1.0 wrote, other values of the right type cannot be told: then silent
-answers are counted, and are no failure.
+Without checksums, as version 0.1.0 wrote its artifacts, other values of the right type cannot be
+noticed: then silent answers are counted but are not a failure.
 
-A run that was stopped goes on where it was. Exits with 1 if there is any of the last three. Not in
-CI: 2,000 copies take about 3 minutes on one core; a test damages each artifact a few times.
+A run that was stopped continues where it was. The exit status is 1 if there is any of the last
+three. Not in CI: 2,000 copies take about 3 minutes on one core; a test damages each artifact a few
+times.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""How close the CUDA kernels come to a device copy: GB/s of what they read and write.
+"""How close the CUDA kernels come to a device copy, in GB/s read and written.
 
-    make bench-cuda        or        python experiments/bench/gpu.py
+    make bench-cuda
+    python experiments/bench/gpu.py
 
 Needs an NVIDIA GPU and ``pip install 'qsdm[cuda]'``.
 """
@@ -36,7 +37,8 @@ def milliseconds(function: Callable[[], object], repeat: int = 20) -> float:
 def main() -> None:
     if not build.cuda_available():
         sys.exit(
-            "wanted an NVIDIA GPU that torch sees, and cuda-core (pip install 'qsdm[cuda]'): one of them is missing"
+            "wanted an NVIDIA GPU that torch sees, and cuda-core (pip install 'qsdm[cuda]'): "
+            "one of them is missing"
         )
     print(f"{torch.cuda.get_device_name()}, {ROWS} x {N}")
     print(f"{'':<32}{'ms':>9}{'GB/s':>9}{'x copy':>9}")
@@ -77,7 +79,8 @@ def main() -> None:
             rate = num_bytes / ms / 1e6
             copy = copy or rate
             print(
-                f"{f'{name}, {dtype}'.replace('torch.', ''):<32}{ms:>9.3f}{rate:>9.0f}{rate / copy:>9.2f}"
+                f"{f'{name}, {dtype}'.replace('torch.', ''):<32}{ms:>9.3f}{rate:>9.0f}"
+                f"{rate / copy:>9.2f}"
             )
 
 

@@ -1,14 +1,17 @@
-"""What measuring a configuration costs beside drawing its pictures with the bare pipeline, and beside the naive way.
+"""What measuring a configuration costs, compared with the bare pipeline and with the naive way.
 
-    make bench      or      python experiments/bench/measure.py [--images 256]
+    make bench
+    python experiments/bench/measure.py [--images 256]
 
 CPU seconds of one thread for one random configuration of each zoo pipeline:
 
-    bare        the pipeline as a user calls it, in the same batches, full precision
-    drawing     ours: weights that change are written, prompt embeddings are kept; its overhead is over ``bare``
+    bare        the pipeline as a user calls it, in the same batches, at full precision
+    drawing     qsdm: only weights that change are written, and prompt embeddings are kept; the
+                overhead is relative to ``bare``
     scoring     all metrics of ``metrics=emoji``, halves and prefixes
-    naive       a process of its own: the pipeline is loaded, every weight quantized (K-Means by scikit-learn, as the
-                paper's release does it; in brackets by our fits), prompts are encoded, pictures drawn and scored
+    naive       a separate process: it loads the pipeline, quantizes every weight (K-Means by
+                scikit-learn, as in the paper's release; in parentheses by our fits), encodes the
+                prompts, draws the pictures and scores them
 """
 
 from __future__ import annotations
@@ -148,7 +151,9 @@ def scikit_learn(weight: torch.Tensor, method: QuantMethod) -> torch.Tensor:
 
 
 def parts_of(name: str) -> tuple[Model, SpaceSpec]:
-    """The model with its metrics, and the space, as ``python -m qsdm.measure +model=NAME`` has them."""
+    """The model with its metrics, and the space, as ``python -m qsdm.measure +model=NAME`` has
+    them.
+    """
     entries = [
         OmegaConf.load(CONF / group) for group in ("metrics/emoji.yaml", "space/traced.yaml")
     ]
@@ -170,26 +175,28 @@ def main() -> None:
         "--fits", choices=("ours", "scikit-learn"), default="ours", help="of --naive"
     )
     parser.add_argument("--store", type=Path, help="of --naive, traced")
-    given = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    if given.naive:
-        naive(given.naive, given.images, given.store, given.fits)
+    if args.naive:
+        naive(args.naive, args.images, args.store, args.fits)
         return
     print(
-        f"{f'CPU s, {given.images} pictures':<22}{'bare':>8}{'drawing':>9}{'overhead':>10}{'scoring':>9}",
+        f"{f'CPU s, {args.images} pictures':<22}{'bare':>8}{'drawing':>9}{'overhead':>10}"
+        f"{'scoring':>9}",
         end="",
     )
     print(f"{'naive':>18}{'naive/ours':>18}")
     with tempfile.TemporaryDirectory() as folder:
         for name in PIPELINES:
-            found = measure(name, given.images, Path(folder))
-            bare, drawing, total = found["bare"], found["drawing"], found["total"]
-            slow, fast = found["naive"], found["naive, our fits"]
+            seconds = measure(name, args.images, Path(folder))
+            bare, drawing, total = seconds["bare"], seconds["drawing"], seconds["total"]
+            slow, fast = seconds["naive"], seconds["naive, our fits"]
             print(
                 f"{name:<22}{bare:>8.2f}{drawing:>9.2f}{100 * (drawing / bare - 1):>9.1f}%", end=""
             )
             print(
-                f"{total - drawing:>9.2f}{slow:>10.1f} ({fast:.1f}){slow / total:>11.2f} ({fast / total:.2f})"
+                f"{total - drawing:>9.2f}{slow:>10.1f} ({fast:.1f})"
+                f"{slow / total:>11.2f} ({fast / total:.2f})"
             )
     print("targets: overhead 5 %, naive/ours 3")
 

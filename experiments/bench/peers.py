@@ -1,11 +1,12 @@
-"""Other quantizers on the same 1280 x 1280 layer: relative error, bits per weight, milliseconds of CPU.
+"""Other quantizers on the same 1280 x 1280 layer: relative error, bits per value, CPU milliseconds.
 
-    make peers-table      or      python experiments/bench/peers.py [--write docs/quantizers.md]
+    make peers-table
+    python experiments/bench/peers.py [--write docs/quantizers.md]
 
-Those that are not installed are named and left out; ``make bench`` installs them into an environment of their own.
-Every peer runs with its defaults but for bits and group size, and gives its values back.
-Errors are ||W - W^||^2 / ||W||^2 of heavy-tailed values (Student's t of four degrees of freedom) and of normal ones;
-bits count codes, scales and zero points, those of 32 bits as if they had 16.
+Missing libraries are named and left out; ``make bench`` installs them into an environment of their
+own. Each runs with its defaults, apart from bits and group size, and returns its values. Errors are
+||W - W^||^2 / ||W||^2 of heavy-tailed values (Student's t with four degrees of freedom) and of
+normal ones. Bits include codes, scales and zero points; 32-bit scales and zero points count as 16.
 """
 
 from __future__ import annotations
@@ -128,12 +129,12 @@ def sdnq() -> dict[str, Way]:
 
 
 def ours() -> dict[str, Way]:
-    found: dict[str, Way] = {}
+    ways: dict[str, Way] = {}
     for text in OURS:
         method = QuantMethod.parse(text)
         bits = 8 * fit(torch.randn(ROWS, N), method).size_bytes / (ROWS * N)
-        found[f"qsdm {text}"] = (lambda w, m=method: dequantize(fit(w, m)), bits)
-    return found
+        ways[f"qsdm {text}"] = (lambda w, m=method: dequantize(fit(w, m)), bits)
+    return ways
 
 
 def linear(w: torch.Tensor) -> torch.nn.Linear:

@@ -132,8 +132,8 @@ def drive(run: Run, stop: Path) -> None:
             for i, result in islice(results, LEFT_AFTER) if is_left else results:
                 run.doubled += i in seen
                 seen.add(i)
-                wanted = tasks[i].number + kind.task_bytes, bytes(kind.result_bytes)
-                run.wrong += result != wanted
+                expected = tasks[i].number + kind.task_bytes, bytes(kind.result_bytes)
+                run.wrong += result != expected
             results.close()  # type: ignore[attr-defined]
             run.rounds += 1
             run.tasks += len(seen)

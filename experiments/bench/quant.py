@@ -1,12 +1,14 @@
-"""Speed of quantization at SDXL's size, beside scikit-learn, copies, and matrix products.
+"""Speed of quantization at SDXL's size, compared with scikit-learn, copies and matrix products.
 
-    make bench      or      python experiments/bench/quant.py [--rows 128]
-    python experiments/bench/quant.py --whole [--threads 2]      all 2.6 G weights, as calibrate does it (7 GB of disk)
-    python experiments/bench/quant.py --whole --model flux --methods uaq-4      12 G weights (6 GB of disk)
+    make bench
+    python experiments/bench/quant.py [--rows 128]
+    python experiments/bench/quant.py --whole [--threads 2]    # all 2.6 G values: 7 GB of disk
+    python experiments/bench/quant.py --whole --model flux --methods uaq-4    # 12 G values: 6 GB
 
-Of every shape that SDXL has, at most ``--rows`` output channels of heavy-tailed fp16 values are quantized; CPU seconds
-are scaled to the values that the denoiser has of that shape. K-Means-A, whose cost hardly depends on the size, sees
-them repeated to the full shape. Ratios are taken within one run: absolute times vary with the machine.
+``--whole`` works as calibrate does. Without it, at most ``--rows`` output channels of heavy-tailed
+fp16 values are quantized for each shape in SDXL, and CPU seconds are scaled to the number of values
+with that shape. K-Means-A, whose cost hardly depends on the size, gets them repeated to the full
+shape. Ratios are taken within one run, because absolute times vary with the machine.
 """
 
 from __future__ import annotations
@@ -87,12 +89,12 @@ def fits(shapes: Shapes, max_rows: int) -> None:
         for name, methods in groups:
             timed = whole if name == "kmeans_a" else weight
             start = time.process_time()
-            found = fit_all(timed, methods)
+            fits_of = fit_all(timed, methods)
             seconds[name] += (time.process_time() - start) / timed.numel() * rows * n * count
             errors.update(
                 {
                     m: fitted.rel_error * scale
-                    for m, fitted in found.items()
+                    for m, fitted in fits_of.items()
                     if name != "both by rows"
                 }
             )
@@ -104,7 +106,8 @@ def fits(shapes: Shapes, max_rows: int) -> None:
             cpu_seconds(lambda w=whole: w.view(torch.int16).max()) * count
         )
     print(
-        f"SDXL: {sum(shapes.values())} weights of {len(shapes)} shapes, {total:,} values; CPU seconds of one core"
+        f"SDXL: {sum(shapes.values())} weights of {len(shapes)} shapes, {total:,} values; "
+        "CPU seconds of one core"
     )
     print(f"{'':<40}{'CPU s':>9}{'ns/value':>9}  rel_error")
     for name, methods in groups[:-1]:
@@ -122,14 +125,16 @@ def fits(shapes: Shapes, max_rows: int) -> None:
 
 
 def others(shapes: Shapes, ours: float) -> None:
-    """K-Means-C for 3 and 4 bits by others, row by row; the paper's release also looks values up one by one."""
+    """K-Means-C for 3 and 4 bits by others, row by row; the paper's release also looks values up
+    one by one.
+    """
     from sklearn.cluster import KMeans
 
     rng = np.random.default_rng(1)
     theirs: Counter[str] = Counter()
     fitted = KMeans(8, max_iter=100).fit(heavy(1, 300, rng)[0].float().numpy()[:, None])
 
-    def look_up(row: np.ndarray, K: int) -> None:
+    def look_up(row: np.ndarray, _K: int) -> None:
         for i in range(row.size):
             row[i] = fitted.cluster_centers_[fitted.labels_[i % 300], :].item()
 
@@ -150,10 +155,10 @@ def others(shapes: Shapes, ours: float) -> None:
         way(heavy(1, 300, rng)[0].float().numpy(), 8)
         for n, num_rows in rows_of.items():
             sample = heavy(4, n, rng).float().numpy()
-            one = cpu_seconds(
+            seconds = cpu_seconds(
                 lambda way=way, sample=sample: [way(row, K) for row in sample for K in (8, 16)], 1
             )
-            theirs[name] += one / len(sample) * num_rows
+            theirs[name] += seconds / len(sample) * num_rows
     look = theirs.pop("look")
     for name, seconds in theirs.items():
         line(f"K-Means-C, {name}", seconds, seconds / ours, "x ours")
@@ -260,10 +265,12 @@ def whole(graph: Graph, methods: list[QuantMethod]) -> None:
         size = (Path(folder) / "weights.safetensors").stat().st_size
     after = peak_kb()
     print(
-        f"{len(graph.weights)} weights, {torch.get_num_threads()} threads: {cpu:.1f} CPU s, {wall:.1f} s of wall time"
+        f"{len(graph.weights)} weights, {torch.get_num_threads()} threads: {cpu:.1f} CPU s, "
+        f"{wall:.1f} s of wall time"
     )
     print(
-        f"{size / 1e9:.2f} GB written, peak memory {after / 1e6:.2f} GB, {(after - before) / 1e6:.2f} GB of it for the "
+        f"{size / 1e9:.2f} GB written, peak memory {after / 1e6:.2f} GB, "
+        f"{(after - before) / 1e6:.2f} GB of it for the "
         f"weights; the largest one has {4 * largest / 1e9:.2f} GB in float32"
     )
 

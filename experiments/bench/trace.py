@@ -1,10 +1,12 @@
-"""CPU seconds and memory of tracing, beside torch.export on the same module and inputs.
+"""CPU seconds and memory of tracing, compared with torch.export on the same module and inputs.
 
-    make bench        or        python experiments/bench/trace.py [sdxl flux ...]
+    make bench
+    python experiments/bench/trace.py [sdxl flux ...]
 
-Each figure is of a process of its own, on one thread: from the published config to the graph, building the inputs
-included, importing torch and diffusers not. The peak is that of the whole process; `imports` is what it had before.
-`flux_40b` is FLUX.1's class and depth, wide enough for more than 40 billion parameters.
+Each figure comes from a separate process on one thread. It covers everything from the published
+config to the graph, including the inputs but not the imports of torch and diffusers. The peak is
+that of the whole process; `imports` is its memory before tracing. `flux_40b` has the class and
+depth of FLUX.1, and is wide enough for more than 40 billion parameters.
 """
 
 from __future__ import annotations
@@ -90,7 +92,8 @@ def main(names: list[str]) -> None:
             base = base or figures["seconds"]
             print(
                 f"{name:<12}{figures['parameters']:>16.2f}{way:>16}{figures['nodes']:>8}{figures['seconds']:>8.2f}"
-                f"{figures['seconds'] / base:>7.1f}{figures['imports_mb']:>13.0f}{figures['peak_mb']:>10.0f}",
+                f"{figures['seconds'] / base:>7.1f}{figures['imports_mb']:>13.0f}"
+                f"{figures['peak_mb']:>10.0f}",
                 flush=True,
             )
 

@@ -1,15 +1,17 @@
-"""How many full labels are needed, if the other configurations have a few pictures each?
+"""How many full labels are needed if the other configurations have a few pictures each?
 
     python experiments/fidelity/study.py --name emoji_unet
 
-On the shipped label bank. Full labels are fd_lite0 of 256 pictures; the other configurations know the metrics of their
-first 16 or 64 pictures only (prefixes of the same outcomes, which a run with num_images=16 would measure). The
-predictor is the additive model, trained on full and read-off labels alike. Judged on configurations that it has not
-seen: the test set if it is there, else one fifth that is held out; mean over several draws of who has a full label.
+The study uses the shipped label bank. Full labels are fd_lite0 of 256 pictures. Of the other
+configurations, only the metrics of their first 16 or 64 pictures are used (prefixes of the same
+outcomes, which equal a measurement with num_images=16). The predictor is the additive model, fitted
+to full labels and to labels estimated from few pictures alike. It is judged on configurations that
+it has not seen: the test set, or a fifth that is held out. Results are means over several draws of
+the configurations with full labels.
 
-Columns: pictures drawn, as a share of all with full labels; rank correlation with the full labels of unseen
-configurations; and the front that the predictor finds, as its hypervolume over that of all full labels, both judged by
-the model that knows all of them.
+The columns are: pictures drawn, as a share of full labels for all; rank correlation with the full
+labels of unseen configurations; and the hypervolume of the front that the predictor finds, relative
+to that of all full labels, both judged by the model that is fitted to all of them.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ DRAWS = 10
 
 
 def front(additive: Additive, sizes: np.ndarray, offered: np.ndarray) -> np.ndarray:
-    """Decisions of the additive model's own front, int64 [P, W]: for each price of a byte, the best of every weight."""
+    """Decisions of the additive model's own front, int64 [P, W]: for each price of a byte, the best
+    of every weight.
+    """
     gains = np.where(offered, additive.contributions[:, :-1], -np.inf)
     span = np.nanmax(np.where(offered, np.abs(gains), 0)) / np.nanmin(sizes[offered])
     prices = np.concatenate([[0.0], np.geomspace(1e-6, 1, 200)]) * span
@@ -126,7 +130,8 @@ def main() -> None:
             )
             others_text = f"{cheap_images} pictures" if cheap_images else "-"
             print(
-                f"{num_full:>12}{others_text:>14}{100 * drawn:>9.0f}%{np.mean(ranks):>9.3f} ± {np.std(ranks):.3f}"
+                f"{num_full:>12}{others_text:>14}{100 * drawn:>9.0f}%"
+                f"{np.mean(ranks):>9.3f} ± {np.std(ranks):.3f}"
                 f"{np.mean(fronts):>9.3f} ± {np.std(fronts):.3f}"
             )
 

@@ -1,10 +1,12 @@
-"""Every denoiser class of diffusers, traced from a config without weights: what works, and what does not and why.
+"""Trace every denoiser class of diffusers from a config without weights, and tabulate the results.
 
-    make trace-table   or   python experiments/trace_table/table.py [--only NAME ...] [--write docs/tracing.md]
+    make trace-table
+    python experiments/trace_table/table.py [--only NAME ...] [--write docs/tracing.md]
 
-Each class of ``diffusers.models.transformers`` and ``diffusers.models.unets`` is built as a skeleton from
-``configs.yaml`` (else from its defaults), given inputs, and traced, in a process of its own: so memory is that of one
-class, imports included, and a hanging class ends after five minutes. The table goes between two marks in the document.
+Each class of ``diffusers.models.transformers`` and ``diffusers.models.unets`` is built as a
+skeleton from ``configs.yaml`` (or from its defaults), given inputs, and traced in a separate
+process. So the memory is that of one class, including imports, and a class that hangs is stopped
+after five minutes. The table is written between two marks in the document.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ class Row:
     """What came of one class.
 
     Attributes:
-        inputs: how they were found: built, repaired (by what its first runs complained of), or overrides.
+        inputs: how they were found: built, repaired (by what its first runs complained of), or
+            overrides.
         coverage: share of Linear and Conv modules whose weight is used.
         note: which weights are not, or why it cannot be traced.
     """
@@ -63,7 +66,7 @@ def classes() -> list[str]:
     import diffusers.models.unets
     from torch import nn
 
-    found = set()
+    names = set()
     for package in (diffusers.models.transformers, diffusers.models.unets):
         for name in dir(package):
             entry = getattr(package, name)
@@ -72,8 +75,8 @@ def classes() -> list[str]:
                 and issubclass(entry, nn.Module)
                 and name not in NOT_DENOISERS
             ):
-                found.add(name)
-    return sorted(found)
+                names.add(name)
+    return sorted(names)
 
 
 def find(name: str) -> Any:
@@ -94,12 +97,12 @@ def row(name: str, settings: dict[str, Any]) -> Row:
         module = skeleton.build(find(name), settings.get("config", {}))
         graph, how = tracing.trace_unaided(module, {}, name)
     except Exception as error:  # whatever it is goes into the table
-        said = " ".join(str(error).split())
+        message = " ".join(str(error).split())
         return Row(
             name,
-            note=f"{type(error).__name__}: {said}"
+            note=f"{type(error).__name__}: {message}"
             if not isinstance(error, tracing.TraceError)
-            else said,
+            else message,
         )
     missing = tracing.uncovered(module, graph)
     owners = sum(isinstance(child, tracing.QUANTIZABLE) for child in module.modules())
@@ -123,7 +126,9 @@ def child(name: str, settings: dict[str, Any], answers: Connection) -> None:
 
 
 def all_rows(names: list[str]) -> list[Row]:
-    """One after the other; the parent has imported everything, and never runs anything in parallel before a fork."""
+    """One after the other; the parent has imported everything, and never runs anything in parallel
+    before a fork.
+    """
     import torch
 
     import qsdm.tracing  # noqa: F401
@@ -131,7 +136,7 @@ def all_rows(names: list[str]) -> list[Row]:
     torch.set_num_threads(1)
     settings = yaml.safe_load(CONFIGS.read_text(encoding="utf-8")) or {}
     context = multiprocessing.get_context("fork")
-    found = []
+    rows = []
     for name in names:
         mine, theirs = context.Pipe(duplex=False)
         process = context.Process(target=child, args=(name, settings.get(name, {}), theirs))
@@ -147,26 +152,28 @@ def all_rows(names: list[str]) -> list[Row]:
             answer = Row(name, note="its process died")
         process.kill()
         process.join()
-        found.append(answer)
+        rows.append(answer)
         print(line(answer), flush=True)
-    return found
+    return rows
 
 
-def line(found: Row) -> str:
-    if not found.traced:
-        return f"| {found.name} | no | | | | | | {found.note[:300].replace('|', '/')} |"
+def line(row: Row) -> str:
+    if not row.traced:
+        return f"| {row.name} | no | | | | | | {row.note[:300].replace('|', '/')} |"
     return (
-        f"| {found.name} | {found.inputs} | {found.coverage:.1%} | {found.num_weights} | {found.num_nodes} | "
-        f"{found.cpu_s:.1f} | {found.peak_mb:.0f} | {found.note.replace('|', '/')} |"
+        f"| {row.name} | {row.inputs} | {row.coverage:.1%} | {row.num_weights} "
+        f"| {row.num_nodes} | "
+        f"{row.cpu_s:.1f} | {row.peak_mb:.0f} | {row.note.replace('|', '/')} |"
     )
 
 
 def table(rows: list[Row]) -> str:
-    kinds = Counter(found.inputs for found in rows if found.counts)
+    kinds = Counter(row.inputs for row in rows if row.counts)
     total = sum(kinds.values())
     by_kind = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
     head = [
-        f"**{total} of {len(rows)} classes** are traced with all weights, or with the missing share named ({by_kind}).",
+        f"**{total} of {len(rows)} classes** are traced with all weights, or with the missing "
+        f"share named ({by_kind}).",
         "",
         "| class | inputs | coverage | weights | nodes | CPU s | peak MB | note |",
         "|---|---|---|---|---|---|---|---|",
@@ -186,14 +193,16 @@ def main() -> None:
     )
     parser.add_argument("--write", type=Path, help="document whose table is replaced")
     args = parser.parse_args()
-    known = classes()
+    names = classes()
     if args.unaided:
         from qsdm.tracing import inputs
 
-        inputs.overrides_of = lambda cls: {}
-    if args.only and (odd := sorted(set(args.only) - set(known))):
-        sys.exit(f"no denoiser class {odd[0]!r} in this diffusers (there are {', '.join(known)})")
-    rows = all_rows(args.only or known)
+        inputs.overrides_of = lambda _cls: {}
+    if args.only and (unknown := sorted(set(args.only) - set(names))):
+        sys.exit(
+            f"no denoiser class {unknown[0]!r} in this diffusers (there are {', '.join(names)})"
+        )
+    rows = all_rows(args.only or names)
     text = table(rows)
     print(text.splitlines()[0])
     if args.write and not (args.only or args.unaided):

@@ -1,14 +1,17 @@
-"""The zoo's denoisers and the pipelines around them: three architectures over one autoencoder and one text encoder.
+"""The zoo's denoisers and pipelines: three architectures, one autoencoder and one text encoder.
 
-    emoji_unet      UNet2DConditionModel, convolutions, attention and cross-attention
+    emoji_unet      UNet2DConditionModel: convolutions, attention and cross-attention
     emoji_pixart    PixArtTransformer2DModel: adaLN-single, cross-attention
     emoji_mmdit     SD3Transformer2DModel: joint attention over text and picture
 
-All draw 8x8x4 latents; the transformers in 16 patches of 2x2. Each denoiser has at most 4 M parameters, 8 MB in 16 bit.
+All draw 8x8x4 latents; the transformers divide them into 16 patches of 2x2. Each denoiser has at
+most 4 M parameters, which is 8 MB with 16 bits.
 
 References:
-    PixArt-α: Fast Training of Diffusion Transformer for Photorealistic Text-to-Image Synthesis (Chen et al., 2023)
-    Scaling Rectified Flow Transformers for High-Resolution Image Synthesis (Esser et al., 2024), figure 2
+    PixArt-α: Fast Training of Diffusion Transformer for Photorealistic Text-to-Image Synthesis
+        (Chen et al., 2023).
+    Scaling Rectified Flow Transformers for High-Resolution Image Synthesis (Esser et al., 2024),
+        figure 2.
 """
 
 from __future__ import annotations
@@ -34,7 +37,8 @@ class Architecture:
 
     Attributes:
         denoiser: a new one, with random weights.
-        pipeline: (folder of an autoencoder, folder of a tokenizer, folder of a text encoder, denoiser) => pipeline.
+        pipeline: (folder of an autoencoder, folder of a tokenizer, folder of a text encoder,
+            denoiser) => pipeline.
         conditions: (pipeline, captions) => arguments of the denoiser's forward, a row per caption.
         constants: further arguments of the denoiser's forward.
     """
@@ -68,7 +72,7 @@ def pixart() -> nn.Module:
     """3.6 M parameters: 8 blocks of width 160."""
     from diffusers import PixArtTransformer2DModel
 
-    made = PixArtTransformer2DModel(
+    denoiser = PixArtTransformer2DModel(
         sample_size=8,
         patch_size=2,
         in_channels=4,
@@ -80,16 +84,16 @@ def pixart() -> nn.Module:
         caption_channels=TEXT_WIDTH,
     )
     nn.init.zeros_(
-        made.proj_out.weight
+        denoiser.proj_out.weight
     )  # DiT (Peebles & Xie, 2023), section 3.2: the first prediction is zero
-    return made
+    return denoiser
 
 
 def mmdit() -> nn.Module:
     """3.5 M parameters: 6 blocks of width 128 in both streams."""
     from diffusers import SD3Transformer2DModel
 
-    made = SD3Transformer2DModel(
+    denoiser = SD3Transformer2DModel(
         sample_size=8,
         patch_size=2,
         in_channels=4,
@@ -102,8 +106,8 @@ def mmdit() -> nn.Module:
         caption_projection_dim=128,
         pos_embed_max_size=4,
     )
-    nn.init.zeros_(made.proj_out.weight)
-    return made
+    nn.init.zeros_(denoiser.proj_out.weight)
+    return denoiser
 
 
 def solver() -> Any:
@@ -117,9 +121,9 @@ def solver() -> Any:
 def autoencoder(folder: Path, **changed: Any) -> Any:
     from diffusers import AutoencoderKL
 
-    made = AutoencoderKL.from_pretrained(folder, dtype=torch.float16)
-    made.register_to_config(**changed)
-    return made
+    vae = AutoencoderKL.from_pretrained(folder, dtype=torch.float16)
+    vae.register_to_config(**changed)
+    return vae
 
 
 def text_parts(tokenizer: Path, encoder: Path) -> tuple[Any, Any]:
@@ -147,7 +151,7 @@ def stable_diffusion(vae: Path, tokenizer: Path, encoder: Path, denoiser: nn.Mod
 
 
 def pixart_alpha(vae: Path, tokenizer: Path, encoder: Path, denoiser: nn.Module) -> Any:
-    """The pipeline takes any text encoder whose first output are states; the published one is a T5."""
+    """The pipeline takes any text encoder whose first output is states; published: a T5."""
     from diffusers import PixArtAlphaPipeline
 
     words, text = text_parts(tokenizer, encoder)
@@ -161,7 +165,9 @@ def pixart_alpha(vae: Path, tokenizer: Path, encoder: Path, denoiser: nn.Module)
 
 
 def stable_diffusion_3(vae: Path, tokenizer: Path, encoder: Path, denoiser: nn.Module) -> Any:
-    """Two text encoders, both copies of the one there is, whose pooled states pass through an identity; no T5."""
+    """Two text encoders, both copies of the only one, whose pooled states pass through an
+    identity; no T5.
+    """
     from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
     from transformers import CLIPTextModelWithProjection
 
@@ -226,7 +232,9 @@ def model_of(name: str, zoo: Path, **changed: Any) -> Model:
 
 
 def parts(store: Path, zoo: Path) -> tuple[Path, Path, Path]:
-    """Folders of autoencoder, tokenizer and text encoder: those trained here, else those of the shipped emoji_unet."""
+    """Folders of autoencoder, tokenizer and text encoder: those trained here, else those of the
+    shipped emoji_unet.
+    """
     if (store / "vae").exists() and (store / "clip").exists():
         return store / "vae", store / "clip", store / "clip"
     shipped = zoo / "emoji_unet" / "pipeline"

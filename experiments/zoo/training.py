@@ -1,8 +1,7 @@
-"""What the zoo's training commands share: the emoji set, moving averages, and checkpoints that a killed run resumes
-from.
+"""What the zoo's training commands share: emoji set, moving averages, resumable checkpoints.
 
-A checkpoint is one safetensors file of EMA weights, its metadata the step. A resumed run starts from the EMA weights
-with a fresh optimizer, whose learning rate is warmed up again.
+A checkpoint is a safetensors file of EMA weights with the step in its metadata. A resumed run
+starts from the EMA weights with a fresh optimizer, whose learning rate is warmed up again.
 """
 
 from __future__ import annotations
@@ -78,9 +77,11 @@ def fit(
     checkpoint: Path,
     args: argparse.Namespace,
 ) -> nn.Module:
-    """Train ``module`` to ``args.steps`` and leave it with its EMA weights.
+    """Train a module, and leave it with its EMA weights.
 
     Args:
+        module: to be trained, in place.
+        checkpoint: file from which the training continues, and to which it is saved.
         loss_of: indices of a batch => scalar loss.
         indices: of the training rows.
         args: steps, batch, lr, seed, minutes, threads (see ``arguments``).

@@ -1,9 +1,12 @@
-"""Train the zoo's autoencoder: 32-pixel emoji <=> 8x8x4 latents.
+"""Train the zoo's autoencoder between 32-pixel emoji and 8x8x4 latents.
 
-    python experiments/zoo/vae.py        # => store/zoo/vae/
+    python experiments/zoo/vae.py
 
-Loss: L1 + L2 + 1e-6 KL, as in High-Resolution Image Synthesis with Latent Diffusion Models (Rombach et al., 2022),
-section 3.1, without its adversarial and perceptual terms.
+It writes store/zoo/vae/. The loss is L1 + L2 + 1e-6 KL.
+
+References:
+    High-Resolution Image Synthesis with Latent Diffusion Models (Rombach et al., 2022), section
+        3.1, without its adversarial and perceptual terms.
 """
 
 from __future__ import annotations
