@@ -1,13 +1,12 @@
-"""qsdm: which layer of a diffusion model can bear which low-bit quantization, by how much does the picture suffer, and
-why?
+"""Which layer of a diffusion model can bear which low-bit quantization, and why?
 
-trace       a denoiser becomes a graph whose nodes carry op, role and block          qsdm.tracing
-calibrate   every weight gets several quantizations, with their errors and bytes     qsdm.quant
-measure     random configurations generate real pictures and are scored              qsdm.metrics, qsdm.measurement
-train       a graph neural network learns the outcomes                               qsdm.predictor
-attribute   its attributions are the sensitivity per op type and per block           qsdm.sensitivity
-search      an evolutionary algorithm over it selects configurations                 qsdm.strategies
-realize     the chosen one is realized by fake quantization and measured again       qsdm.report
+trace       turn a denoiser into a graph whose nodes have an op, a role and a block
+calibrate   quantize every weight in several ways, and note errors and bytes
+measure     draw pictures with random configurations, and score them
+train       fit a graph neural network to the scores
+attribute   explain it: the sensitivity of every weight, type of layer and block
+search      find the best configurations for every size
+realize     measure the chosen ones, and write a checkpoint
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ def open(model: str, space: str = "traced", store: Path | str = "store") -> Work
     """Open a model with everything that the store holds of it.
 
     Args:
-        model: name in ``conf/model``; or the path of a diffusers pipeline, or its hub id.
-        space: name in ``conf/space``.
-        store: folder of the artifacts.
+        model: a name of ``conf/model``, a directory, a single file or a hub id.
+        space: a name of ``conf/space``: which methods every weight may get.
+        store: folder of the artifacts; it is created when something is first written.
 
     Returns:
-        The workspace.
+        The workspace. Nothing large is loaded until it is asked for.
 
     Raises:
         ModelError: there is no such model.
@@ -39,9 +38,9 @@ def open(model: str, space: str = "traced", store: Path | str = "store") -> Work
 
     Example:
         >>> import qsdm
-        >>> emoji = qsdm.open("emoji_unet", space="traced")
-        >>> emoji.model.denoiser, emoji.space_name
-        ('UNet2DConditionModel', 'traced')
+        >>> workspace = qsdm.open("emoji_unet")
+        >>> workspace.model.denoiser, workspace.model.resolution_px
+        ('UNet2DConditionModel', 32)
     """
     from qsdm.workspace import named
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -11,6 +12,9 @@ from tiny import build_tiny_model
 from toy_unet import Toy, make_toy
 
 from qsdm.denoisers import Model
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 # Tensors of tests are tiny: threads would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -36,12 +40,14 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """8x8x4 latents, 16 px pictures, 2 steps, 65 thousand parameters, on disk; its metrics are fd_lite0 and psnr."""
+    """8x8x4 latents, 16 px pictures, 2 steps, 65 thousand parameters, on disk; its metrics are
+    fd_lite0 and psnr.
+    """
     return build_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")
-def tiny_pipeline(tiny_model: Model):
+def tiny_pipeline(tiny_model: Model) -> DiffusionPipeline:
     """The pipeline of `tiny_model` in float32. Tests that change it must restore it."""
     from qsdm.denoisers import load_pipeline
 

@@ -1,4 +1,4 @@
-"""A store with every artifact, made up: for tests of what reads stores, without measuring anything."""
+"""A store with every artifact, made up without measuring, for tests of what reads stores."""
 
 from __future__ import annotations
 
@@ -251,8 +251,8 @@ def sensitivity(problem: Problem, graph: Graph) -> dict:
     methods = [str(method) for method in problem.space.methods]
     scores: list[list[float | None]] = []
     for i, offered in enumerate(problem.space.options):
-        known = {str(m): float(768 * scale[i] * problem.error[i, o]) for o, m in enumerate(offered)}
-        scores.append([known.get(method) for method in methods])
+        harms = {str(m): float(768 * scale[i] * problem.error[i, o]) for o, m in enumerate(offered)}
+        scores.append([harms.get(method) for method in methods])
     tables: dict[str, list[dict]] = {}
     for kind in ("role", "op", "block"):
         sums: dict[str, float] = {}
@@ -275,11 +275,11 @@ def sensitivity(problem: Problem, graph: Graph) -> dict:
         if row[0] is not None
     ]
     faith = {"interventions": 1.0, "interventions_srcc": 1.0}
-    made = {"weights": names, "methods": methods, "scores": scores, "faithfulness": faith}
-    made["attribution"] = "integrated_gradients"
+    report = {"weights": names, "methods": methods, "scores": scores, "faithfulness": faith}
+    report["attribution"] = "integrated_gradients"
     return {
         "attribution": {"num_configs": 48},
-        "sensitivities": {"integrated_gradients": made},
+        "sensitivities": {"integrated_gradients": report},
         "hops": {},
         "interventions": alone,
         "tables": tables,

@@ -542,7 +542,7 @@ def tiny(loader: str, **config: Any) -> nn.Module:
 
 
 def packed(denoiser: nn.Module, folder: Path) -> Any:
-    """``denoiser`` with all its Linear and Conv layers at 4 bits, saved to ``folder`` and loaded."""
+    """``denoiser`` with all Linear and Conv layers at 4 bits, saved to ``folder`` and loaded."""
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     layers = {name: layer for name, layer in denoiser.named_modules() if type(layer) in kinds}
     weights = [Weight(n, f"{n}.weight", tuple(layer.weight.shape)) for n, layer in layers.items()]
@@ -553,9 +553,11 @@ def packed(denoiser: nn.Module, folder: Path) -> Any:
 
 
 def arguments(loader: str, denoiser: nn.Module) -> dict[str, Any]:
-    """Of one forward of ``denoiser``, which is plain; random where they are floats of two axes or more."""
+    """Of one forward of ``denoiser``, which is plain; random where they are floats of two axes or
+    more.
+    """
     overrides = {**inputs.overrides_of(type(denoiser)), **CASES[loader].inputs}
-    built = repair.find(skeleton.of(denoiser), overrides, lambda recording: 1.0).arguments
+    built = repair.find(skeleton.of(denoiser), overrides, lambda _recording: 1.0).arguments
     generator = torch.Generator().manual_seed(0)
 
     def filled(value: Any) -> Any:

@@ -1,4 +1,6 @@
-"""Pipelines that start from pictures, or draw videos, built small with random weights, beside those of `pipelines`."""
+"""Pipelines that start from pictures, or draw videos, built small with random weights, beside those
+of `pipelines`.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ def stable_diffusion(name: str, in_channels: int = 4, **parts: Any) -> Any:
     import diffusers
 
     tokenizer, text_encoder = pipelines.clip()
-    given: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "vae": pipelines.vae(),
         "text_encoder": text_encoder,
         "tokenizer": tokenizer,
@@ -30,7 +32,7 @@ def stable_diffusion(name: str, in_channels: int = 4, **parts: Any) -> Any:
         "feature_extractor": None,
         "requires_safety_checker": False,
     }
-    return getattr(diffusers, name)(**(given | parts))
+    return getattr(diffusers, name)(**(defaults | parts))
 
 
 def controlnet() -> Any:

@@ -1,4 +1,6 @@
-"""Small checkpoints in the layout of Stable Diffusion's authors: the inverse of diffusers' conversion, by names."""
+"""Small checkpoints in the layout of Stable Diffusion's authors: the inverse of diffusers'
+conversion, by names.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +36,10 @@ VAE_ATTENTION = {
 
 
 def unet_name(name: str, layers: int, attentive: set[int]) -> str:
-    """Of a parameter of UNet2DConditionModel, by its original name.
+    """The original name of a parameter of UNet2DConditionModel.
 
     Args:
+        name: in diffusers.
         layers: per block.
         attentive: up blocks with attention.
     """
@@ -61,8 +64,9 @@ def unet_name(name: str, layers: int, attentive: set[int]) -> str:
         return f"input_blocks.{(b + 1) * (layers + 1)}.0.op.{kind}"
     if part == "upsamplers":
         return f"output_blocks.{b * (layers + 1) + layers}.{2 if b in attentive else 1}.conv.{kind}"
-    place = 1 + b * (layers + 1) + i if side == "down" else b * (layers + 1) + i
-    return f"{'in' if side == 'down' else 'out'}put_blocks.{place}.{int(part == 'attentions')}.{inside}"
+    number = 1 + b * (layers + 1) + i if side == "down" else b * (layers + 1) + i
+    blocks = "input_blocks" if side == "down" else "output_blocks"
+    return f"{blocks}.{number}.{int(part == 'attentions')}.{inside}"
 
 
 def vae_name(name: str, blocks: int) -> str:
@@ -118,16 +122,18 @@ def configs(pipeline_folder: Path, folder: Path) -> Path:
     )
 
 
-def equal(one: Any, other: Any) -> bool:
+def equal(first: Any, other: Any) -> bool:
     """Whether two modules hold the same values under the same names."""
     import torch
 
-    a, b = one.state_dict(), other.state_dict()
+    a, b = first.state_dict(), other.state_dict()
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def widened(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """With what published checkpoints carry beside: a copy of averaged weights, and buffers of training."""
+    """With what published checkpoints carry beside: a copy of averaged weights, and buffers of
+    training.
+    """
     import torch
 
     averaged = {

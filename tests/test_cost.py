@@ -51,8 +51,10 @@ def test_bit_operations_follow_macs_and_bits() -> None:
 
 
 def test_a_small_case_by_hand() -> None:
-    """`a` [64, 128] in UAQ-4: 8192 codes of 4 bits = 4096 B, 64 rows x (scale and zero point) x 2 B = 256 B. `b`
-    [128, 64] in K-Means-C-3: 8192 x 3 bits = 3072 B, 128 rows x 8 centroids x 2 B = 2048 B."""
+    """`a` [64, 128] in UAQ-4: 8192 codes of 4 bits = 4096 B, 64 rows x (scale and zero point) x 2 B
+    = 256 B. `b` [128, 64] in K-Means-C-3: 8192 x 3 bits = 3072 B, 128 rows x 8 centroids x 2 B =
+    2048 B.
+    """
     qconfig = both(UAQ, QuantMethod("kmeans_c", 3))
     assert size_bytes(GRAPH, qconfig) == 4096 + 256 + 3072 + 2048
     assert avg_bits(GRAPH, qconfig) == 8 * 9472 / 16384
@@ -66,7 +68,9 @@ def test_a_small_case_by_hand() -> None:
 
 
 def test_calls_copies_and_slices_by_hand() -> None:
-    """A weight called twice; one stored in two tied copies, each called once; one split into two slices."""
+    """A weight called twice; one stored in two tied copies, each called once; one split into two
+    slices.
+    """
     shared = Weight("s", "s.weight", (4, 8))  # 32 values
     tied = Weight("t", "t.weight", (4, 8), ties=("u.weight",))  # 64 stored values
     halves = [

@@ -1,10 +1,12 @@
-"""What the README and the docs show is run as a reader would."""
+"""What the README, the docs and the docstrings show is run as a reader would."""
 
 from __future__ import annotations
 
+import ast
 import doctest
 import importlib
 import inspect
+import operator
 import re
 import subprocess
 import sys
@@ -23,21 +25,6 @@ EXAMPLES = [
     for code in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.S | re.M)
 ]
 
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("page", "code"), EXAMPLES, ids=lambda value: getattr(value, "name", ""))
-def test_an_example_runs(page: Path, code: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "error::DeprecationWarning:__main__", "-c", code],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout, "an example prints what it shows"
-
-
 IN_ORDER = [
     "qsdm.open",
     "qsdm.calibrate.calibrate",
@@ -49,6 +36,65 @@ IN_ORDER = [
     "qsdm.realize.realize",
 ]
 """What the docstrings of the Python entry show; each reads what those before it have written."""
+
+
+def docstring_examples() -> list[str]:
+    """The other docstrings with examples, as `MODULE:NAME`, without importing any module."""
+    examples = []
+    for path in sorted((ROOT / "qsdm").rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        if ">>>" not in text:
+            continue
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        tree = ast.parse(text)
+        owners = [
+            ("", tree),
+            *((f"{c.name}.", c) for c in tree.body if isinstance(c, ast.ClassDef)),
+        ]
+        if ">>>" in (ast.get_docstring(tree) or ""):
+            examples.append(f"{module}:")
+        examples += [
+            f"{module}:{prefix}{node.name}"
+            for prefix, owner in owners
+            for node in owner.body
+            if isinstance(node, ast.FunctionDef | ast.ClassDef)
+            and ">>>" in (ast.get_docstring(node) or "")
+        ]
+    return [where for where in examples if where.replace(":", ".") not in IN_ORDER]
+
+
+@pytest.mark.parametrize("where", docstring_examples())
+def test_an_example_in_a_docstring_shows_what_it_says(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    module_name, _, name = where.partition(":")
+    module = importlib.import_module(module_name)
+    documented = operator.attrgetter(name)(module) if name else module
+    finder = doctest.DocTestFinder(recurse=False)
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    report: list[str] = []
+    runner = doctest.DocTestRunner(optionflags=flags, verbose=False)
+    (example,) = finder.find(documented, where, module, globs={})
+    result = runner.run(example, out=report.append)
+    assert result.attempted, "nothing was run"
+    assert not result.failed, "".join(report)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "code", [code for _, code in EXAMPLES], ids=[page.name for page, _ in EXAMPLES]
+)
+def test_an_example_runs(code: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error::DeprecationWarning:__main__", "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout, "an example prints what it shows"
 
 
 def examples_of(name: str) -> list[doctest.Example]:

@@ -1,4 +1,4 @@
-"""What goes wrong in a long run: after each fault, the outcomes of an undisturbed run, none twice."""
+"""Faults in a long run: after each, the outcomes are those of an undisturbed run, none twice."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import json
 import os
 import random
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +30,7 @@ from qsdm.measurement import evaluator
 from qsdm.measurement import shards as shards_module
 from qsdm.measurement.shards import Shards
 from qsdm.outcome import EvaluationError, Outcome
-from qsdm.qconfig import SpaceSpec
+from qsdm.qconfig import QuantConfig, SpaceSpec
 from qsdm.store import Store, StoreError
 from qsdm.store.outcomes import OutcomeDatabase
 from qsdm.store.tensors import write_tensors
@@ -40,7 +42,7 @@ SPACE = SpaceSpec("small", METHODS)
 NUM, IMAGES = 8, 4
 
 
-def run(model: Model, root: Path, **options) -> list[Outcome]:
+def run(model: Model, root: Path, **options: Any) -> list[Outcome]:
     given = {
         "num_configs": NUM,
         "num_images": IMAGES,
@@ -99,9 +101,9 @@ def child(fields, reference, methods, root, num, images):
     from qsdm.metrics.frechet import FrechetLite0
     from qsdm.qconfig import SpaceSpec
 
-    torch.set_num_threads(1)
-    model = Model(**fields, metrics={"fd_lite0": FrechetLite0(reference), "psnr": Psnr()})
-    measure(model, SpaceSpec("small", methods), Path(root), num, num_images=images, shard=images // 2, engine=Serial())
+    torch.set_num_threads(1) model = Model(**fields, metrics={"fd_lite0": FrechetLite0(reference),
+    "psnr": Psnr()}) measure(model, SpaceSpec("small", methods), Path(root), num, num_images=images,
+    shard=images // 2, engine=Serial())
 
 def fork(given):
     pid = os.fork()
@@ -118,11 +120,9 @@ def end(pid):
     assert os.waitpid(pid, 0)[1] == 0
 
 def interrupted(given, root, fresh, kills):
-    # A store whose run came to its end is put aside, and a fresh one begun, until all kills have met a living run.
-    begun = time.monotonic()
-    end(fork(given))
-    whole, rng, stores, killed = time.monotonic() - begun, random.Random(0), 0, 0
-    while killed < kills:
+    # A store whose run came to its end is put aside, and a fresh one begun, until all kills have
+    met a living run. begun = time.monotonic() end(fork(given)) whole, rng, stores, killed =
+    time.monotonic() - begun, random.Random(0), 0, 0 while killed < kills:
         pid = fork(given)
         time.sleep(rng.uniform(0.0, whole))
         ended, status = os.waitpid(pid, os.WNOHANG)
@@ -138,7 +138,8 @@ def interrupted(given, root, fresh, kills):
     end(fork(given))
 
 if __name__ == "__main__":
-    import diffusers, transformers, qsdm.measurement.session, qsdm.measure, qsdm.metrics.lite0  # once
+    import diffusers, transformers  # once
+    import qsdm.measurement.session, qsdm.measure, qsdm.metrics.lite0
     from diffusers import StableDiffusionPipeline
     given, kills, fresh = json.loads(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     if kills:
@@ -150,7 +151,9 @@ if __name__ == "__main__":
 
 
 def forked(tmp_path: Path, model: Model, root: Path, fresh: Path, kills: int) -> list[Path]:
-    """Run ``measure`` again and again, killed after random times; or without kills twice at once. The stores made."""
+    """Run ``measure`` again and again, killed after random times; or without kills twice at once.
+    The stores made.
+    """
     names = (
         "name",
         "path",
@@ -247,7 +250,7 @@ def test_shards_left_by_a_run_that_was_killed_before_it_removed_them(
     tiny_model: Model, root: Path, undisturbed: list[Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(Shards, "remove", lambda self, qconfig: None)
+        patch.setattr(Shards, "remove", lambda _shards, _qconfig: None)
         run(tiny_model, root)
     assert list(root.rglob("shards/*/*"))
     assert_same(root, run(tiny_model, root), undisturbed)
@@ -260,7 +263,7 @@ def failing(
     """``function``, which after so many calls raises so many times."""
     calls = iter(range(after + times))
 
-    def wrapped(*args, **kwargs):
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
         if next(calls, -1) >= after:
             raise error()
         return function(*args, **kwargs)
@@ -273,7 +276,7 @@ def test_a_full_disk_keeps_what_was_stored(
 ) -> None:
     connect = OutcomeDatabase._connect
 
-    def small(self: OutcomeDatabase):
+    def small(self: OutcomeDatabase) -> sqlite3.Connection:
         db = connect(self)
         db.execute("PRAGMA max_page_count=16")  # SQLite's own "database or disk is full"
         return db
@@ -306,11 +309,11 @@ def test_no_space_for_a_shard(
 def test_a_batch_with_nan_concerns_its_configuration_only(
     tiny_model: Model, root: Path, undisturbed: list[Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The weights of one are broken in memory; measured again with whole ones, it has its outcome."""
+    """Weights of one are broken in memory; measured again with whole ones, it has its outcome."""
     broken = undisturbed[3].qconfig
     switch = drawing.Drawer.switch
 
-    def spoilt(self: drawing.Drawer, qconfig) -> int:
+    def spoilt(self: drawing.Drawer, qconfig: QuantConfig | None) -> int:
         changed = switch(self, qconfig)
         if qconfig == broken:
             with torch.no_grad():
@@ -337,7 +340,7 @@ def test_a_batch_with_nan_concerns_its_configuration_only(
     ids=["of an accelerator", "of torch", "of Python"],
 )
 def test_out_of_memory_halves_the_batch(
-    error,
+    error: Exception,
     tiny_model: Model,
     root: Path,
     undisturbed: list[Outcome],
@@ -345,7 +348,9 @@ def test_out_of_memory_halves_the_batch(
 ) -> None:
     draw, sizes = drawing.Drawer._batch, []
 
-    def narrow(self: drawing.Drawer, qconfig, batch: list, frames: int) -> np.ndarray:
+    def narrow(
+        self: drawing.Drawer, qconfig: QuantConfig | None, batch: list, frames: int
+    ) -> np.ndarray:
         sizes.append(len(batch))
         if len(batch) > 1:
             raise error()

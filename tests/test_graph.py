@@ -16,7 +16,7 @@ def weight(name: str, out: int, channels: int, start: int = 0) -> Weight:
 
 
 def skip_graph() -> Graph:
-    """input => down => (skip); input + skip => conv1, split into two; both halves added => output."""
+    """input => down => skip; input + skip => conv1, split in two; both halves added => output."""
     nodes = (
         Node("input", Op.INPUT),
         Node("down", Op.CONV, Role.CONV_IN, weight=weight("down", 8, 4), macs=10),

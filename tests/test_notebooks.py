@@ -28,12 +28,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fabricate(tmp_path_factory.mktemp("store")).root
 
 
-def test_there_are_three():
+def test_there_are_three() -> None:
     assert [path.stem for path in BOOKS] == ["1_graph", "2_sensitivity", "3_front"]
 
 
 @pytest.mark.parametrize("path", BOOKS, ids=lambda path: path.stem)
-def test_notebook_defines_nothing_and_holds_no_output(path):
+def test_notebook_defines_nothing_and_holds_no_output(path: Path) -> None:
     import nbformat
 
     forbidden = (
@@ -53,7 +53,7 @@ def test_notebook_defines_nothing_and_holds_no_output(path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Jupyter's own packages
 @pytest.mark.parametrize("path", BOOKS, ids=lambda path: path.stem)
-def test_notebook_runs(path, store, monkeypatch):
+def test_notebook_runs(path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import nbformat
     from nbclient import NotebookClient
 

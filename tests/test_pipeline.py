@@ -1,4 +1,6 @@
-"""The main job on a tiny pipeline: every stage runs, a second time none does, and a change reruns what it must."""
+"""The main job on a tiny pipeline: every stage runs, a second time none does, and a change reruns
+what it must.
+"""
 
 from __future__ import annotations
 
@@ -105,7 +107,7 @@ def test_an_interrupted_realize_goes_on(
 
     given = arguments(tiny_model, tmp_path)
 
-    def interrupted(*args: Any, **kwargs: Any) -> None:
+    def interrupted(*_args: Any, **_kwargs: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:

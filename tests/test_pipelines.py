@@ -1,4 +1,6 @@
-"""The pipelines of published models, small: from their files to a measured table, each as ``+model=any`` finds it."""
+"""The pipelines of published models, small: from their files to a measured table, each as
+``+model=any`` finds it.
+"""
 
 from __future__ import annotations
 

@@ -1,9 +1,12 @@
-"""What ships with qsdm fits together: the pipeline, its judge, and the labels that were measured with them."""
+"""What ships with qsdm fits together: the pipeline, its judge, and the labels that were measured
+with them.
+"""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,7 +46,7 @@ WIDE = 100  # configurations of the wide space
 
 
 @pytest.fixture(scope="module", params=ALL)
-def made(request):
+def settings(request: pytest.FixtureRequest) -> dict[str, Any]:
     function, cfg = compose("calibrate", [f"model={request.param}"])
     return values_of(function, cfg)
 
@@ -52,9 +55,11 @@ def test_three_architectures_ship() -> None:
     assert ALL == ["emoji_mmdit", "emoji_pixart", "emoji_unet"]
 
 
-def test_labels_were_measured_with_this_pipeline_and_these_metrics(made, tmp_path: Path) -> None:
+def test_labels_were_measured_with_this_pipeline_and_these_metrics(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
     """Else a user's demo would measure all of them again."""
-    model, space = made["model"], made["space"]
+    model, space = settings["model"], settings["space"]
     protocol = protocol_of(model, prompts_of(model), seed_set=0, num_images=256)
     outcomes = Store(tmp_path, model.name).outcomes(protocol)
     trace(Workspace(model, root=tmp_path), page=False)
@@ -112,10 +117,10 @@ def test_the_bank_is_a_table_that_others_read(name: str) -> None:
     assert bank.pictures.nunique() == len(bank), "two configurations drew the same pictures"
 
 
-def test_pipeline_is_small_and_in_16_bit(made) -> None:
+def test_pipeline_is_small_and_in_16_bit(settings: dict[str, Any]) -> None:
     from safetensors import safe_open
 
-    files = [path for path in made["model"].directory.rglob("*") if path.is_file()]
+    files = [path for path in settings["model"].directory.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 16e6
     for path in files:
         if path.suffix == ".safetensors":
@@ -125,14 +130,14 @@ def test_pipeline_is_small_and_in_16_bit(made) -> None:
                     "I64",
                 }
         assert path.suffix in (".safetensors", ".json")  # no pickle
-    (denoiser,) = (made["model"].directory / made["model"].component).glob("*.safetensors")
+    (denoiser,) = (settings["model"].directory / settings["model"].component).glob("*.safetensors")
     assert denoiser.stat().st_size <= 8e6
 
 
-def test_text_encoder_pools_the_last_token(made) -> None:
+def test_text_encoder_pools_the_last_token(settings: dict[str, Any]) -> None:
     import torch
 
-    pipeline = load_pipeline(made["model"])
+    pipeline = load_pipeline(settings["model"])
     tokens = pipeline.tokenizer("grinning face, twemoji", return_tensors="pt")
     with torch.inference_mode():
         out = pipeline.text_encoder(tokens.input_ids)
@@ -143,10 +148,12 @@ def test_text_encoder_pools_the_last_token(made) -> None:
     torch.testing.assert_close(pooled, out.last_hidden_state[:, -1])
 
 
-def test_quality_was_measured_with_these_weights(made) -> None:
-    """The shipped figures are those of the shipped weights, and meet the bar that a pipeline is accepted by."""
-    quality = json.loads((ZOO / made["model"].name / "quality.json").read_text())
-    assert quality["weights"] == weights_digest(made["model"])
+def test_quality_was_measured_with_these_weights(settings: dict[str, Any]) -> None:
+    """The shipped figures are those of the shipped weights, and meet the bar that a pipeline is
+    accepted by.
+    """
+    quality = json.loads((ZOO / settings["model"].name / "quality.json").read_text())
+    assert quality["weights"] == weights_digest(settings["model"])
     distance = quality["fd_lite0"]
     assert distance["floor"] < distance["autoencoder"] < distance["generated"]
     assert distance["generated"] < 3 * distance["autoencoder"]

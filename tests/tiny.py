@@ -1,13 +1,19 @@
-"""A tiny text-to-image pipeline with random weights, for tests of everything that draws pictures or reads weights."""
+"""A tiny text-to-image pipeline with random weights, for tests of everything that draws pictures or
+reads weights.
+"""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from qsdm.denoisers import Model
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
 
 CAPTIONS = [
     "a red house",
@@ -102,7 +108,7 @@ def build_tiny_model(folder: Path, seed: int = 0) -> Model:
     )
 
 
-def build_tiny_tokenizer(max_length: int):
+def build_tiny_tokenizer(max_length: int) -> CLIPTokenizer:
     """A CLIP tokenizer of bytes."""
     from tokenizers import pre_tokenizers
     from transformers import CLIPTokenizer

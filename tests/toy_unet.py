@@ -1,7 +1,10 @@
-"""A made-up U-Net, its table of errors, and outcomes whose law we know; for tests of the predictor and its readers."""
+"""A made-up U-Net, its table of errors, and outcomes whose law we know; for tests of the predictor
+and its readers.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +25,9 @@ METHODS = ("uaq-3", "uaq-4", "kmeans_a-3", "kmeans_a-4", "kmeans_c-3", "kmeans_c
 
 
 def unet_graph(levels: int = 3, repeats: int = 2, base: int = 64) -> Graph:
-    """ResNet blocks with time projection, attention on the lower levels, skip connections with split weights."""
+    """ResNet blocks with time projection, attention on the lower levels, skip connections with
+    split weights.
+    """
     nodes: list[Node] = []
     edges: list[tuple[int, int]] = []
 
@@ -124,13 +129,17 @@ def unet_graph(levels: int = 3, repeats: int = 2, base: int = 64) -> Graph:
     depth = np.zeros(len(nodes))
     for a, b in sorted(edges, key=lambda edge: edge[1]):
         depth[b] = max(depth[b], depth[a] + 1)
-    nodes = [Node(n.name, n.op, n.role, n.stage, n.block, n.weight, n.activation, n.macs, float(d)) for n, d in
-             zip(nodes, depth / depth.max(), strict=True)]  # fmt: skip
+    nodes = [
+        dataclasses.replace(node, depth=float(d))
+        for node, d in zip(nodes, depth / depth.max(), strict=True)
+    ]
     return sorted_graph("toy_unet", nodes, edges)
 
 
 def method_table(space: Space, seed: int = 0) -> MethodTable:
-    """Errors as quantizers have them: a quarter per bit, K-Means below UAQ, each weight with a level of its own."""
+    """Errors as quantizers have them: a quarter per bit, K-Means below UAQ, each weight with a
+    level of its own.
+    """
     rng = np.random.default_rng(seed)
     factor = {"uaq": 1.0, "kmeans_a": 0.8, "kmeans_c": 0.45}
     weights = space.graph.weights
@@ -161,7 +170,9 @@ class Toy:
     sensitivity: np.ndarray
 
     def true_fd(self, qconfigs: list[QuantConfig]) -> np.ndarray:
-        """Fréchet distance without noise: damage adds up, neighbours amplify each other, the sum saturates."""
+        """Fréchet distance without noise: damage adds up, neighbours amplify each other, the sum
+        saturates.
+        """
         names = {weight.name: i for i, weight in enumerate(self.space.graph.weights)}
         pairs = [
             (names[a.weight.name], names[b.weight.name])
