@@ -12,7 +12,7 @@ PEERS := .venv-peers
 LOWEST := .venv-lowest
 UV_FLAGS ?=
 
-.PHONY: help install demo test check docs lowest bench bench-cuda bench-sdxl peers-table trace-table
+.PHONY: help install demo test check soak soak-tests docs lowest bench bench-cuda bench-sdxl peers-table trace-table
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install ## the whole pipeline on a model that ships with qsdm, minutes on two cores: table, pictures, HTML page
 	$(PY) -m qsdm +model=$(MODEL)
 
-test: install ## all tests, fast and slow
+test: install ## all tests, fast and slow, but those of `make soak`
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
 
 check: install ## lint, format and types
@@ -48,7 +48,14 @@ $(LOWEST)/.installed: pyproject.toml
 	@touch $@
 
 lowest: $(LOWEST)/.installed ## the fast tests with the lowest version of every dependency, in an environment of its own
-	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist worksteal -m "not slow"
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist worksteal -m "not slow and not soak"
+
+soak-tests: install
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal -m soak
+
+soak: soak-tests ## what takes longer than `make test`: more kills, models and engines, damaged copies; an hour
+	OMP_NUM_THREADS=1 $(PY) experiments/bench/pool.py --out outputs/pool.jsonl
+	OMP_NUM_THREADS=1 $(PY) experiments/bench/damage.py --num 2000 --folder outputs/damage
 
 docs: install ## build the site into docs/_build/html; a warning is an error
 	$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[docs]'

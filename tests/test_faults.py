@@ -40,6 +40,7 @@ from qsdm.workspace import Workspace
 METHODS = ("uaq-3", "uaq-4", "kmeans_a-3", "kmeans_a-4")
 SPACE = SpaceSpec("small", METHODS)
 NUM, IMAGES = 8, 4
+KILLS = pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.soak)])
 
 
 def run(model: Model, root: Path, **options: Any) -> list[Outcome]:
@@ -183,24 +184,31 @@ def forked(tmp_path: Path, model: Model, root: Path, fresh: Path, kills: int) ->
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_kill_9_of_the_driver_at_random_moments_twenty_times(
-    tiny_model: Model, root: Path, calibrated: Path, undisturbed: list[Outcome], tmp_path: Path
+@KILLS
+def test_kill_9_of_the_driver_at_random_moments(
+    tiny_model: Model,
+    root: Path,
+    calibrated: Path,
+    undisturbed: list[Outcome],
+    tmp_path: Path,
+    kills: int,
 ) -> None:
-    for store in forked(tmp_path, tiny_model, root, calibrated, kills=20):
+    for store in forked(tmp_path, tiny_model, root, calibrated, kills):
         assert_same(store, run(tiny_model, store), undisturbed)
         assert not list(store.rglob("shards/*/*")), "shards of finished configurations are removed"
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_kill_9_of_workers_at_random_moments_twenty_times(
-    tiny_model: Model, root: Path, calibrated: Path, undisturbed: list[Outcome]
+@KILLS
+def test_kill_9_of_workers_at_random_moments(
+    tiny_model: Model, root: Path, calibrated: Path, undisturbed: list[Outcome], kills: int
 ) -> None:
     rng, over, killed = random.Random(0), threading.Event(), 0
 
     def kill() -> None:
         nonlocal killed
-        while killed < 20 and not over.wait(rng.uniform(0.0, 4.0)):
+        while killed < kills and not over.wait(rng.uniform(0.0, 4.0)):
             workers = running_workers()
             if workers:
                 rng.choice(workers).kill()
@@ -210,14 +218,14 @@ def test_kill_9_of_workers_at_random_moments_twenty_times(
     killer.start()
     try:
         while killer.is_alive():
-            found = run(tiny_model, root, engine=Local(num_workers=2, retries=20))
+            found = run(tiny_model, root, engine=Local(num_workers=2, retries=kills))
             assert_same(root, found, undisturbed, tolerance=1e-6)
             shutil.rmtree(root)
             shutil.copytree(calibrated, root)
     finally:
         over.set()
         killer.join()
-    assert killed == 20
+    assert killed == kills
 
 
 @pytest.mark.slow

@@ -59,6 +59,7 @@ def test_a_missing_package_is_named(
 @needs_ray
 @needs_submitit
 @pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(600)  # a dozen processes start, each importing all
 @pytest.mark.usefixtures("path_of_workers")
 def test_every_engine_measures_the_same(tiny_model: Model, tmp_path: Path) -> None:

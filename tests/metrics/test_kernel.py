@@ -33,7 +33,7 @@ def test_equals_torchmetrics_for_as_many_reference_pictures(rng: np.random.Gener
 
 
 def test_does_not_depend_on_the_number_of_pictures(rng: np.random.Generator) -> None:
-    reference = rng.normal(size=(1000, 8))
+    reference = rng.normal(size=(200, 8))
     few = np.mean(
         [discrepancy(polynomial, rng.normal(0.3, 1, (16, 8)), reference) for _ in range(400)]
     )

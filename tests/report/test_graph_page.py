@@ -183,7 +183,7 @@ def test_search_click_fold_and_keys(tmp_path: Path) -> None:
 
 @browser
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sdxl", "flux"])
+@pytest.mark.parametrize("name", ["flux", pytest.param("sdxl", marks=pytest.mark.soak)])
 def test_a_published_denoiser_is_drawn(tmp_path: Path, name: str) -> None:
     from PIL import Image
 
