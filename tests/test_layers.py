@@ -20,8 +20,8 @@ ALLOWED: dict[str, set[str]] = (
     | {"engine": GROUND}
     | {"measurement": GROUND | MACHINERY | {"engine"}}
     | {"checkpoint": GROUND | MACHINERY | {"measurement"}}
-    # METHODS needs neither torch nor numba; a configuration is read by its names.
-    | {"qconfig": GROUND | {"quant"}}
+    # METHODS needs neither torch nor numba: configurations and recipes are read by its names.
+    | {"qconfig": GROUND | {"quant"}, "recipes": GROUND | {"quant"}}
     | {"predictor": GROUND | {"measurement"}, "report": GROUND | {"measurement"}}
     | {"sensitivity": GROUND | {"predictor"}}
     | {"run": {"store", "log"}}

@@ -27,6 +27,7 @@ from collections.abc import Iterator, Mapping
 
 from qsdm.graph import Graph
 from qsdm.qconfig import QuantConfig, QuantMethod
+from qsdm.quant.nf4 import NF4_G64
 from qsdm.recipes import (
     Decision,
     Holding,
@@ -56,7 +57,7 @@ KEPT = (
 """Tensors with one of these in their names are never converted."""
 
 FULL = ("f32", "f16", "bf16")
-_NF4 = QuantMethod("nf4_g64", 4)
+_NF4 = QuantMethod(NF4_G64.name, 4)
 TYPES: dict[str, tuple[QuantMethod, int, str]] = {
     "q4_0": (affine(4, 32), 32, "without a zero point there"),
     "q4_1": (affine(4, 32), 32, ""),
@@ -96,7 +97,7 @@ HOLDS: dict[str, Holding] = {
     **dict.fromkeys(("uaq", "uaq_refined", "uaq_asym", "uaq_g32", "uaq_g64", "uaq_g128"), _UNIFORM),
     "kmeans_c": _CODEBOOK,
     "kmeans_a": _CODEBOOK,
-    "nf4_g64": Holding("iq4_nl", "nf4 becomes iq4_nl: other fixed levels, in groups of 32"),
+    NF4_G64.name: Holding("iq4_nl", "nf4 becomes iq4_nl: other fixed levels, in groups of 32"),
     "fp8_e4m3": Holding("q8_0", "8-bit floats: GGUF has none, q8_0 is taken"),
 }
 """What GGUF has for each method: a type, or the uniform type of the same bits."""

@@ -1,17 +1,55 @@
-"""Our own form, the JSON of every command, which ``qconfig.schema.json`` describes."""
+"""Our own form, the JSON of every command, which `schema` describes."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from qsdm.graph import Graph
-from qsdm.qconfig import QuantConfig
+from qsdm.qconfig import SCHEMA, QuantConfig
+from qsdm.quant.methods import METHODS
 from qsdm.recipes import Loader, Read, RecipeError, Written, check
 
-SCHEMA_FILE = Path(__file__).parent / "qconfig.schema.json"
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of a configuration, for programs that write or check one.
+
+    Returns:
+        A schema of draft 2020-12, which allows exactly the methods of `METHODS`.
+    """
+    names = (f"{name}-({'|'.join(map(str, METHODS[name].bits))})" for name in METHODS)
+    weights = (
+        "Method by weight: the module's path, with #k for the k-th part of a weight that is split "
+        "by its inputs. Weights that are not named keep full precision."
+    )
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": "urn:qsdm:qconfig:1",
+        "title": "qsdm configuration",
+        "description": "A quantization method for every weight of a denoiser.",
+        "type": "object",
+        "required": ["schema", "denoiser", "methods"],
+        "additionalProperties": False,
+        "properties": {
+            "schema": {"const": SCHEMA},
+            "denoiser": {
+                "description": "Name of the traced model.",
+                "type": "string",
+                "minLength": 1,
+            },
+            "methods": {
+                "description": weights,
+                "type": "object",
+                "propertyNames": {"minLength": 1},
+                "additionalProperties": {
+                    "description": "NAME-BITS.",
+                    "type": "string",
+                    "pattern": f"^({'|'.join(names)})$",
+                },
+            },
+        },
+    }
 
 
 def read(graph: Graph, data: Mapping[str, Any]) -> Read:

@@ -30,6 +30,7 @@ from typing import Any
 
 from qsdm.graph import Graph
 from qsdm.qconfig import QuantConfig, QuantMethod
+from qsdm.quant.nf4 import NF4_G64
 from qsdm.recipes import (
     Decision,
     Holding,
@@ -71,7 +72,7 @@ HOLDS: dict[str, Holding] = {
     **dict.fromkeys(("uaq", "uaq_refined", "uaq_asym", "uaq_g32", "uaq_g64", "uaq_g128"), _UNIFORM),
     "kmeans_c": Holding("codebook per row", _LLOYD),
     "kmeans_a": Holding("codebook per tensor", _LLOYD),
-    "nf4_g64": Holding(
+    NF4_G64.name: Holding(
         "uint", "nf4: SDNQ has no table of fixed levels, uint4 in groups of 64 is taken"
     ),
     "fp8_e4m3": Holding("float8_e4m3fn"),

@@ -31,6 +31,7 @@ from typing import Any
 
 from qsdm.graph import Graph
 from qsdm.qconfig import QuantMethod
+from qsdm.quant.nf4 import NF4_G64
 from qsdm.recipes import (
     Decision,
     Layer,
@@ -231,7 +232,7 @@ def bitsandbytes_method(config: Mapping[str, Any]) -> Decision:
             "int8 is taken as uaq-8: bitsandbytes' is symmetric and keeps outlying inputs "
             "in 16 bits"
         ]
-    method = QuantMethod("nf4_g64", 4)
+    method = QuantMethod(NF4_G64.name, 4)
     match config.get("bnb_4bit_quant_type", "fp4"):
         case "nf4" if config.get("bnb_4bit_use_double_quant"):
             return method, []

@@ -27,6 +27,7 @@ from typing import Any
 
 from qsdm.graph import Graph
 from qsdm.qconfig import QuantConfig, QuantMethod
+from qsdm.quant.nf4 import NF4_G64
 from qsdm.recipes import (
     Decision,
     Holding,
@@ -60,7 +61,7 @@ HOLDS: dict[str, Holding] = {
     **dict.fromkeys(("uaq", "uaq_refined", "uaq_asym", "uaq_g32", "uaq_g64", "uaq_g128"), _UNIFORM),
     "kmeans_c": _CODEBOOK,
     "kmeans_a": _CODEBOOK,
-    "nf4_g64": Holding("intx", "nf4: torchao has no config for it, uniform int4 is taken"),
+    NF4_G64.name: Holding("intx", "nf4: torchao has no config for it, uniform int4 is taken"),
     "fp8_e4m3": Holding("float8"),
 }
 """What torchao has for each method, as JSON."""
