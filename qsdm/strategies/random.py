@@ -26,7 +26,12 @@ class Random:
         if self.batch < 1:
             raise ValueError(f"random search needs a batch of at least 1 (got {self.batch})")
 
-    def start(self, problem: Problem, seeds: np.ndarray, rng: np.random.Generator) -> RandomSearch:
+    def start(
+        self,
+        problem: Problem,
+        seeds: np.ndarray,  # noqa: ARG002, an argument of the contract
+        rng: np.random.Generator,
+    ) -> RandomSearch:
         """Begin a search; seeds are not used (see `StrategyOptions.start`)."""
         return RandomSearch(problem, rng, self.batch)
 
