@@ -33,6 +33,7 @@ from qsdm.denoisers import weights_digest
 from qsdm.graph import canonical
 from qsdm.log import Log, ignore
 from qsdm.outcome import Objective
+from qsdm.predictor.probes import is_probe
 from qsdm.store import Store
 from qsdm.store.artifacts import Artifact
 from qsdm.store.files import decode
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 COMMANDS = (
     "trace",
     "calibrate",
+    "probe",
     "measure",
     "train",
     "attribute",
@@ -258,7 +260,7 @@ def inputs_of(stage: Stage, weights: str, arguments: Mapping[str, Any]) -> str:
         parts["outcomes"] = sorted(
             (*outcome.key, sorted(outcome.versions.items()))
             for outcome in workspace.store.outcomes()
-            if outcome.is_label
+            if outcome.is_label or is_probe(outcome)
         )
     return hashlib.sha256(canonical(parts)).hexdigest()
 

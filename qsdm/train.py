@@ -10,8 +10,8 @@ Writes ``predictor/<space>/fold-K.safetensors`` and ``predictor/<space>/report.j
     denoiser, space, objective, predictor, seed, protocol, num_outcomes, seconds
     cheap               num, num_images, and srcc of labels read off few pictures
                         (see `qsdm.predictor.cheap_labels`), or null
-    scores              by name (gnn, additive, ridge, error_sum, avg_bits): srcc and ndcg_at_10 on
-                        held-out configurations, {mean, std, folds}
+    scores              by name (gnn, informed, additive, ridge, probes, error_sum, avg_bits): srcc
+                        and ndcg_at_10 on held-out configurations, {mean, std, folds}
     noise               halves (rank correlation of two halves' labels, mean over the ways to halve,
                         with quantiles), reliability, ceiling; null without halves
     test                one entry per seed set and number of pictures of the test set: srcc by
@@ -25,15 +25,21 @@ Writes ``predictor/<space>/fold-K.safetensors`` and ``predictor/<space>/report.j
 from __future__ import annotations
 
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qsdm.bounds import MANY, require
 from qsdm.log import Log, ignore
 from qsdm.outcome import Objective
 from qsdm.predictor import FitOptions
+from qsdm.qconfig import OutsideSpace
 from qsdm.store.provenance import provenance
 from qsdm.store.schemas import REPORT, TestReport
 from qsdm.workspace import Workspace, takes_workspace
+
+if TYPE_CHECKING:
+    from qsdm.cost import MethodTable
+    from qsdm.measurement.labels import Bank, Labels
+    from qsdm.predictor.probes import Probes
 
 
 @takes_workspace("model", "space", "objective", "predictor", "store")
@@ -44,6 +50,7 @@ def train(
     seed_set: int = 0,
     num_images: int = 256,
     cheap_images: int = 0,
+    probes: bool = True,
     seed: int = 0,
     log: Log = ignore,
 ) -> dict[str, Any]:
@@ -58,6 +65,7 @@ def train(
         cheap_images: learn from configurations of which this many pictures were drawn, too; their
             labels are read off these pictures (see `qsdm.predictor.cheap_labels`). 0: learn from
             full labels only.
+        probes: use what `probe` measured of each weight alone, if the store has it.
         seed: of the folds and of the networks' initial parameters.
         log: receives the losses of every epoch, and the scores.
 
@@ -83,6 +91,7 @@ def train(
     from qsdm.predictor.cheap_labels import read_off
     from qsdm.predictor.encode import encode
     from qsdm.predictor.fit import fit_folds
+    from qsdm.predictor.informed import Lessons
     from qsdm.predictor.judge import Judge, noise, score, test_report
 
     require(2, MANY, num_images=num_images)
@@ -105,10 +114,23 @@ def train(
         )
 
     encoding = encode(space, table)
-    folds = fit_folds(encoding, labels.genes, labels.values, predictor, seed, log)
+    lessons = Lessons(
+        encoding,
+        table,
+        objective,
+        labels.genes,
+        labels.values,
+        labels.halves,
+        usable_probes(bank, table, objective, full) if probes else None,
+        full_precision(bank, full, objective),
+    )
+    informed = lessons.model if lessons.probes is not None and predictor.additive else None
+    folds = fit_folds(
+        encoding, labels.genes, labels.values, predictor, seed, log, informed=informed
+    )
     trained = Predictor(encoding, folds, dict(objective.weights))
     trained.save(workspace.path(f"predictor/{workspace.space_name}"))
-    judge = Judge(trained, table, labels)
+    judge = Judge(trained, table, labels, lessons)
     predictions = judge.held_out()
     judged = [fold.test[fold.test < len(full)] for fold in folds]  # by full labels alone
     report: dict[str, Any] = {
@@ -146,6 +168,55 @@ def train(
     )
     print_report(report)
     return report
+
+
+def usable_probes(
+    bank: Bank, table: MethodTable, objective: Objective, labels: Labels
+) -> Probes | None:
+    """Choose probes that fit the labels, and tell which, or why there are none.
+
+    Args:
+        bank: everything that was measured of the model.
+        table: errors of the space's weights under the probed methods.
+        objective: whose loss is harm.
+        labels: that are learned from.
+
+    Returns:
+        The probes; None without complete ones.
+    """
+    from qsdm.predictor.best_probes import choose_probes
+    from qsdm.predictor.probes import ProbeError, is_probe
+
+    if not any(is_probe(outcome) for outcome in bank.outcomes):
+        return None
+    try:
+        probes = choose_probes(bank, table, objective)
+        probes.require(bank.space, labels.protocol)
+    except (ProbeError, OutsideSpace) as error:
+        print(f"probes are not used: {error}")
+        return None
+    of = f"of {probes.num_images} pictures each" if probes.num_images else "without pictures"
+    print(f"probes of {len(probes.weights)} weights, {probes.fidelity}, {of}")
+    return probes
+
+
+def full_precision(bank: Bank, labels: Labels, objective: Objective) -> float | None:
+    """Compute the label of full precision.
+
+    Args:
+        bank: everything that was measured of the model.
+        labels: under whose protocol it was measured.
+        objective: that labels measure.
+
+    Returns:
+        The label; None if it was not measured.
+    """
+    for outcome in bank.outcomes:
+        if outcome.protocol == labels.protocol.digest and not outcome.qconfig.methods:
+            values = {**outcome.metrics, "avg_bits": float(bank.space.full_bits)}
+            if all(values.get(name) is not None for name in objective.weights):
+                return objective(values)
+    return None
 
 
 def print_report(report: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from qsdm.measurement.labels import Bank, Labels
     from qsdm.outcome import Objective
     from qsdm.predictor import Predictor
+    from qsdm.predictor.probes import Probes
 
 
 T = TypeVar("T")
@@ -211,6 +212,23 @@ class Workspace:
             StoreError: there are none.
         """
         return self.bank().labels(objective, seed_set, num_images)
+
+    def probes(self, objective: Objective) -> Probes:
+        """Read what was measured of each weight alone.
+
+        Args:
+            objective: whose loss is harm.
+
+        Returns:
+            The most faithful probes that are complete, see `qsdm.predictor.best_probes`.
+
+        Raises:
+            ProbeError: there are none.
+            StoreError: the model was not traced or not calibrated.
+        """
+        from qsdm.predictor.best_probes import choose_probes
+
+        return choose_probes(self.bank(), self.table, objective)
 
     def predictor(self, objective: Objective) -> Predictor:
         """Open the trained predictor.

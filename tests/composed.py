@@ -11,6 +11,7 @@ from qsdm.run import conf, keys
 COMMANDS = (
     "trace",
     "calibrate",
+    "probe",
     "measure",
     "train",
     "attribute",

@@ -13,7 +13,17 @@ PACKAGE = Path(__file__).parents[1] / "qsdm"
 GROUND = {"bounds", "graph", "qconfig", "cost", "outcome", "prompts", "store", "log"}
 MACHINERY = {"tracing", "quant", "denoisers", "metrics", "strategies", "recipes"}
 JOINS = {"engine", "measurement", "checkpoint", "predictor"}
-COMMANDS = {"trace", "calibrate", "measure", "train", "attribute", "search", "realize", "recipe"}
+COMMANDS = {
+    "trace",
+    "calibrate",
+    "probe",
+    "measure",
+    "train",
+    "attribute",
+    "search",
+    "realize",
+    "recipe",
+}
 
 ALLOWED: dict[str, set[str]] = (
     dict.fromkeys(GROUND | MACHINERY, GROUND)
@@ -31,7 +41,7 @@ ALLOWED: dict[str, set[str]] = (
         for name in COMMANDS
     }
     | {
-        "__main__": GROUND | MACHINERY | JOINS | COMMANDS | {"sensitivity", "run", "workspace"},
+        "__main__": GROUND | MACHINERY | JOINS | COMMANDS | {"run", "workspace"},
         "__init__": {"workspace"},
     }
 )

@@ -17,7 +17,7 @@ from qsdm.outcome import Objective, Outcome
 from qsdm.predictor import FitOptions
 from qsdm.predictor.judge import noise
 from qsdm.predictor.scores import srcc
-from qsdm.qconfig import Space
+from qsdm.qconfig import QuantConfig, Space
 from qsdm.store import Store, StoreError
 from qsdm.store.files import read_json
 from qsdm.store.outcomes import OutcomeDatabase
@@ -253,3 +253,73 @@ def test_a_test_set_is_reported_and_not_trained_on(
         ["12", "64", "0"],
         ["10", "64", "1"],
     ]
+
+
+def add_probes(root: Path, toy: Toy, num: int | None = None, **changes: Any) -> None:
+    """Each weight alone, or the first ``num``, by the toy's law, under the protocol of its labels.
+
+    ``changes`` are of the protocol.
+    """
+    protocol = dataclasses.replace(toy.outcomes(1)[1], **changes)
+    uniform = toy.space.uniform("uaq-3").methods
+    alone = [QuantConfig("toy_unet", {name: method}) for name, method in uniform.items()]
+    database = OutcomeDatabase(Store(root, "toy_unet").path("outcomes.sqlite"))
+    full = QuantConfig("toy_unet", {})
+    values = [20.0, *toy.true_fd(alone).tolist()]
+    for qconfig, value in list(zip([full, *alone], values, strict=True))[: num and num + 1]:
+        stage = {"stage": "probe"}
+        outcome = Outcome(qconfig, protocol.digest, {"fd_lite0": value}, 64, provenance=stage)
+        database.add(outcome, protocol)
+
+
+def test_probes_in_the_store_are_learned_from(
+    toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The network learns what labels and probes leave, and what it learned can be loaded."""
+    fill_store(tmp_path, toy, 40)
+    workspace = Workspace(MODEL, SPACE, tmp_path)
+    without = train(workspace, QUALITY, QUICK, num_images=64)
+    assert "probes" not in without["scores"]
+    add_probes(tmp_path, toy)
+    with_probes = train(workspace, QUALITY, QUICK, num_images=64)
+    assert "probes of 27 weights, full, of 64 pictures each" in capsys.readouterr().out
+    ranks = {name: s["srcc"]["mean"] for name, s in with_probes["scores"].items()}
+    assert ranks["probes"] > 0.9
+    assert ranks["informed"] > without["scores"]["informed"]["srcc"]["mean"]
+    assert ranks["gnn"] > without["scores"]["gnn"]["srcc"]["mean"]
+    assert ranks["gnn"] > ranks["informed"] - 0.03
+    refused = train(workspace, QUALITY, QUICK, num_images=64, probes=False)
+    assert refused["scores"] == without["scores"]
+
+    train(workspace, QUALITY, QUICK, num_images=64)
+    loaded = workspace.predictor(QUALITY)
+    fold = loaded.folds[0]
+    assert float(fold.gnn.pairs.abs().max()) > 0
+    genes = workspace.labels(QUALITY, 0, 64).genes[:9]
+    import torch
+
+    slow = loaded.by_fold(torch.from_numpy(loaded.encoding.one_hot(genes))).mean(0)
+    np.testing.assert_allclose(loaded.predict(genes)[0], slow.detach().numpy(), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("num", "changes", "told"),
+    [
+        (20, {}, "probes are not used: 7 of 27 weights were not probed"),
+        (None, {"quantizer_version": "g"}, "with other quantizer_version than the labels"),
+    ],
+)
+def test_probes_that_do_not_fit_are_told_and_left(
+    toy: Toy,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    num: int | None,
+    changes: dict[str, str],
+    told: str,
+) -> None:
+    fill_store(tmp_path, toy, 30)
+    add_probes(tmp_path, toy, num, **changes)
+    report = train(Workspace(MODEL, SPACE, tmp_path), QUALITY, QUICK, num_images=64)
+    assert told in capsys.readouterr().out
+    assert "probes" not in report["scores"]
+    assert report["num_outcomes"] == 30

@@ -14,6 +14,7 @@ from qsdm.engine import EngineError
 from qsdm.graph import Graph
 from qsdm.measurement.drawer import Drawer
 from qsdm.measurement.evaluator import Evaluator
+from qsdm.measurement.forward import Call, ForwardTask, forward_errors, record
 from qsdm.measurement.scoring import ScoredShard
 from qsdm.outcome import Protocol
 from qsdm.qconfig import QuantConfig
@@ -58,6 +59,9 @@ class ScoreTask:
     stop: int
 
 
+Task = DrawTask | ScoreTask | ForwardTask
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerStart:
     """What a worker needs to begin.
@@ -74,7 +78,7 @@ class WorkerStart:
     packed: Path | None
     batch_size: int
 
-    def __call__(self) -> Callable[[DrawTask | ScoreTask], np.ndarray | ScoredShard]:
+    def __call__(self) -> Callable[[Task], np.ndarray | ScoredShard]:
         """Prepare for tasks.
 
         Returns:
@@ -97,7 +101,13 @@ class WorkerStart:
                 evaluators[protocol.digest] = new
             return evaluators[protocol.digest]
 
-        def work(task: DrawTask | ScoreTask) -> np.ndarray | ScoredShard:
+        @cache
+        def recorded(protocol: Protocol, num_steps: int) -> list[Call]:
+            return record(drawer(), protocol, prompts, num_steps)
+
+        def work(task: Task) -> np.ndarray | ScoredShard:
+            if isinstance(task, ForwardTask):
+                return forward_errors(drawer(), task, recorded(task.protocol, task.num_steps))
             ready = evaluator(task.protocol)
             if isinstance(task, DrawTask):
                 return ready.pictures(task.qconfig, task.start, task.stop)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from qsdm.predictor.fast import Fast
     from qsdm.predictor.fit import Fold
 
-SCHEMA = "qsdm/predictor/1"
+SCHEMA = "qsdm/predictor/2"
 RANKING = ("none", "spearman", "lambda_rank", "hybrid")
 
 

@@ -112,6 +112,7 @@ class Fast:
             self.first_both = torch.addmm(bias, self.first, matrix)
             self.contribution, self.share = gnn.contribution, gnn.share
             self.additive, self.offset = gnn.additive, gnn.offset
+            self.amplitude, self.pairs = gnn.amplitude, gnn.pairs
 
     def __call__(self, columns: np.ndarray) -> np.ndarray:
         """Predict standardized labels.
@@ -141,8 +142,11 @@ class Fast:
                 both.view(shape).numpy(), self.starts, self.sources, *numbers, i > 0, h.numpy()
             )
         learned = self.contribution(h[:, self.weight_node]).mean(dim=(1, 2)) * num_weights**0.5
-        chosen = self.additive[torch.arange(num_weights), torch.from_numpy(columns)].sum(dim=1)
-        return chosen + self.offset + self.share * learned
+        decisions = torch.arange(num_weights), torch.from_numpy(columns)
+        amplitude = self.amplitude[decisions]
+        closed = self.additive[decisions].sum(dim=1) + self.offset
+        closed = closed + (amplitude @ self.pairs * amplitude).sum(dim=1)
+        return closed + self.share * learned
 
 
 def _folded(conv: StaticGATv2Conv, norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor, tuple]:

@@ -8,6 +8,7 @@ standardization of labels, nor the weights of hops.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Event, Lock
@@ -22,7 +23,8 @@ from qsdm.log import Log, ignore
 from qsdm.predictor import FitOptions, one_thread
 from qsdm.predictor.encode import Encoding
 from qsdm.predictor.gnn import Gnn
-from qsdm.predictor.linear import fit_additive
+from qsdm.predictor.informed import Informed
+from qsdm.predictor.linear import Additive, fit_additive
 from qsdm.predictor.losses import ranking_loss
 from qsdm.predictor.scores import relevance, srcc
 
@@ -86,6 +88,7 @@ def fit_folds(
     options: FitOptions,
     seed: int = 0,
     log: Log = ignore,
+    informed: Callable[[np.ndarray], Informed] | None = None,
 ) -> list[Fold]:
     """Train one network per fold.
 
@@ -96,6 +99,8 @@ def fit_folds(
         options: how the networks are trained.
         seed: of the split, the initial parameters and the order of configurations.
         log: receives the losses of every epoch.
+        informed: fits the closed model, of which the networks learn what is left, on the labels of
+            some indices; None for the additive model of the decisions, if ``options`` want one.
 
     Returns:
         The trained networks.
@@ -129,6 +134,7 @@ def fit_folds(
                 log,
                 progress,
                 ending,
+                informed,
             )
 
         futures = [pool.submit(fit, k) for k in range(options.folds)]
@@ -151,19 +157,22 @@ def _fit_fold(
     log: Log,
     progress: tqdm,
     ending: Event,
+    informed: Callable[[np.ndarray], Informed] | None,
 ) -> Fold:
     rng = np.random.default_rng((*seed, 1))
     mean, deviation = float(labels[train].mean()), float(labels[train].std()) or 1.0
     y = torch.from_numpy((labels - mean) / deviation).float()
-    additive = (
-        fit_additive(encoding, configurations[train].numpy(), y[train].double().numpy())
-        if options.additive
-        else None
-    )
-    # The network learns what is left: labels minus additive predictions fitted without them.
+    closed: Informed | Additive | None = None
+    left_out = np.zeros(len(train))
+    if informed is not None:
+        closed = informed(train)
+        left_out = (closed.left_out - mean) / deviation
+    elif options.additive:
+        closed = fit_additive(encoding, configurations[train].numpy(), y[train].double().numpy())
+        left_out = closed.left_out
+    # The network learns what is left: labels minus predictions fitted without them.
     target = y.clone()
-    if additive is not None:
-        target[train] -= torch.from_numpy(additive.left_out).float()
+    target[train] -= torch.from_numpy(left_out).float()
     low, high = float(np.quantile(labels[train], 0.2)), float(labels[train].max())
     gain = torch.from_numpy(relevance(labels, low, high)).float()
     shuffled = rng.permutation(train)
@@ -203,7 +212,7 @@ def _fit_fold(
         value, norms, _ = evaluate(cast(Gnn, averaged.module), configurations[val])
         rest = target[val].double().numpy()
         # The network's share in the label is the one that fits the validation part best.
-        useful = float(np.clip(value @ rest / (value @ value + 1e-12), 0, 1)) if additive else 1.0
+        useful = float(np.clip(value @ rest / (value @ value + 1e-12), 0, 1)) if closed else 1.0
         error = float(np.mean((useful * value - rest) ** 2))
         misranked = float(np.mean([1 - srcc(hop, labels[val]) for hop in norms]))
         score = error + (options.ranking_weight * misranked if options.ranking != "none" else 0.0)
@@ -225,9 +234,14 @@ def _fit_fold(
             break
     gnn.load_state_dict(best_state)
     gnn.share.fill_(share)
-    if additive is not None:
-        gnn.additive.copy_(torch.from_numpy(additive.contributions))
-        gnn.offset.fill_(additive.offset)
+    if isinstance(closed, Additive):
+        gnn.additive.copy_(torch.from_numpy(closed.contributions))
+        gnn.offset.fill_(closed.offset)
+    elif closed is not None:  # in units of the labels
+        gnn.additive.copy_(torch.from_numpy(closed.contributions() / deviation))
+        gnn.offset.fill_((closed.prior.offset - mean) / deviation)
+        gnn.amplitude.copy_(torch.from_numpy(closed.prior.amplitude / deviation**0.5))
+        gnn.pairs.copy_(torch.from_numpy(closed.form()))
     gnn.eval()
     norms = evaluate(gnn, configurations[val]).norms
     quality = np.array([max(srcc(hop, labels[val]), 0.0) for hop in norms])

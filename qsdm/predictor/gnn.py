@@ -62,9 +62,10 @@ class Prediction(NamedTuple):
 class Gnn(nn.Module):
     """Predicts standardized labels and norms of hop embeddings for configurations of one space.
 
-    The label is an additive model of the decisions (zero until it is fitted) plus ``share`` times
-    what the network learned: the mean over weights of a contribution that is computed from the
-    weight's last embedding.
+    The label is a closed model of the decisions (zero until it is fitted) plus ``share`` times what
+    the network learned: the mean over weights of a contribution that is computed from the weight's
+    last embedding. The closed model is a sum over decisions and, where one was fitted with pairs, a
+    quadratic form of amplitudes (see `qsdm.predictor.informed`).
 
     Args:
         encoding: of the space.
@@ -79,6 +80,8 @@ class Gnn(nn.Module):
     weight_node: Tensor
     additive: Tensor
     offset: Tensor
+    amplitude: Tensor
+    pairs: Tensor
     share: Tensor
 
     def __init__(self, encoding: Encoding, width: int = 64, hops: int = 4) -> None:
@@ -98,6 +101,8 @@ class Gnn(nn.Module):
         self.register_buffer("weight_node", torch.tensor(first), persistent=False)
         self.register_buffer("additive", torch.zeros(num_weights, encoding.decisions.shape[1]))
         self.register_buffer("offset", torch.zeros(()))
+        self.register_buffer("amplitude", torch.zeros(num_weights, encoding.decisions.shape[1]))
+        self.register_buffer("pairs", torch.zeros(num_weights, num_weights))
         self.register_buffer("share", torch.ones(()))
         self.embed_static = nn.Linear(encoding.static.shape[1], width)
         self.embed_decision = nn.Linear(encoding.decisions.shape[2], width, bias=False)
@@ -142,8 +147,10 @@ class Gnn(nn.Module):
             hops.append(h)
         units = torch.stack([hop[self.weight_node] for hop in hops])  # [H + 1, W, B, width]
         learned = self.contribution(units[-1]).mean(dim=(0, 2)) * len(self.weight_node) ** 0.5
+        amplitude = torch.einsum("bwm,wm->bw", configurations, self.amplitude)
         value = (
             torch.einsum("bwm,wm->b", configurations, self.additive)
+            + (amplitude @ self.pairs * amplitude).sum(dim=1)
             + self.offset
             + self.share * learned
         )

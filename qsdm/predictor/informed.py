@@ -45,8 +45,12 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 
+from qsdm.cost import MethodTable
+from qsdm.outcome import Objective
+from qsdm.predictor.encode import Encoding
 from qsdm.predictor.kernels import Pairs, Part, Sums
-from qsdm.predictor.prior import Prior
+from qsdm.predictor.prior import Prior, prior_of
+from qsdm.predictor.probes import Probes
 
 CHUNK = 256  # configurations at a time
 _JITTER = 1e-10  # of the mean variance of a label, for the factorization
@@ -255,6 +259,52 @@ def noise_of(prior: Prior, configurations: np.ndarray, halves: np.ndarray | None
 
 
 MISFIT = 0.05  # of the damage, until labels tell
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lessons:
+    """What the informed predictor learns from; any part of the labels teaches a model.
+
+    Attributes:
+        encoding: of the space.
+        table: errors of the space's weights under its methods.
+        objective: that labels measure.
+        genes: int64 [B, W], labeled configurations.
+        values: float64 [B], their labels.
+        halves: float64 [S, 2, B], labels by halves of the pictures; None if they are not known.
+        probes: of each weight; None for its error alone.
+        full: label of full precision; None if it was not measured.
+    """
+
+    encoding: Encoding
+    table: MethodTable
+    objective: Objective
+    genes: np.ndarray
+    values: np.ndarray
+    halves: np.ndarray | None = None
+    probes: Probes | None = None
+    full: float | None = None
+
+    def model(self, rows: np.ndarray) -> Informed:
+        """Learn from some labels, as if there were no others.
+
+        Args:
+            rows: int64 [B'], their indices.
+
+        Returns:
+            The model.
+
+        Raises:
+            ProbeError: the probes are of other weights.
+            ValueError: a label is not finite.
+        """
+        hot = self.encoding.one_hot(self.genes[rows]).astype(np.float64)
+        values = self.values[rows]
+        prior = prior_of(
+            self.encoding, self.table, self.probes, self.objective, self.full, hot, values
+        )
+        halves = None if self.halves is None else self.halves[..., rows]
+        return fit_informed(prior, hot, values, noise_of(prior, hot, halves))
 
 
 def _covariance(kernels: Sequence[np.ndarray], scales: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from qsdm.cost import MethodTable
 from qsdm.measurement.labels import Labels
 from qsdm.predictor import Predictor, baselines
 from qsdm.predictor.fit import evaluate
+from qsdm.predictor.informed import Lessons
 from qsdm.predictor.linear import fit_additive
 from qsdm.predictor.scores import ndcg, noise_ceiling, srcc
 from qsdm.store.schemas import Agreement, Noise, Scores, Spread, TestReport, TestSet
@@ -31,11 +32,13 @@ class Judge:
         predictor: the predictor.
         table: errors of the space's weights under its methods.
         labels: labels that it was trained on.
+        lessons: these labels, and the probes.
     """
 
     predictor: Predictor
     table: MethodTable
     labels: Labels
+    lessons: Lessons
 
     def held_out(self) -> dict[str, np.ndarray]:
         """Predict each configuration of the labels by the fold that has not seen it.
@@ -45,11 +48,12 @@ class Judge:
         """
         encoding, genes, values = self.predictor.encoding, self.labels.genes, self.labels.values
         hot, choices = encoding.one_hot(genes), baselines.one_hot(encoding.space, genes)
-        fitted = {name: np.empty(len(values)) for name in ("gnn", "additive", "ridge")}
+        fitted = {name: np.empty(len(values)) for name in ("gnn", "informed", "additive", "ridge")}
         for fold in self.predictor.folds:
             test, rest = fold.test, np.setdiff1d(np.arange(len(values)), fold.test)
             learned = evaluate(fold.gnn, torch.from_numpy(hot[test])).value
             fitted["gnn"][test] = fold.mean + fold.deviation * learned
+            fitted["informed"][test] = self.lessons.model(rest).predict(hot[test])[0]
             additive = fit_additive(encoding, hot[rest], values[rest])
             fitted["additive"][test] = additive(hot[test])
             fitted["ridge"][test] = baselines.ridge(choices[rest], values[rest], choices[test])
@@ -67,9 +71,11 @@ class Judge:
         encoding, values = self.predictor.encoding, self.labels.values
         additive = fit_additive(encoding, encoding.one_hot(self.labels.genes), values)
         ridge = baselines.fit_ridge(baselines.one_hot(encoding.space, self.labels.genes), values)
+        informed = self.lessons.model(np.arange(len(values)))
         return [
             {
                 "gnn": self.predictor.predict(test.genes)[0],
+                "informed": informed.predict(encoding.one_hot(test.genes))[0],
                 "additive": additive(encoding.one_hot(test.genes)),
                 "ridge": ridge(baselines.one_hot(encoding.space, test.genes)),
                 **self._untrained(test.genes),
@@ -78,8 +84,16 @@ class Judge:
         ]
 
     def _untrained(self, genes: np.ndarray) -> dict[str, np.ndarray]:
-        space = self.predictor.encoding.space
+        encoding = self.predictor.encoding
+        space = encoding.space
+        unlabeled = self.lessons.model(np.empty(0, dtype=np.int64)).prior
+        probes = (
+            {}
+            if self.lessons.probes is None
+            else {"probes": unlabeled.expected(encoding.one_hot(genes))}
+        )
         return {
+            **probes,
             "error_sum": baselines.error_sum(space, self.table, genes),
             "avg_bits": baselines.avg_bits(space, genes),
         }

@@ -7,7 +7,8 @@ prediction of a configuration is the sum over weights of
     harm of the probe × error of the weight's method ÷ error of the probed method.
 
 It needs no label. Where a weight was probed under several methods, harm is interpolated between
-them by error, from the origin on, and extrapolated in proportion.
+them by error, from the origin on, and extrapolated in proportion. A group of weights that was
+probed together lends each of them a share in proportion to its error.
 
 References:
     HAWQ-V2: Hessian Aware trace-Weighted Quantization of Neural Networks (Dong et al., 2020),
@@ -17,17 +18,27 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from qsdm.cost import MethodTable
-from qsdm.outcome import Objective, Outcome
+from qsdm.outcome import Objective, Outcome, Protocol
 from qsdm.predictor.encode import errors
 from qsdm.qconfig import OutsideSpace, QuantMethod, Space
 
 FIDELITIES = ("error", "forward", "drawn", "full")
+STAGE = "probe"  # what outcomes of groups of weights were measured for
+
+DISTANCES: Mapping[str, Callable[[float], float]] = {
+    "lpips": lambda value: value,
+    "lite0_distance": lambda value: value,
+    "psnr": lambda value: 10 ** (-value / 10),  # squared error of pixels
+    "output_error": lambda value: value,
+}
+"""Metrics that say how far from full precision a configuration is, best first, and the distance."""
 
 
 class ProbeError(ValueError):
@@ -48,7 +59,7 @@ class Probes:
         fidelity: ``full`` if harm is in units of the objective. Else the scale is for labels to
             tell: of pictures' distance to those of full precision (``drawn``), of the denoiser's
             output (``forward``), or of the weights alone (``error``).
-        protocol: digest of the protocol that the probes were measured under.
+        protocol: that the probes were measured under; None if nothing was.
 
     Raises:
         ProbeError: a value is not finite, or the shapes do not agree.
@@ -60,7 +71,7 @@ class Probes:
     error: np.ndarray
     num_images: int
     fidelity: str
-    protocol: str
+    protocol: Protocol | None = None
 
     def __post_init__(self) -> None:
         shape = self.harm.shape
@@ -84,21 +95,24 @@ class Probes:
                 f"fidelity must be one of {', '.join(FIDELITIES)} (got {self.fidelity!r})"
             )
 
-    def require(self, space: Space, protocol: str | None = None) -> None:
-        """Check that the probes are those of a space's weights, under the protocol of its labels.
+    def require(self, space: Space, protocol: Protocol | None = None) -> None:
+        """Check that the probes are those of a space's weights, and of a model's present pictures.
 
         Args:
             space: whose configurations are predicted.
-            protocol: digest of the protocol of full labels; None if it does not matter.
+            protocol: of the labels; captions, noise and number of pictures may differ. None if it
+                does not matter.
 
         Raises:
             ProbeError: they are not.
         """
         require_weights(self.weights, space)
-        if protocol is not None and self.protocol != protocol:
+        if protocol is None or self.protocol is None:
+            return
+        if other := differing(self.protocol, protocol):
             raise ProbeError(
-                f"the probes were measured under protocol {self.protocol[:12]} and the labels under "
-                f"{protocol[:12]}: probe with the same weights, sampler and captions"
+                f"the probes were measured with other {', '.join(other)} than the labels: "
+                f"run python -m qsdm.probe +model={space.graph.denoiser}"
             )
 
     def interpolation(self, space: Space, table: MethodTable) -> np.ndarray:
@@ -144,17 +158,20 @@ def probes_of(
     space: Space,
     table: MethodTable,
     outcomes: Sequence[Outcome],
-    objective: Objective,
+    protocol: Protocol,
+    measure: Objective | str,
     num_images: int | None = None,
 ) -> Probes:
-    """Collect the probes among the outcomes of one protocol.
+    """Collect the probes among the outcomes of a protocol.
 
     Args:
         space: W weights.
         table: errors of the weights under the probed methods.
-        outcomes: of full precision, and of each weight alone under the same methods; others are
-            ignored.
-        objective: whose loss is the harm; costs such as average bits are no part of it.
+        outcomes: of each weight alone under the same methods, or of groups of weights; of full
+            precision, too, if ``measure`` is an objective. Others are ignored.
+        protocol: of the outcomes; those of other protocols are ignored.
+        measure: objective whose loss is the harm (costs such as average bits are no part of it), or
+            one of `DISTANCES`.
         num_images: number of first pictures to use, of which the outcomes know the metrics; all of
             them by default.
 
@@ -162,43 +179,45 @@ def probes_of(
         The probes.
 
     Raises:
-        ProbeError: the outcomes are of several protocols, lack full precision, a weight, a metric
-            or the first pictures; or are of weights that the space does not have.
+        ProbeError: full precision, a weight, a metric or the first pictures are missing; or the
+            outcomes are of weights that the space does not have.
+        OutsideSpace: a probed method was not calibrated.
     """
     denoiser = space.graph.denoiser
     again = f"run python -m qsdm.probe +model={denoiser}"
-    full = [outcome for outcome in outcomes if not outcome.qconfig.methods]
-    alone = [outcome for outcome in outcomes if len(outcome.qconfig.methods) == 1]
-    if not alone:
+    own = [outcome for outcome in outcomes if outcome.protocol == protocol.digest]
+    probed = [outcome for outcome in own if is_probe(outcome)]
+    if not probed:
         raise ProbeError(f"no weight of {denoiser!r} was measured alone: {again}")
-    if len(protocols := {outcome.protocol for outcome in (*alone, *full)}) > 1:
-        named = ", ".join(sorted(digest[:12] for digest in protocols))
-        raise ProbeError(f"probes must be of one protocol (got {named}): choose one")
-    if not full:
+    full = next((outcome for outcome in own if not outcome.qconfig.methods), None)
+    if full is None and isinstance(measure, Objective):
         raise ProbeError(f"full precision was not measured beside the probes: {again}")
-    by_weight: dict[str, list[tuple[QuantMethod, Outcome]]] = {}
-    for outcome in alone:
-        ((name, method),) = outcome.qconfig.methods.items()
-        by_weight.setdefault(name, []).append((method, outcome))
-    require_weights(tuple(by_weight), space, again)
-    counts = {name: len(found) for name, found in by_weight.items()}
-    least = min(counts.values())
-    if (most := max(counts.values())) > least:
+    chosen = _narrowest(probed)
+    require_weights(tuple(chosen), space, again)
+    counts = {name: len(found) for name, found in chosen.items()}
+    num = min(counts.values())
+    if max(counts.values()) > num:
         few = min(counts, key=counts.__getitem__)
         raise ProbeError(
-            f"{few!r} was probed under {least} methods and other weights under {most}: {again} "
-            "with the same methods"
+            f"{few!r} was probed under {num} methods and other weights under "
+            f"{max(counts.values())}: {again} with the same methods"
         )
     names = tuple(weight.name for weight in space.graph.weights)
-    harm, deviation, error = (np.empty((len(names), most)) for _ in range(3))
+    harm, deviation, error = (np.empty((len(names), num)) for _ in range(3))
+    losses = {o.qconfig.digest: harm_of(o, full, measure, num_images) for o in probed}
     for w, name in enumerate(names):
-        for k, (method, outcome) in enumerate(
-            sorted(by_weight[name], key=lambda pair: -pair[0].bits)
-        ):
-            harm[w, k], deviation[w, k] = _harm(outcome, full[0], objective, num_images)
+        for k, (method, outcome) in enumerate(chosen[name]):
             error[w, k] = _error(table, name, method)
-    num = alone[0].num_images if num_images is None else num_images
-    return Probes(names, harm, deviation, error, num, "full", alone[0].protocol)
+            members = outcome.qconfig.methods
+            together = sum(_error(table, other, m) for other, m in members.items())
+            share = error[w, k] / together if together > 0 else 1 / len(members)
+            harm[w, k], deviation[w, k] = (share * x for x in losses[outcome.qconfig.digest])
+    fidelity = "full" if isinstance(measure, Objective) else "drawn"
+    if measure == "output_error":
+        fidelity = "forward"
+    used = protocol.num_images if num_images is None else num_images
+    drawn = 0 if fidelity == "forward" else used
+    return Probes(names, harm, deviation, error, drawn, fidelity, protocol)
 
 
 def probes_of_errors(space: Space, table: MethodTable) -> Probes:
@@ -213,7 +232,29 @@ def probes_of_errors(space: Space, table: MethodTable) -> Probes:
     """
     error = np.nan_to_num(errors(space, table)).max(axis=1, keepdims=True)
     names = tuple(weight.name for weight in space.graph.weights)
-    return Probes(names, error, np.zeros_like(error), error, 0, "error", "")
+    return Probes(names, error, np.zeros_like(error), error, 0, "error")
+
+
+def is_probe(outcome: Outcome) -> bool:
+    """Whether an outcome is of one weight alone, or of a group of weights that was probed.
+
+    Args:
+        outcome: of any configuration.
+    """
+    num = len(outcome.qconfig.methods)
+    return num == 1 or (num > 1 and outcome.provenance.get("stage") == STAGE)
+
+
+def differing(first: Protocol, second: Protocol) -> list[str]:
+    """Name what two protocols differ in, beside captions, noise and number of pictures.
+
+    Args:
+        first: a protocol.
+        second: another one.
+    """
+    free = {"prompts", "seed_set", "num_images", "digest"}
+    names = [field.name for field in dataclasses.fields(Protocol) if field.name not in free]
+    return [name for name in names if getattr(first, name) != getattr(second, name)]
 
 
 def require_weights(names: Sequence[str], space: Space, remedy: str = "probe again") -> None:
@@ -227,66 +268,109 @@ def require_weights(names: Sequence[str], space: Space, remedy: str = "probe aga
     Raises:
         ProbeError: a weight is missing, or is not in the space.
     """
-    wanted = [weight.name for weight in space.graph.weights]
-    if other := sorted(set(names) - set(wanted)):
+    wanted, given = [weight.name for weight in space.graph.weights], set(names)
+    if other := sorted(given - set(wanted)):
         raise ProbeError(
-            f"the probes are of other weights: {space.graph.denoiser!r} has no {other[0]!r} in this "
-            f"space: {remedy}"
+            f"the probes are of other weights: {space.graph.denoiser!r} has no {other[0]!r} in "
+            f"this space: {remedy}"
         )
-    if missing := [name for name in wanted if name not in set(names)]:
+    if missing := [name for name in wanted if name not in given]:
         raise ProbeError(
             f"{len(missing)} of {len(wanted)} weights were not probed ({missing[0]!r} among them): "
             f"{remedy}, which goes on where it was"
         )
 
 
-def _harm(
-    outcome: Outcome, full: Outcome, objective: Objective, num_images: int | None
+def _narrowest(probed: Sequence[Outcome]) -> dict[str, list[tuple[QuantMethod, Outcome]]]:
+    """By weight: its methods and outcomes, of the smallest group that it was probed in; most bits
+    first."""
+    sizes: dict[str, int] = {}
+    for outcome in probed:
+        for name in outcome.qconfig.methods:
+            num = len(outcome.qconfig.methods)
+            sizes[name] = min(sizes.get(name, num), num)
+    chosen: dict[str, list[tuple[QuantMethod, Outcome]]] = {name: [] for name in sizes}
+    for outcome in probed:
+        for name, method in outcome.qconfig.methods.items():
+            if len(outcome.qconfig.methods) == sizes[name]:
+                chosen[name].append((method, outcome))
+    return {
+        name: sorted(found, key=lambda pair: (-pair[0].bits, pair[0].name))
+        for name, found in chosen.items()
+    }
+
+
+def harm_of(
+    outcome: Outcome,
+    full: Outcome | None,
+    measure: Objective | str,
+    num_images: int | None = None,
 ) -> tuple[float, float]:
-    """Harm and its paired standard error: both were measured on the same captions and noise."""
-    names = [name for name in objective.weights if name != "avg_bits"]
-    value, least = 0.0, None
-    for name in names:
-        pair = []
-        for one in (outcome, full):
-            use_all = num_images is None or num_images == one.num_images
-            metrics = one.metrics if use_all else one.prefixes.get(num_images or 0, {})
-            number = metrics.get(name)
-            if number is None:
-                of = f"{num_images} pictures" if num_images else "all pictures"
-                raise ProbeError(
-                    f"a probe has no {name} of {of} (configuration {one.qconfig.digest[:12]}): "
-                    "give a metric that full precision has, too, and 16, 64 or all pictures"
-                )
-            pair.append(number)
-        value += objective.weights[name] * (pair[1] - pair[0])
-        num = min(len(outcome.halves.get(name, ())), len(full.halves.get(name, ())))
-        least = num if least is None else min(least, num)
-    if not least:
-        return value, 0.0
+    """Compute what a configuration loses against full precision.
+
+    Args:
+        outcome: of the configuration.
+        full: of full precision, on the same captions and noise; a distance needs none.
+        measure: an objective, or one of `DISTANCES`.
+        num_images: number of first pictures to use; all of them by default.
+
+    Returns:
+        Harm, and its paired standard error over captions and noise; 0 without halves.
+
+    Raises:
+        ProbeError: a metric or the first pictures are missing.
+    """
+    if isinstance(measure, str):
+        distance, names = DISTANCES[measure], [measure]
+
+        def combine(values: Sequence[float], _: Sequence[float]) -> float:
+            return distance(values[0])
+    else:
+        names = [name for name in measure.weights if name != "avg_bits"]
+        weights = [measure.weights[name] for name in names]
+
+        def combine(values: Sequence[float], whole: Sequence[float]) -> float:
+            return sum(w * (b - a) for w, a, b in zip(weights, values, whole, strict=True))
+
+    reference = outcome if full is None or isinstance(measure, str) else full
+    value = combine(*(_metrics(one, names, num_images) for one in (outcome, reference)))
+    halves = [(outcome.halves.get(name, ()), reference.halves.get(name, ())) for name in names]
+    num = min((len(pairs) for both in halves for pairs in both), default=0)
+    # Half the difference of two halves' harm; see `Outcome.standard_error`.
     squares = 0.0
-    for s in range(least):
-        # Half the difference of two halves' harm; see `Outcome.standard_error`.
+    for s in range(num):
         first, second = (
-            sum(
-                objective.weights[name] * (full.halves[name][s][k] - outcome.halves[name][s][k])
-                for name in names
-            )
-            for k in (0, 1)
+            combine([own[s][side] for own, _ in halves], [all_[s][side] for _, all_ in halves])
+            for side in (0, 1)
         )
         squares += (first - second) ** 2 / 4
     share = outcome.num_images / (num_images or outcome.num_images)
-    return value, float(np.sqrt(squares / least * share))
+    return value, float(np.sqrt(squares / max(num, 1) * share))
+
+
+def _metrics(outcome: Outcome, names: Sequence[str], num_images: int | None) -> list[float]:
+    use_all = num_images is None or num_images == outcome.num_images
+    metrics = outcome.metrics if use_all else outcome.prefixes.get(num_images or 0, {})
+    values = []
+    for name in names:
+        if (value := metrics.get(name)) is None:
+            of = "all pictures" if use_all else f"{num_images} pictures"
+            raise ProbeError(
+                f"a probe has no {name} of {of} (configuration {outcome.qconfig.digest[:12]}): "
+                "give a metric that was measured, and 16, 64 or all pictures"
+            )
+        values.append(value)
+    return values
 
 
 def _error(table: MethodTable, name: str, method: QuantMethod) -> float:
-    column = {known: i for i, known in enumerate(table.methods)}.get(method)
-    row = table.weights.index(name) if name in table.weights else None
-    if row is None or column is None or np.isnan(error := table.rel_error[row, column]):
-        raise OutsideSpace(
-            f"{method} was not calibrated for {name!r}: run calibrate with a space that offers it"
-        )
-    return float(error)
+    if name in table.weights and method in table.methods:
+        error = table.rel_error[table.weights.index(name), table.methods.index(method)]
+        if not np.isnan(error):
+            return float(error)
+    raise OutsideSpace(
+        f"{method} was not calibrated for {name!r}: run calibrate with a space that offers it"
+    )
 
 
 def _parts(error: float, probed: np.ndarray) -> np.ndarray:
@@ -298,11 +382,9 @@ def _parts(error: float, probed: np.ndarray) -> np.ndarray:
         return parts
     above = int(np.searchsorted(probed[order], error))
     if above == 0 or len(order) == 1:
-        first = order[0]
-        parts[first] = error / probed[first]
+        parts[order[0]] = error / probed[order[0]]
     elif above == len(order):
-        last = order[-1]
-        parts[last] = error / probed[last]
+        parts[order[-1]] = error / probed[order[-1]]
     else:
         low, high = order[above - 1], order[above]
         share = (error - probed[low]) / (probed[high] - probed[low])

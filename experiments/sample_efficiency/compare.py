@@ -1,0 +1,87 @@
+"""Which of the configurations that were found are better, on pictures that no predictor has seen?
+
+    python experiments/sample_efficiency/compare.py --name emoji_unet --write chosen.json
+    python -m qsdm.measure +model=emoji_unet configs=chosen.json seed_set=2 num_images=512
+    python experiments/sample_efficiency/compare.py --name emoji_unet
+
+First writes the configurations that `study.py` has found with these predictors; then, of what is
+measured of them so far, prints fd_lite0 and its paired difference from what the network of all
+labels finds: positive is worse. Captions and noise are the same, so half the difference of two
+halves tells its standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+from qsdm.outcome import Outcome
+from qsdm.qconfig import QuantConfig
+from qsdm.store.files import write_json
+from qsdm.workspace import named
+
+METRIC = "fd_lite0"
+REFERENCE = "network 240"
+BITS = ("3.5", "3.25", "3.75")
+
+
+def difference(outcome: Outcome, reference: Outcome) -> tuple[float, float]:
+    """Of a metric and its standard error, on the same captions and noise."""
+    pairs = np.array(outcome.halves[METRIC]) - np.array(reference.halves[METRIC])  # [S, 2]
+    error = float(np.sqrt(np.mean((pairs[:, 0] - pairs[:, 1]) ** 2) / 4))
+    values = [float(one.metrics[METRIC] or 0.0) for one in (outcome, reference)]
+    return values[0] - values[1], error
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--name", default="emoji_unet")
+    parser.add_argument("--store", default="store")
+    parser.add_argument("--found", type=Path, default=Path("found"))
+    parser.add_argument("--seed-set", type=int, default=2)
+    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--keys", nargs="*", help="predictor/draw; by default what is measured")
+    parser.add_argument("--bits", nargs="*", default=BITS)
+    parser.add_argument("--write", type=Path)
+    args = parser.parse_args()
+    found = json.loads((args.found / f"{args.name}.json").read_text(encoding="utf-8"))
+    keys = args.keys or list(found)
+    if args.write is not None:
+        chosen = {
+            QuantConfig.from_json(found[key][bits]): None for bits in args.bits for key in keys
+        }
+        write_json(args.write, [qconfig.to_json() for qconfig in chosen])
+        print(f"{len(chosen)} configurations => {args.write}")
+        return
+    store = named(args.name, store=args.store).store
+    digests = {
+        digest
+        for digest, protocol in store.protocols().items()
+        if (protocol.seed_set, protocol.num_images) == (args.seed_set, args.images)
+    }
+    outcomes = {o.qconfig.digest: o for o in store.outcomes() if o.protocol in digests}
+    full = next((o for o in outcomes.values() if not o.qconfig.methods), None)
+    if full is not None:
+        print(f"{args.name}: full precision {full.metrics[METRIC]:.1f}")
+    for bits in args.bits:
+        references = [
+            outcomes.get(QuantConfig.from_json(configs[bits]).digest)
+            for key, configs in found.items()
+            if key.startswith(REFERENCE)
+        ]
+        for key in keys:
+            outcome = outcomes.get(QuantConfig.from_json(found[key][bits]).digest)
+            if outcome is None:
+                continue
+            line = f"{bits:>5} bits  {key:<28}{outcome.metrics[METRIC]:8.1f}"
+            if references and references[0] is not None:
+                value, error = difference(outcome, references[0])
+                line += f"  {value:+6.1f} ± {error:.1f}"
+            print(line)
+
+
+if __name__ == "__main__":
+    main()

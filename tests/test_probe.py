@@ -1,0 +1,193 @@
+"""probe: each weight of a tiny pipeline alone, by three fidelities; groups where there are many."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_measure import SPACE
+
+from qsdm.calibrate import calibrate
+from qsdm.denoisers import Model
+from qsdm.engine.serial import Serial
+from qsdm.measurement.groups import next_groups, partitions
+from qsdm.measurement.labels import Bank
+from qsdm.outcome import EvaluationError, Objective
+from qsdm.predictor.best_probes import choose_probes
+from qsdm.predictor.probes import ProbeError
+from qsdm.probe import nearness_of, probe
+from qsdm.store import Store, StoreError
+from qsdm.trace import trace
+from qsdm.workspace import Workspace
+
+QUALITY = Objective({"fd_lite0": -1})
+QUICK = {"num_images": 4, "batch_size": 4, "engine": Serial()}
+
+
+@pytest.fixture(scope="module")
+def calibrated(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("probed")
+    trace(Workspace(tiny_model, root=root))
+    calibrate(Workspace(tiny_model, SPACE, root))
+    return root
+
+
+@pytest.fixture
+def workspace(tiny_model: Model, calibrated: Path, tmp_path: Path) -> Workspace:
+    return Workspace(tiny_model, SPACE, Path(shutil.copytree(calibrated, tmp_path / "store")))
+
+
+def test_forwards_draw_no_picture_of_a_probe_and_resume(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = workspace.space.graph.weights
+    probes = probe(workspace, QUALITY, fidelity="forward", **QUICK)
+    assert [len(o.qconfig.methods) for o in probes] == [1] * len(weights)
+    assert {next(iter(o.qconfig.methods)) for o in probes} == {w.name for w in weights}
+    assert all(set(o.metrics) == {"output_error"} and o.num_images == 4 for o in probes)
+    errors = np.array([o.metrics["output_error"] for o in probes])
+    assert (errors >= 0).all()
+    assert (errors > 1e-8).mean() > 0.9
+    assert f"plan: {len(weights)} probes x 3 time steps" in capsys.readouterr().out
+    assert not list(workspace.store.path("pictures").glob("*"))
+    again = probe(workspace, QUALITY, fidelity="forward", **QUICK)
+    assert again == probes  # provenance, with its time, included
+    assert "plan: 0 probes" in capsys.readouterr().out
+
+
+def test_more_bits_err_less_and_batches_agree(workspace: Workspace) -> None:
+    methods = ["uaq-3", "uaq-4"]
+    probes = probe(workspace, QUALITY, methods, "forward", **QUICK)
+    num = len(workspace.space.graph.weights)
+    coarse, fine = (
+        np.array([o.metrics["output_error"] for o in part]) for part in (probes[:num], probes[num:])
+    )
+    assert np.median(coarse / np.maximum(fine, 1e-12)) > 2
+    chosen = choose_probes(workspace.bank(), workspace.table, QUALITY)
+    assert (chosen.fidelity, chosen.num_images, chosen.harm.shape) == ("forward", 0, (num, 2))
+    one = dataclasses.replace(workspace, root=workspace.root.parent / "other")
+    shutil.copytree(workspace.root, one.root)
+    (one.root / "tiny" / "outcomes.sqlite").unlink()
+    single = probe(one, QUALITY, methods, "forward", **(QUICK | {"batch_size": 1}))
+    np.testing.assert_allclose(
+        [o.metrics["output_error"] for o in single],
+        [o.metrics["output_error"] for o in probes],
+        rtol=1e-2,
+        atol=1e-9,
+    )
+
+
+def test_the_most_faithful_probes_are_chosen(workspace: Workspace) -> None:
+    """Distances first, then the objective; each measures only what is missing."""
+    drawn = probe(workspace, QUALITY, fidelity="drawn", **QUICK)
+    assert all(set(o.metrics) == {"psnr"} for o in drawn)
+    chosen = choose_probes(workspace.bank(), workspace.table, QUALITY)
+    assert (chosen.fidelity, chosen.num_images) == ("drawn", 4)
+    np.testing.assert_allclose(
+        chosen.harm[:, 0],
+        [10 ** (-o.metrics["psnr"] / 10) for o in drawn],  # type: ignore[operator]
+    )
+    full = probe(workspace, QUALITY, fidelity="full", **QUICK)
+    assert all({"psnr", "fd_lite0"} <= set(o.metrics) for o in full)
+    assert [o.metrics["psnr"] for o in full] == [o.metrics["psnr"] for o in drawn]
+    assert all(not o.is_label for o in full)
+    chosen = choose_probes(workspace.bank(), workspace.table, QUALITY)
+    assert chosen.fidelity == "full"
+    store = workspace.store
+    (whole,) = [o for o in store.outcomes() if not o.qconfig.methods]
+    losses = [o.metrics["fd_lite0"] - whole.metrics["fd_lite0"] for o in full]  # type: ignore[operator]
+    np.testing.assert_allclose(chosen.harm[:, 0], losses)
+
+
+def test_a_plan_draws_nothing(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    assert probe(workspace, QUALITY, plan=True, **QUICK) == []
+    num = len(workspace.space.graph.weights)
+    printed = capsys.readouterr().out
+    assert f"plan: {num} configurations x 4 pictures = {4 * num}, and 4 of full" in printed
+    assert not workspace.store.path("outcomes.sqlite").exists()
+
+
+def test_only_harmful_groups_are_opened(workspace: Workspace) -> None:
+    num, most = len(workspace.space.graph.weights), 16
+    assert num > most
+    probes = probe(workspace, QUALITY, fidelity="forward", max_probes=most, **QUICK)
+    assert len(probes) <= most
+    assert len({o.qconfig.digest for o in probes}) == len(probes)
+    sizes = [len(o.qconfig.methods) for o in probes]
+    assert max(sizes) > 1
+    chosen = choose_probes(workspace.bank(), workspace.table, QUALITY)
+    assert len(chosen.weights) == num
+    again = probe(workspace, QUALITY, fidelity="forward", max_probes=most, **QUICK)
+    assert again == probes
+
+
+def test_groups_of_a_large_graph_stay_within_the_budget(workspace: Workspace) -> None:
+    graph = workspace.space.graph
+    levels = partitions(graph)
+    names = [weight.name for weight in graph.weights]
+    for coarse, fine in itertools.pairwise(levels):
+        assert sorted(name for group in fine for name in group) == sorted(names)
+        assert all(any(set(part) <= set(group) for group in coarse) for part in fine)
+        assert len(fine) > len(coarse)
+    assert levels[-1] == [(name,) for name in names]
+    rng = np.random.default_rng(0)
+    true = dict(zip(names, rng.lognormal(0, 2, len(names)), strict=True))
+    for most in (len(levels[0]), 12, 20, 30):
+        harm: dict = {}
+        while groups := next_groups(graph, most, harm):
+            assert not set(groups) & set(harm)
+            harm |= {group: sum(true[name] for name in group) for group in groups}
+        assert len(levels[0]) <= len(harm) <= most
+        covered = {name for group in harm for name in group}
+        assert covered == set(names)
+    alone = [group for group in harm if len(group) == 1]
+    assert np.mean([true[name] for (name,) in alone]) > np.mean(list(true.values()))
+    assert next_groups(graph, len(names), {}) == levels[-1]
+    with pytest.raises(ValueError, match="give max_probes="):
+        next_groups(graph, len(levels[0]) - 1, {})
+
+
+def test_bad_input_is_told(workspace: Workspace, tmp_path: Path) -> None:
+    for message, arguments in {
+        "fidelity must be one of forward, drawn, full": {"fidelity": "cheap"},
+        "methods must name at least one": {"methods": []},
+        "groups of weights are probed under one method": {
+            "methods": ["uaq-3", "uaq-4"],
+            "max_probes": 20,
+        },
+        "num_images": {"num_images": 1},
+        "num_steps": {"num_steps": 0},
+        "price_per_hour": {"price_per_hour": -1},
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            probe(workspace, QUALITY, **(QUICK | arguments))  # type: ignore[arg-type]
+    with pytest.raises(StoreError, match=r"qsdm\.trace"):
+        probe(Workspace(workspace.model, SPACE, tmp_path / "empty"), QUALITY, **QUICK)
+    with pytest.raises(ProbeError, match="no weight of 'tiny' was measured alone: run python -m"):
+        choose_probes(workspace.bank(), workspace.table, QUALITY)
+    bare = Workspace(dataclasses.replace(workspace.model, metrics={}), SPACE, workspace.root)
+    with pytest.raises(EvaluationError, match="has no metrics"):
+        probe(bare, QUALITY, **QUICK)
+    assert set(nearness_of({})) == {"psnr"}
+
+
+def test_probes_of_a_part_of_the_weights_are_told(workspace: Workspace) -> None:
+    from qsdm.store.outcomes import OutcomeDatabase
+
+    probes = probe(workspace, QUALITY, fidelity="forward", **QUICK)
+    bank: Bank = workspace.bank()
+    part = dataclasses.replace(bank, outcomes=bank.outcomes[:-3])
+    with pytest.raises(ProbeError, match=f"3 of {len(probes)} weights were not probed"):
+        choose_probes(part, workspace.table, QUALITY)
+    # Probes of weights that the model no longer has are not its probes.
+    store = Store(workspace.root, "tiny")
+    protocol = store.protocols()[probes[0].protocol]
+    other = dataclasses.replace(protocol, weights="others")
+    database = OutcomeDatabase(store.path("outcomes.sqlite"))
+    for outcome in probes[:3]:
+        database.add(dataclasses.replace(outcome, protocol=other.digest), other)
+    assert choose_probes(workspace.bank(), workspace.table, QUALITY).protocol == protocol
