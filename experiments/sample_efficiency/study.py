@@ -1,8 +1,9 @@
 """How many pictures does a predictor need, if each weight is first measured alone?
 
-    python experiments/sample_efficiency/study.py --name emoji_unet --out found
-    sh experiments/sample_efficiency/measure.sh emoji_unet found
-    python experiments/sample_efficiency/compare.py --name emoji_unet --found found
+    python experiments/sample_efficiency/study.py --name emoji_unet --out found --network
+    python experiments/sample_efficiency/compare.py --name emoji_unet --write chosen.json
+    python -m qsdm.measure +model=emoji_unet configs=chosen.json seed_set=2 num_images=512
+    python experiments/sample_efficiency/compare.py --name emoji_unet
 
 On the shipped outcomes: each weight alone (256 pictures, of which the first 16 and 64 are known,
 too), 240 labels of 256 pictures and a test set. Needs trace and calibrate. Every row is one
@@ -10,13 +11,14 @@ predictor: what it costs in pictures (full precision included), the rank correla
 set on the labels' noise and on other noise, the share of test labels inside its intervals of 68 %
 and 95 %, and the harm of the configurations that it finds at 3.25, 3.5 and 3.75 bits, as a
 predictor that knows everything predicts it. That judge has seen the same pictures: only fresh ones
-decide (measure.sh, compare.py). Mean and deviation of five draws of the labels.
+decide (compare.py). Mean and deviation of five draws of the labels.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +31,8 @@ from qsdm.measurement.labels import Bank, Labels
 from qsdm.outcome import Objective, Outcome
 from qsdm.predictor import baselines
 from qsdm.predictor.encode import Encoding, encode
-from qsdm.predictor.informed import Informed, fit_informed, noise_of
+from qsdm.predictor.informed import Informed, Lessons
 from qsdm.predictor.linear import fit_additive
-from qsdm.predictor.prior import prior_of
 from qsdm.predictor.probes import Probes, probes_of
 from qsdm.predictor.scores import noise_ceiling, srcc
 from qsdm.strategies import Problem
@@ -71,10 +72,11 @@ class Study:
         (full,) = (o for o in own if not o.qconfig.methods)
         self.full = QUALITY(full.metrics)
         self.num_weights = len(self.space.options)
-        everything = [self.labels, *(t for t in self.tests if t.protocol == self.labels.protocol)]
-        genes = np.concatenate([part.genes for part in everything])
-        values = np.concatenate([part.values for part in everything])
-        self.judge = self.informed(self.probes(256), genes, values, self.labels.halves)[0]
+        tested = [t for t in self.tests if t.protocol == self.labels.protocol]
+        known = self.labels
+        for test in tested:
+            known = known.joined(test)
+        self.judge = self.lessons(self.probes(LABEL_IMAGES), known).model(np.arange(len(known)))
 
     def probes(self, num_images: int, metric: Objective | str | None = None) -> Probes:
         """Probes of the first pictures; ``metric`` is a distance to full precision instead of the
@@ -84,18 +86,21 @@ class Study:
         protocol = self.labels.protocol
         return probes_of(self.space, self.table, self.alone, protocol, metric, num_images)
 
-    def informed(
-        self,
-        probes: Probes | None,
-        genes: np.ndarray,
-        values: np.ndarray,
-        halves: np.ndarray | None,
-    ) -> tuple[Informed, Fitted]:
-        hot = self.encoding.one_hot(genes).astype(np.float64)
-        prior = prior_of(self.encoding, self.table, probes, QUALITY, self.full, hot, values)
-        own = None if halves is None or halves.shape[-1] != len(values) else halves
-        model = fit_informed(prior, hot, values, noise_of(prior, hot, own))
-        return model, Fitted(
+    def lessons(self, probes: Probes | None, labels: Labels) -> Lessons:
+        return Lessons(
+            self.encoding,
+            self.table,
+            QUALITY,
+            labels.genes,
+            labels.values,
+            labels.halves,
+            probes,
+            self.full,
+        )
+
+    def informed(self, probes: Probes | None, labels: Labels) -> Fitted:
+        model = self.lessons(probes, labels).model(np.arange(len(labels)))
+        return Fitted(
             lambda x: model.predict(x)[0], lambda x: model.predict(x)[1], self.best_of(model)
         )
 
@@ -142,8 +147,6 @@ def hamming(study: Study, rows: np.ndarray) -> Fitted:
     scale = values.std()
     kernel = ConstantKernel(10.0, (0.1, 1e4)) * RBF(10.0, (1.0, 300.0)) + WhiteKernel(0.1)
     process = GaussianProcessRegressor(kernel, n_restarts_optimizer=1, random_state=0)
-    import warnings
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a bound that is met is told
         process.fit(flat, (values - values.mean()) / scale)
@@ -236,8 +239,7 @@ def main() -> None:
 
     def informed(probes: Probes | None, count: int) -> Callable[[np.ndarray], Fitted]:
         def fit(order: np.ndarray) -> Fitted:
-            some = labels.take(order[:count])
-            return study.informed(probes, some.genes, some.values, some.halves)[1]
+            return study.informed(probes, labels.take(order[:count]))
 
         return fit
 
