@@ -119,9 +119,9 @@ def realize(
         ours = choose(ready.space, objective, measured, proposed)
         CHOSEN.write(ready.store.path("chosen.json"), ours.to_json())
 
-        rows = table_configs(ready.space, ours, num_random, np.random.default_rng(seed))
+        rows = compared(ready.space, ours, num_random, np.random.default_rng(seed))
         fresh = ready.protocol(seed_set, num_images)
-        compared = ready.measure(list(rows.values()), fresh, "realize", log)
+        final = ready.measure(list(rows.values()), fresh, "realize", log)
         summary: dict[str, Any] = {
             "schema": SUMMARY.schema,
             "denoiser": workspace.name,
@@ -133,9 +133,7 @@ def realize(
             "seed_set": seed_set,
             "label_seed_set": label_seed_set,
             "protocol": fresh.to_json(),
-            "rows": [
-                row(ready.space, name, compared.of(qconfig)) for name, qconfig in rows.items()
-            ],
+            "rows": [row(ready.space, name, final.of(qconfig)) for name, qconfig in rows.items()],
             "candidates": [
                 {"predicted": point["predicted"]}
                 | row(ready.space, qconfig.digest[:12], measured.of(qconfig))
@@ -146,7 +144,7 @@ def realize(
         }
         summary["checkpoint"] = write_checkpoint(ready, workspace.packed, ours)
         memory = memory_of(ready.model, ready.space.graph, [ours])
-        write_card(ready, fresh, memory, (compared.of(ours), compared.of(rows["fp"])))
+        write_card(ready, fresh, memory, (final.of(ours), final.of(rows["fp"])))
         SUMMARY.write(ready.store.path("summary.json"), summary)
         draw(ready, rows, summary["rows"], fresh)
     finish(ready, summary, memory, log)
@@ -229,7 +227,7 @@ def choose(
     return max(finite, key=quality)
 
 
-def table_configs(
+def compared(
     space: Space, ours: QuantConfig, num_random: int, rng: np.random.Generator
 ) -> dict[str, QuantConfig]:
     """List the rows of the final table.
