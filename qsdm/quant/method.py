@@ -52,10 +52,10 @@ class Method:
         stored: (bits, rows, fan_in) => type and shape of the tensors beside the codes, by name.
             Each value of a float16 tensor counts as ``full_bits`` bits in the cost model, as the
             paper counts scales and codebooks.
-        fit: (x float32 [rows, fan_in], widths ascending, the original weight [out, in, *kernel]) =>
-            for each width in turn, codes uint8 [rows, fan_in] and the tensors by name. What the
-            widths share is computed once.
-        table: (tensors, bits, groups) => float32 [groups, 2**bits] on the tensors' device: the
+        fit: (x float32 [rows, fan_in], widths ascending, the original weight
+            ``[out, in, *kernel]``) => for each width in turn, codes uint8 [rows, fan_in] and the
+            tensors by name. What the widths share is computed once.
+        table: (tensors, bits, groups) => float32 ``[groups, 2**bits]`` on the tensors' device: the
             value of every code in the groups of the slice. None if the codes are the values
             themselves, as in full precision.
         group_size: input values that share a row of the table; None: all of an output channel.
