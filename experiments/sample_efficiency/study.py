@@ -30,7 +30,7 @@ from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 from qsdm.measurement.labels import Bank, Labels
 from qsdm.outcome import Objective, Outcome
 from qsdm.predictor import baselines
-from qsdm.predictor.encode import Encoding, encode
+from qsdm.predictor.encode import Encoding, encode, errors
 from qsdm.predictor.informed import Informed, Lessons
 from qsdm.predictor.linear import fit_additive
 from qsdm.predictor.probes import Probes, probes_of
@@ -169,10 +169,9 @@ def untrained(study: Study, name: str) -> Fitted:
             return baselines.avg_bits(study.space, genes)
         return baselines.error_sum(study.space, study.table, genes)
 
-    error = np.nan_to_num(study.problem.error, posinf=0.0)
-    harm = np.zeros(study.encoding.allowed.shape)
-    np.put_along_axis(harm, np.maximum(study.encoding.columns, 0), -error, axis=1)
-    found = [study.at(harm, bits) for bits in BUDGETS] if name == "error_sum" else None
+    error = np.nan_to_num(errors(study.space, study.table))
+    contributions = -np.concatenate([error, np.zeros_like(error[:, :1])], axis=1)
+    found = [study.at(contributions, bits) for bits in BUDGETS] if name == "error_sum" else None
     return Fitted(mean, None, found)
 
 
