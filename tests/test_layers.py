@@ -41,7 +41,7 @@ ALLOWED: dict[str, set[str]] = (
         for name in COMMANDS
     }
     | {
-        "__main__": GROUND | MACHINERY | JOINS | COMMANDS | {"run", "workspace"},
+        "__main__": GROUND | MACHINERY | JOINS | COMMANDS | {"sensitivity", "run", "workspace"},
         "__init__": {"workspace"},
     }
 )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from qsdm.cost import MethodTable
-from qsdm.measurement.labels import Bank, of_today
+from qsdm.denoisers import ModelError
+from qsdm.measurement.labels import Bank, metrics_of, of_today
 from qsdm.outcome import Objective, Protocol
 from qsdm.predictor.probes import DISTANCES, ProbeError, Probes, is_probe, probes_of
+from qsdm.prompts import PromptsError
 
 
 def choose_probes(bank: Bank, table: MethodTable, objective: Objective) -> Probes:
@@ -23,12 +25,21 @@ def choose_probes(bank: Bank, table: MethodTable, objective: Objective) -> Probe
     Raises:
         ProbeError: no complete probes are there; the message tells of those that lack least.
     """
-    digests = {outcome.protocol for outcome in bank.outcomes if is_probe(outcome)}
+    probed = [outcome for outcome in bank.outcomes if is_probe(outcome)]
+    digests = {outcome.protocol for outcome in probed}
     protocols = [protocol for digest, protocol in bank.protocols.items() if digest in digests]
     protocols.sort(key=lambda p: (is_current(bank, p), p.num_images), reverse=True)
     reason: ProbeError | None = None
     for measure in (objective, *DISTANCES):
+        names = [measure] if isinstance(measure, str) else metrics_of(objective)
+        measured = {
+            outcome.protocol
+            for outcome in probed
+            if all(outcome.metrics.get(name) is not None for name in names)
+        }
         for protocol in protocols:
+            if protocol.digest not in measured:
+                continue
             try:
                 return probes_of(bank.space, table, bank.outcomes, protocol, measure)
             except ProbeError as error:
@@ -50,5 +61,5 @@ def is_current(bank: Bank, protocol: Protocol) -> bool:
         return True
     try:
         return protocol == of_today(protocol, bank.model)
-    except ValueError:  # nothing can be drawn today
+    except (ModelError, PromptsError):  # nothing can be drawn today
         return False
