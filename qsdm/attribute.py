@@ -24,22 +24,26 @@ Writes ``sensitivity/<space>.json``, and pictures of it in
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qsdm import text
 from qsdm.cost import avg_bits
 from qsdm.log import Log, ignore
 from qsdm.outcome import Objective, Outcome
 from qsdm.qconfig import QuantMethod, Space
 from qsdm.sensitivity import AttributionOptions
+from qsdm.store.files import replace
 from qsdm.store.provenance import provenance
 from qsdm.store.schemas import SENSITIVITIES
 from qsdm.workspace import Workspace, takes_workspace
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from qsdm.predictor import Predictor
 
 
@@ -102,7 +106,7 @@ def attribute(
     result = {"schema": SENSITIVITIES.schema, **about, **result, "provenance": provenance()}
     target = workspace.path(f"sensitivity/{workspace.space_name}.json")
     SENSITIVITIES.write(target, result)
-    draw(result, target, objective)
+    log({f"attribute/{name}": path for name, path in draw(result, target).items()})
     log(
         {
             f"attribute/harm_{kind}_{row['name']}": row["integrated_gradients"]
@@ -261,32 +265,36 @@ def attributions(
     }
 
 
-def draw(result: dict[str, Any], path: Path, objective: Objective) -> None:
-    """Draw sensitivities.
+def draw(result: dict[str, Any], path: Path) -> dict[str, Path]:
+    """Write the figures beside ``path``.
 
     Args:
-        result: what `attribute` returns.
-        path: of the JSON file, beside which the pictures are written.
-        objective: for their axes.
-    """
-    from qsdm.sensitivity import Sensitivity
-    from qsdm.sensitivity.plots import against_measured, bars, heat_map
+        result: contents of the sensitivity file.
+        path: of that file.
 
-    unit = (
-        "predicted "
-        + " ".join(f"{-w:+g} {name}" for name, w in objective.weights.items())
-        .replace("+1 ", "")
-        .strip()
-    )
-    for kind in ("role", "block"):
-        bars(result["tables"][kind], kind, unit).savefig(
-            path.with_name(f"{path.stem}-{kind}.png"), dpi=150
-        )
-    gradients = Sensitivity.from_json(result["sensitivities"]["integrated_gradients"])
-    heat_map(gradients, unit).savefig(path.with_name(f"{path.stem}-weights.png"), dpi=150)
-    if len(result["interventions"]) > 2:
-        figure = against_measured(result["interventions"], unit)
-        figure.savefig(path.with_name(f"{path.stem}-interventions.png"), dpi=150)
+    Returns:
+        Paths by name: role, block, weights and, if weights were measured alone, interventions.
+    """
+    from qsdm.report import figures
+    from qsdm.report.results import NotRun, Results
+
+    results = Results(result["denoiser"], sensitivity=result)
+    draws: dict[str, Callable[[], Figure]] = {
+        "role": lambda: figures.sensitivity(results, ["role"]),
+        "block": lambda: figures.sensitivity(results, ["block"], width=9),
+        "weights": lambda: figures.heat(results, width=16, most=120),
+        "interventions": lambda: figures.interventions(results),
+    }
+    paths = {}
+    for name, drawn in draws.items():
+        target = path.with_name(f"{path.stem}-{name}.png")
+        try:
+            contents = figures.png(drawn())
+        except NotRun:  # weights alone are measured by hand, if at all
+            continue
+        replace(target, lambda partial, contents=contents: partial.write_bytes(contents))
+        paths[name] = target
+    return paths
 
 
 def print_sensitivity(result: dict[str, Any]) -> None:
@@ -295,10 +303,10 @@ def print_sensitivity(result: dict[str, Any]) -> None:
     Args:
         result: what `attribute` returns.
     """
-    from qsdm.sensitivity.tables import text
+    from qsdm.sensitivity.tables import most_harmful
 
     for kind in ("role", "block"):
-        print(text(kind, result["tables"][kind]))
+        print(most_harmful(kind, result["tables"][kind]))
         print()
     gap, harm = result["completeness"]["gap"], result["completeness"]["harm"]
     print(
@@ -308,9 +316,16 @@ def print_sensitivity(result: dict[str, Any]) -> None:
     full = result["full_precision"]
     measured = "not measured" if full["measured"] is None else f"measured {full['measured']:.3f}"
     print(f"full precision, from which harms count: predicted {full['predicted']:.3f}, {measured}")
-    for name, one in result["sensitivities"].items():
-        scores = (f"{key} {value:.3f}" for key, value in one["faithfulness"].items())
-        print(f"{name:<22}{', '.join(scores)}")
+    metrics = list(
+        dict.fromkeys(
+            key for kind in result["sensitivities"].values() for key in kind["faithfulness"]
+        )
+    )
+    rows = [
+        [name, *(kind["faithfulness"].get(metric) for metric in metrics)]
+        for name, kind in result["sensitivities"].items()
+    ]
+    print(text.table(["faithfulness", *metrics], rows, ".3f"))
 
 
 if __name__ == "__main__":

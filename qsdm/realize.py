@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qsdm import cost, run
+from qsdm import cost, run, text
 from qsdm.bounds import MANY, require
 from qsdm.engine.local import Local
 from qsdm.log import Log, ignore
@@ -404,19 +404,15 @@ def finish(ready: Session, summary: Mapping[str, Any], memory: Memory, log: Log)
         log: receives metrics, pictures and the page.
     """
     from qsdm.report import page, results
+    from qsdm.report.summary import sentence
 
-    widths = {name: max(10, len(name)) for name in summary["rows"][0]["metrics"]}
-    print(
-        f"{'':<14}{'bits':>8}{'bytes':>12}"
-        + "".join(f"  {name:>{width}}" for name, width in widths.items())
-    )
+    names = list(summary["rows"][0]["metrics"])
+    rows = [
+        [row["name"], row["avg_bits"], row["size_bytes"], *(row["metrics"][n] for n in names)]
+        for row in summary["rows"]
+    ]
+    print(text.table(["", "bits", "bytes", *names], rows))
     for entry in summary["rows"]:
-        values = [(entry["metrics"][name], width) for name, width in widths.items()]
-        cells = "".join(
-            f"  {'-':>{width}}" if value is None else f"  {value:>{width}.4f}"
-            for value, width in values
-        )
-        print(f"{entry['name']:<14}{entry['avg_bits']:>8.4f}{entry['size_bytes']:>12,}{cells}")
         log(
             {
                 f"realize/{entry['name']}/{name}": value
@@ -424,8 +420,8 @@ def finish(ready: Session, summary: Mapping[str, Any], memory: Memory, log: Log)
                 if value is not None
             }
         )
-    if (sentence := results.sentence(summary)) is not None:
-        print(sentence)
+    if (verdict := sentence(summary)) is not None:
+        print(verdict)
     size = summary["checkpoint"]
     print(
         f"checkpoint: {ready.store.path('checkpoint')}, denoiser {sum(size.values()):,} bytes "

@@ -162,7 +162,7 @@ def fabricate(root: Path, num_outcomes: int = 60) -> Store:
         about | predictor_report(num_outcomes) | {"protocol": protocol.digest},
     )
     SENSITIVITIES.write(store.path("sensitivity/traced.json"), about | sensitivity(problem, graph))
-    for name in ("fp", "uaq-4", "uaq-3", "kmeans_a-4", "kmeans_a-3", "ours"):
+    for name in ("fp", "uaq-4", "uaq-3", "kmeans_a-4", "kmeans_a-3", "ours", "comparison"):
         path = store.path(f"pictures/{name}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(picture(name))
@@ -301,7 +301,7 @@ def picture(name: str) -> bytes:
     grid = np.concatenate(
         [np.concatenate(tiles[i : i + 4], axis=1) for i in range(0, 24, 4)], axis=0
     )
-    noise = {"fp": 0, "4": 8, "s": 12, "3": 40}[name if name == "fp" else name[-1]]
+    noise = {"p": 0, "4": 8, "s": 12, "3": 40, "n": 0}[name[-1]]
     grid = np.clip(grid + np.random.default_rng(1).normal(0, noise, grid.shape), 0, 255).astype(
         np.uint8
     )

@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "qsdm"
 
-GROUND = {"bounds", "graph", "qconfig", "cost", "outcome", "prompts", "store", "log"}
+GROUND = {"bounds", "text", "graph", "qconfig", "cost", "outcome", "prompts", "store", "log"}
 MACHINERY = {"tracing", "quant", "denoisers", "metrics", "strategies", "recipes"}
 JOINS = {"engine", "measurement", "checkpoint", "predictor"}
 COMMANDS = {
@@ -66,7 +66,6 @@ HEAVY = {
     "wandb",
     "hydra",
     "pymoo",
-    "plotly",
     "matplotlib",
     "pandas",
     "torch_geometric",

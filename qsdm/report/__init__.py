@@ -1,11 +1,13 @@
-"""What people look at: a page with pictures and plots, and the figures of the notebooks.
+"""What people look at: figures, and pages with pictures.
 
-    results     a store's artifacts => `Results`, plain data; whatever no command has made yet is None
-    charts      plain data => plotly figures as dicts, for the page and for W&B
-    figures     plain data => matplotlib figures, for notebooks and PNG files
+    results     a store's artifacts => `Results`, plain data; whatever no command has made is None
+    summary     what the measured rows say: verdict, sentence, table
+    figures     plain data => every figure, once: for the page, the notebooks and PNG files
     page        `Results` => one self-contained HTML page
+    sections    what the sections of the page say
     graph_page  a graph => one self-contained interactive HTML page
+    grids       pictures => one picture
 
-Functions take plain data and return plain data; only `results.read` knows the store, only the functions called
-``write`` write.
+Functions take plain data and return plain data; only `results.read` knows the store, only the
+functions called ``write`` write.
 """

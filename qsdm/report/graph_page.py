@@ -1,4 +1,4 @@
-"""A graph as one self-contained HTML page: fold and unfold stages and blocks, colour, search, click for details.
+"""A graph as one self-contained HTML page: fold stages and blocks, color, search, see details.
 
 The page loads nothing; its drawing is a canvas, so that some thousand nodes stay smooth.
 """
@@ -17,13 +17,15 @@ from qsdm.store.files import write_text
 
 TEMPLATE = Path(__file__).with_name("graph_page.html.j2")
 Values = Mapping[str, Mapping[str, float]]
-"""What the nodes can be coloured by: label => weight name => value."""
+"""What the nodes can be colored by: label => weight name => value."""
 
 
 def write(path: Path, graph: Graph, values: Values | None = None) -> None:
-    """Write the page of ``graph`` to ``path``.
+    """Write the page of a graph.
 
     Args:
+        path: of the HTML file.
+        graph: of a denoiser.
         values: errors, sensitivities; the page opens with the first of them.
 
     Raises:
@@ -33,35 +35,55 @@ def write(path: Path, graph: Graph, values: Values | None = None) -> None:
 
 
 def errors(graph: Graph, table: MethodTable) -> dict[str, dict[str, float]]:
-    """`Values` of a calibration: the relative error of every weight under each method.
+    """Read the relative error of every weight under each method.
 
-    A weight that the table has whole lends its error to the slices that the graph has of it.
+    The slices of a weight that the table has whole get its error.
+
+    Args:
+        graph: of the denoiser.
+        table: of a calibration.
+
+    Returns:
+        Errors by method and weight.
     """
     row = {name: i for i, name in enumerate(table.weights)}
-    found: dict[str, dict[str, float]] = {}
+    values: dict[str, dict[str, float]] = {}
     for weight in graph.weights:
         i = row.get(weight.name, row.get(weight.name.partition("#")[0]))
         for j, method in enumerate(table.methods):
             if i is not None and not math.isnan(table.rel_error[i, j]):
-                found.setdefault(f"error of {method}", {})[weight.name] = float(
+                values.setdefault(f"error of {method}", {})[weight.name] = float(
                     table.rel_error[i, j]
                 )
-    return found
+    return values
 
 
 def render(graph: Graph, values: Values | None = None) -> str:
-    """The page.
+    """Make the page.
+
+    Args:
+        graph: of a denoiser.
+        values: errors, sensitivities; the page opens with the first of them.
+
+    Returns:
+        HTML.
 
     Raises:
-        ValueError: a value is of no weight of the graph.
+        ValueError: there is a value for a weight that the graph does not have.
+
+    Example:
+        >>> from qsdm.graph import Graph, Node, Op, Role, Weight
+        >>> from qsdm.report import graph_page
+        >>> node = Node("proj", Op.LINEAR, Role.FF_IN, weight=Weight("proj", "proj.weight", (8, 4)))
+        >>> graph_page.render(Graph("tiny", (node,), ()))[:15]
+        '<!doctype html>'
     """
     import jinja2
 
     values = values or {}
-    if odd := {name for column in values.values() for name in column} - {
-        weight.name for weight in graph.weights
-    }:
-        raise ValueError(f"the graph of {graph.denoiser!r} has no weight {min(odd)!r}")
+    names = {weight.name for weight in graph.weights}
+    if unknown := {name for column in values.values() for name in column} - names:
+        raise ValueError(f"the graph of {graph.denoiser!r} has no weight {min(unknown)!r}")
     nodes = [_entry(node, values) for node in graph.nodes]
     data = {"nodes": nodes, "edges": [list(edge) for edge in graph.edges], "labels": list(values)}
     # "</" would end the script element

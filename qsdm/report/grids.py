@@ -16,7 +16,21 @@ LABEL_PX = 150
 
 
 def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
-    """Pictures uint8 [N, H, W, 3] => one, row by row, on white; small ones are enlarged by whole factors."""
+    """Arrange pictures row by row on white; small ones are enlarged by whole factors.
+
+    Args:
+        images: uint8 [N, H, W, 3].
+        columns: pictures in a row; by default, about as many as rows.
+
+    Returns:
+        One picture, uint8 [H', W', 3].
+
+    Example:
+        >>> import numpy as np
+        >>> from qsdm.report import grids
+        >>> grids.grid(np.zeros((4, 32, 32, 3), dtype=np.uint8)).shape
+        (204, 204, 3)
+    """
     columns = columns or math.ceil(math.sqrt(len(images)))
     cells = enlarged(images)
     height, width = cells.shape[1] + GAP_PX, cells.shape[2] + GAP_PX
@@ -32,29 +46,51 @@ def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
 
 
 def strips(rows: Mapping[str, np.ndarray]) -> np.ndarray:
-    """One row of pictures per label, which stands at its left and may have several lines."""
+    """Arrange pictures in one row for each label, which stands at the left.
+
+    Args:
+        rows: uint8 [N, H, W, 3] by label, with equal N; a label may have several lines.
+
+    Returns:
+        One picture, uint8 [H', W', 3].
+    """
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.load_default(size=15)
-    made = []
+    rows_with_labels = []
     for label, images in rows.items():
         strip = grid(images, columns=len(images))
         margin = Image.new("RGB", (LABEL_PX, strip.shape[0]), "white")
         ImageDraw.Draw(margin).multiline_text(
             (8, strip.shape[0] / 2), label, fill="black", font=font, anchor="lm", spacing=5
         )
-        made.append(np.concatenate([np.asarray(margin), strip], axis=1))
-    return np.concatenate(made)
+        rows_with_labels.append(np.concatenate([np.asarray(margin), strip], axis=1))
+    return np.concatenate(rows_with_labels)
 
 
 def enlarged(images: np.ndarray) -> np.ndarray:
-    """Pictures [N, H, W, 3], each pixel repeated so often that the edge is about `CELL_PX`."""
+    """Repeat each pixel so often that the edge is about `CELL_PX`.
+
+    Args:
+        images: uint8 [N, H, W, 3].
+
+    Returns:
+        Uint8 [N, H', W', 3].
+    """
     factor = max(1, CELL_PX // images.shape[2])
     return images.repeat(factor, axis=1).repeat(factor, axis=2)
 
 
 def write(path: Path, image: np.ndarray) -> None:
-    """Raises StoreError if it cannot be written."""
+    """Write a picture as PNG.
+
+    Args:
+        path: of the file.
+        image: uint8 [H, W, 3].
+
+    Raises:
+        StoreError: it cannot be written.
+    """
     from PIL import Image
 
     replace(path, lambda partial: Image.fromarray(image).save(partial, "PNG", optimize=True))

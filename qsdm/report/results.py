@@ -1,4 +1,4 @@
-"""A store's artifacts as plain data, and the numbers that page, notebooks and W&B draw from them."""
+"""A store's artifacts as plain data, for the page, the notebooks and W&B."""
 
 from __future__ import annotations
 
@@ -25,17 +25,34 @@ if TYPE_CHECKING:
     import pandas
 
 T = TypeVar("T")
-OURS, FULL = "ours", "fp"
+
+
+class NotRun(ValueError):
+    """A figure needs what no command has made yet; the message names the command.
+
+    Args:
+        denoiser: name of the model.
+        what: the data that is missing.
+        command: that makes it, with arguments if it needs any.
+    """
+
+    def __init__(self, denoiser: str, what: str, command: str) -> None:
+        name, _, arguments = command.partition(" ")
+        line = f"python -m qsdm.{name} +model={denoiser} {arguments}".rstrip()
+        super().__init__(f"no {what} of {denoiser!r}: run {line}")
 
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """What a store holds of one denoiser and space. A field is None, or empty, where its command has not run.
+    """What a store holds of one denoiser and space.
+
+    A field is None, or empty, where its command has not run.
 
     Attributes:
+        denoiser: its name.
         graph: as traced (`trace`).
-        outcomes: labels of the space's measured configurations: avg_bits, metrics, predicted-quality scale ``quality``
-            if the objective is known; only those of the protocol that has most.
+        outcomes: labels of the space's measured configurations: avg_bits, metrics and, if the
+            objective is known, quality on its scale; only those of the protocol that has most.
         predictor: quality of the predictor (`train`).
         sensitivity: of weights, ops, roles, blocks (`attribute`).
         front: of the search (`search`).
@@ -44,6 +61,14 @@ class Results:
         pictures: PNG by name, in the order of the page.
         protocol: of the labels.
         versions: of their metrics, by name.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from qsdm.report import results
+        >>> from qsdm.store import Store
+        >>> empty = results.read(Store(Path("no/such/store"), "emoji_unet"))
+        >>> empty.graph is None, len(empty.outcomes)
+        (True, 0)
     """
 
     denoiser: str
@@ -60,45 +85,45 @@ class Results:
 
 
 def read(store: Store, space: str = "traced", full_bits: int = 16) -> Results:
-    """All that ``store`` holds; what is missing is left out.
+    """Read all that a store holds of a space; what is missing is left out.
 
     Args:
+        store: of the model.
         space: name of the space that was calibrated and searched.
+        full_bits: bits of full precision.
+
+    Returns:
+        Plain data.
 
     Raises:
         StoreError: an artifact is damaged.
     """
     graph = _optional(store, GRAPH, "graph.json")
     front = _optional(store, FRONT, f"search/{space}.json")
-    summary = _optional(store, SUMMARY, "summary.json")
     chosen = _optional(store, CHOSEN, "chosen.json")
     objective = None if front is None else Objective(front["objective"])
     calibrated = None if graph is None else calibrated_space(store, graph, space, full_bits)
     labels = None if calibrated is None else most_labels(store, calibrated, objective)
-    folder = _found(store, "pictures")
+    outcomes = labels.outcomes if labels else ()
+    folder = _path(store, "pictures")
+    pictures = sorted(folder.glob("*.png")) if folder else []
     return Results(
         denoiser=store.denoiser,
         graph=graph,
-        outcomes=[]
-        if labels is None or calibrated is None
-        else table_of(labels, calibrated, objective),
+        outcomes=table_of(labels, calibrated, objective) if labels and calibrated else (),
         predictor=_optional(store, REPORT, f"predictor/{space}/report.json"),
         sensitivity=_optional(store, SENSITIVITIES, f"sensitivity/{space}.json"),
         front=front,
-        summary=summary,
+        summary=_optional(store, SUMMARY, "summary.json"),
         chosen=None if chosen is None else {k: str(m) for k, m in chosen.methods.items()},
-        pictures={}
-        if folder is None
-        else {path.stem: path.read_bytes() for path in sorted(folder.glob("*.png"))},
-        protocol=None if labels is None else labels.protocol.to_json(),
-        versions={}
-        if labels is None
-        else {n: version for o in labels.outcomes for n, version in sorted(o.versions.items())},
+        pictures={path.stem: path.read_bytes() for path in pictures},
+        protocol=labels.protocol.to_json() if labels else None,
+        versions={name: version for o in outcomes for name, version in sorted(o.versions.items())},
     )
 
 
 def calibrated_space(store: Store, graph: Graph, name: str, full_bits: int) -> Space | None:
-    """The space that was calibrated.
+    """Read the space that was calibrated.
 
     Args:
         store: of the model.
@@ -112,17 +137,17 @@ def calibrated_space(store: Store, graph: Graph, name: str, full_bits: int) -> S
     Raises:
         StoreError: its table is damaged.
     """
-    path = _found(store, f"calibration/{name}/table.safetensors")
+    path = _path(store, f"calibration/{name}/table.safetensors")
     if path is None:
         return None
-    arrays, about = read_tensors(path, cost.TableFile, "run python -m qsdm.calibrate again")
-    errors, shape = arrays.get("rel_error"), (len(about["weights"]), len(about["methods"]))
+    arrays, header = read_tensors(path, cost.TableFile, "run python -m qsdm.calibrate again")
+    errors, shape = arrays.get("rel_error"), (len(header["weights"]), len(header["methods"]))
     if errors is None or errors.shape != shape:
         raise StoreError(f"{path} holds no errors of weights: run python -m qsdm.calibrate again")
-    methods = [QuantMethod.parse(text) for text in about["methods"]]
+    methods = [QuantMethod.parse(text) for text in header["methods"]]
     offered = {
         weight: tuple(sorted(compress(methods, row), key=lambda method: method.bits))
-        for weight, row in zip(about["weights"], ~np.isnan(errors), strict=True)
+        for weight, row in zip(header["weights"], ~np.isnan(errors), strict=True)
     }
     # The space may have merged what the graph splits.
     split = sorted({weight.partition("#")[0] for weight in offered if "#" in weight})
@@ -134,7 +159,7 @@ def calibrated_space(store: Store, graph: Graph, name: str, full_bits: int) -> S
 
 
 def most_labels(store: Store, space: Space, objective: Objective | None) -> Labels | None:
-    """The labels that were measured in one way, of the way with most of them.
+    """Choose the labels that were measured in one way: the way that has most.
 
     Args:
         store: of the model.
@@ -154,12 +179,15 @@ def most_labels(store: Store, space: Space, objective: Objective | None) -> Labe
 def table_of(
     labels: Labels, space: Space, objective: Objective | None = None
 ) -> list[dict[str, Any]]:
-    """Average bits, metrics and, on the objective's scale, quality of each label.
+    """Reduce labels to what figures show.
 
     Args:
         labels: of the space.
         space: whose weights are counted.
         objective: by which the labels were made; None if there is none.
+
+    Returns:
+        avg_bits, metrics and, with an objective, quality of each label.
     """
     rows: list[dict[str, Any]] = [
         {"avg_bits": bits, "metrics": dict(outcome.metrics)}
@@ -171,177 +199,98 @@ def table_of(
     return rows
 
 
-def rows(summary: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
-    """The measured rows, in the order in which they are read: full precision, ours, uniform by bits, random."""
-    found = list(summary["rows"]) if summary else []
+def harms(sensitivity: Mapping[str, Any], kind: str, most: int = 24) -> list[dict[str, Any]]:
+    """List what quantization costs each role, op or block.
 
-    def place(row: Mapping[str, Any]) -> tuple[int, float]:
-        kind = kind_of(row["name"])
-        return ("fp", "ours", "uniform", "random").index(kind), -row[
-            "avg_bits"
-        ] if kind == "uniform" else 0.0
-
-    return sorted(found, key=place)
-
-
-def kind_of(name: str) -> str:
-    """fp, ours, random or uniform, from the name of a row."""
-    if name in (FULL, OURS):
-        return name
-    return "random" if name.startswith("random") else "uniform"
-
-
-def main_metric(summary: Mapping[str, Any] | None) -> str | None:
-    """The Fréchet distance that was measured, `fid` before others: what the heading and the plots speak of."""
-    found = {
-        name for row in rows(summary) for name, value in row["metrics"].items() if value is not None
-    }
-    distances = sorted(name for name in found if name.startswith("fd_"))
-    return "fid" if "fid" in found else distances[0] if distances else None
-
-
-def verdict(summary: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Ours against what it must beat, on `main_metric`, of which less is better.
+    Args:
+        sensitivity: contents of the space's sensitivity file.
+        kind: role, op or block.
+        most: number of groups, the most harmful ones.
 
     Returns:
-        ours, fp, random_mean, random_best (values, or None), rival (the best uniform row that is not larger) and
-        ``better_than_random``, ``better_than_uniform``; None without a row of ours.
+        name, value (integrated gradients), to_full, from_full (ablations) and note of each.
     """
-    metric = main_metric(summary)
-    found = {row["name"]: row for row in rows(summary)}
-    if metric is None or OURS not in found or found[OURS]["metrics"].get(metric) is None:
-        return None
-    ours = found[OURS]
-    value = ours["metrics"][metric]
-    random = [row["metrics"][metric] for name, row in found.items() if kind_of(name) == "random"]
-    smaller = [
-        row
-        for name, row in found.items()
-        if kind_of(name) == "uniform" and row["size_bytes"] <= ours["size_bytes"]
+    entries = [
+        {
+            "name": row["name"],
+            "value": row["integrated_gradients"],
+            "to_full": row["to_full"],
+            "from_full": row["from_full"],
+            "note": f"{row['num_weights']} weights, {row['share_of_values']:.1%} of the values",
+        }
+        for row in sensitivity["tables"][kind]
     ]
-    rival = min(smaller, key=lambda row: row["metrics"][metric], default=None)
-    return {
-        "metric": metric,
-        "ours": value,
-        "avg_bits": ours["avg_bits"],
-        "size_bytes": ours["size_bytes"],
-        "fp": found[FULL]["metrics"][metric] if FULL in found else None,
-        "fp_bytes": found[FULL]["size_bytes"] if FULL in found else None,
-        "random_mean": float(np.mean(random)) if random else None,
-        "random_best": min(random) if random else None,
-        "num_random": len(random),
-        "rival": rival,
-        "better_than_random": bool(random) and value < float(np.mean(random)),
-        "better_than_uniform": rival is not None and value < rival["metrics"][metric],
-    }
-
-
-def sentence(summary: Mapping[str, Any] | None) -> str | None:
-    """The result in one sentence, whichever way it went."""
-    found = verdict(summary)
-    if found is None:
-        return None
-    score = f"{found['metric']} {found['ours']:.4g}"
-    text = f"At {found['avg_bits']:.2f} bits per weight, mixed precision scores {score}"
-    if found["fp"] is not None:
-        text += f" ({found['fp']:.4g} at full precision)"
-    parts = []
-    if found["rival"] is not None:
-        other = found["rival"]["metrics"][found["metric"]]
-        word = "below" if found["better_than_uniform"] else "not below"
-        parts.append(
-            f"{word} the best uniform configuration of no larger size ({found['rival']['name']}, {other:.4g})"
-        )
-    if found["random_mean"] is not None:
-        word = "below" if found["better_than_random"] else "not below"
-        parts.append(
-            f"{word} the mean of {found['num_random']} random ones of its size ({found['random_mean']:.4g})"
-        )
-    return text + (": " if parts else "") + " and ".join(parts) + "."
-
-
-def harms(sensitivity: Mapping[str, Any], kind: str, most: int = 24) -> list[dict[str, Any]]:
-    """What quantization costs each role, op or block: name and value, the ``most`` most harmful."""
-    found = []
-    for row in sensitivity["tables"][kind]:
-        note = f"{row['num_weights']} weights, {row['share_of_values']:.1%} of the values"
-        found.append({"name": row["name"], "value": row["integrated_gradients"], "note": note})
-    return sorted(found, key=lambda entry: -entry["value"])[:most]
+    return sorted(entries, key=lambda entry: -entry["value"])[:most]
 
 
 def matrix(sensitivity: Mapping[str, Any]) -> tuple[list[str], list[str], list[list[float | None]]]:
-    """Weights, methods, and the harm of each weight under each method; None where a method is not on offer."""
-    found = sensitivity["sensitivities"]["integrated_gradients"]
-    return found["weights"], found["methods"], found["scores"]
+    """Read the harm of each weight under each method.
+
+    Args:
+        sensitivity: contents of the space's sensitivity file.
+
+    Returns:
+        Weights, methods, and harms by weight and method; None where a method is not on offer.
+    """
+    gradients = sensitivity["sensitivities"]["integrated_gradients"]
+    return gradients["weights"], gradients["methods"], gradients["scores"]
 
 
-def shown_pictures(results: Results) -> list[str]:
-    """Which pictures stand side by side: full precision, the best uniform 4-bit and 3-bit ones, ours."""
-    metric = main_metric(results.summary) or ""
-    value = {row["name"]: row["metrics"].get(metric) for row in rows(results.summary)}
+def parts_of_blocks(results: Results) -> dict[str, tuple[str, int]]:
+    """Find the block and size of each weight of the chosen configuration.
 
-    def best(bits: str) -> str:
-        names = [
-            name for name in results.pictures if kind_of(name) == "uniform" and name.endswith(bits)
-        ]
-        return min(
-            names, key=lambda name: np.inf if value.get(name) is None else value[name], default=""
-        )
+    Args:
+        results: of a denoiser.
 
-    return [name for name in (FULL, best("-4"), best("-3"), OURS) if name in results.pictures]
-
-
-def table(summary: Mapping[str, Any] | None) -> pandas.DataFrame:
-    """The measured rows as a table: bits, bytes, metrics."""
-    import pandas
-
-    entries = [
-        {key: row[key] for key in ("avg_bits", "size_bytes")} | dict(row["metrics"])
-        for row in rows(summary)
-    ]
-    return pandas.DataFrame(entries, index=[row["name"] for row in rows(summary)])
+    Returns:
+        Block and number of values by weight, in the order of the graph; empty without a graph or
+        a chosen configuration.
+    """
+    parts: dict[str, tuple[str, int]] = {}
+    if results.graph is None or results.chosen is None:
+        return parts
+    for node in results.graph.nodes:
+        if node.weight is None:
+            continue
+        block, num_values = node.block or node.stage or "other", node.weight.numel
+        name, whole = node.weight.name, node.weight.name.partition("#")[0]
+        if name in results.chosen:
+            parts[name] = block, num_values
+        elif whole in results.chosen:  # the space merges the slices of this weight
+            block, earlier = parts.get(whole, (block, 0))
+            parts[whole] = block, earlier + num_values
+    return parts
 
 
 def largest(graph: Graph, most: int = 12) -> pandas.DataFrame:
-    """The weights with most values: role, block, shape, values, multiply-accumulates."""
+    """Tabulate the weights with most values.
+
+    Args:
+        graph: of a denoiser.
+        most: number of weights.
+
+    Returns:
+        role, block, shape, values and macs (multiply-accumulates) by weight.
+    """
     import pandas
 
     entries = []
     for weight in sorted(graph.weights, key=lambda weight: -weight.numel)[:most]:
         node = graph.node_of(weight.name)
-        shape = " × ".join(map(str, weight.shape))
-        about = {
-            "role": str(node.role),
-            "block": node.block,
-            "shape": shape,
-            "values": weight.numel,
-            "macs": node.macs,
-        }
-        entries.append({"weight": weight.name} | about)
+        entries.append(
+            {
+                "weight": weight.name,
+                "role": str(node.role),
+                "block": node.block,
+                "shape": " × ".join(map(str, weight.shape)),
+                "values": weight.numel,
+                "macs": node.macs,
+            }
+        )
     return pandas.DataFrame(entries).set_index("weight")
 
 
-def candidates(results: Results) -> list[dict[str, Any]]:
-    """The front's points that `realize` measured under the protocol of the labels: avg_bits, predicted, quality."""
-    if not results.summary or not results.front:
-        return []
-    objective = Objective(results.front["objective"])
-    return [
-        {
-            "avg_bits": row["avg_bits"],
-            "predicted": row["predicted"],
-            "quality": objective({**row["metrics"], "avg_bits": row["avg_bits"]}),
-        }
-        for row in results.summary.get("candidates", [])
-    ]
-
-
-def megabytes(size_bytes: float) -> str:
-    """10^6 bytes, to three figures."""
-    return f"{size_bytes / 1e6:.3g} MB" if size_bytes < 1e9 else f"{size_bytes / 1e9:.3g} GB"
-
-
-def _found(store: Store, name: str) -> Path | None:
+def _path(store: Store, name: str) -> Path | None:
     try:
         return store.find(name, "realize")
     except StoreError:
@@ -349,4 +298,4 @@ def _found(store: Store, name: str) -> Path | None:
 
 
 def _optional(store: Store, artifact: Artifact[T], name: str) -> T | None:
-    return None if _found(store, name) is None else store.read(artifact, name)
+    return None if _path(store, name) is None else store.read(artifact, name)

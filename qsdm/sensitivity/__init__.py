@@ -3,10 +3,20 @@
 - ``attribution``: Captum's integrated gradients and group ablation, relative to full precision
 - ``hops``: norms of hop embeddings as scores of a weight and of what feeds it
 - ``faithfulness``: whether scores agree with measured labels and with the predictor's estimates
-- ``tables`` and ``plots``: results per role, op and block
+- ``tables``: results per role, op and block
 
 All scores are harms, in units of the objective: the amount by which a decision lowers the predicted
 quality. Positive values are worse.
+
+Example:
+    >>> import numpy as np
+    >>> from qsdm.qconfig import QuantMethod
+    >>> from qsdm.sensitivity import Sensitivity
+    >>> methods = (QuantMethod("uaq", 3), QuantMethod("uaq", 4))
+    >>> scores = np.array([[6.0, 1.0], [3.0, np.nan]])
+    >>> sensitivity = Sensitivity(("conv_in", "conv_out"), methods, scores, "hops")
+    >>> sensitivity.per_weight.tolist(), sensitivity.score("conv_in", methods[1])
+    ([3.5, 3.0], 1.0)
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from qsdm import text
 from qsdm.qconfig import Space
 
 KINDS = ("role", "op", "block")
@@ -75,7 +76,7 @@ def table(
     return rows
 
 
-def text(kind: str, rows: list[dict[str, Any]], limit: int = 12) -> str:
+def most_harmful(kind: str, rows: list[dict[str, Any]], limit: int = 12) -> str:
     """Format the most harmful groups for the terminal.
 
     Args:
@@ -87,15 +88,12 @@ def text(kind: str, rows: list[dict[str, Any]], limit: int = 12) -> str:
         Several lines of text.
     """
     ordered = sorted(rows, key=lambda row: -row["integrated_gradients"])
-    width = max(len(kind), *(len(row["name"]) for row in ordered[:limit])) + 2
-    heads = ("weights", "of values", "harm", "per weight", "to full", "from full")
-    lines = [f"{kind:<{width}}" + "".join(f"{head:>11}" for head in heads)]
-    for row in ordered[:limit]:
-        harms = (
-            row[name] for name in ("integrated_gradients", "per_weight", "to_full", "from_full")
-        )
-        sizes = f"{row['num_weights']:>11}{row['share_of_values']:>11.1%}"
-        lines.append(f"{row['name']:<{width}}{sizes}" + "".join(f"{harm:>11.3f}" for harm in harms))
-    if len(ordered) > limit:
-        lines.append(f"... and {len(ordered) - limit} more")
-    return "\n".join(lines)
+    harms = ("integrated_gradients", "per_weight", "to_full", "from_full")
+    cells = [
+        [row["name"], row["num_weights"], f"{row['share_of_values']:.1%}", *(row[h] for h in harms)]
+        for row in ordered[:limit]
+    ]
+    heads = (kind, "weights", "of values", "harm", "per weight", "to full", "from full")
+    lines = text.table(heads, cells, ".3f")
+    num_hidden = max(0, len(ordered) - limit)
+    return lines + f"\n... and {num_hidden} more" * (num_hidden > 0)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from fabricated_store import fabricate
 
-from qsdm.report import charts, figures, results
+from qsdm.report import figures, results
+from qsdm.report.figures.canvas import fit
+from qsdm.report.page import FIGURES
+
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 @pytest.fixture(scope="module")
@@ -16,30 +22,80 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> results.Results:
     return results.read(fabricate(tmp_path_factory.mktemp("store")))
 
 
+def tips(figure) -> list[str]:
+    """Tooltips of a figure's marks, in the order in which they are drawn."""
+    root = ElementTree.fromstring(figures.svg(figure, "test"))
+    return [element.text for element in root.iter(f"{SVG}title")]
+
+
 @pytest.mark.parametrize(
     ("draw", "field", "command"),
     [
         (figures.front, "front", "search"),
+        (figures.search, "front", "search"),
+        (figures.measured, "summary", "realize"),
+        (figures.mix, "chosen", "realize"),
         (figures.sensitivity, "sensitivity", "attribute"),
         (figures.heat, "sensitivity", "attribute"),
+        (figures.interventions, "sensitivity", "attribute"),
         (figures.predictor, "predictor", "train"),
+        (figures.bits, "outcomes", "measure"),
         (figures.pictures, "pictures", "realize"),
     ],
 )
-def test_figure_is_drawn_or_names_the_command_that_is_missing(
-    whole, draw, field, command, tmp_path
-):
-    made = draw(whole)
-    made.savefig(tmp_path / "figure.png")
-    assert (tmp_path / "figure.png").stat().st_size > 5_000
-    with pytest.raises(ValueError, match=f"qsdm.{command} "):
-        draw(dataclasses.replace(whole, **{field: {} if field == "pictures" else None}))
+def test_figure_is_drawn_or_names_the_command_that_is_missing(whole, draw, field, command):
+    assert len(figures.png(draw(whole))) > 5_000
+    empty = {"pictures": {}, "outcomes": ()}.get(field)
+    with pytest.raises(results.NotRun, match=f"qsdm.{command} "):
+        draw(dataclasses.replace(whole, **{field: empty}))
 
 
 def test_front_draws_every_measured_row(whole):
     measured = figures.front(whole).axes[1]
-    assert len(measured.collections) == 12  # 6 uniform, 5 random, ours
+    shown = [len(dots.get_offsets()) for dots in measured.collections]
+    assert shown == [1, 6, 5]  # ours, uniform, random
     assert len(measured.lines) == 1  # full precision
+
+
+def test_every_mark_that_a_reader_would_point_at_has_a_tip(whole):
+    rows = [row for row in whole.summary["rows"] if row["name"] != "fp"]
+    assert sorted(tip.split(":")[0] for tip in tips(figures.measured(whole))) == sorted(
+        row["name"] for row in rows
+    )
+    search = tips(figures.search(whole))
+    points, uniform = whole.front["points"], whole.front["baselines"]["uniform"]["points"]
+    assert sum(tip.startswith("front: ") for tip in search) == len(points)
+    assert sum(tip.startswith("measured: ") for tip in search) == len(whole.outcomes)
+    assert sum(tip.startswith("uniform: ") for tip in search) == len(uniform)
+    assert sum(tip.startswith("candidate: ") for tip in search) == 1
+    assert len(tips(figures.bits(whole))) == 24
+    assert len(tips(figures.predictor(whole))) == 5
+    assert len(tips(figures.interventions(whole))) == len(whole.sensitivity["interventions"])
+    by_op = [row["name"] for row in whole.sensitivity["tables"]["op"]]
+    for name in by_op:
+        assert sum(tip.startswith(f"{name}") for tip in tips(figures.sensitivity(whole, ["op"])))
+    assert len(tips(figures.weights(whole.graph))) > 10
+    names = [node.name for node in whole.graph.nodes]
+    assert sorted(tips(figures.graph(whole.graph))) == sorted(names)
+
+
+def test_heat_leaves_out_what_is_not_on_offer(whole):
+    names, methods, values = results.matrix(whole.sensitivity)
+    present = {
+        f"{name}, {method}: {value:.4g}"
+        for name, row in zip(names, values, strict=True)
+        for method, value in zip(methods, row, strict=True)
+        if value is not None
+    }
+    assert len(present) < len(names) * len(methods)
+    assert set(tips(figures.heat(whole))) == present
+
+
+def test_heat_keeps_the_most_sensitive_weights(whole):
+    names, _, values = results.matrix(whole.sensitivity)
+    mean = [np.mean([value for value in row if value is not None]) for row in values]
+    most = {names[i] for i in np.argsort(mean)[-5:]}
+    assert {tip.split(",")[0] for tip in tips(figures.heat(whole, most=5))} == most
 
 
 def test_graph_and_weights_name_every_op_role_and_block(whole):
@@ -54,36 +110,61 @@ def test_largest_weights_come_first(whole):
     assert sizes == sorted((weight.numel for weight in whole.graph.weights), reverse=True)[:5]
 
 
-def test_heat_leaves_out_what_is_not_on_offer(whole):
-    names, methods, values = results.matrix(whole.sensitivity)
-    missing = [
-        (i, j) for i, row in enumerate(values) for j, value in enumerate(row) if value is None
-    ]
-    assert missing
-    shown = charts.heat(names, methods, values, "harm")["data"][0]["z"]
-    assert all(shown[j][i] is None for i, j in missing)
-    assert sum(value is None for row in shown for value in row) == len(missing)
-
-
 def test_bars_are_sorted_and_limited(whole):
-    found = [entry["value"] for entry in results.harms(whole.sensitivity, "role", most=3)]
-    assert found == sorted(found, reverse=True)
-    assert len(found) == 3
+    harms = [entry["value"] for entry in results.harms(whole.sensitivity, "role", most=3)]
+    assert harms == sorted(harms, reverse=True)
+    assert len(harms) == 3
+
+
+def test_bars_say_how_many_groups_are_left_out(whole):
+    rows = [dict(row) for row in whole.sensitivity["tables"]["block"]]
+    many = [dict(row, name=f"{row['name']}.{i}") for i in range(4) for row in rows]
+    tables = {**whole.sensitivity["tables"], "block": many}
+    more = dataclasses.replace(whole, sensitivity={**whole.sensitivity, "tables": tables})
+    text = figures.sensitivity(more, ["block"]).axes[0].get_title()
+    assert text == f"{len(many) - 24} less harmful ones not shown"
 
 
 def test_shares_of_a_block_sum_to_the_whole(whole):
-    from qsdm.report.page import blocks
+    bars = figures.mix(whole).axes[0].patches
+    ends: dict[float, float] = {}
+    for bar in bars:
+        ends[bar.get_y()] = ends.get(bar.get_y(), 0.0) + bar.get_width()
+    assert list(ends.values()) == pytest.approx([100.0] * len(ends))
+    assert len(ends) == len({block for block, _ in results.parts_of_blocks(whole).values()})
 
-    made = charts.mix(whole.chosen, blocks(whole))
-    total = np.sum([trace["x"] for trace in made["data"]], axis=0)
-    assert total == pytest.approx(np.full(len(total), 100.0))
+
+def test_slices_that_a_space_merges_are_one_part(whole):
+    node = next(node for node in whole.graph.nodes if node.weight is not None)
+    halves = [
+        dataclasses.replace(
+            node, name=f"w#{k}", weight=dataclasses.replace(node.weight, name=f"w#{k}")
+        )
+        for k in range(2)
+    ]
+    graph = dataclasses.replace(whole.graph, nodes=tuple(halves), edges=())
+    merged = dataclasses.replace(whole, graph=graph, chosen={"w": "uaq-4"})
+    assert results.parts_of_blocks(merged) == {"w": (node.block, 2 * node.weight.numel)}
+    apart = dataclasses.replace(merged, chosen={"w#0": "uaq-4", "w#1": "uaq-3"})
+    assert list(results.parts_of_blocks(apart)) == ["w#0", "w#1"]
 
 
-def test_charts_without_data_are_none():
-    assert charts.measured([], "fid") is None
-    assert charts.search(None) is None
-    assert charts.bars([], "") is None
-    assert charts.heat([], [], [], "") is None
-    assert charts.bits([]) is None
-    assert charts.interventions([]) is None
-    assert charts.mix(None, {}) is None
+def test_long_names_are_cut_in_the_middle_and_stay_apart():
+    names = [f"up_blocks.{i}.attentions.0.transformer_blocks.0" for i in range(3)]
+    short = fit(names, width=2.0)
+    assert len(set(short)) == 3
+    assert all(text.startswith("up_b") and "…" in text for text in short)
+    assert fit(names, width=40.0) == names
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_svg_takes_its_ink_from_the_page_and_holds_text(whole, name):
+    draw, width = FIGURES[name]
+    text = figures.svg(draw(whole, width), name)
+    root = ElementTree.fromstring(text)
+    assert root.get("role") == "img"
+    assert "currentColor" in text
+    assert any(element.text for element in root.iter(f"{SVG}text"))
+    assert not set(root.iter(f"{SVG}style")) | set(root.iter(f"{SVG}image"))
+    black = re.findall(r"(?:fill|stroke): (?:#000000|black)", text)
+    assert black == []

@@ -67,19 +67,19 @@ def test_values_reach_their_nodes() -> None:
         "score": {"layers.1.proj": 2 / 3, "layers.2.proj": 0.0},
     }
     data = embedded(graph_page.render(chain(), values))
-    found = {
+    by_name = {
         entry["n"]: entry["v"]
         for entry in data["nodes"]
         if any(v is not None for v in entry.get("v", ()))
     }
-    assert found == {"layers.1.proj": [0.25, 0.6667], "layers.2.proj": [None, 0.0]}
+    assert by_name == {"layers.1.proj": [0.25, 0.6667], "layers.2.proj": [None, 0.0]}
     assert data["labels"] == ["error", "score"]
     with pytest.raises(ValueError, match="no weight 'nothing'"):
         graph_page.render(chain(), {"error": {"nothing": 1.0}})
 
 
 def test_errors_of_a_calibration_are_values() -> None:
-    """A method that is not on offer has none; the slices of a weight share the error of the whole."""
+    """A method not on offer has none; the slices of a weight share the error of the whole."""
     halves = [Weight(f"b#{k}", "b.weight", (4, 4), start=4 * k) for k in (0, 1)]
     weights = [Weight("a", "a.weight", (4, 4)), *halves, Weight("c", "c.weight", (4, 4))]
     graph = Graph("toy", tuple(Node(w.name, Op.LINEAR, weight=w) for w in weights), ())
@@ -101,7 +101,7 @@ def test_the_page_loads_nothing_and_no_name_breaks_out_of_it() -> None:
 
 
 def browse(page: Path, fragment: str = "", *flags: str) -> str:
-    """The page's HTML after its scripts have run in Chromium, which had nothing to say in its console."""
+    """The page's HTML after its scripts have run in Chromium, with nothing in the console."""
     command = [
         str(CHROMIUM),
         *(
@@ -133,12 +133,13 @@ def test_the_page_runs_in_a_browser(tmp_path: Path, fragment: str) -> None:
 def test_search_click_fold_and_keys(tmp_path: Path) -> None:
     """What hands do, done by a script at the end of the page."""
     probe = """<script>
-    const said = [], say = (...words) => said.push(words.join(" ")), $box = $("details");
+    const lines = [], say = (...words) => lines.push(words.join(" ")), $box = $("details");
     const key = k => dispatchEvent(new KeyboardEvent("keydown", { key: k }));
     const clickOn = u => {
       const r = canvas.getBoundingClientRect(), y = u.frame ? u.y - u.h / 2 + 12 : u.y;
-      const where = { clientX: r.left + u.x * view.k + view.x, clientY: r.top + y * view.k + view.y };
-      for (const kind of ["pointerdown", "pointerup"]) canvas.dispatchEvent(new PointerEvent(kind, where));
+      const clientX = r.left + u.x * view.k + view.x, clientY = r.top + y * view.k + view.y;
+      for (const kind of ["pointerdown", "pointerup"])
+        canvas.dispatchEvent(new PointerEvent(kind, { clientX, clientY }));
     };
     canvas.setPointerCapture = () => {};
     say("units", units.length, "frames", frames.length);
@@ -156,15 +157,16 @@ def test_search_click_fold_and_keys(tmp_path: Path) -> None:
     unfold(Infinity); rebuild(); fit(true); draw(); say("all", units.length, frames.length);
     const near = (u, v, w, h) => Math.abs(u.x - v.x) < w && Math.abs(u.y - v.y) < h;
     say("overlaps", units.filter((u, i) => units.some((v, j) => j > i && near(u, v, W, H))).length);
-    say("inside", units.every(u => !u.parent.group || near(u, u.parent, u.parent.w / 2, u.parent.h / 2)));
-    document.title = said.join("; ");
+    const inside = (u, p) => !p.group || near(u, p, p.w / 2, p.h / 2);
+    say("inside", units.every(u => inside(u, u.parent)));
+    document.title = lines.join("; ");
     </script>"""
     values = {"score": {f"layers.{b}.proj": 10.0 ** (b % 3) for b in range(60)}}
     page = graph_page.render(chain(60), values)
     (tmp_path / "graph.html").write_text(page.replace("</body>", probe + "</body>"))
-    said = re.search(r"<title>(.*?)</title>", browse(tmp_path / "graph.html", "#colour=op"))
-    assert said is not None
-    assert said[1].split("; ") == [
+    page_title = re.search(r"<title>(.*?)</title>", browse(tmp_path / "graph.html", "#color=op"))
+    assert page_title is not None
+    assert page_title[1].split("; ") == [
         "units 3 frames 0",  # 182 nodes in one stage, between input and output
         "picked layers false",
         "unfolded 1 62",
@@ -173,7 +175,7 @@ def test_search_click_fold_and_keys(tmp_path: Path) -> None:
         "second 2 / 60 layers.1.proj",
         "up layers.1.norm",
         "closed true",
-        "ramp 1log100 #colour=score",
+        "ramp 1log100 #color=score",
         "dim true 0",
         "all 182 61",
         "overlaps 0",
@@ -203,10 +205,10 @@ def test_a_published_denoiser_is_drawn(tmp_path: Path, name: str) -> None:
     )
     with Image.open(shot) as image:
         assert image.size == (1440, 900)
-        colours = image.convert("RGB").getcolors(1 << 24)
-    found = {colour: count for count, colour in colours}
-    for colour in (
+        colors = image.convert("RGB").getcolors(1 << 24)
+    counts = {color: count for count, color in colors}
+    for color in (
         (0x4C, 0x7F, 0xE8),
         (0xE2, 0x84, 0x3A),
     ):  # the two most frequent ops, in legend and graph
-        assert found.get(colour, 0) > 200
+        assert counts.get(color, 0) > 200

@@ -11,7 +11,7 @@ from qsdm.predictor.fit import fit_folds
 
 @pytest.fixture(scope="session")
 def predictor(toy: Toy) -> Predictor:
-    """Of two small networks, hardly trained, whose learned part counts in full: it is not additive."""
+    """Two small networks, hardly trained, whose learned part counts in full: it is not additive."""
     import torch
 
     outcomes, _ = toy.outcomes(40)

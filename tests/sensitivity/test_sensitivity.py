@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +10,11 @@ from toy_unet import Toy
 
 from qsdm.predictor import Predictor
 from qsdm.predictor.scores import srcc
-from qsdm.sensitivity import AttributionOptions, Sensitivity, balanced_genes, by_decision, plots
+from qsdm.sensitivity import AttributionOptions, Sensitivity, balanced_genes, by_decision
 from qsdm.sensitivity.attribution import ablation, answer, integrated_gradients
 from qsdm.sensitivity.faithfulness import additive_srcc, deletion, interventions
 from qsdm.sensitivity.hops import hop_harms
-from qsdm.sensitivity.tables import KINDS, groups_of, table, text
+from qsdm.sensitivity.tables import KINDS, groups_of, most_harmful, table
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +40,8 @@ def test_integrated_gradients_add_up(predictor: Predictor, genes: np.ndarray) ->
     drop = drops(predictor, genes[:4])
     np.testing.assert_allclose(harms.sum(axis=1) + gaps, drop, rtol=1e-4)
     assert np.abs(gaps / drop).max() < 0.02
-    few = integrated_gradients(predictor, genes[:4], steps=2)[1]
-    assert np.abs(gaps).mean() < np.abs(few).mean()
+    coarse = integrated_gradients(predictor, genes[:4], steps=2)[1]
+    assert np.abs(gaps).mean() < np.abs(coarse).mean()
 
 
 def test_full_precision_harms_nobody(toy: Toy, predictor: Predictor) -> None:
@@ -52,11 +51,11 @@ def test_full_precision_harms_nobody(toy: Toy, predictor: Predictor) -> None:
     encoding = predictor.encoding
     x = encoding.one_hot(balanced_genes(toy.space, 2, np.random.default_rng(1)))
     x[:, :5] = encoding.full_precision()[:, :5]
-    found = IntegratedGradients(answer(predictor)).attribute(
+    captums = IntegratedGradients(answer(predictor)).attribute(
         torch.from_numpy(x), baselines=torch.from_numpy(encoding.full_precision()), n_steps=8
     )
-    assert not found[:, :5].any()
-    assert found[:, 5:].any()
+    assert not captums[:, :5].any()
+    assert captums[:, 5:].any()
 
 
 def test_an_additive_predictor_is_read_exactly(predictor: Predictor, genes: np.ndarray) -> None:
@@ -86,7 +85,7 @@ def test_ablation_of_a_group_is_the_difference_of_two_predictions(
     toy: Toy, predictor: Predictor, genes: np.ndarray
 ) -> None:
     names, groups = groups_of(toy.space, "role")
-    found = ablation(predictor, genes[:3], groups)
+    harms = ablation(predictor, genes[:3], groups)
     encoding = predictor.encoding
     for g in range(len(names)):
         hot, full = encoding.one_hot(genes[:3]), np.repeat(encoding.full_precision(), 3, axis=0)
@@ -94,13 +93,13 @@ def test_ablation_of_a_group_is_the_difference_of_two_predictions(
         restored[:, groups == g] = full[:, groups == g]
         alone[:, groups == g] = hot[:, groups == g]
         np.testing.assert_allclose(
-            found["to_full"][:, g],
+            harms["to_full"][:, g],
             predicted(predictor, restored) - predicted(predictor, hot),
             rtol=1e-3,
             atol=1e-3,
         )
         np.testing.assert_allclose(
-            found["from_full"][:, g],
+            harms["from_full"][:, g],
             predicted(predictor, full) - predicted(predictor, alone),
             rtol=1e-3,
             atol=1e-3,
@@ -138,28 +137,30 @@ def test_balanced_genes_hold_every_option_equally_often(toy: Toy) -> None:
 def test_by_decision_averages_over_the_configurations_that_took_it(
     toy: Toy, genes: np.ndarray
 ) -> None:
-    known = np.full((len(toy.space.options), len(toy.space.methods)), np.nan)
+    scores = np.full((len(toy.space.options), len(toy.space.methods)), np.nan)
     for i, offered in enumerate(toy.space.options):
-        known[i, [toy.space.methods.index(m) for m in offered]] = np.arange(len(offered)) + 10 * i
+        scores[i, [toy.space.methods.index(m) for m in offered]] = np.arange(len(offered)) + 10 * i
     harms = genes + 10.0 * np.arange(genes.shape[1])
-    np.testing.assert_array_equal(by_decision(toy.space, genes, harms), known)
+    np.testing.assert_array_equal(by_decision(toy.space, genes, harms), scores)
 
 
 def test_sensitivity_survives_json_and_knows_its_bits(toy: Toy, genes: np.ndarray) -> None:
     scores = by_decision(toy.space, genes, genes.astype(float))
     names = tuple(weight.name for weight in toy.space.graph.weights)
-    made = Sensitivity(names, toy.space.methods, scores, "integrated_gradients", {"deletion": 0.5})
-    again = Sensitivity.from_json(json.loads(json.dumps(made.to_json(), allow_nan=False)))
-    np.testing.assert_array_equal(again.scores, made.scores)
+    sensitivity = Sensitivity(
+        names, toy.space.methods, scores, "integrated_gradients", {"deletion": 0.5}
+    )
+    again = Sensitivity.from_json(json.loads(json.dumps(sensitivity.to_json(), allow_nan=False)))
+    np.testing.assert_array_equal(again.scores, sensitivity.scores)
     assert (again.weights, again.methods, again.faithfulness) == (
-        made.weights,
-        made.methods,
-        made.faithfulness,
+        sensitivity.weights,
+        sensitivity.methods,
+        sensitivity.faithfulness,
     )
     assert (
-        made.at_bits(4) > made.at_bits(3)
+        sensitivity.at_bits(4) > sensitivity.at_bits(3)
     ).all()  # options are sorted by bits, and the score is the option here
-    assert np.isnan(made.at_bits(8)).all()
+    assert np.isnan(sensitivity.at_bits(8)).all()
     with pytest.raises(ValueError, match="weights by methods"):
         Sensitivity(names, toy.space.methods[:1], scores, "hops")
 
@@ -170,19 +171,19 @@ def test_scores_are_compared_with_weights_measured_alone(toy: Toy) -> None:
         len(names), -1
     )
     scores[0] = np.nan
-    made = Sensitivity(names, toy.space.methods, scores, "hops")
+    sensitivity = Sensitivity(names, toy.space.methods, scores, "hops")
     method = toy.space.methods[0]
     measured = {(name, method): 2.0 * i for i, name in enumerate(names) if i}
     same = {"interventions": pytest.approx(1.0), "interventions_srcc": pytest.approx(1.0)}
-    assert interventions(made, measured) == same
-    assert interventions(made, measured | {("of another graph", method): 0.0}) == same
-    other = interventions(made, {key: -(harm**2) for key, harm in measured.items()})
+    assert interventions(sensitivity, measured) == same
+    assert interventions(sensitivity, measured | {("of another graph", method): 0.0}) == same
+    other = interventions(sensitivity, {key: -(harm**2) for key, harm in measured.items()})
     assert -1.0 < other["interventions"] < -0.9
     assert other["interventions_srcc"] == pytest.approx(-1.0)
-    assert interventions(made, measured | {(names[0], method): 0.0}) == same, (
+    assert interventions(sensitivity, measured | {(names[0], method): 0.0}) == same, (
         "its score is not known"
     )
-    assert interventions(made, dict(list(measured.items())[:2])) == {}
+    assert interventions(sensitivity, dict(list(measured.items())[:2])) == {}
 
 
 def test_faithful_scores_tell_themselves_from_others(
@@ -193,13 +194,13 @@ def test_faithful_scores_tell_themselves_from_others(
     right, wrong = (deletion(predictor, genes[0], sign * harms[0], rng) for sign in (1, -1))
     assert right > 0.05 > -0.05 > wrong
     names = tuple(weight.name for weight in toy.space.graph.weights)
-    made = Sensitivity(
+    sensitivity = Sensitivity(
         names, toy.space.methods, by_decision(toy.space, genes, harms), "integrated_gradients"
     )
     outcomes, _ = toy.outcomes(40, seed=3)
     rows = np.stack([toy.space.encode(outcome.qconfig) for outcome in outcomes])
     columns = predictor.encoding.columns_of(rows)
-    assert additive_srcc(made, columns, predictor.predict(rows)[0]) > 0.6
+    assert additive_srcc(sensitivity, columns, predictor.predict(rows)[0]) > 0.6
     assert srcc(-drops(predictor, rows), predictor.predict(rows)[0]) == pytest.approx(1, abs=1e-3)
 
 
@@ -214,26 +215,11 @@ def test_tables_share_out_the_whole_harm(toy: Toy, predictor: Predictor, genes: 
         )
         assert sum(row["num_weights"] for row in rows) == len(groups)
         assert sum(row["share_of_values"] for row in rows) == pytest.approx(1)
-        printed = text(kind, rows, limit=3)
+        printed = most_harmful(kind, rows, limit=3)
         assert (
             max(rows, key=lambda row: row["integrated_gradients"])["name"]
             in printed.splitlines()[1]
         )
-
-
-def test_pictures_are_drawn(toy: Toy, genes: np.ndarray, tmp_path: Path) -> None:
-    harms = np.random.default_rng(0).normal(size=genes.shape)
-    names, _ = groups_of(toy.space, "block")
-    zeros = np.zeros((len(genes), len(names)))
-    rows = table(toy.space, "block", harms, zeros, zeros, harms)
-    figure = plots.bars(rows, "block", "predicted fd_lite0", limit=3)
-    assert len(figure.axes[0].get_yticklabels()) == 3
-    assert f"{len(names) - 3} less harmful ones not shown" in figure.axes[0].get_title()
-    scores = by_decision(toy.space, genes, harms)
-    weights = tuple(weight.name for weight in toy.space.graph.weights)
-    made = Sensitivity(weights, toy.space.methods, scores, "integrated_gradients")
-    plots.heat_map(made, "predicted fd_lite0", limit=5).savefig(tmp_path / "weights.png")
-    assert (tmp_path / "weights.png").stat().st_size > 5000
 
 
 def test_options_out_of_range_are_refused() -> None:

@@ -1,0 +1,43 @@
+"""Every figure of qsdm, once: for the page, the notebooks, the README and W&B.
+
+    quality     quality against size: `search`, `measured`, `front` (both), `mix`, `pictures`
+    harm        `sensitivity` by group, `heat` by weight and method, `interventions`
+    labels      `predictor`, `bits`
+    structure   of a graph: `graph`, `weights`
+    canvas      the palette and the style; `png` and `svg`, in which marks have tooltips
+
+A figure is a matplotlib ``Figure`` that belongs to no window. One whose data is missing raises
+`qsdm.report.results.NotRun`, which names the command that makes it.
+
+Example:
+    >>> from qsdm.graph import Graph, Node, Op, Role, Weight
+    >>> from qsdm.report import figures
+    >>> node = Node("proj", Op.LINEAR, Role.FF_IN, weight=Weight("proj", "proj.weight", (8, 4)))
+    >>> figure = figures.weights(Graph("tiny", (node,), ()))
+    >>> figures.png(figure)[1:4]
+    b'PNG'
+"""
+
+from qsdm.report.figures.canvas import PALETTE, png, svg
+from qsdm.report.figures.harm import heat, interventions, sensitivity
+from qsdm.report.figures.labels import bits, predictor
+from qsdm.report.figures.quality import front, measured, mix, pictures, search
+from qsdm.report.figures.structure import graph, weights
+
+__all__ = [
+    "PALETTE",
+    "bits",
+    "front",
+    "graph",
+    "heat",
+    "interventions",
+    "measured",
+    "mix",
+    "pictures",
+    "png",
+    "predictor",
+    "search",
+    "sensitivity",
+    "svg",
+    "weights",
+]

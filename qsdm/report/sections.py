@@ -1,0 +1,301 @@
+"""What the sections of the page say: tiles, pictures, tables, hints, and how it all was made."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from typing import Any
+
+from qsdm.report.results import Results
+from qsdm.report.summary import FULL, OURS, kind_of, main_metric, rows, shown_pictures, verdict
+from qsdm.text import size
+
+TITLES = {FULL: "full precision", OURS: "ours"}
+PREDICTORS = {
+    "gnn": "graph network",
+    "additive": "additive model of weights",
+    "ridge": "ridge on one-hot methods",
+    "error_sum": "sum of weight errors",
+    "avg_bits": "average bits",
+}
+Report = Mapping[str, Any] | None
+"""Contents of an artifact; None where its command has not run."""
+
+
+def tiles(results: Results) -> list[dict[str, str]]:
+    """Write the figures under the heading.
+
+    Args:
+        results: of a denoiser.
+
+    Returns:
+        value and label of each; none without a row of ours.
+    """
+    result = verdict(results.summary)
+    if result is None:
+        return []
+    metric, ours = result["metric"], result["ours"]
+
+    def change(other: float, label: str) -> dict[str, str]:
+        percent = f"{100 * (ours / other - 1):+.0f} %".replace("-", "−")
+        return {"value": percent, "label": f"{metric} against {label}"}
+
+    entries = [
+        {
+            "value": f"{result['avg_bits']:.2f} bits",
+            "label": f"per weight, {size(result['size_bytes'])} in all",
+        }
+    ]
+    if full_bytes := result["fp_bytes"]:
+        entries.append(
+            {
+                "value": f"{full_bytes / result['size_bytes']:.1f}×",
+                "label": f"smaller than full precision, {size(full_bytes)}",
+            }
+        )
+    against = "" if result["fp"] is None else f", {result['fp']:.1f} at full precision"
+    entries.append({"value": f"{ours:.1f}", "label": f"{metric}{against}"})
+    if result["random_mean"]:
+        entries.append(change(result["random_mean"], "random ones of its size"))
+    if rival := result["rival"]:
+        entries.append(change(rival["metrics"][metric], f"uniform {rival['name']}"))
+    return entries
+
+
+def pictures(results: Results) -> list[dict[str, str]]:
+    """Embed grids: full precision, the best uniform 4-bit and 3-bit ones, ours.
+
+    Args:
+        results: of a denoiser.
+
+    Returns:
+        kind, title, note and uri of each.
+    """
+    metric = main_metric(results.summary)
+    by_name = {row["name"]: row for row in rows(results.summary)}
+    entries = []
+    for name in shown_pictures(results.summary, results.pictures):
+        row = by_name.get(name)
+        score = row and row["metrics"].get(metric)
+        note = f"{row['avg_bits']:.2f} bits" if row else ""
+        note += f" · {metric} {score:.4g}" if score is not None else ""
+        uri = "data:image/png;base64," + base64.b64encode(results.pictures[name]).decode()
+        title = TITLES.get(name, f"uniform {name}")
+        entries.append({"kind": kind_of(name), "title": title, "note": note, "uri": uri})
+    return entries
+
+
+def table(results: Results) -> dict[str, Any] | None:
+    """Write the measured rows as text; the best quantized value of each metric is marked.
+
+    Args:
+        results: of a denoiser.
+
+    Returns:
+        heads, and rows of kind and cells (text, best); None without measured rows.
+    """
+    measured = rows(results.summary)
+    if not measured:
+        return None
+    described = (results.summary or {}).get("metrics", {})  # a summary of version 0.1 has none
+    present = {name for row in measured for name in row["metrics"]}
+    names = [name for name in described if name in present]
+    names += sorted(present - set(names))
+    best: dict[str, float] = {}
+    for name in names:
+        values = [row["metrics"].get(name) for row in measured if row["name"] != FULL]
+        defined = [value for value in values if value is not None]
+        if defined and name in described:
+            choose = max if described[name]["larger_is_better"] else min
+            best[name] = choose(defined)
+    entries = []
+    for row in measured:
+        cells = [
+            {"text": TITLES.get(row["name"], row["name"]), "best": False},
+            {"text": f"{row['avg_bits']:.3f}", "best": False},
+            {"text": f"{row['size_bytes']:,}", "best": False},
+        ]
+        for name in names:
+            value = row["metrics"].get(name)
+            text = "–" if value is None else number(value, described.get(name))
+            is_best = row["name"] != FULL and value is not None and value == best.get(name)
+            cells.append({"text": text, "best": is_best})
+        entries.append({"kind": kind_of(row["name"]), "cells": cells})
+    heads = ["", "bits", "bytes", *(head(name, described.get(name)) for name in names)]
+    return {"heads": heads, "rows": entries}
+
+
+def head(name: str, described: Mapping[str, Any] | None) -> str:
+    """Label a metric; an arrow points to its better side.
+
+    Args:
+        name: of the metric.
+        described: label and larger_is_better; None if nothing is known about it.
+
+    Returns:
+        Text.
+    """
+    if described is None:
+        return name
+    return f"{described['label']} {'↑' if described['larger_is_better'] else '↓'}"
+
+
+def number(value: float, described: Mapping[str, Any] | None) -> str:
+    """Write a metric's value with its digits.
+
+    Args:
+        value: of the metric.
+        described: digits; None if nothing is known about it.
+
+    Returns:
+        Text.
+    """
+    return f"{value:.4g}" if described is None else f"{value:.{described['digits']}f}"
+
+
+def predictors(report: Report) -> list[dict[str, Any]]:
+    """Write the predictors' table, and the ceiling.
+
+    Args:
+        report: of `train`.
+
+    Returns:
+        name, srcc, ndcg and ours of each.
+    """
+    if not report:
+        return []
+    entries: list[dict[str, Any]] = []
+    for name, scores in report["scores"].items():
+        srcc, ndcg = (
+            f"{scores[q]['mean']:.3f} ± {scores[q]['std']:.3f}" for q in ("srcc", "ndcg_at_10")
+        )
+        title = PREDICTORS.get(name, name)
+        entries.append({"name": title, "srcc": srcc, "ndcg": ndcg, "ours": name == "gnn"})
+    if noise := report.get("noise"):
+        ceiling = {"name": "ceiling set by the labels' noise", "srcc": f"{noise['ceiling']:.3f}"}
+        entries.append(ceiling | {"ndcg": "–", "ours": False})
+    return entries
+
+
+def predictor_hint(report: Report) -> str:
+    """Explain the predictors' table.
+
+    Args:
+        report: of `train`.
+
+    Returns:
+        A sentence.
+    """
+    if not report:
+        return ""
+    return (
+        f"Learned from {report['num_outcomes']} measured configurations; every score is on "
+        "configurations held out, mean and deviation over the folds."
+    )
+
+
+def search_hint(front: Report) -> str:
+    """Explain the figure of the search.
+
+    Args:
+        front: of `search`.
+
+    Returns:
+        Sentences.
+    """
+    if not front:
+        return ""
+    volume = front["hypervolume"]
+    shares = ", ".join(
+        f"{name.replace('_', ' by ')} {volume[name]:.3f}" for name in volume if name != "front"
+    )
+    return (
+        f"{front['num_evaluations']:,} configurations predicted. "
+        f"Hypervolume: front {volume['front']:.3f}, {shares}. "
+        "The band is the deviation over the folds."
+    )
+
+
+def sensitivity_hint(sensitivity: Report) -> str:
+    """Explain the figures of sensitivity.
+
+    Args:
+        sensitivity: of `attribute`.
+
+    Returns:
+        A sentence.
+    """
+    if not sensitivity:
+        return ""
+    return (
+        "What quantization costs in predicted quality, by integrated gradients from full "
+        f"precision, mean over {sensitivity['attribution']['num_configs']} configurations; the "
+        f"attributions miss {sensitivity['completeness']['gap']:.2%} of the whole harm at most."
+    )
+
+
+def alone_hint(sensitivity: Report) -> str:
+    """Explain the figure of weights that were quantized alone.
+
+    Args:
+        sensitivity: of `attribute`.
+
+    Returns:
+        Sentences.
+    """
+    if not sensitivity:
+        return ""
+    faith = sensitivity["sensitivities"]["integrated_gradients"]["faithfulness"]
+    if "interventions" not in faith:
+        return ""
+    return (
+        f"{len(sensitivity['interventions'])} weights were each quantized alone, all others in "
+        "full precision, and measured. The predictor never saw such configurations; correlation "
+        f"{faith['interventions']:.2f}, of ranks {faith['interventions_srcc']:.2f}."
+    )
+
+
+def about(results: Results) -> list[tuple[str, str]]:
+    """List how it was made: protocol, seeds, counts, versions.
+
+    Args:
+        results: of a denoiser.
+
+    Returns:
+        Names and texts.
+    """
+    entries: list[tuple[str, str]] = []
+    if (graph := results.graph) is not None:
+        sizes = f"{len(graph.weights)} quantizable weights, {graph.num_values:,} values"
+        entries.append(("graph", f"{len(graph.nodes)} nodes, {sizes}"))
+    if protocol := results.protocol:
+        steps = f"{protocol['steps']} steps, guidance {protocol['guidance']:g}"
+        pixels = f"{protocol['resolution_px']} px, {protocol['dtype']}"
+        entries.append(("sampler", f"{protocol['sampler']}, {steps}, {pixels}"))
+        each = f"{protocol['num_images']} pictures each, seed set {protocol['seed_set']}"
+        entries.append(("labels", f"{len(results.outcomes)} configurations, {each}"))
+        versions = "; ".join(f"{name}: {version}" for name, version in results.versions.items())
+        entries.append(("metrics", versions))
+    for key in ("num_images", "seed_set", "label_seed_set"):
+        if results.summary and key in results.summary:
+            name = f"measured rows, {key.replace('_', ' ')}"
+            entries.append((name, str(results.summary[key])))
+    if front := results.front:
+        limit = "" if front["max_bits"] is None else f", at most {front['max_bits']:g} bits"
+        budget = f"budget {front['budget']:,}, kappa {front['kappa']:g}, seed {front['seed']}"
+        entries.append(("search", f"{front['strategy']['name']}, {budget}{limit}"))
+        terms = [f"{weight:+g} × {name}" for name, weight in front["objective"].items()]
+        entries.append(("objective", ", ".join(terms)))
+    return entries + _origin(results)
+
+
+def _origin(results: Results) -> list[tuple[str, str]]:
+    """When, from which commit, and with which versions the latest artifact was made."""
+    for source in (results.summary, results.front, results.predictor):
+        if origin := (source or {}).get("provenance"):
+            versions = [f"{name} {version}" for name, version in origin["versions"].items()]
+            return [
+                ("made", f"{origin['made']}, commit {origin['commit'] or 'unknown'}"),
+                ("versions", ", ".join([f"python {origin['python']}", *versions])),
+            ]
+    return []

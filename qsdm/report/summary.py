@@ -1,0 +1,201 @@
+"""What the measured rows of `realize` say: which beat which, and the result in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qsdm.outcome import Objective
+
+if TYPE_CHECKING:
+    import pandas
+
+OURS, FULL = "ours", "fp"
+KINDS = (FULL, OURS, "uniform", "random")
+Row = Mapping[str, Any]
+Summary = Mapping[str, Any] | None
+"""Contents of summary.json; None where nothing was realized."""
+
+
+def rows(summary: Summary) -> list[Row]:
+    """Sort the measured rows as they are read: full precision, ours, uniform by bits, random.
+
+    Args:
+        summary: contents of summary.json.
+
+    Returns:
+        Mappings with name, avg_bits, size_bytes and metrics.
+    """
+
+    def rank(row: Row) -> tuple[int, float]:
+        kind = kind_of(row["name"])
+        return KINDS.index(kind), -row["avg_bits"] if kind == "uniform" else 0.0
+
+    return sorted(summary["rows"], key=rank) if summary else []
+
+
+def kind_of(name: str) -> str:
+    """Tell what a row is from its name.
+
+    Args:
+        name: of a measured row.
+
+    Returns:
+        fp, ours, random or uniform.
+    """
+    if name in (FULL, OURS):
+        return name
+    return "random" if name.startswith("random") else "uniform"
+
+
+def main_metric(summary: Summary) -> str | None:
+    """Choose the metric that the heading and the figures speak of: a Fréchet distance, `fid` first.
+
+    Args:
+        summary: contents of summary.json.
+
+    Returns:
+        Its name; None if no such distance was measured.
+    """
+    present = {
+        name for row in rows(summary) for name, value in row["metrics"].items() if value is not None
+    }
+    distances = sorted(name for name in present if name.startswith("fd_"))
+    return "fid" if "fid" in present else distances[0] if distances else None
+
+
+def verdict(summary: Summary) -> dict[str, Any] | None:
+    """Compare ours with what it must beat, on `main_metric`, of which less is better.
+
+    Args:
+        summary: contents of summary.json.
+
+    Returns:
+        ours, fp, random_mean, random_best (values, or None), rival (the best uniform row that is
+        not larger), better_than_random and better_than_uniform, among others; None without a row
+        of ours.
+    """
+    metric = main_metric(summary)
+    by_name = {row["name"]: row for row in rows(summary)}
+    if metric is None or OURS not in by_name or by_name[OURS]["metrics"].get(metric) is None:
+        return None
+    ours, full = by_name[OURS], by_name.get(FULL)
+    value = ours["metrics"][metric]
+    random = [row["metrics"][metric] for name, row in by_name.items() if kind_of(name) == "random"]
+    smaller = [
+        row
+        for name, row in by_name.items()
+        if kind_of(name) == "uniform" and row["size_bytes"] <= ours["size_bytes"]
+    ]
+    rival = min(smaller, key=lambda row: row["metrics"][metric], default=None)
+    return {
+        "metric": metric,
+        "ours": value,
+        "avg_bits": ours["avg_bits"],
+        "size_bytes": ours["size_bytes"],
+        "fp": full and full["metrics"][metric],
+        "fp_bytes": full and full["size_bytes"],
+        "random_mean": float(np.mean(random)) if random else None,
+        "random_best": min(random) if random else None,
+        "num_random": len(random),
+        "rival": rival,
+        "better_than_random": bool(random) and value < float(np.mean(random)),
+        "better_than_uniform": rival is not None and value < rival["metrics"][metric],
+    }
+
+
+def sentence(summary: Summary) -> str | None:
+    """Say the result in one sentence, whichever way it went.
+
+    Args:
+        summary: contents of summary.json.
+
+    Returns:
+        The sentence; None without a row of ours.
+    """
+    result = verdict(summary)
+    if result is None:
+        return None
+    score = f"{result['metric']} {result['ours']:.4g}"
+    text = f"At {result['avg_bits']:.2f} bits per weight, mixed precision scores {score}"
+    if result["fp"] is not None:
+        text += f" ({result['fp']:.4g} at full precision)"
+    parts = []
+    if (rival := result["rival"]) is not None:
+        word = "below" if result["better_than_uniform"] else "not below"
+        other = rival["metrics"][result["metric"]]
+        best = "the best uniform configuration of no larger size"
+        parts.append(f"{word} {best} ({rival['name']}, {other:.4g})")
+    if result["random_mean"] is not None:
+        word = "below" if result["better_than_random"] else "not below"
+        parts.append(
+            f"{word} the mean of {result['num_random']} random ones of its size "
+            f"({result['random_mean']:.4g})"
+        )
+    return text + (": " if parts else "") + " and ".join(parts) + "."
+
+
+def table(summary: Summary) -> pandas.DataFrame:
+    """Tabulate the measured rows: bits, bytes, metrics.
+
+    Args:
+        summary: contents of summary.json.
+
+    Returns:
+        One line per row, by name.
+    """
+    import pandas
+
+    measured = rows(summary)
+    entries = [
+        {key: row[key] for key in ("avg_bits", "size_bytes")} | dict(row["metrics"])
+        for row in measured
+    ]
+    return pandas.DataFrame(entries, index=[row["name"] for row in measured])
+
+
+def candidates(summary: Summary, front: Mapping[str, Any] | None) -> list[dict[str, float]]:
+    """List the points of the front that were measured under the protocol of the labels.
+
+    Args:
+        summary: contents of summary.json.
+        front: of the search, with its objective.
+
+    Returns:
+        avg_bits, predicted and quality of each.
+    """
+    if not summary or not front:
+        return []
+    objective = Objective(front["objective"])
+    return [
+        {
+            "avg_bits": row["avg_bits"],
+            "predicted": row["predicted"],
+            "quality": objective({**row["metrics"], "avg_bits": row["avg_bits"]}),
+        }
+        for row in summary.get("candidates", [])
+    ]
+
+
+def shown_pictures(summary: Summary, pictures: Mapping[str, bytes]) -> list[str]:
+    """Choose the pictures to compare: full precision, best uniform 4-bit and 3-bit ones, ours.
+
+    Args:
+        summary: contents of summary.json.
+        pictures: PNG by the name of a measured row.
+
+    Returns:
+        Names, side by side.
+    """
+    metric = main_metric(summary) or ""
+    value = {row["name"]: row["metrics"].get(metric) for row in rows(summary)}
+
+    def best(bits: str) -> str:
+        names = [name for name in pictures if kind_of(name) == "uniform" and name.endswith(bits)]
+        return min(
+            names, key=lambda name: np.inf if value.get(name) is None else value[name], default=""
+        )
+
+    return [name for name in (FULL, best("-4"), best("-3"), OURS) if name in pictures]

@@ -1,0 +1,73 @@
+"""Sizes, durations and tables as people read them.
+
+Example:
+    >>> from qsdm.text import duration, size, table
+    >>> size(1_696_864), duration(29_900)
+    ('1.7 MB', '8 hours and 18 minutes')
+    >>> print(table(["method", "bits", "bytes"], [["uaq-4", 4.14, 2_014_352]], floats=".3f"))
+    method      bits      bytes
+    uaq-4      4.140  2,014,352
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+
+def size(num_bytes: float) -> str:
+    """Format a number of bytes in decimal units, with three significant digits.
+
+    Args:
+        num_bytes: not negative.
+
+    Returns:
+        For example 7.85 MB.
+    """
+    import humanize
+
+    return humanize.naturalsize(num_bytes, format="%.3g")
+
+
+def duration(seconds: float) -> str:
+    """Format a duration: to the second below two minutes, to the minute below a day.
+
+    Args:
+        seconds: not negative; at least one is shown.
+
+    Returns:
+        For example 8 hours and 18 minutes.
+    """
+    import humanize
+
+    unit = "seconds" if seconds < 120 else "minutes" if seconds < 24 * 3600 else "hours"
+    return humanize.precisedelta(max(1, seconds), minimum_unit=unit, format="%.0f")
+
+
+def table(
+    heads: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    floats: str | Sequence[str] = ".4f",
+) -> str:
+    """Align rows in columns: the first to the left, all others to the right.
+
+    Args:
+        heads: names of the columns.
+        rows: a cell for each column; None is shown as a dash, integers with separators.
+        floats: format of numbers with a fraction, of all columns or of each.
+
+    Returns:
+        Lines without a final newline.
+    """
+    import tabulate
+
+    cells = list(rows)
+    return tabulate.tabulate(
+        cells,
+        heads,
+        tablefmt="plain",
+        floatfmt=floats,
+        intfmt=",",
+        missingval="-",
+        colalign=("left", *["right"] * (len(heads) - 1)) if cells else None,
+        disable_numparse=[0] if cells else False,  # a name like 1e5 is a name
+    )
