@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from qsdm import run
+from qsdm import run, text
 from qsdm.cost import MethodTable
 from qsdm.denoisers import ModelError, source_digest
 from qsdm.denoisers import denoiser_tensors as parameters  # as it was called here in 0.1
@@ -72,13 +72,14 @@ def summary(space: Space, table: MethodTable) -> str:
     import numpy as np
 
     numel = np.array([weight.numel for weight in space.graph.weights], dtype=np.float64)
-    lines = [f"{'method':<16}{'weights':>8}{'avg_bits':>10}{'rel_error':>11}"]
+    rows = []
     for i, method in enumerate(table.methods):
         on_offer = ~np.isnan(table.rel_error[:, i])
         bits = 8 * table.size_bytes[on_offer, i].sum() / numel[on_offer].sum()
-        error = table.rel_error[on_offer, i].mean()
-        lines.append(f"{method!s:<16}{on_offer.sum():>8}{bits:>10.4f}{error:>11.5f}")
-    return "\n".join(lines)
+        error = float(table.rel_error[on_offer, i].mean())
+        rows.append((method, int(on_offer.sum()), bits, error))
+    heads = ("method", "weights", "avg_bits", "rel_error")
+    return text.table(heads, rows, ("", "", ".4f", ".5f"))
 
 
 if __name__ == "__main__":

@@ -8,12 +8,13 @@ input, named ``conv1#0`` and ``conv1#1``.
 from __future__ import annotations
 
 import dataclasses
+import graphlib
 import hashlib
 import heapq
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -158,6 +159,16 @@ class Graph:
         edges: (source, target) as indices into ``nodes``.
         weights: the distinct weights of the nodes, in order of first use.
         digest: sha256 of the canonical JSON.
+
+    Raises:
+        ValueError: a name occurs twice, or an edge does not lead to a later node.
+
+    Example:
+        >>> from qsdm.graph import Graph, Node, Op, Role, Weight
+        >>> proj = Node("proj", Op.LINEAR, Role.FF_IN, weight=Weight("proj", "proj.weight", (8, 4)))
+        >>> graph = Graph("tiny", (Node("x", Op.INPUT), proj), ((0, 1),))
+        >>> graph.num_values, graph.node_of("proj").role
+        (32, <Role.FF_IN: 'ff_in'>)
     """
 
     denoiser: str
@@ -355,8 +366,35 @@ def merge_splits(graph: Graph, keep: str) -> Graph:
     return sorted_graph(graph.denoiser, nodes, list(edges))
 
 
+def topological_order(
+    sources: Mapping[int, Iterable[int]], key: Callable[[int], tuple[int, ...]]
+) -> list[int]:
+    """Sort nodes so that each follows its sources; where there is a choice, by a key.
+
+    Args:
+        sources: of every node.
+        key: of nodes that could stand at the same place; equal ones follow their numbers.
+
+    Returns:
+        All nodes.
+
+    Raises:
+        graphlib.CycleError: there is a cycle.
+    """
+    sorter = graphlib.TopologicalSorter(sources)
+    sorter.prepare()
+    ready: list[tuple[tuple[int, ...], int]] = []
+    order = []
+    while sorter.is_active():
+        for node in sorter.get_ready():
+            heapq.heappush(ready, (key(node), node))
+        order.append(node := heapq.heappop(ready)[1])
+        sorter.done(node)
+    return order
+
+
 def sorted_graph(denoiser: str, nodes: list[Node], edges: list[tuple[int, int]]) -> Graph:
-    """Build a graph from nodes in any order, by Kahn's algorithm.
+    """Build a graph from nodes in any order.
 
     Args:
         denoiser: its name.
@@ -369,21 +407,13 @@ def sorted_graph(denoiser: str, nodes: list[Node], edges: list[tuple[int, int]])
     Raises:
         ValueError: there is a cycle.
     """
-    targets: list[list[int]] = [[] for _ in nodes]
-    waiting = [0] * len(nodes)
+    sources: dict[int, list[int]] = {i: [] for i in range(len(nodes))}
     for a, b in edges:
-        targets[a].append(b)
-        waiting[b] += 1
-    ready = [i for i, n in enumerate(waiting) if n == 0]
-    order = []
-    while ready:
-        order.append(i := heapq.heappop(ready))
-        for b in targets[i]:
-            waiting[b] -= 1
-            if waiting[b] == 0:
-                heapq.heappush(ready, b)
-    if len(order) != len(nodes):
-        raise ValueError(f"the graph of {denoiser!r} has a cycle")
+        sources[b].append(a)
+    try:
+        order = topological_order(sources, key=lambda i: (i,))
+    except graphlib.CycleError as error:
+        raise ValueError(f"the graph of {denoiser!r} has a cycle") from error
     position = {old: new for new, old in enumerate(order)}
     return Graph(
         denoiser,

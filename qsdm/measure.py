@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qsdm import run
+from qsdm import run, text
 from qsdm.bounds import MANY, require
 from qsdm.cost import avg_bits
 from qsdm.engine.local import Local
@@ -256,19 +256,15 @@ def table(space: Space, rows: Sequence[tuple[str, Outcome]]) -> str:
         rows: label and outcome of each line.
     """
     names = list(rows[0][1].metrics)
-    widths = [max(12, len(name) + 2) for name in names]
-    lines = [
-        f"{'configuration':<14}{'bits':>8}"
-        + "".join(f"{n:>{w}}" for n, w in zip(names, widths, strict=True))
+    cells = [
+        [
+            label,
+            avg_bits(space.graph, outcome.qconfig, space.full_bits),
+            *(outcome.metrics.get(name) for name in names),
+        ]
+        for label, outcome in (rows if len(rows) <= 24 else [*rows[:12], *rows[-12:]])
     ]
-    for label, outcome in rows if len(rows) <= 24 else [*rows[:12], *rows[-12:]]:
-        values = [outcome.metrics.get(name) for name in names]
-        cells = "".join(
-            f"{'-':>{w}}" if value is None else f"{value:>{w}.4f}"
-            for value, w in zip(values, widths, strict=True)
-        )
-        bits = avg_bits(space.graph, outcome.qconfig, space.full_bits)
-        lines.append(f"{label:<14}{bits:>8.4f}{cells}")
+    lines = text.table(["configuration", "bits", *names], cells).splitlines()
     if len(rows) > 24:
         lines.insert(13, f"... {len(rows) - 24} more")
     return "\n".join(lines)

@@ -25,6 +25,7 @@ from qsdm.quant.methods import METHODS
 
 SCHEMA = "qsdm/qconfig/1"
 _TEXT = re.compile(r"([a-z0-9_]+)-(\d+)")
+_STEEPEST = 60.0  # exp(-60): an option of so small a share is never drawn
 
 
 class OutsideSpace(ValueError):
@@ -258,7 +259,10 @@ class Space:
         """
         widths = sorted({method.bits for offered in self.options for method in offered})
         share = rng.random() if share is None else share
-        probability = _tilted(widths, widths[0] + share * (widths[-1] - widths[0]))
+        target = widths[0] + share * (widths[-1] - widths[0])
+        values = np.array(widths, dtype=np.float64)
+        shares = tilted(values, np.ones(len(widths)), values, target)
+        probability = dict(zip(widths, shares.tolist(), strict=True))
         genes = np.empty(len(self.options), dtype=np.int64)
         for i, offered in enumerate(self.options):
             p = np.array(
@@ -399,16 +403,35 @@ def _affordable(
     return QuantMethod("kmeans_a", method.bits)
 
 
-def _tilted(widths: Sequence[int], target: float) -> dict[int, float]:
-    """The distribution over ``widths`` of greatest entropy whose mean is ``target``: p(b) ~ exp(t b), t by
-    bisection."""
-    values = np.array(widths, dtype=np.float64)
-    if len(values) == 1:
-        return {widths[0]: 1.0}
-    low, high = -60.0, 60.0
-    for _ in range(100):
-        tilt = (low + high) / 2
-        p = np.exp(tilt * (values - values.mean()) - np.abs(tilt) * np.ptp(values) / 2)
-        p /= p.sum()
-        low, high = (tilt, high) if p @ values < target else (low, tilt)
-    return dict(zip(widths, p.tolist(), strict=True))
+def tilted(bits: np.ndarray, share: np.ndarray, values: np.ndarray, target: float) -> np.ndarray:
+    """Choose probabilities of options that depend on their bits alone, by an expected total.
+
+    They are proportional to share × exp(t × bits), with one t for all rows: of all distributions
+    of this expected total, those of the greatest entropy.
+
+    Args:
+        bits: float64 [..., O], of each option.
+        share: float64 [..., O], weight of each option among those of equal bits; 0 for none.
+        values: float64 [..., O], summed over the options that are drawn; grows with bits.
+        target: expected sum; one beyond what is possible gives the nearest that is.
+
+    Returns:
+        Float64 [..., O]; each row sums to one.
+    """
+    from scipy.optimize import brentq
+
+    offset = np.where(share > 0, bits - bits[share > 0].mean(), 0)
+    steepest = _STEEPEST / max(1.0, np.abs(offset).max())
+
+    def probability(tilt: float) -> np.ndarray:
+        p = share * np.exp(tilt * offset)
+        return p / p.sum(axis=-1, keepdims=True)
+
+    def excess(tilt: float) -> float:
+        return float((probability(tilt) * values).sum() - target)
+
+    if excess(-steepest) >= 0:
+        return probability(-steepest)
+    if excess(steepest) <= 0:
+        return probability(steepest)
+    return probability(brentq(excess, -steepest, steepest, xtol=1e-12))

@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 
+from qsdm import text
 from qsdm.bounds import MANY, require
 from qsdm.log import Log, ignore
 from qsdm.outcome import Objective
@@ -393,10 +394,11 @@ def print_front(result: dict[str, Any], rows: int = 8) -> None:
         rows: number of points that are shown, evenly spaced over the front.
     """
     points = result["points"]
-    print(f"{'avg bits':>9} {'bytes':>13} {'predicted':>10} {'std':>8}")
-    for i in np.unique(np.linspace(0, len(points) - 1, rows).astype(int)):
-        p = points[i]
-        print(f"{p['avg_bits']:9.3f} {p['size_bytes']:13,} {p['predicted']:10.4g} {p['std']:8.3g}")
+    shown = [points[i] for i in np.unique(np.linspace(0, len(points) - 1, rows).astype(int))]
+    keys = ("avg_bits", "size_bytes", "predicted", "std")
+    cells = [[point[key] for key in keys] for point in shown]
+    heads = ("avg bits", "bytes", "predicted", "std")
+    print(text.table(heads, cells, (".3f", "", ".4g", ".3g")))
     print(
         "hypervolume: "
         + ", ".join(f"{name} {value:.4f}" for name, value in result["hypervolume"].items())

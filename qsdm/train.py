@@ -27,6 +27,7 @@ from __future__ import annotations
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from qsdm import text
 from qsdm.bounds import MANY, require
 from qsdm.log import Log, ignore
 from qsdm.outcome import Objective
@@ -229,12 +230,12 @@ def print_report(report: dict[str, Any]) -> None:
         f"{report['num_outcomes']} outcomes, {len(report['epochs'])} folds, "
         f"{report['seconds']:.0f} s; on held-out configurations:"
     )
-    print(f"{'predictor':<12}{'srcc':>16}{'ndcg@10':>16}")
-    for name, scores in report["scores"].items():
-        cells = [
-            f"{scores[q]['mean']:.3f} ± {scores[q]['std']:.3f}" for q in ("srcc", "ndcg_at_10")
-        ]
-        print(f"{name:<12}{cells[0]:>16}{cells[1]:>16}")
+    quantities = ("srcc", "ndcg_at_10")
+    rows = [
+        [name, *(f"{scores[q]['mean']:.3f} ± {scores[q]['std']:.3f}" for q in quantities)]
+        for name, scores in report["scores"].items()
+    ]
+    print(text.table(["predictor", "srcc", "ndcg@10"], rows))
     if (noise := report["noise"]) is None:
         print("noise ceiling: unknown, the outcomes hold no halves")
     else:
@@ -255,14 +256,18 @@ def print_test(test: TestReport) -> None:
     """
     names = list(test["sets"][0]["srcc"])
     print("test set, which no fold has seen; srcc:")
-    print(
-        f"{'configurations':<16}{'pictures':<10}{'seed set':<10}"
-        + "".join(f"{n:>11}" for n in [*names, "ceiling"])
-    )
-    for entry in test["sets"]:
-        about = f"{entry['num_configs']:<16}{entry['num_images']:<10}{entry['seed_set']:<10}"
-        ceiling = "-" if entry["noise"] is None else f"{entry['noise']['ceiling']:.3f}"
-        print(about + "".join(f"{entry['srcc'][name]:>11.3f}" for name in names) + f"{ceiling:>11}")
+    rows = [
+        [
+            entry["num_configs"],
+            entry["num_images"],
+            entry["seed_set"],
+            *(entry["srcc"][name] for name in names),
+            entry["noise"] and entry["noise"]["ceiling"],
+        ]
+        for entry in test["sets"]
+    ]
+    heads = ["configurations", "pictures", "seed set", *names, "ceiling"]
+    print(text.table(heads, rows, ".3f"))
     for pair in test["between"]:
         (a, n), (b, m) = pair["sets"]
         print(f"labels of seed set {a} ({n} pictures) and {b} ({m}): srcc {pair['srcc']:.3f}")

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qsdm.graph import Graph, Node, Op, Role, Weight, canonical, merge_splits, sorted_graph
+from qsdm.graph import (
+    Graph,
+    Node,
+    Op,
+    Role,
+    Weight,
+    canonical,
+    merge_splits,
+    sorted_graph,
+    topological_order,
+)
 
 
 def weight(name: str, out: int, channels: int, start: int = 0) -> Weight:
@@ -93,9 +104,9 @@ def test_graphml_round_trip() -> None:
     assert set(again.edges) == set(there.edges)
     assert again.nodes["up.conv1#1"]["shape"] == "8x8x3x3"
     for name, fields in again.nodes.items():
-        wanted = dict(there.nodes[name])
-        wanted["activation"] = "x".join(map(str, wanted["activation"]))
-        assert {key: value for key, value in fields.items() if key != "shape"} == wanted
+        expected = dict(there.nodes[name])
+        expected["activation"] = "x".join(map(str, expected["activation"]))
+        assert {key: value for key, value in fields.items() if key != "shape"} == expected
 
 
 def test_merging_all_splits_restores_the_layer() -> None:
@@ -125,9 +136,9 @@ def test_an_unknown_weight_is_named() -> None:
 @given(st.permutations(range(6)))
 def test_sorting_any_order_gives_the_same_relations(order: list[int]) -> None:
     graph = skip_graph()
-    place = {old: new for new, old in enumerate(order)}
+    position = {old: new for new, old in enumerate(order)}
     nodes = [graph.nodes[i] for i in order]
-    again = sorted_graph("toy", nodes, [(place[a], place[b]) for a, b in graph.edges])
+    again = sorted_graph("toy", nodes, [(position[a], position[b]) for a, b in graph.edges])
     assert set(again.to_networkx().edges) == set(graph.to_networkx().edges)
 
 
@@ -140,3 +151,21 @@ def test_canonical_json_ignores_the_order_of_keys() -> None:
     assert canonical({"a": 1, "b": [2]}) == canonical({"b": [2], "a": 1}) == b'{"a":1,"b":[2]}'
     with pytest.raises(ValueError, match="not JSON compliant"):
         canonical(float("nan"))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_topological_order_is_networkxs(seed: int) -> None:
+    import networkx
+
+    rng = np.random.default_rng(seed)
+    edges = [(a, b) for a in range(40) for b in range(a + 1, 40) if rng.random() < 0.05]
+    names = rng.permutation(40).tolist()  # so that numbers say nothing about the order
+    sources: dict[int, list[int]] = {name: [] for name in sorted(names)}
+    for a, b in edges:
+        sources[names[b]].append(names[a])
+    key = {name: (int(rng.integers(10)),) for name in names}
+    graph = networkx.DiGraph()
+    graph.add_nodes_from(sorted(names))
+    graph.add_edges_from((source, name) for name, before in sources.items() for source in before)
+    expected = networkx.lexicographical_topological_sort(graph, key=lambda n: (key[n], n))
+    assert topological_order(sources, key.__getitem__) == list(expected)

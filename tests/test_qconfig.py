@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qsdm.graph import Graph, Node, Op, Weight
-from qsdm.qconfig import OutsideSpace, QuantConfig, QuantMethod, Space, SpaceSpec
+from qsdm.qconfig import OutsideSpace, QuantConfig, QuantMethod, Space, SpaceSpec, tilted
 
 PAPER = ("uaq-3", "uaq-4", "kmeans_c-3", "kmeans_c-4", "kmeans_a-3", "kmeans_a-4")
 
@@ -167,3 +167,28 @@ def test_a_space_file_names_itself() -> None:
         assert data.pop("_target_") == "qsdm.qconfig.SpaceSpec"
         assert SpaceSpec(**data).of(LARGE).methods
         assert data["name"] == path.stem
+
+
+def test_tilted_shares_have_the_expected_total_and_no_row_prefers_equal_bits() -> None:
+    bits = np.array([[3.0, 4, 4, 8], [3, 8, 0, 0]])
+    share = np.array([[1, 0.5, 0.5, 1], [1, 1, 0, 0]])
+    sizes = np.array([[30.0, 44, 40, 80], [300, 800, 0, 0]])
+    for target in (400.0, 600.0, 800.0):
+        p = tilted(bits, share, sizes, target)
+        assert (p * sizes).sum() == pytest.approx(target)
+        assert p.sum(axis=1) == pytest.approx(np.ones(2))
+        assert p[0, 1] == p[0, 2]
+        assert (p[share == 0] == 0).all()
+        # One tilt for all: the log odds of two options grow with their difference of bits.
+        odds = np.log(p[0, 3] / p[0, 0]), np.log(p[1, 1] / p[1, 0])
+        assert odds[0] == pytest.approx(odds[1])
+    assert (tilted(bits, share, sizes, 0.0) * sizes).sum() == pytest.approx(330)
+    assert (tilted(bits, share, sizes, 1e9) * sizes).sum() == pytest.approx(880)
+
+
+def test_tilted_is_defined_for_one_width_and_for_wide_ones() -> None:
+    one = np.array([4.0])
+    assert tilted(one, np.ones(1), one, 4.0) == pytest.approx([1.0])
+    wide = np.array([[2.0, 16.0], [16.0, 0.0]])
+    p = tilted(wide, np.array([[1.0, 1], [1, 0]]), wide, 20.0)
+    assert (p * wide).sum() == pytest.approx(20)

@@ -40,6 +40,8 @@ from typing import Any
 
 import numpy as np
 
+from qsdm.text import table as text_table
+
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))  # where the tiny pipeline is built
 
 KINDS = ("sentence", "harmless", "traceback", "silent", "hang")
@@ -454,14 +456,17 @@ def restore(path: Path, whole: bytes) -> None:
 
 def table(counts: Counter[tuple[str, str]]) -> str:
     names = list(dict.fromkeys(name for name, _ in counts))
-    rows = [f"{'artifact':<58}" + "".join(f"{kind:>11}" for kind in KINDS)]
-    for name in [*names, "all"]:
-        cells = (
-            sum(n for (a, b), n in counts.items() if b == kind and name in (a, "all"))
-            for kind in KINDS
-        )
-        rows.append(f"{name:<58}" + "".join(f"{cell:>11}" for cell in cells))
-    return "\n".join(rows)
+    rows = [
+        [
+            name,
+            *(
+                sum(n for (a, b), n in counts.items() if b == kind and name in (a, "all"))
+                for kind in KINDS
+            ),
+        ]
+        for name in [*names, "all"]
+    ]
+    return text_table(["artifact", *KINDS], rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

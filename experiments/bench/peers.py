@@ -24,6 +24,7 @@ import torch
 
 from qsdm.qconfig import QuantMethod
 from qsdm.quant.fitting import dequantize, fit
+from qsdm.text import table
 
 ROWS = N = 1280
 REPEATS = 3
@@ -184,9 +185,9 @@ def main() -> None:
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     rows, missing = measure()
-    print(f"{'':<42}{'bits':>8}{'student':>10}{'normal':>10}{'ms':>9}")
-    for name, bits, (student, gauss), ms in rows:
-        print(f"{name:<42}{bits:>8.3f}{student:>10.5f}{gauss:>10.5f}{ms:>9.1f}")
+    cells = [(name, bits, student, gauss, ms) for name, bits, (student, gauss), ms in rows]
+    heads = ("", "bits", "student", "normal", "ms")
+    print(table(heads, cells, ("", ".3f", ".5f", ".5f", ".1f")))
     print("\n".join(missing))
     if arguments.write and missing:
         raise SystemExit(

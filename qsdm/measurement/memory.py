@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qsdm import cost
+from qsdm import cost, text
 from qsdm.denoisers import Model, ModelError, denoiser_class, denoiser_config
 from qsdm.denoisers.files import pipeline_files, pipeline_folder
 from qsdm.graph import Graph, Op
@@ -74,18 +74,18 @@ class Memory:
         Args:
             batch_size: pictures of a forward, whose activations are counted.
         """
-        parts = {name: f"{name} {size_text(size)}" for name, size in self.groups.items()}
+        parts = {name: f"{name} {text.size(size)}" for name, size in self.groups.items()}
         if "denoiser" in parts and self.packed_bytes:
             parts["denoiser"] += (
-                f" (packed {' to '.join(dict.fromkeys(map(size_text, self.packed_bytes)))})"
+                f" (packed {' to '.join(dict.fromkeys(map(text.size, self.packed_bytes)))})"
             )
         files = ", ".join(parts.values()) + ", " if parts else f"{self.missing}; "
         if self.activation_bytes is None:
             return f"memory: {files}activations of a forward are not known"
         size = self.activation_bytes * batch_size
-        activations = f"activations of one forward at batch {batch_size} about {size_text(size)}"
+        activations = f"activations of one forward at batch {batch_size} about {text.size(size)}"
         if self.guided:
-            activations += f" ({size_text(2 * size)} where guidance doubles the batch)"
+            activations += f" ({text.size(2 * size)} where guidance doubles the batch)"
         return f"memory: {files}{activations}"
 
 
@@ -249,16 +249,3 @@ def activation_bytes(model: Model, graph: Graph) -> int:
         * getattr(torch, model.dtype).itemsize
         // 4
     )
-
-
-def size_text(size_bytes: float) -> str:
-    """Format a size with decimal units and three digits: 7.85 MB.
-
-    Args:
-        size_bytes: the size.
-    """
-    value, units = float(size_bytes), iter(("B", "kB", "MB", "GB"))
-    unit = next(units)
-    while value >= 999.5 and unit != "GB":
-        value, unit = value / 1000, next(units)
-    return f"{value:,.0f} {unit}" if value >= 999.5 else f"{value:.3g} {unit}"

@@ -9,6 +9,7 @@ from statistics import median
 
 from qsdm.outcome import Outcome, Protocol
 from qsdm.qconfig import QuantConfig
+from qsdm.text import duration
 
 # Outcomes that tell the speed: the store lists shipped ones first, which another machine drew.
 NUM_RECENT = 50
@@ -170,16 +171,3 @@ def way_of(protocol: Protocol) -> tuple[object, ...]:
         protocol.dtype,
         protocol.guidance > 1,
     )
-
-
-def duration(seconds: float) -> str:
-    """Format a duration as people say it: 40 s, 41 min, 8.3 h, 3.5 days.
-
-    Args:
-        seconds: its length.
-    """
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    if seconds < 90 * 60:
-        return f"{round(seconds / 60)} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"

@@ -10,22 +10,6 @@ NDCG_AT = 10
 RELEVANCE = 50.0  # Qua²SeDiMo's code: r = 50 clip((y - q20) / (max - q20), 0, 1)
 
 
-def ranks(values: np.ndarray) -> np.ndarray:
-    """Rank values; equal values share the mean of their ranks.
-
-    Args:
-        values: [B].
-
-    Returns:
-        Float64 [B], from 0 to B - 1.
-    """
-    _, inverse, counts = np.unique(
-        np.asarray(values, dtype=np.float64), return_inverse=True, return_counts=True
-    )
-    last = counts.cumsum()
-    return ((last - 1 + last - counts) / 2)[inverse]
-
-
 def srcc(predicted: np.ndarray, measured: np.ndarray) -> float:
     """Compute Spearman's rank correlation coefficient.
 
@@ -36,7 +20,9 @@ def srcc(predicted: np.ndarray, measured: np.ndarray) -> float:
     Returns:
         In [-1, 1]; 0 if either is constant.
     """
-    a, b = ranks(predicted), ranks(measured)
+    from scipy.stats import rankdata
+
+    a, b = rankdata(predicted), rankdata(measured)
     a, b = a - a.mean(), b - b.mean()
     scale = np.sqrt((a @ a) * (b @ b))
     return float(a @ b / scale) if scale > 0 else 0.0

@@ -5,6 +5,22 @@ entry of ``conf/strategy`` names a frozen dataclass of options, whose ``start`` 
 each module here holds one strategy.
 
 Axes: B configurations, W weights, O options of the weight that has the most, K objectives.
+
+Example:
+    >>> import numpy as np
+    >>> from qsdm.graph import Graph, Node, Op, Role, Weight
+    >>> from qsdm.qconfig import SpaceSpec
+    >>> from qsdm.strategies import Problem
+    >>> from qsdm.strategies.random import Random
+    >>> proj = Node("proj", Op.LINEAR, Role.FF_IN, weight=Weight("proj", "proj.weight", (64, 512)))
+    >>> space = SpaceSpec("two", ["uaq-3", "uaq-4"]).of(Graph("tiny", (proj,), ()))
+    >>> problem = Problem(space, error=np.array([[0.03, 0.01]]))
+    >>> rng, seeds = np.random.default_rng(0), np.empty((0, 1), dtype=np.int64)
+    >>> search = Random(batch=5).start(problem, seeds, rng)
+    >>> genes = search.ask()
+    >>> search.tell(genes, np.zeros((5, 2)))
+    >>> genes.shape
+    (5, 1)
 """
 
 from __future__ import annotations
@@ -15,7 +31,7 @@ from typing import Protocol
 import numpy as np
 
 from qsdm.cost import MethodTable
-from qsdm.qconfig import Space
+from qsdm.qconfig import Space, tilted
 
 
 class Strategy(Protocol):
@@ -132,16 +148,12 @@ class Problem:
         """
         bits, share = bits_of(self.space)
         widths = np.unique(bits[share > 0])
-        target = rng.uniform(widths[0], widths[-1], size=num)
-        low, high = np.full(num, -60.0), np.full(num, 60.0)
-        for _ in range(60):  # p(b) ~ exp(t b) with mean ``target``
-            tilt = (low + high) / 2
-            p = np.exp(tilt[:, None] * (widths - widths.mean()))
-            below = p @ widths / p.sum(axis=1) < target
-            low, high = np.where(below, tilt, low), np.where(below, high, tilt)
-        return np.array(
-            [draw(share * np.exp(t * (bits - widths.mean())), rng) for t in low]
-        ).reshape(num, len(bits))
+        column = np.searchsorted(widths, bits)  # beyond a weight's options anything: its share is 0
+        genes = np.empty((num, len(bits)), dtype=np.int64)
+        for row, target in zip(genes, rng.uniform(widths[0], widths[-1], size=num), strict=True):
+            probability = tilted(widths, np.ones(len(widths)), widths, target)
+            row[:] = draw(share * probability[column], rng)
+        return genes
 
 
 def draw(weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -6,15 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qsdm.qconfig import QuantConfig, Space
+from qsdm.qconfig import QuantConfig, Space, tilted
 from qsdm.strategies import Problem, bits_of, draw, sizes_of
 
 
 @dataclass(frozen=True, slots=True)
 class Random:
-    """Options of random search, whose configurations have evenly spread average bits.
-
-    See `Space.sample`.
+    """Options of random search; average bits are spread evenly (see `Space.sample`).
 
     Attributes:
         batch: number of configurations per `ask`, at least 1.
@@ -33,6 +31,7 @@ class Random:
         rng: np.random.Generator,
     ) -> RandomSearch:
         """Begin a search; seeds are not used (see `StrategyOptions.start`)."""
+        del seeds
         return RandomSearch(problem, rng, self.batch)
 
 
@@ -63,7 +62,6 @@ def near(
     size_bytes: int,
     tolerance: float,
     rng: np.random.Generator,
-    full_bits: int | None = None,
     tries: int = 100,
 ) -> QuantConfig:
     """Draw a random configuration of a certain size.
@@ -77,7 +75,6 @@ def near(
         size_bytes: of the quantizable weights, overhead included.
         tolerance: largest relative difference from ``size_bytes``, for example 0.01.
         rng: source of randomness.
-        full_bits: bits of full precision; if given, they must be those of the space.
         tries: number of configurations to draw before giving up.
 
     Returns:
@@ -86,10 +83,6 @@ def near(
     Raises:
         ValueError: no configuration of this size exists or was found.
     """
-    if full_bits not in (None, space.full_bits):
-        raise ValueError(
-            f"this space is for a {space.full_bits}-bit denoiser (got full_bits {full_bits})"
-        )
     if not tolerance >= 0:
         raise ValueError(f"tolerance must not be negative (got {tolerance})")
     options, sizes = sizes_of(space)
@@ -101,7 +94,7 @@ def near(
         raise ValueError(
             f"the space reaches from {smallest} to {largest} bytes (wanted {size_bytes})"
         )
-    weights = _tilted(space, sizes, size_bytes)
+    weights = tilted(*bits_of(space), sizes, size_bytes)
     for _ in range(tries):
         genes = draw(weights, rng)
         if _repair(genes, sizes, offered, size_bytes, slack, rng):
@@ -110,23 +103,6 @@ def near(
         f"found no configuration within {tolerance:.2%} of {size_bytes} bytes in {tries} tries: "
         "give a larger tolerance"
     )
-
-
-def _tilted(space: Space, sizes: np.ndarray, size_bytes: int) -> np.ndarray:
-    """Probability of each option, float64 [W, O], for the expected size ``size_bytes``.
-
-    It is proportional to exp(t × bits), and options of equal bits share it.
-    """
-    bits, share = bits_of(space)
-    center = bits[share > 0].mean()
-    low, high = -60.0, 60.0
-    probability = share
-    for _ in range(60):
-        tilt = (low + high) / 2
-        probability = share * np.exp(tilt * (bits - center))
-        probability /= probability.sum(axis=1, keepdims=True)
-        low, high = (tilt, high) if (probability * sizes).sum() < size_bytes else (low, tilt)
-    return probability
 
 
 def _repair(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from qsdm.graph import Op, Role, Weight
+from qsdm.graph import Op, Role, Weight, topological_order
 from qsdm.tracing.calls import Call, Operand
 
 
@@ -105,18 +104,7 @@ class Sketch:
 
     def order(self) -> list[int]:
         """Topological order; where there is a choice, by position."""
-        waiting = {number: len(sources) for number, sources in self.into.items()}
-        ready = [(self.nodes[n].position, n) for n, count in waiting.items() if count == 0]
-        heapq.heapify(ready)
-        order = []
-        while ready:
-            order.append(number := heapq.heappop(ready)[1])
-            for target in self.out[number]:
-                waiting[target] -= 1
-                if waiting[target] == 0:
-                    heapq.heappush(ready, (self.nodes[target].position, target))
-        assert len(order) == len(self.nodes), "a forward pass has no cycle"
-        return order
+        return topological_order(self.into, key=lambda number: self.nodes[number].position)
 
     def depths(self) -> dict[int, float]:
         """Longest path from an input to each node, relative to the longest of all, in [0, 1]."""

@@ -13,7 +13,7 @@ from qsdm.denoisers import Model
 from qsdm.engine.local import Local
 from qsdm.engine.serial import Serial
 from qsdm.measure import measure
-from qsdm.measurement.plan import NUM_RECENT, History, Plan, duration, plan_of
+from qsdm.measurement.plan import NUM_RECENT, History, Plan, plan_of
 from qsdm.outcome import Outcome, Protocol
 from qsdm.qconfig import QuantConfig, QuantMethod, SpaceSpec
 from qsdm.store import Store
@@ -107,22 +107,18 @@ def test_says_it_in_a_line() -> None:
     )
     assert str(Plan(97, 256, 256, None, 2, 2.5)) == str(Plan(97, 256, 256))
     assert (
-        str(Plan(97, 256, 256, 0.2, 2)) == f"{drawn}; about 42 min on 2 workers (0.2 s a picture)"
+        str(Plan(97, 256, 256, 0.2, 2))
+        == f"{drawn}; about 42 minutes on 2 workers (0.2 s a picture)"
     )
     told = str(Plan(97, 256, 256, 0.2, None, 2.5))
-    assert told.startswith(f"{drawn}; about 84 min on one worker, less on more (0.2 s a picture)")
+    assert told.startswith(
+        f"{drawn}; about 1 hour and 24 minutes on one worker, less on more (0.2 s a picture)"
+    )
     assert told.endswith("about 3.48 at 2.50 per worker and hour")
     assert (
         str(Plan(1, 16, 0, 0.01, 1))
-        == "plan: 1 configuration x 16 pictures = 16; about 1 s on 1 worker (0.01 s a picture)"
+        == "plan: 1 configuration x 16 pictures = 16; about 1 second on 1 worker (0.01 s a picture)"
     )
-    assert [duration(s) for s in (0.1, 89, 100, 30_000, 300_000)] == [
-        "1 s",
-        "89 s",
-        "2 min",
-        "8.3 h",
-        "3.5 days",
-    ]
 
 
 @pytest.mark.parametrize("price", [0, -1.0, float("nan"), float("inf")])
@@ -176,7 +172,7 @@ def test_measure_tells_its_plan_first(
     there, (told, _) = lines(num_configs=3, plan=True, price_per_hour=1e6)
     assert there == first
     assert re.match(
-        r"plan: 1 configuration x 4 pictures = 4; about \d+ (s|min) on 1 worker \(", told
+        r"plan: 1 configuration x 4 pictures = 4; about \d+ (second|minute)s? on 1 worker \(", told
     )
     assert told.endswith(" at 1,000,000.00 per worker and hour")
     assert len(store.outcomes()) == 3

@@ -85,13 +85,13 @@ def test_many_samples_follow_the_rule_of_the_space():
 
 def test_front_holds_exactly_what_nothing_dominates():
     values = np.random.default_rng(0).integers(0, 12, size=(60, 2)).astype(float)
-    found = values[front(values)]
-    for point in found:
+    points = values[front(values)]
+    for point in points:
         assert not ((values <= point).all(axis=1) & (values < point).any(axis=1)).any()
     for value in values:
-        assert (found <= value).all(axis=1).any()
-    assert (np.diff(found[:, 1]) > 0).all()
-    assert (np.diff(found[:, 0]) < 0).all()
+        assert (points <= value).all(axis=1).any()
+    assert (np.diff(points[:, 1]) > 0).all()
+    assert (np.diff(points[:, 0]) < 0).all()
 
 
 def test_hypervolume_is_the_dominated_share_of_the_box():
@@ -124,10 +124,10 @@ def test_greedy_refuses_a_harm_that_is_not_finite():
 
 def test_spread_keeps_the_ends():
     genes = np.arange(40).reshape(20, 2)
-    few = spread(genes, 5)
-    assert len(few) == 5
-    assert few[0].tolist() == genes[0].tolist()
-    assert few[-1].tolist() == genes[-1].tolist()
+    five = spread(genes, 5)
+    assert len(five) == 5
+    assert five[0].tolist() == genes[0].tolist()
+    assert five[-1].tolist() == genes[-1].tolist()
     assert spread(genes, 50) is genes
 
 
@@ -137,15 +137,15 @@ def test_what_is_asked_lies_in_the_space_and_follows_the_seed(options):
     runs = []
     for _ in range(2):
         search = options.start(problem, path(problem, problem.error)[:5], np.random.default_rng(7))
-        asked = []
+        proposals = []
         for _ in range(4):
             genes = search.ask()
             assert genes.dtype == np.int64
             assert genes.shape[1] == 12
             assert ((genes >= 0) & (genes < problem.num_options)).all()
             search.tell(genes, values_of(problem, genes))
-            asked.append(genes)
-        runs.append(np.concatenate(asked))
+            proposals.append(genes)
+        runs.append(np.concatenate(proposals))
     assert np.array_equal(*runs)
 
 
@@ -156,12 +156,12 @@ def test_evolution_finds_the_optimum_of_a_separable_toy():
     search = Evolution(population=40, offspring=40).start(
         problem, no_seeds(problem), np.random.default_rng(0)
     )
-    found = []
+    proposals = []
     for _ in range(40):
         genes = search.ask()
-        found.append(values_of(problem, genes))
-        search.tell(genes, found[-1])
-    reached = hypervolume(np.concatenate(found), reference) / hypervolume(every, reference)
+        proposals.append(values_of(problem, genes))
+        search.tell(genes, proposals[-1])
+    reached = hypervolume(np.concatenate(proposals), reference) / hypervolume(every, reference)
     assert reached > 0.995
 
 
@@ -199,11 +199,11 @@ def test_near_has_the_size_that_is_asked_for(share):
     space = chain(40)
     problem = toy(40)
     sizes = problem.size_of(problem.sample(np.random.default_rng(0), 200))
-    wanted = int(np.quantile(sizes, share))
+    target = int(np.quantile(sizes, share))
     rng = np.random.default_rng(1)
-    drawn = [near(space, wanted, 0.005, rng) for _ in range(20)]
+    drawn = [near(space, target, 0.005, rng) for _ in range(20)]
     for qconfig in drawn:
-        assert size_bytes(space.graph, qconfig) == pytest.approx(wanted, rel=0.005)
+        assert size_bytes(space.graph, qconfig) == pytest.approx(target, rel=0.005)
     assert len({qconfig.digest for qconfig in drawn}) == 20
 
 
