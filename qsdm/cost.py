@@ -56,6 +56,15 @@ def avg_bits(graph: Graph, qconfig: QuantConfig, full_bits: int = 16) -> float:
 
     Raises:
         OutsideSpace: the configuration names a weight that the graph does not have.
+
+    Example:
+        >>> from qsdm.cost import avg_bits
+        >>> from qsdm.graph import Graph, Node, Op, Role, Weight
+        >>> from qsdm.qconfig import QuantConfig, QuantMethod
+        >>> weight = Weight("proj", "proj.weight", (64, 512))
+        >>> graph = Graph("tiny", (Node("proj", Op.LINEAR, Role.FF_IN, weight=weight),), ())
+        >>> avg_bits(graph, QuantConfig("tiny", {"proj": QuantMethod("uaq", 4)}))
+        4.0625
     """
     return 8 * size_bytes(graph, qconfig, full_bits) / graph.num_values
 

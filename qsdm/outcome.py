@@ -22,14 +22,17 @@ class EvaluationError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """How pictures are made; outcomes of different protocols are never compared. What is measured of the pictures is
-    no part of it: each metric has a version of its own.
+    """How pictures are made; outcomes of different protocols are never compared.
+
+    What is measured of the pictures is not part of it: each metric has a version of its own.
 
     Attributes:
         denoiser: name of the model.
         weights: digest of the weights that are loaded.
-        quantizer_version: of the quantizers' algorithms and options that are not in a method's name.
-        sampler: class of the scheduler, with a digest of its options and of the pipeline's further arguments.
+        quantizer_version: of the quantizers' algorithms and options that are not in a method's
+            name.
+        sampler: class of the scheduler, with a digest of its options and of the pipeline's further
+            arguments.
         steps: of the sampler.
         guidance: scale of classifier-free guidance.
         resolution_px: edge of the square pictures.
@@ -38,11 +41,12 @@ class Protocol:
         seed_set: pictures of two seed sets share no starting noise.
         num_images: drawings; of a pipeline that draws videos, videos.
         frames: pictures that metrics take of each drawing: 1, or evenly spaced frames of a video.
-        pipeline: digest of what is loaded beside weights; empty in outcomes of qsdm 0.1.0, which did not keep it.
+        pipeline: digest of what is loaded besides weights; empty in outcomes of qsdm 0.1.0, which
+            did not store it.
         digest: sha256 over all of it.
 
     Raises:
-        ValueError: there are less than two drawings, or no frames.
+        ValueError: there are fewer than two drawings, or no frames.
     """
 
     denoiser: str
@@ -68,19 +72,22 @@ class Protocol:
         object.__setattr__(self, "digest", hashlib.sha256(canonical(self.to_json())).hexdigest())
 
     def to_json(self) -> dict[str, Any]:
-        """Its fields, and the schema's version."""
+        """The contents of a protocol's file: its fields, and the number of the schema."""
         names = (f.name for f in dataclasses.fields(self) if f.name != "digest")
         return {"schema": PROTOCOL_SCHEMA, **{name: getattr(self, name) for name in names}}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Protocol:
-        """Of this schema or of the first, which had the metrics' versions in it (see `versions_in`).
+        """Read a protocol of this schema or of the first, which held the metrics' versions.
 
         Args:
-            data: what `to_json` gave.
+            data: what `to_json` returned.
+
+        Returns:
+            The protocol; for the versions, see `versions_in`.
 
         Raises:
-            ValueError: it is no protocol, or of a later schema.
+            ValueError: ``data`` is not a protocol, or of a later schema.
         """
         from qsdm.store.files import decode
 
@@ -116,13 +123,16 @@ class _ProtocolFile(TypedDict):
 
 
 def versions_in(protocol: Mapping[str, Any]) -> dict[str, str]:
-    """Versions of the metrics in a protocol's JSON of the first schema.
+    """Read the versions of the metrics in a protocol's JSON of the first schema.
 
     Args:
         protocol: as it was stored.
 
+    Returns:
+        Version by name of the metric; empty for a later schema.
+
     Raises:
-        ValueError: they are no texts by name.
+        ValueError: the versions are not texts by name.
     """
     from qsdm.store.files import decode
 
@@ -134,17 +144,20 @@ class Outcome:
     """The metrics of one configuration under one protocol.
 
     Attributes:
-        qconfig: no methods at all is the full-precision denoiser.
+        qconfig: one without any method is the full-precision denoiser.
         protocol: the digest of the protocol.
-        metrics: value by name; None where a metric is not defined (PSNR of full precision to itself).
-        num_images: that every metric was computed from; of videos each counts once, whatever its frames.
-        halves: by metric, its values on the two halves of the pictures in `NUM_SPLITS` ways, for the noise of a label;
-            may lack a metric.
+        metrics: value by name; None where a metric is not defined (PSNR of full precision to
+            itself).
+        num_images: number of pictures that every metric was computed from; a video counts once,
+            whatever its frames.
+        halves: by metric, its values on the two halves of the pictures in `NUM_SPLITS` ways, for
+            the noise of a label; may lack a metric.
         prefixes: metrics of the first 16, 64, ... pictures, by their number.
         provenance: versions, commit, seconds; ``stage``, what it was measured for: measure, test,
             candidates or realize.
         versions: of each metric by its name, with all that changes its value.
-        earlier: by name of a metric and its version, value and halves that another version has replaced.
+        earlier: by name of a metric and its version, value and halves that another version has
+            replaced.
 
     Raises:
         EvaluationError: a metric is not finite.
@@ -164,23 +177,31 @@ class Outcome:
         for name, value in self.metrics.items():
             if value is not None and not math.isfinite(value):
                 raise EvaluationError(
-                    f"metric {name} of configuration {self.qconfig.digest[:12]} is {value}: it is not stored"
+                    f"metric {name} of configuration {self.qconfig.digest[:12]} is {value}: "
+                    "it is not stored"
                 )
 
     @property
     def key(self) -> tuple[str, str]:
+        """What names it in a store: the digests of the configuration and of the protocol."""
         return self.qconfig.digest, self.protocol
 
     @property
     def is_label(self) -> bool:
-        """Measured to learn from, not proposed by a search, whose near copies would flatter held-out scores."""
+        """Whether it was measured to learn from, and not because a search proposed it.
+
+        Near copies among the proposals of a search would flatter held-out scores.
+        """
         return self.provenance.get("stage", "measure") == "measure"
 
     def lacks(self, versions: Mapping[str, str]) -> set[str]:
-        """Metrics that are to be measured: those that are missing, or here in another version.
+        """List the metrics that are still to be measured.
 
         Args:
-            versions: that are asked for, by name.
+            versions: of the metrics that are needed, by name.
+
+        Returns:
+            Names of metrics that are missing, or present in another version.
         """
         return {
             name
@@ -189,10 +210,13 @@ class Outcome:
         }
 
     def merged(self, other: Outcome) -> Outcome:
-        """With what another measurement of the same pictures knows beside; what is replaced is kept in ``earlier``.
+        """Add the metrics of another measurement of the same pictures.
 
         Args:
             other: the later one, of the same configuration and protocol.
+
+        Returns:
+            The outcome with all metrics; values that ``other`` replaces are in ``earlier``.
         """
         assert self.key == other.key
         news = {
@@ -205,12 +229,12 @@ class Outcome:
             return self
         earlier = {**other.earlier, **self.earlier}
         for name in news & self.metrics.keys():
-            kept = {"value": self.metrics[name], "halves": self.halves.get(name, ())}
-            earlier[f"{name}: {self.versions.get(name, 'unknown')}"] = kept
+            replaced = {"value": self.metrics[name], "halves": self.halves.get(name, ())}
+            earlier[f"{name}: {self.versions.get(name, 'unknown')}"] = replaced
 
         def joined(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-            known = {name: value for name, value in first.items() if name not in news}
-            return known | {name: second[name] for name in second if name in news}
+            same = {name: value for name, value in first.items() if name not in news}
+            return same | {name: second[name] for name in second if name in news}
 
         prefixes = {
             num: joined(self.prefixes.get(num, {}), other.prefixes.get(num, {}))
@@ -226,11 +250,18 @@ class Outcome:
         )
 
     def standard_error(self, name: str) -> float | None:
-        """Of a metric, over prompts and starting noise: the root mean square of half the difference of two halves.
+        """Estimate the standard error of a metric over prompts and starting noise.
 
-        The half-sample bootstrap: as much as the metric varies between halves, it varies between samples of all the
-        pictures. Resampling with repetition would not do here: neighbours, kernels and distances of distributions see
-        a repeated picture as one that agrees with itself.
+        It is the root mean square of half the difference of two halves (the half-sample bootstrap):
+        the metric varies between samples of all the pictures as much as it varies between halves.
+        Resampling with repetition would not do: neighbors, kernels and distances of distributions
+        see a repeated picture as one that agrees with itself.
+
+        Args:
+            name: of the metric.
+
+        Returns:
+            In the metric's units; None without halves.
 
         References:
             The Jackknife, the Bootstrap and Other Resampling Plans (Efron, 1982), section 8.1.
@@ -241,13 +272,21 @@ class Outcome:
         return math.sqrt(sum((a - b) ** 2 for a, b in pairs) / (4 * len(pairs)))
 
     def interval(self, name: str) -> tuple[float, float] | None:
-        """Of 95 % for a metric of this many pictures, where its noise is known."""
+        """Compute the 95 % confidence interval of a metric.
+
+        Args:
+            name: of the metric.
+
+        Returns:
+            Its ends; None without a value or without halves.
+        """
         value, error = self.metrics.get(name), self.standard_error(name)
-        return (
-            None if value is None or error is None else (value - 1.96 * error, value + 1.96 * error)
-        )
+        if value is None or error is None:
+            return None
+        return value - 1.96 * error, value + 1.96 * error
 
     def to_json(self) -> dict[str, Any]:
+        """The contents of an outcome's record."""
         return {
             "schema": SCHEMA,
             "qconfig": self.qconfig.to_json(),
@@ -263,7 +302,17 @@ class Outcome:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Outcome:
-        """Raises ValueError if ``data`` is no outcome."""
+        """The inverse of `to_json`; also reads the two earlier schemas.
+
+        Args:
+            data: what `to_json` returned.
+
+        Returns:
+            The outcome.
+
+        Raises:
+            ValueError: ``data`` is not an outcome.
+        """
         from qsdm.store.files import decode
 
         if data.get("schema", 1) not in (1, 2, SCHEMA):
@@ -308,10 +357,19 @@ class _OutcomeFile:
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """A linear form of metrics and costs; larger is better.
+    """A weighted sum of metrics and costs; larger is better.
 
     Attributes:
         weights: by name of a metric or of a cost (``avg_bits``), as {"fid": -1, "avg_bits": -150}.
+
+    Raises:
+        ValueError: there are no weights, or one is not finite.
+
+    Example:
+        >>> from qsdm.outcome import Objective
+        >>> quality = Objective({"fid": -1.0, "avg_bits": -150.0})
+        >>> quality({"fid": 20.0, "avg_bits": 3.5})
+        -545.0
     """
 
     weights: Mapping[str, float]
@@ -324,13 +382,24 @@ class Objective:
             )
 
     def __call__(self, values: Mapping[str, float | None]) -> float:
-        """Raises KeyError if a metric of the objective is missing."""
+        """Compute the sum.
+
+        Args:
+            values: metrics and costs by name; may hold more than the objective needs.
+
+        Returns:
+            The sum.
+
+        Raises:
+            KeyError: a metric of the objective is missing, or not defined.
+        """
         total = 0.0
         for name, weight in self.weights.items():
             value = values.get(name)
             if value is None:
                 raise KeyError(
-                    f"the objective needs the metric {name!r} (measured: {', '.join(sorted(values)) or 'none'})"
+                    f"the objective needs the metric {name!r} "
+                    f"(measured: {', '.join(sorted(values)) or 'none'})"
                 )
             total += weight * value
         return total

@@ -1,13 +1,13 @@
 """Recipes of other engines become configurations, and configurations their recipes.
 
-    python -m qsdm.recipe +model=sdxl file=SKIP_LIST.json           # a configuration, to be measured beside ours
-    python -m qsdm.recipe +model=sdxl file=RULES.txt default=uaq-3  # what no rule matches gets uaq-3
-    python -m qsdm.recipe +model=emoji_unet to=torchao              # what realize chose, as torchao reads it
+    python -m qsdm.recipe +model=sdxl file=SKIP_LIST.json           # a configuration to measure
+    python -m qsdm.recipe +model=sdxl file=RULES.txt default=uaq-3  # uaq-3 where no rule matches
+    python -m qsdm.recipe +model=emoji_unet to=torchao              # what realize chose
 
-Reads a configuration of ours, a JSON list of modules to skip, a quantization config of diffusers or transformers
-(bitsandbytes, quanto, torchao, SDNQ), or tensor rules of stable-diffusion.cpp (``to_q=q4_0,ff\\.net=q8_0``). Writes
-qsdm, torchao, gguf (such rules) or sdnq. Anything that cannot be converted exactly is reported, with the number of
-affected weights.
+Reads a configuration of qsdm, a JSON list of modules to skip, a quantization config of diffusers or
+transformers (bitsandbytes, quanto, torchao, SDNQ), or tensor rules of stable-diffusion.cpp
+(``to_q=q4_0,ff\\.net=q8_0``). Writes qsdm, torchao, gguf (such rules) or sdnq. Anything that cannot
+be converted exactly is reported, with the number of affected weights.
 
 Writes ``recipes/NAME.*`` into the model's store.
 """
@@ -73,40 +73,56 @@ def recipe(
 
     Args:
         workspace: model, space and store; the graph is used with the space's splits.
-        file: the recipe; what realize chose, if none is given.
-        to: the form that is written: qsdm, torchao, gguf or sdnq.
-        default: method of the weights that a recipe says nothing about.
-        rules: whose rule a list of modules to skip follows if its file does not say: torchao, quanto, bitsandbytes or
-            gguf. None compares names as torchao does, and quantizes Conv layers too.
+        file: the recipe; by default, the configuration that realize chose.
+        to: the format to write: qsdm, torchao, gguf or sdnq.
+        default: method of the weights that a recipe does not mention.
+        rules: whose rule a list of modules to skip follows if its file does not say so: torchao,
+            quanto, bitsandbytes or gguf. By default, names are compared as torchao does, and Conv
+            layers are quantized too.
+
+    Returns:
+        The written recipe.
 
     Raises:
         ModelError: this version of diffusers lacks the denoiser's class.
-        StoreError: the model is not traced, or the file cannot be read.
-        RecipeError: the file holds no recipe that is known here, or one of another denoiser.
+        StoreError: the model was not traced, or the file cannot be read.
+        RecipeError: the format of the file is unknown, or it is for another denoiser.
+
+    Example:
+        >>> import qsdm
+        >>> from qsdm.recipe import Format, recipe
+        >>> emoji = qsdm.open("emoji_unet")
+        >>> recipe(emoji, to=Format.torchao)  # doctest: +SKIP
     """
     fallback, own = QuantMethod.parse(default), workspace.space
     source = workspace.find("chosen.json", "realize") if file is None else file
     try:
-        text = source.read_text(encoding="utf-8-sig")
+        contents = source.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise StoreError(
             f"{source} cannot be read ({type(error).__name__}): give file=PATH of a recipe"
         ) from error
     loader = loader_of(workspace.model)
-    found = read(own.graph, text, fallback, rules, loader)
-    written = WRITERS[to](own.graph, found.qconfig, loader)
+    source_recipe = read(own.graph, contents, fallback, rules, loader)
+    written = WRITERS[to](own.graph, source_recipe.qconfig, loader)
     target = workspace.path(f"recipes/{source.name.partition('.')[0]}{written.suffix}")
     write_text(target, written.text)
-    usage = measuring(workspace, found.qconfig) if to is Format.qsdm else written.usage
-    print(f"{source}: {summary(own, found.qconfig)}")
-    for note in (*found.notes, *written.notes):
+    usage = measuring(workspace, source_recipe.qconfig) if to is Format.qsdm else written.usage
+    print(f"{source}: {summary(own, source_recipe.qconfig)}")
+    for note in (*source_recipe.notes, *written.notes):
         print(f"  {note}")
     print(f"{target}\n{usage.replace('FILE', str(target))}")
     return written
 
 
 def loader_of(model: Model) -> Loader:
-    """What diffusers does with the model's class.
+    """Look up what diffusers does with the model's class.
+
+    Args:
+        model: whose denoiser it is.
+
+    Returns:
+        What its class says.
 
     Raises:
         ModelError: this version of diffusers lacks the class.
@@ -124,17 +140,31 @@ def read(
     rules: Engine | None = None,
     loader: Loader | None = None,
 ) -> Read:
-    """A recipe in any form; what it holds says which.
+    """Read a recipe, whose contents tell its format.
 
     Args:
         graph: of the denoiser.
-        text: of the file; a byte order mark does not count.
-        default: for weights that the recipe says nothing about.
-        rules: whose rule a skip list follows if the text does not say.
-        loader: what diffusers does with the denoiser's class, if that is known.
+        text: of the file; a byte order mark is ignored.
+        default: method of the weights that the recipe does not mention.
+        rules: whose rule a skip list follows if the text does not say so.
+        loader: what diffusers does with the denoiser's class; None if that is not known.
+
+    Returns:
+        The configuration, and notes on what is only nearly the same.
 
     Raises:
-        RecipeError: it is none that is known here, or one of another denoiser.
+        RecipeError: the format is unknown, or the recipe is for another denoiser.
+
+    Example:
+        >>> from qsdm.graph import Graph, Node, Op, Role, Weight
+        >>> from qsdm.qconfig import QuantMethod
+        >>> from qsdm.recipe import read
+        >>> names = ("proj", "out")
+        >>> weights = [Weight(name, f"{name}.weight", (64, 512)) for name in names]
+        >>> nodes = tuple(Node(w.name, Op.LINEAR, Role.FF_IN, weight=w) for w in weights)
+        >>> graph = Graph("tiny", nodes, ((0, 1),))
+        >>> read(graph, '["out"]', QuantMethod("uaq", 4)).qconfig.methods
+        {'proj': QuantMethod(name='uaq', bits=4)}
     """
     text = text.removeprefix("\ufeff")
     if text.lstrip()[:1] not in ("{", "["):
@@ -166,28 +196,36 @@ def read(
         return skip_list.read(graph, data, default, loader, Engine(engine))
     if engine is None and not set(skip_list.KEYS) & set(data):
         raise RecipeError(
-            f"wanted a configuration, or a quantization config with quant_method or modules_to_not_convert "
+            "wanted a configuration, or a quantization config with quant_method or "
+            "modules_to_not_convert "
             f"(got the keys {', '.join(map(repr, data)) or 'of an empty object'})"
         )
-    found = skip_list.read(graph, data, default, loader, rules)
+    skips = skip_list.read(graph, data, default, loader, rules)
     if engine is None:
-        return found
+        return skips
     note = f"the type of {engine!r} is not read: weights get {default}"
-    return Read(found.qconfig, (*found.notes, note))
+    return Read(skips.qconfig, (*skips.notes, note))
 
 
 def engine_of(data: dict[str, object]) -> str | None:
-    """The engine of a quantization config: its ``quant_method``, or where that is missing, what its keys belong to.
+    """Tell the engine of a quantization config by its ``quant_method``, or by its keys.
 
-    ``BitsAndBytesConfig.to_json_string`` writes none, and a config of torchao alone has none. None if no key tells.
+    ``BitsAndBytesConfig.to_json_string`` writes no such name, and a config of torchao alone has
+    none.
+
+    Args:
+        data: the config.
+
+    Returns:
+        Name of the engine; None if no key tells.
 
     Raises:
-        RecipeError: ``quant_method`` is no name.
+        RecipeError: ``quant_method`` is not a name.
     """
-    if (given := data.get("quant_method")) is not None:
-        if not isinstance(given, str):
-            raise RecipeError(f"wanted the name of an engine as quant_method (got {given!r})")
-        return "quanto" if given == "quanto_quantize" else given
+    if (engine := data.get("quant_method")) is not None:
+        if not isinstance(engine, str):
+            raise RecipeError(f"wanted the name of an engine as quant_method (got {engine!r})")
+        return "quanto" if engine == "quanto_quantize" else engine
     bitsandbytes = {"load_in_4bit", "load_in_8bit", "_load_in_4bit", "_load_in_8bit"}
     if bitsandbytes & set(data) or any(key.startswith(("bnb_4bit_", "llm_int8_")) for key in data):
         return "bitsandbytes"
@@ -197,12 +235,21 @@ def engine_of(data: dict[str, object]) -> str | None:
         return "sdnq"
     for key in skip_list.QUANTO_KEYS:
         if key in data:
-            known = isinstance(data[key], str) and data[key] in skip_list.QUANTO_TYPES
-            return "quanto" if known and "group_size" not in data else "sdnq"
+            is_type = isinstance(data[key], str) and data[key] in skip_list.QUANTO_TYPES
+            return "quanto" if is_type and "group_size" not in data else "sdnq"
     return None
 
 
 def summary(space: Space, qconfig: QuantConfig) -> str:
+    """Count the methods of a configuration, for the terminal.
+
+    Args:
+        space: of the weights.
+        qconfig: the configuration.
+
+    Returns:
+        One line, with the average bits.
+    """
     counts = Counter(
         str(qconfig.methods.get(weight.name, "full precision")) for weight in space.graph.weights
     )
@@ -211,7 +258,15 @@ def summary(space: Space, qconfig: QuantConfig) -> str:
 
 
 def measuring(workspace: Workspace, qconfig: QuantConfig) -> str:
-    """The command that measures a configuration, after one that calibrates its methods where the space lacks them."""
+    """Write the commands that measure a configuration.
+
+    Args:
+        workspace: model, space and store.
+        qconfig: the configuration, of which the user has a FILE.
+
+    Returns:
+        One command, after one that calibrates the methods if the space does not offer them all.
+    """
     spec, space = workspace.chosen_spec, workspace.space
     command = f"+model={workspace.name} space={spec.name}"
     offered = {
@@ -226,7 +281,8 @@ def measuring(workspace: Workspace, qconfig: QuantConfig) -> str:
         method.overhead_bits(weights[name], space.full_bits) / math.prod(weights[name].shape)
         for name, method in qconfig.methods.items()
     )
-    command += f" space.name={spec.name}_{qconfig.digest[:8]} 'space.methods=[{','.join(map(str, methods))}]'"
+    command += f" space.name={spec.name}_{qconfig.digest[:8]}"
+    command += f" 'space.methods=[{','.join(map(str, methods))}]'"
     if overhead > spec.max_overhead:
         command += f" space.max_overhead={math.ceil(overhead)}"
     return f"python -m qsdm.calibrate {command}\npython -m qsdm.measure {command} configs=FILE"

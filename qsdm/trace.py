@@ -4,8 +4,8 @@
     python -m qsdm.trace +model=any path=DIRECTORY_OR_HUB_ID
     python -m qsdm.trace +model=flux export=[graphml,pyg]
 
-Writes graph.json and graph.html, an interactive page, into the store. Once calibrate has run, the page can colour the
-weights by their errors.
+Writes graph.json and graph.html, an interactive page, into the store. Once calibrate has run, the
+page can color the weights by their errors.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import indent
 from time import process_time
 from typing import TYPE_CHECKING, Any
 
-from qsdm import cost, denoisers, run
+from qsdm import cost, denoisers, run, text
 from qsdm.denoisers import Model, conditioning
 from qsdm.graph import Graph, Op
 from qsdm.log import Log, ignore
@@ -32,15 +33,12 @@ from qsdm.workspace import Workspace, takes_workspace
 if TYPE_CHECKING:
     from torch import nn
 
-UNIFORM = (
-    "uaq-4",
-    "uaq-3",
-    "kmeans_c-4",
-    "kmeans_a-4",
-)  # whose costs are shown beside those of full precision
-EXPORTS = ("graphml", "pyg")
+UNIFORM = ("uaq-4", "uaq-3", "kmeans_c-4", "kmeans_a-4")
+"""Methods whose costs are shown below those of full precision."""
 
+EXPORTS = ("graphml", "pyg")
 UNAIDED = "signature and config"  # where inputs come from without a pipeline
+MOST_PATHS = 5  # of modules that share a reason; a reader needs an example, not all of them
 
 
 @takes_workspace("model", "store")
@@ -50,27 +48,42 @@ def trace(
     export: Sequence[str] = (),
     log: Log = ignore,
 ) -> Graph:
-    """The graph of a model's denoiser; also written to the store.
+    """Trace a model's denoiser, and write the graph to the store.
 
     Args:
         workspace: the model and the store; a space is of no use yet.
         page: also write graph.html.
-        export: further forms, graphml or pyg or [graphml,pyg]: graph.graphml for Gephi, yEd, Cytoscape;
-            graph.pyg.safetensors for `qsdm.predictor.pyg.read_pyg`.
+        export: further formats, graphml or pyg or [graphml,pyg]: graph.graphml for Gephi, yEd,
+            Cytoscape; graph.pyg.safetensors for `qsdm.predictor.pyg.read_pyg`.
+        log: takes what is logged.
+
+    Returns:
+        The graph.
 
     Raises:
         ModelError: neither a config nor a directory says what the denoiser is.
         TraceError: it cannot be traced; the message says why.
+        ValueError: an unknown format is to be exported.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> import qsdm
+        >>> from qsdm.trace import trace
+        >>> with TemporaryDirectory() as folder:
+        ...     graph = trace(qsdm.open("emoji_unet", store=folder))  # doctest: +ELLIPSIS
+        emoji_unet
+          graph...
+        >>> len(graph.weights)
+        127
     """
     from qsdm import tracing
 
     model = workspace.model
-    denoisers.denoiser_class(
-        model
-    )  # imported here, because that takes longer than the trace that is timed
+    denoisers.denoiser_class(model)  # its import takes longer than the trace, which is timed
     forms = [export] if isinstance(export, str) else list(export)
-    if odd := [form for form in forms if form not in EXPORTS]:
-        raise ValueError(f"export takes {' or '.join(EXPORTS)} (got {odd[0]!r})")
+    for form in forms:
+        if form not in EXPORTS:
+            raise ValueError(f"export takes {' or '.join(EXPORTS)} (got {form!r})")
     began = process_time()
     module, inputs, origin = prepare(model)
     num_params = sum(parameter.numel() for parameter in module.parameters())
@@ -108,11 +121,17 @@ def trace(
 
 
 def passed_over(model: Model) -> list[str]:
-    """One line for each other denoiser of the pipeline, and one if the pipeline's pictures cannot be measured."""
-    cls, others = (
-        denoisers.pipeline_class(model),
-        denoisers.denoisers_in(denoisers.pipeline_index(model)),
-    )
+    """List what a trace of one denoiser leaves out.
+
+    Args:
+        model: whose denoiser was traced.
+
+    Returns:
+        One line for each other denoiser of the pipeline, and one if the pipeline's pictures cannot
+        be measured.
+    """
+    cls = denoisers.pipeline_class(model)
+    others = denoisers.denoisers_in(denoisers.pipeline_index(model))
     lines = [
         f"{name} is another denoiser of this pipeline: trace it with +model.component={name}"
         for name in others
@@ -124,18 +143,33 @@ def passed_over(model: Model) -> list[str]:
 
 
 def calibrated(target: Store, graph: Graph) -> dict[str, dict[str, float]]:
-    """The errors of all spaces that were calibrated already, for the page."""
-    found: dict[str, dict[str, float]] = {}
+    """Collect the errors of all spaces that were calibrated already, for the page.
+
+    Args:
+        target: store of the model.
+        graph: of its denoiser.
+
+    Returns:
+        Error by method and weight.
+    """
+    values: dict[str, dict[str, float]] = {}
     for path in sorted(target.path("calibration").glob("*/table.safetensors")):
         from qsdm.quant.calibrated import read_table  # which brings numba: not for a fresh store
 
         for label, column in graph_page.errors(graph, read_table(path.parent)).items():
-            found.setdefault(label, {}).update(column)
-    return found
+            values.setdefault(label, {}).update(column)
+    return values
 
 
 def prepare(model: Model) -> tuple[nn.Module, dict[str, Any], str]:
-    """The denoiser's skeleton, arguments for its forward, and where these come from."""
+    """Build the denoiser without its weights, and the inputs of one forward.
+
+    Args:
+        model: whose denoiser it is.
+
+    Returns:
+        The skeleton, arguments for its forward, and where these come from.
+    """
     from qsdm.tracing import inputs, skeleton
 
     denoisers.existing(model)
@@ -161,7 +195,14 @@ def prepare(model: Model) -> tuple[nn.Module, dict[str, Any], str]:
 
 
 def twins(model: Model) -> dict[str, nn.Module]:
-    """Skeletons of the pipeline's other denoisers of the same class, by component: Wan 2.2 has two."""
+    """Build the pipeline's other denoisers of the same class without weights: Wan 2.2 has two.
+
+    Args:
+        model: whose denoiser is traced.
+
+    Returns:
+        Skeletons by name of the component.
+    """
     from qsdm.tracing import skeleton
 
     others = denoisers.denoisers_in(denoisers.pipeline_index(model))
@@ -175,14 +216,31 @@ def twins(model: Model) -> dict[str, nn.Module]:
 
 
 def reason_unaided(model: Model) -> str:
-    """Why the pipeline in the model's directory is not called, if that would surprise."""
+    """Explain why the pipeline in the model's directory is not called, if that would surprise.
+
+    Args:
+        model: whose denoiser is traced.
+
+    Returns:
+        The end of a sentence; empty if there is nothing to explain.
+    """
     cls = denoisers.pipeline_class(model)
     reason = conditioning.unavailable(cls, model.call.keys()) if cls is not None else None
     return f", because {reason}" if reason else ""
 
 
 def summary(graph: Graph, model: Model, module: nn.Module, missing: list[str]) -> dict[str, float]:
-    """Figures of a graph: weights, bytes, multiply-accumulates, coverage."""
+    """Compute the figures of a graph: weights, bytes, multiply-accumulates, coverage.
+
+    Args:
+        graph: of the denoiser.
+        model: whose denoiser it is.
+        module: the denoiser without its weights.
+        missing: paths of modules without a node.
+
+    Returns:
+        Figures by name; shares are in [0, 1].
+    """
     from torch import nn
 
     from qsdm.tracing import QUANTIZABLE
@@ -208,10 +266,18 @@ def summary(graph: Graph, model: Model, module: nn.Module, missing: list[str]) -
 
 
 def reasons(graph: Graph, missing: Sequence[str]) -> list[str]:
-    """Why modules have no node of their own, with the first of their paths.
+    """Explain why modules have no node of their own.
 
-    A module whose sibling calls attention or a product with bare parameters was fused: its parameter goes into that
-    call, and its own forward never runs, so there is no module that could be swapped.
+    A module whose sibling calls attention or a product with bare parameters was fused: its
+    parameter goes into that call, and its own forward never runs, so there is no module that could
+    be swapped.
+
+    Args:
+        graph: of the denoiser.
+        missing: paths of the modules.
+
+    Returns:
+        A line for each reason, with the first of the paths.
     """
     fused = {
         node.name.rpartition(".")[0]: node
@@ -227,25 +293,37 @@ def reasons(graph: Graph, missing: Sequence[str]) -> list[str]:
             else "an input is missing, or the forward never uses them"
         )
         causes.setdefault(cause, []).append(path)
-    return [
-        ", ".join(paths[:5]) + f" and {len(paths) - 5} more" * (len(paths) > 5) + f": {cause}"
-        for cause, paths in causes.items()
-    ]
+    lines = []
+    for cause, paths in causes.items():
+        num_more = len(paths) - MOST_PATHS
+        more = f" and {num_more} more" if num_more > 0 else ""
+        lines.append(f"{', '.join(paths[:MOST_PATHS])}{more}: {cause}")
+    return lines
 
 
 def costs(graph: Graph, full_bits: int) -> str:
-    """A table: what the weights cost in full precision, and in one method for all."""
-    rows = [
-        f"  {'costs':<12} {'avg_bits':>8}{'bytes':>17}{'read a step':>17}{'peak':>17}{'TBOP':>12}"
-    ]
+    """Tabulate what the weights cost in full precision, and with one method for all.
+
+    Args:
+        graph: of the denoiser.
+        full_bits: bits of full precision.
+
+    Returns:
+        Lines for the terminal.
+    """
+    heads = ("costs", "avg_bits", "bytes", "read a step", "peak", "TBOP")
+    columns = (
+        cost.avg_bits,
+        cost.size_bytes,
+        cost.traffic_bytes,
+        cost.peak_bytes,
+        cost.tera_bops,
+    )
+    rows = []
     for method in map(QuantMethod.parse, (f"fp-{full_bits}", *UNIFORM)):
         qconfig = QuantConfig(graph.denoiser, {weight.name: method for weight in graph.weights})
-        given = (graph, qconfig, full_bits)
-        rows.append(
-            f"  {method!s:<12} {cost.avg_bits(*given):>8.4f}{cost.size_bytes(*given):>17,}"
-            f"{cost.traffic_bytes(*given):>17,}{cost.peak_bytes(*given):>17,}{cost.tera_bops(*given):>12,.2f}"
-        )
-    return "\n".join(rows)
+        rows.append([method, *(column(graph, qconfig, full_bits) for column in columns)])
+    return indent(text.table(heads, rows, ("", ".4f", "", "", "", ",.2f")), "  ")
 
 
 def _print(
@@ -277,16 +355,12 @@ def _print(
         ("roles", ", ".join(f"{role} {count}" for role, count in roles.most_common())),
     ]
     if (bare := figures["share_of_bare_parameters"]) >= 0.001:
-        rows.append(
-            (
-                "bare",
-                f"{bare:.1%} of all matrices belong to no Linear or Conv (experts, tables): left out",
-            )
-        )
+        belong = f"{bare:.1%} of all matrices belong to no Linear or Conv (experts, tables)"
+        rows.append(("bare", f"{belong}: left out"))
     rows += [("not called", reason) for reason in reasons(graph, missing)]
     print(graph.denoiser)
-    for name, text in [*rows, ("written", path)]:
-        print(f"  {name:<12} {text}")
+    for name, value in [*rows, ("written", path)]:
+        print(f"  {name:<12} {value}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,4 @@
-"""recipe: a foreign recipe is read for a traced model and measured with the command that is
-printed.
-"""
+"""A foreign recipe is read for a traced model, and measured with the command that is printed."""
 
 from __future__ import annotations
 
@@ -86,11 +84,11 @@ def test_what_realize_chose_is_written(
     tiny_model: Model, store: Path, to: Format, tmp_path: Path
 ) -> None:
     (tmp_path / "skip.json").write_text("[]")
-    place = Store(store, "tiny")
+    target = Store(store, "tiny")
     recipe(Workspace(tiny_model, SPEC, store), tmp_path / "skip.json")
-    place.path("chosen.json").write_text(place.path("recipes/skip.json").read_text())
+    target.path("chosen.json").write_text(target.path("recipes/skip.json").read_text())
     written = recipe(Workspace(tiny_model, SPEC, store), to=to)
-    assert place.path(f"recipes/chosen{written.suffix}").read_text() == written.text
+    assert target.path(f"recipes/chosen{written.suffix}").read_text() == written.text
     assert written.usage
 
 

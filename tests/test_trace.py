@@ -89,10 +89,10 @@ def test_the_page_shows_the_errors_of_a_calibration(tiny_model: Model, tmp_path:
 def test_any_pipeline_directory_is_a_model(tiny_model: Model, tmp_path: Path) -> None:
     folder = tmp_path / "my pipeline"
     shutil.copytree(tiny_model.path, folder)
-    found = discover(str(folder))
-    assert re.fullmatch(r"my_pipeline-[0-9a-f]{8}", found.name)
-    assert (found.denoiser, found.component) == ("UNet2DConditionModel", "unet")
-    assert {w.name for w in trace(Workspace(found, root=tmp_path)).weights} == {
+    model = discover(str(folder))
+    assert re.fullmatch(r"my_pipeline-[0-9a-f]{8}", model.name)
+    assert (model.denoiser, model.component) == ("UNet2DConditionModel", "unet")
+    assert {w.name for w in trace(Workspace(model, root=tmp_path)).weights} == {
         w.name for w in trace(Workspace(tiny_model, root=tmp_path)).weights
     }
 

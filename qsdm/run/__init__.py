@@ -1,11 +1,14 @@
-"""The door: a command line becomes the keyword arguments of a command's function. Only here are Hydra and W&B known.
+"""The door: a command line becomes the keyword arguments of a command's function.
 
-A command module ends in ``if __name__ == "__main__": run.main(train)``. The function's signature is the schema of its
-keys: names, types and defaults; ``conf/<function>.yaml`` adds the groups chosen by default (``space: traced``). Nested
-values are made from their ``_target_``, after their keys were checked against the target's signature too.
+Hydra and W&B are used in this folder only. A command module ends in
+``if __name__ == "__main__": run.main(train)``. The function's signature is the schema of its keys:
+names, types and defaults; ``conf/<function>.yaml`` adds the groups chosen by default
+(``space: traced``). Nested values are made from their ``_target_``, after their keys were checked
+against the target's signature too.
 
-What the user can mend (an unknown key, a missing artifact, a full disk) is told in one sentence, with exit status 1;
-Ctrl-C gives 130. ``QSDM_TRACEBACK=1`` or ``hydra.verbose=true`` shows the traceback as well.
+What the user can fix (an unknown key, a missing artifact, a full disk) is reported in one sentence,
+with exit status 1; Ctrl-C gives 130. ``QSDM_TRACEBACK=1`` or ``hydra.verbose=true`` shows the
+traceback as well.
 """
 
 from __future__ import annotations
@@ -28,17 +31,25 @@ from qsdm.run.keys import keywords, schema, spelled
 
 
 def main(function: Callable[..., Any], arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run ``function`` with command-line arguments, and exit with its status.
+    """Run a command with command-line arguments, and exit with its status.
 
     Args:
         function: of a command.
-        arguments: those of this process, if none are given.
+        arguments: of the command line; by default, those of this process.
     """
     sys.exit(execute(function, sys.argv[1:] if arguments is None else arguments))
 
 
 def execute(function: Callable[..., Any], arguments: Sequence[str]) -> int:
-    """Run ``function`` on command-line ``arguments``; returns the exit status."""
+    """Run a command with command-line arguments.
+
+    Args:
+        function: of a command.
+        arguments: of the command line.
+
+    Returns:
+        The exit status.
+    """
     failures: list[BaseException] = []
     loud = bool(os.environ.get("QSDM_TRACEBACK")) or any(
         a.startswith("hydra.verbose=") and not a.lower().endswith("=false") for a in arguments
@@ -49,7 +60,7 @@ def execute(function: Callable[..., Any], arguments: Sequence[str]) -> int:
     try:
         _hydra(function, spelled(arguments, function), failures)
     except (Exception, KeyboardInterrupt) as error:
-        if error not in failures:  # a sweep's failures were told as they came
+        if error not in failures:  # a sweep reports its failures as they come
             tell(error, loud, arguments)
             failures.append(error)
     if any(isinstance(failure, KeyboardInterrupt) for failure in failures):
@@ -105,12 +116,19 @@ def _hydra(
 
 
 def perform(function: Callable[..., Any], cfg: Any, folder: Path, group: str | None = None) -> Any:
-    """Call ``function`` with what ``cfg`` holds.
+    """Call a command's function with the values of a config.
 
     Args:
+        function: of a command.
         cfg: the composed config, without Hydra's own part.
         folder: of this run, for its provenance and W&B's files.
-        group: name of the sweep.
+        group: name of the sweep; None for a single run.
+
+    Returns:
+        What the function returns.
+
+    Raises:
+        BadInput: a key is unknown or missing, or a value is of the wrong type.
     """
     from qsdm.store.files import write_json
     from qsdm.store.provenance import provenance

@@ -12,15 +12,19 @@ CHECKOUT = PACKAGE.parent
 # A checkout's conf/ comes before the copy that a wheel carries.
 CONF = CHECKOUT / "conf" if (CHECKOUT / "pyproject.toml").exists() else PACKAGE / "conf"
 OF_MODEL = ("prompts", "metrics")
-"""Groups that fill the model's key of their name: ``prompts.path`` stands for ``model.prompts.path``."""
+"""Groups that fill the model's key of their name: ``prompts.path`` is ``model.prompts.path``."""
 
 
 class BadInput(ValueError):
-    """Something on the command line or in a YAML; the message says what was wanted."""
+    """The command line or a YAML cannot be used; the message says what was wanted."""
 
 
 def choices() -> dict[str, list[str]]:
-    """What conf/ offers for each group."""
+    """List what conf/ offers.
+
+    Returns:
+        Names of the entries by group.
+    """
     folders = [
         folder for folder in sorted(CONF.iterdir()) if folder.is_dir() and folder.name != "hydra"
     ]
@@ -28,7 +32,14 @@ def choices() -> dict[str, list[str]]:
 
 
 def defaults(command: str) -> dict[str, str]:
-    """The groups that a command chooses by default."""
+    """Read the groups that a command chooses by default.
+
+    Args:
+        command: its name, or the path of another YAML in conf/ without the suffix.
+
+    Returns:
+        Entry by group.
+    """
     import yaml
 
     entries = yaml.safe_load((CONF / f"{command}.yaml").read_text(encoding="utf-8")).get(
@@ -43,19 +54,32 @@ def defaults(command: str) -> dict[str, str]:
     }
 
 
-def unknown_key(taker: str, key: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(key, known, 1)
+def unknown_key(taker: str, key: str, keys: Sequence[str]) -> str:
+    """Write the sentence about a key that does not exist.
+
+    Args:
+        taker: command or entry that the key was meant for.
+        key: the wrong key.
+        keys: those that exist.
+
+    Returns:
+        A sentence, with a suggestion.
+    """
+    close = difflib.get_close_matches(key, keys, 1)
     return f"{taker} takes no {key!r}; " + (
-        f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(known)}"
+        f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(keys)}"
     )
 
 
 def load(group: str, name: str) -> Any:
-    """What an entry of conf/ describes, with its defaults, as a command would get it.
+    """Build what an entry of conf/ describes, with its defaults, as a command would receive it.
 
     Args:
-        group: a folder of conf/, as model or space.
+        group: a folder of conf/, such as model or space.
         name: of a YAML in it.
+
+    Returns:
+        An object of the entry's ``_target_``.
 
     Raises:
         BadInput: there is no such entry.

@@ -1,4 +1,8 @@
-"""Values, pictures and pages of a run, in W&B."""
+"""Values, pictures and pages of a run, in W&B.
+
+Pictures are those of `qsdm.report.figures`, which attribute writes as PNG files; the page that
+realize writes has all figures.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,17 @@ class Wandb(Enum):
 def wandb_log(
     mode: Wandb, command: str, folder: Path, group: str | None, cfg: Any
 ) -> Iterator[Log]:
-    """A `Log` that sends values to a W&B run, which is finished in any case. Keys become ``command/quantity``.
+    """Open a W&B run, which is finished in any case.
+
+    Args:
+        mode: where the run is logged to.
+        command: its name; keys without a slash become ``command/quantity``.
+        folder: for W&B's files.
+        group: name of the sweep; None for a single run.
+        cfg: the composed config.
+
+    Yields:
+        A `Log` that sends values to the run.
 
     Raises:
         BadInput: ``online`` without an account: nothing asks for a login.
@@ -35,12 +49,8 @@ def wandb_log(
         return
     from omegaconf import OmegaConf
 
-    for kind in (
-        "DIR",
-        "DATA_DIR",
-        "CACHE_DIR",
-        "ARTIFACT_DIR",
-    ):  # before the import: else artifacts land in the user's home
+    # Before the import: otherwise artifacts land in the user's home.
+    for kind in ("DIR", "DATA_DIR", "CACHE_DIR", "ARTIFACT_DIR"):
         os.environ[f"WANDB_{kind}"] = str(folder)
     os.environ["WANDB_SILENT"] = "true"
     import wandb
@@ -80,7 +90,7 @@ def wandb_log(
 
 
 def _panel(wandb: Any, value: Any) -> Any:
-    """Pictures and pages by their path; rows of one table as a list of mappings; the rest as it is."""
+    """A path as a picture or page, a list of mappings as a table, anything else as it is."""
     if isinstance(value, Path):
         return (
             wandb.Html(value.read_text(encoding="utf-8"), inject=False)

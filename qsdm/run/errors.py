@@ -14,18 +14,20 @@ from qsdm.run.conf import OF_MODEL, PACKAGE, choices, defaults
 
 
 def tell(error: BaseException, loud: bool, arguments: Sequence[str] = ()) -> None:
-    """Print the one sentence about ``error``, or its traceback if it is a bug of ours.
+    """Print the one sentence about an error, or its traceback if it is a bug of ours.
 
     Args:
-        arguments: of the command line; commands that the sentence advises take over what they say of model and store.
+        error: that a command raised.
+        loud: print the traceback in any case.
+        arguments: of the command line; the commands that the sentence advises keep its model and
+            store.
     """
-    told = sentence(error)
-    if told is not None:
-        told = _ADVICE.sub(lambda match: advice(match, arguments), told)
-    if loud or told is None:
+    text = sentence(error)
+    if loud or text is None:
         traceback.print_exception(error)
-    if told is not None:
-        print(f"error: {told}", file=sys.stderr, flush=True)
+    if text is not None:
+        text = _ADVICE.sub(lambda match: advice(match, arguments), text)
+        print(f"error: {text}", file=sys.stderr, flush=True)
 
 
 _ADVICE = re.compile(
@@ -34,9 +36,17 @@ _ADVICE = re.compile(
 
 
 def advice(match: re.Match[str], arguments: Sequence[str]) -> str:
-    """A command that an error advises, for the model, store and space of this command line.
+    """Complete a command that an error advises by the model, store and space of this one.
 
-    Errors name the model by the name of its artifacts, which for ``+model=any`` nobody can type, and know no paths.
+    Errors name the model by the name of its artifacts, which for ``+model=any`` nobody can type,
+    and they know no paths.
+
+    Args:
+        match: of `_ADVICE`.
+        arguments: of the command line.
+
+    Returns:
+        The command.
     """
     from qsdm.run.keys import SHORT
 
@@ -62,7 +72,14 @@ def advice(match: re.Match[str], arguments: Sequence[str]) -> str:
 
 
 def sentence(error: BaseException) -> str | None:
-    """What the user can do about ``error``; None for an error that nobody foresaw."""
+    """Say what the user can do about an error.
+
+    Args:
+        error: that a command raised.
+
+    Returns:
+        A sentence; None for an error that nobody foresaw.
+    """
     from hydra.errors import HydraException, MissingConfigException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -79,7 +96,10 @@ def sentence(error: BaseException) -> str | None:
         guess = f"; did you mean {close[0]!r}?" if close else ""
         return f"no {group} is called {wrong!r}{guess} (there are: {', '.join(offered)})"
     if isinstance(error, OverrideParseException):
-        return f"cannot read {error.override!r}: wanted KEY=VALUE, with quotes around anything but words and numbers"
+        return (
+            f"cannot read {error.override!r}: wanted KEY=VALUE, with quotes around anything but "
+            "words and numbers"
+        )
     if isinstance(error, OmegaConfBaseException):
         return f"{error.full_key}: {first_line(error)}" if error.full_key else first_line(error)
     if match := re.match(r"Multiple values for (\S+)\. ", str(error)):
@@ -90,10 +110,7 @@ def sentence(error: BaseException) -> str | None:
             if isinstance(error.__cause__, OmegaConfBaseException)
             else first_line(error)
         )
-    if type(error).__module__.split(".")[0] in (
-        "qsdm",
-        "__main__",
-    ):  # StoreError, ModelError, OutsideSpace and their like
+    if type(error).__module__.split(".")[0] in ("qsdm", "__main__"):  # StoreError and its like
         return str(error)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
@@ -103,11 +120,19 @@ def sentence(error: BaseException) -> str | None:
 
 
 def first_line(error: BaseException) -> str:
+    """Shorten an error's message.
+
+    Args:
+        error: of a library.
+
+    Returns:
+        The first line of its message, or of its repr if it has none.
+    """
     return (str(error) or repr(error)).splitlines()[0]
 
 
 def _raised_here(error: BaseException) -> bool:
-    """Whether our own code raised it, as validation does, and not a library in its depth."""
+    """Whether our own code raised it, as validation does, and not a library that it calls."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

@@ -14,8 +14,8 @@ from qsdm.run.keys import parameters, shorthands
 
 COMMON = {
     "model": "whose denoiser it is.",
-    "path": "directory or hub id of a diffusers pipeline, or FILE.safetensors: instead of the model's own, and for "
-    "+model=any.",
+    "path": "directory or hub id of a diffusers pipeline, or FILE.safetensors: instead of the "
+    "model's own, and for +model=any.",
     "config": "directory or hub id of the pipeline that describes a single file.",
     "prompts": "what the model draws; prompts.path=PATH of its file.",
     "metrics": "what the model's pictures are scored by.",
@@ -31,7 +31,14 @@ COMMON = {
 
 
 def help_text(function: Callable[..., Any]) -> str:
-    """What a command does, by its docstrings, and its keys with their defaults."""
+    """Explain a command from its docstrings, and list its keys with their defaults.
+
+    Args:
+        function: of the command.
+
+    Returns:
+        Lines of at most 118 characters.
+    """
     name = function.__name__
     page = sys.modules[function.__module__].__doc__ or inspect.getdoc(function) or name
     meaning = COMMON | arguments_of(inspect.getdoc(function) or "")
@@ -39,25 +46,17 @@ def help_text(function: Callable[..., Any]) -> str:
     rows = []
     for key, parameter in parameters(function).items():
         text = meaning.get(key, "")
-        if key in offered:
-            rows.append(
-                (
-                    f"{key}={chosen[key]}" if key in chosen else f"+{key}=NAME",
-                    f"{text} One of {', '.join(offered[key])}.",
-                )
-            )
-            if key == "model":
-                rows += [
-                    (f"{part}=NAME", f"{COMMON[part]} One of {', '.join(offered[part])}.")
-                    for part in OF_MODEL
-                ]
-        else:
-            rows.append(
-                (
-                    f"{key}={'VALUE' if parameter.default is parameter.empty else parameter.default}",
-                    text,
-                )
-            )
+        if key not in offered:
+            default = "VALUE" if parameter.default is parameter.empty else parameter.default
+            rows.append((f"{key}={default}", text))
+            continue
+        head = f"{key}={chosen[key]}" if key in chosen else f"+{key}=NAME"
+        rows.append((head, f"{text} One of {', '.join(offered[key])}."))
+        if key == "model":
+            rows += [
+                (f"{part}=NAME", f"{COMMON[part]} One of {', '.join(offered[part])}.")
+                for part in OF_MODEL
+            ]
     rows += [
         (f"{key}=VALUE", f"{meaning.get(key, '')} Short for {full}.")
         for key, full in shorthands(function).items()
@@ -68,17 +67,27 @@ def help_text(function: Callable[..., Any]) -> str:
     for key, text in rows:
         first, *rest = textwrap.wrap(text.strip(), 118 - margin) or [""]
         lines += [f"  {key:<{margin - 2}}{first}".rstrip(), *(" " * margin + line for line in rest)]
-    flags = "-m seed=0,1,2 sweeps over values, --cfg job prints the config, --hydra-help lists the other flags."
+    flags = (
+        "-m seed=0,1,2 sweeps over values, --cfg job prints the config, "
+        "--hydra-help lists the other flags."
+    )
     return "\n".join([page.strip(), "", "Keys, with their defaults:", *lines, "", flags])
 
 
 def arguments_of(docstring: str) -> dict[str, str]:
-    """The ``Args:`` of a docstring: meaning by name."""
+    """Read the ``Args:`` of a docstring.
+
+    Args:
+        docstring: without indentation.
+
+    Returns:
+        Meaning by name.
+    """
     section = re.search(r"^Args:\n((?:[ \t]+.*\n?|\n)*)", docstring, re.MULTILINE)
-    found: dict[str, str] = {}
+    meanings: dict[str, str] = {}
     for line in (section[1] if section else "").splitlines():
         if match := re.match(r"    (\w+): (.*)", line):
-            found[name := match[1]] = match[2]
-        elif line.strip() and found:
-            found[name] += " " + line.strip()
-    return found
+            meanings[name := match[1]] = match[2]
+        elif line.strip() and meanings:
+            meanings[name] += " " + line.strip()
+    return meanings

@@ -1,4 +1,4 @@
-"""Keys and values: what the command line says, checked against the signatures of what takes it."""
+"""Keys and values of the command line, checked against the signatures of what takes them."""
 
 from __future__ import annotations
 
@@ -27,10 +27,17 @@ SHORT = {
 
 
 def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """What ``target`` takes, by name, ``log`` apart.
+    """List the parameters of a function or class, except ``log``.
 
-    A parameter whose type has a method ``of_keys`` stands for the parameters of that: a workspace is given by the keys
-    model, space and store. A command that chooses no space by default has no use for one.
+    A parameter whose type has a method ``of_keys`` stands for the parameters of that method: the
+    keys model, space and store make a workspace. A command without a default space has no use for
+    one.
+
+    Args:
+        target: function of a command, or the ``_target_`` of a YAML.
+
+    Returns:
+        Parameters by name.
     """
     result = {}
     for name, parameter in inspect.signature(target).parameters.items():
@@ -49,7 +56,14 @@ def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 
 def shorthands(function: Callable[..., Any]) -> dict[str, str]:
-    """The `SHORT` keys that mean something to ``function``."""
+    """List the `SHORT` keys that a command takes.
+
+    Args:
+        function: of the command.
+
+    Returns:
+        Long key by short key.
+    """
     taken = parameters(function)
     return {
         key: full
@@ -59,10 +73,17 @@ def shorthands(function: Callable[..., Any]) -> dict[str, str]:
 
 
 def schema(target: Callable[..., Any], wandb: bool = False) -> list[Any]:
-    """Fields of `dataclasses.make_dataclass` for the keys that ``target`` takes.
+    """Describe the keys of a function or class as fields of `dataclasses.make_dataclass`.
 
-    Numbers, strings, paths and enums keep their type and default. Anything else is free at this point and checked
-    when it is made.
+    Numbers, strings, paths and enums keep their type and default. Anything else is not restricted
+    here, but checked when it is made.
+
+    Args:
+        target: function of a command, or the ``_target_`` of a YAML.
+        wandb: add the key of the dashboard.
+
+    Returns:
+        Name, type and field of each key.
     """
     fields = []
     for name, parameter in parameters(target).items():
@@ -92,7 +113,7 @@ def _hint(target: Callable[..., Any], parameter: inspect.Parameter) -> Any:
 
 
 def _simple(hint: Any) -> Any:
-    """The type that OmegaConf checks: a plain one, perhaps optional; otherwise Any. A config holds paths as text."""
+    """The type that OmegaConf checks: a plain one, perhaps optional, or Any; paths are text."""
     union = typing.get_origin(hint) in (typing.Union, UnionType)
     kinds = [str if kind is Path else kind for kind in (typing.get_args(hint) if union else [hint])]
     plain = [kind for kind in kinds if kind is not type(None)]
@@ -104,15 +125,22 @@ def _simple(hint: Any) -> Any:
 
 
 def spelled(arguments: Sequence[str], function: Callable[..., Any]) -> list[str]:
-    """Arguments as Hydra wants them: groups first, with a ``+`` exactly where the command chooses none by default.
+    """Spell arguments for Hydra: groups first, with a ``+`` where the command has no default.
+
+    Args:
+        arguments: of the command line.
+        function: of the command.
+
+    Returns:
+        Flags, then overrides.
 
     Raises:
-        BadInput: a key is none of the command's.
+        BadInput: the command has no such key.
     """
     groups, chosen = choices(), set(defaults(function.__name__))
     short = shorthands(function)
     owned = OF_MODEL if "model" in parameters(function) else ()
-    known = [*(name for name, *_ in schema(function)), *short, *owned, "wandb"]
+    keys = [*(name for name, *_ in schema(function)), *short, *owned, "wandb"]
     models = [
         argument.partition("=")[2]
         for argument in arguments
@@ -140,26 +168,31 @@ def spelled(arguments: Sequence[str], function: Callable[..., Any]) -> list[str]
                 rest.append(f"++model.{key}{value}")
             continue
         if (
-            top not in known
+            top not in keys
             and top != "hydra"
-            and not (package and re.split(r"[./\[]", package[1:])[0] in known)
+            and not (package and re.split(r"[./\[]", package[1:])[0] in keys)
         ):
-            raise BadInput(unknown_key(function.__name__, top, known))
+            raise BadInput(unknown_key(function.__name__, top, keys))
         if key in short:
             rest.append(f"++{short[key]}{value}")
         elif key in groups and not package and "~" not in sign:
             first.append(f"{'' if key in chosen else '+'}{key}{value}")
-        elif "." in key and top in known and not sign:
-            rest.append(
-                f"++{argument}"
-            )  # what the YAML leaves out can be set too; `check` knows what there is
+        elif "." in key and top in keys and not sign:
+            rest.append(f"++{argument}")  # also what the YAML leaves out; `check` checks it later
         else:
             rest.append(argument)
     return flags + first + parts + rest
 
 
 def keywords(function: Callable[..., Any], cfg: Any) -> dict[str, Any]:
-    """The config as keyword arguments of ``function``.
+    """Turn a config into keyword arguments.
+
+    Args:
+        function: of the command.
+        cfg: the composed config, without Hydra's own part.
+
+    Returns:
+        Arguments by name.
 
     Raises:
         BadInput: a key is unknown or missing, or a value is of the wrong type.
@@ -174,7 +207,14 @@ def keywords(function: Callable[..., Any], cfg: Any) -> dict[str, Any]:
 
 
 def values_of(function: Callable[..., Any], cfg: Any) -> dict[str, Any]:
-    """The config as values of a command's keys; see `parameters`.
+    """Turn a config into values of a command's keys (see `parameters`).
+
+    Args:
+        function: of the command.
+        cfg: the composed config, without Hydra's own part.
+
+    Returns:
+        Values by key.
 
     Raises:
         BadInput: a key is unknown or missing, or a value is of the wrong type.
@@ -190,9 +230,8 @@ def values_of(function: Callable[..., Any], cfg: Any) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, parameter in taken.items():
         offered = choices().get(name)
-        unchosen = (
-            offered and OmegaConf.is_config(cfg.get(name)) and "_target_" not in cfg[name]
-        )  # only model.path=
+        # With model.path= alone, no model was chosen.
+        unchosen = offered and OmegaConf.is_config(cfg.get(name)) and "_target_" not in cfg[name]
         if name not in cfg or OmegaConf.is_missing(cfg, name) or unchosen:
             if parameter.default is parameter.empty:
                 sign = "" if name in defaults(function.__name__) else "+"
@@ -222,15 +261,17 @@ def values_of(function: Callable[..., Any], cfg: Any) -> dict[str, Any]:
 def check_number(value: Any, path: str) -> None:
     """Refuse numbers that no argument takes: NaN, infinity, beyond 64 bits, and negative seeds.
 
+    Args:
+        value: of any type; only numbers are checked.
+        path: of its key, for the message.
+
     Raises:
         BadInput: it is one.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
     if isinstance(value, float) and not math.isfinite(value):
-        raise BadInput(
-            f"{path}: wanted a finite number (got {value}); null where there shall be no limit"
-        )
+        raise BadInput(f"{path}: wanted a finite number (got {value}); null means no limit")
     if abs(value) >= 2**63:
         raise BadInput(f"{path}: wanted a number below 2^63 (got {value:.3g})")
     if re.search(r"(^|[._])seed(_set)?$", path) and value < 0:
@@ -238,10 +279,14 @@ def check_number(value: Any, path: str) -> None:
 
 
 def check(node: Any, path: str) -> None:
-    """Walk a nested value: the keys and plain types beside every ``_target_`` must be what the target takes.
+    """Check a nested value: every ``_target_`` must take the keys beside it, with their types.
+
+    Args:
+        node: part of a config.
+        path: of its key, for the message.
 
     Raises:
-        BadInput: they are not.
+        BadInput: it does not.
     """
     from hydra.utils import get_object
     from omegaconf import OmegaConf, ValidationError
@@ -255,13 +300,13 @@ def check(node: Any, path: str) -> None:
     own = {str(key) for key in node if not str(key).startswith("_")}
     if (target := node.get("_target_")) is not None:
         try:
-            made = get_object(target)
+            maker = get_object(target)
         except (ImportError, ValueError) as error:
             raise BadInput(
                 f"{path}: nothing is called {target!r} ({error})".splitlines()[0]
             ) from error
-        fields = schema(made)
-        free = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(made).parameters.values())
+        fields = schema(maker)
+        free = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(maker).parameters.values())
         for key in own - {name for name, *_ in fields}:
             if not free:
                 raise BadInput(unknown_key(path, key, [name for name, *_ in fields]))

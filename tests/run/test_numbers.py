@@ -1,4 +1,4 @@
-"""Every numeric key of every command refuses what it cannot work with, in one sentence that names the key."""
+"""Every numeric key refuses what its command cannot use, in one sentence that names the key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The door: from a command line to keyword arguments, one sentence per mistake, and a W&B run that can be read back."""
+"""The door: command lines become arguments, mistakes one sentence, W&B runs can be read back."""
 
 from __future__ import annotations
 
@@ -282,32 +282,35 @@ def test_an_offline_run_can_be_read_back(garden: Path) -> None:
 
 
 def records(path: Path) -> list[dict[str, Any]]:
-    """The start, the history's rows and the exit of an offline run, as W&B's own reader gives them."""
+    """The start, the history and the exit of an offline run, as W&B's own reader gives them."""
     wandb = Path(sys.executable).with_name("wandb")
     done = subprocess.run(
         [wandb, "leet", "inspect", "--json", path], capture_output=True, text=True, check=True
     )
-    found: list[dict[str, Any]] = []
+    records_of_run: list[dict[str, Any]] = []
     for entry in map(json.loads, done.stdout.splitlines()):
         if entry["type"] == "history":
-            found.append(entry["history"]["item"])
+            records_of_run.append(entry["history"]["item"])
         elif entry["type"] == "run":
-            found.append(
+            records_of_run.append(
                 {"run": {key: entry["run"][key] for key in ("run_group", "job_type", "project")}}
             )
         elif entry["type"] == "exit":
-            found.append({"exit": entry["exit"].get("exit_code", 0)})
-    return found
+            records_of_run.append({"exit": entry["exit"].get("exit_code", 0)})
+    return records_of_run
 
 
 @pytest.mark.parametrize("command", ["", *(f".{name}" for name in COMMANDS)])
 def test_help_of_each_command_is_fast(command: str, tmp_path: Path) -> None:
     """No heavy package is imported for it."""
+    module = f"qsdm{command or '.__main__'}"
+    heavy = ("torch", "diffusers", "transformers", "wandb", "captum", "torch_geometric")
+    heavy += ("matplotlib", "scipy", "pymoo", "pandas", "networkx", "numba")
     code = (
         "import runpy, sys; sys.argv[1:] = ['--help']\n"
-        f"try: runpy.run_module('qsdm{command or '.__main__'}', run_name='__main__', alter_sys=True)\n"
+        f"try: runpy.run_module({module!r}, run_name='__main__', alter_sys=True)\n"
         "except SystemExit as stop: assert stop.code == 0\n"
-        "print({'torch', 'diffusers', 'transformers', 'wandb', 'captum', 'torch_geometric'} & set(sys.modules))"
+        f"print(set({heavy}) & set(sys.modules))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
