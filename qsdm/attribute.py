@@ -36,7 +36,6 @@ from qsdm.log import Log, ignore
 from qsdm.outcome import Objective, Outcome
 from qsdm.qconfig import QuantMethod, Space
 from qsdm.sensitivity import AttributionOptions
-from qsdm.store.files import replace
 from qsdm.store.provenance import provenance
 from qsdm.store.schemas import SENSITIVITIES
 from qsdm.workspace import Workspace, takes_workspace
@@ -289,10 +288,9 @@ def draw(result: dict[str, Any], path: Path) -> dict[str, Path]:
     for name, drawn in draws.items():
         target = path.with_name(f"{path.stem}-{name}.png")
         try:
-            contents = figures.png(drawn())
+            figures.write(target, drawn())
         except NotRun:  # weights alone are measured by hand, if at all
             continue
-        replace(target, lambda partial, contents=contents: partial.write_bytes(contents))
         paths[name] = target
     return paths
 

@@ -97,16 +97,16 @@ def table(results: Results) -> dict[str, Any] | None:
     measured = rows(results.summary)
     if not measured:
         return None
-    described = (results.summary or {}).get("metrics", {})  # a summary of version 0.1 has none
+    descriptions = (results.summary or {}).get("metrics", {})  # a summary of version 0.1 has none
     present = {name for row in measured for name in row["metrics"]}
-    names = [name for name in described if name in present]
+    names = [name for name in descriptions if name in present]
     names += sorted(present - set(names))
     best: dict[str, float] = {}
     for name in names:
         values = [row["metrics"].get(name) for row in measured if row["name"] != FULL]
         defined = [value for value in values if value is not None]
-        if defined and name in described:
-            choose = max if described[name]["larger_is_better"] else min
+        if defined and name in descriptions:
+            choose = max if descriptions[name]["larger_is_better"] else min
             best[name] = choose(defined)
     entries = []
     for row in measured:
@@ -117,40 +117,40 @@ def table(results: Results) -> dict[str, Any] | None:
         ]
         for name in names:
             value = row["metrics"].get(name)
-            text = "–" if value is None else number(value, described.get(name))
+            text = "–" if value is None else number(value, descriptions.get(name))
             is_best = row["name"] != FULL and value is not None and value == best.get(name)
             cells.append({"text": text, "best": is_best})
         entries.append({"kind": kind_of(row["name"]), "cells": cells})
-    heads = ["", "bits", "bytes", *(head(name, described.get(name)) for name in names)]
+    heads = ["", "bits", "bytes", *(head(name, descriptions.get(name)) for name in names)]
     return {"heads": heads, "rows": entries}
 
 
-def head(name: str, described: Mapping[str, Any] | None) -> str:
+def head(name: str, description: Mapping[str, Any] | None) -> str:
     """Label a metric; an arrow points to its better side.
 
     Args:
         name: of the metric.
-        described: label and larger_is_better; None if nothing is known about it.
+        description: label and larger_is_better; None if nothing is known about it.
 
     Returns:
         Text.
     """
-    if described is None:
+    if description is None:
         return name
-    return f"{described['label']} {'↑' if described['larger_is_better'] else '↓'}"
+    return f"{description['label']} {'↑' if description['larger_is_better'] else '↓'}"
 
 
-def number(value: float, described: Mapping[str, Any] | None) -> str:
+def number(value: float, description: Mapping[str, Any] | None) -> str:
     """Write a metric's value with its digits.
 
     Args:
         value: of the metric.
-        described: digits; None if nothing is known about it.
+        description: digits; None if nothing is known about it.
 
     Returns:
         Text.
     """
-    return f"{value:.4g}" if described is None else f"{value:.{described['digits']}f}"
+    return f"{value:.4g}" if description is None else f"{value:.{description['digits']}f}"
 
 
 def predictors(report: Report) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@
     harm        `sensitivity` by group, `heat` by weight and method, `interventions`
     labels      `predictor`, `bits`
     structure   of a graph: `graph`, `weights`
-    canvas      the palette and the style; `png` and `svg`, in which marks have tooltips
+    canvas      the palette and the style; `png`, `write`, and `svg`, in which marks have tooltips
 
 A figure is a matplotlib ``Figure`` that belongs to no window. One whose data is missing raises
 `qsdm.report.results.NotRun`, which names the command that makes it.
@@ -18,7 +18,7 @@ Example:
     b'PNG'
 """
 
-from qsdm.report.figures.canvas import PALETTE, png, svg
+from qsdm.report.figures.canvas import PALETTE, png, svg, write
 from qsdm.report.figures.harm import heat, interventions, sensitivity
 from qsdm.report.figures.labels import bits, predictor
 from qsdm.report.figures.quality import front, measured, mix, pictures, search
@@ -40,4 +40,5 @@ __all__ = [
     "sensitivity",
     "svg",
     "weights",
+    "write",
 ]

@@ -6,8 +6,11 @@ import io
 import json
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
+
+from qsdm.store.files import replace
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -169,6 +172,20 @@ def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=1.5 * DOTS_PER_INCH)
     return buffer.getvalue()
+
+
+def write(path: Path, figure: Figure) -> None:
+    """Write a figure as PNG.
+
+    Args:
+        path: of the file.
+        figure: of this package.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    contents = png(figure)
+    replace(path, lambda partial: partial.write_bytes(contents))
 
 
 def svg(figure: Figure, name: str) -> str:

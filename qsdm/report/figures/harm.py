@@ -80,7 +80,7 @@ def _bars(axes: Axes, entries: Sequence[Mapping[str, Any]], width: float) -> Non
         tip(bar, [f"{entry['name']}: {short(entry['value'])}; {entry['note']}"])
     for key, (shape, text) in ABLATIONS.items():
         ablated = [entry[key] for entry in entries]
-        look = {"marker": shape, "s": 22, "linewidths": 1.1, "zorder": 3}
+        look: dict[str, Any] = {"marker": shape, "s": 22, "linewidths": 1.1, "zorder": 3}
         tips = [f"{entry['name']}, {text}: {short(entry[key])}" for entry in entries]
         tip(axes.scatter(ablated, names, color=INK, label=text, **look), tips)
     axes.axvline(0, color=INK, linewidth=0.6)
@@ -141,7 +141,8 @@ def heat(results: Results, width: float = WIDTH_IN, most: int | None = None) -> 
         title(axes, f"{len(weights)} weights, from input to output")
     bar = figure.colorbar(map_of_cells, ax=axes, shrink=0.9, aspect=12, pad=0.01)
     bar.set_label("harm", fontsize=FONT_PT["label"], color=INK)
-    bar.solids.set(rasterized=False, antialiased=False)
+    if bar.solids is not None:
+        bar.solids.set(rasterized=False, antialiased=False)
     bar.outline.set_visible(False)  # type: ignore[operator]
     bar.ax.tick_params(labelsize=FONT_PT["tick"], color=INK, labelcolor=INK)
     return figure
@@ -179,9 +180,15 @@ def interventions(results: Results, width: float = WIDTH_IN) -> Figure:
     ]
     tip(dots, tips)
     for i in np.argsort(-x)[:NUM_NAMED]:
-        at = {"xytext": (-6, 6), "textcoords": "offset points", "ha": "right"}
-        note = {"fontsize": FONT_PT["note"], "color": INK}
-        axes.annotate(pairs[i]["weight"], (x[i], y[i]), **at, **note)
+        axes.annotate(
+            pairs[i]["weight"],
+            (x[i], y[i]),
+            xytext=(-6, 6),
+            textcoords="offset points",
+            ha="right",
+            fontsize=FONT_PT["note"],
+            color=INK,
+        )
     axes.set_xscale("symlog", linthresh=1)
     axes.set_yscale("symlog", linthresh=1)
     axes.grid(color=GRID, alpha=0.25, linewidth=0.6)

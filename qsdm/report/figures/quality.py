@@ -181,7 +181,7 @@ def _measured(axes: Axes, results: Results) -> None:
             )
     for row in present:
         if row["name"] == FULL:
-            line = {"color": PALETTE["full"], "linestyle": "--", "linewidth": 1.2}
+            line: dict[str, Any] = {"color": PALETTE["full"], "linestyle": "--", "linewidth": 1.2}
             axes.axhline(row["metrics"][metric], label="full precision", **line)
     title(axes, BITS, f"{metric}, measured (less is better)")
     axes.margins(0.1)
