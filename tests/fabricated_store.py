@@ -10,7 +10,7 @@ import numpy as np
 
 from qsdm.cost import size_bytes
 from qsdm.graph import Graph, Node, Op, Role, Weight
-from qsdm.metrics import described
+from qsdm.metrics import description
 from qsdm.metrics.clip_score import ClipScore
 from qsdm.metrics.fidelity import Psnr
 from qsdm.metrics.frechet import FrechetLite0
@@ -210,7 +210,7 @@ def summary(problem: Problem, graph: Graph, chosen: QuantConfig, rng: np.random.
         if row["name"] == "ours"
     ]
     return {
-        "metrics": {m.name: described(m) for m in (FrechetLite0(), ClipScore(), Psnr())},
+        "metrics": {m.name: description(m) for m in (FrechetLite0(), ClipScore(), Psnr())},
         "rows": rows,
         "candidates": candidates,
         "max_avg_bits": 3.5,

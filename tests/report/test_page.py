@@ -14,7 +14,7 @@ from fabricated_store import fabricate
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from qsdm.metrics import described
+from qsdm.metrics import description
 from qsdm.report import page, results, sections, summary
 from qsdm.run.conf import CONF
 from qsdm.store import Store
@@ -264,7 +264,7 @@ def test_every_metric_has_a_label_that_points_to_its_better_side(path: Path) -> 
     for name in config.keys() - {"defaults"}:
         metric = instantiate(config[name])
         assert metric.name == name
-        about = described(metric)
+        about = description(metric)
         assert about["label"]
         assert sections.head(name, about).endswith("↑" if metric.larger_is_better else "↓")
         assert sections.number(0.123456, about) == f"{0.123456:.{metric.digits}f}"
