@@ -121,7 +121,7 @@ def test_bars_say_how_many_groups_are_left_out(whole):
     many = [dict(row, name=f"{row['name']}.{i}") for i in range(4) for row in rows]
     tables = {**whole.sensitivity["tables"], "block": many}
     more = dataclasses.replace(whole, sensitivity={**whole.sensitivity, "tables": tables})
-    text = figures.sensitivity(more, ["block"]).axes[0].get_title()
+    text = figures.sensitivity(more, ["block"]).axes[0].get_title(loc="right")
     assert text == f"{len(many) - 24} less harmful ones not shown"
 
 
