@@ -31,7 +31,6 @@ class Random:
         rng: np.random.Generator,
     ) -> RandomSearch:
         """Begin a search; seeds are not used (see `StrategyOptions.start`)."""
-        del seeds
         return RandomSearch(problem, rng, self.batch)
 
 
