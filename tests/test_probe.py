@@ -60,6 +60,7 @@ def test_forwards_draw_no_picture_of_a_probe_and_resume(
     assert "plan: 0 probes" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_more_bits_err_less(workspace: Workspace) -> None:
     methods = ["uaq-3", "uaq-4"]
     probes = probe(workspace, QUALITY, methods, "forward", num_steps=1, **QUICK)

@@ -286,7 +286,6 @@ def test_probes_in_the_store_are_learned_from(
     ranks = {name: s["srcc"]["mean"] for name, s in with_probes["scores"].items()}
     assert ranks["probes"] > 0.9
     assert ranks["informed"] > without["scores"]["informed"]["srcc"]["mean"]
-    assert ranks["gnn"] > without["scores"]["gnn"]["srcc"]["mean"]
     assert ranks["gnn"] > ranks["informed"] - 0.03
     refused = train(workspace, QUALITY, QUICK, num_images=64, probes=False)
     assert refused["scores"] == without["scores"]

@@ -120,10 +120,7 @@ class Labels:
         learned = {name: model.metrics[name] for name in self.versions if name in model.metrics}
         if any(self.versions[name] != version for name, version in versions_of(learned).items()):
             return False
-        try:
-            return self.protocol == of_today(self.protocol, model)
-        except (ModelError, PromptsError):  # nothing can be measured today
-            return False
+        return is_of_today(self.protocol, model)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -377,6 +374,19 @@ def of_today(protocol: Protocol, model: Model) -> Protocol:
         sampler=sampler_of(model),
         prompts=prompts_digest(prompts),
     )
+
+
+def is_of_today(protocol: Protocol, model: Model) -> bool:
+    """Whether `measure` would draw in the same way today.
+
+    Args:
+        protocol: one of `present`.
+        model: as it is today.
+    """
+    try:
+        return protocol == of_today(protocol, model)
+    except (ModelError, PromptsError):  # nothing can be measured today
+        return False
 
 
 def require_fitted(

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from qsdm.cost import MethodTable
-from qsdm.denoisers import ModelError
-from qsdm.measurement.labels import Bank, metrics_of, of_today
-from qsdm.outcome import Objective, Protocol
+from qsdm.measurement.labels import Bank, is_of_today, metrics_of
+from qsdm.outcome import Objective
 from qsdm.predictor.probes import DISTANCES, ProbeError, Probes, is_probe, probes_of
-from qsdm.prompts import PromptsError
 
 
 def choose_probes(bank: Bank, table: MethodTable, objective: Objective) -> Probes:
@@ -26,40 +24,28 @@ def choose_probes(bank: Bank, table: MethodTable, objective: Objective) -> Probe
         ProbeError: no complete probes are there; the message tells of those that lack least.
     """
     probed = [outcome for outcome in bank.outcomes if is_probe(outcome)]
-    digests = {outcome.protocol for outcome in probed}
-    protocols = [protocol for digest, protocol in bank.protocols.items() if digest in digests]
-    protocols.sort(key=lambda p: (is_current(bank, p), p.num_images), reverse=True)
+    full = [outcome for outcome in bank.outcomes if not outcome.qconfig.methods]
+    model = bank.model
     reason: ProbeError | None = None
     for measure in (objective, *DISTANCES):
         names = [measure] if isinstance(measure, str) else metrics_of(objective)
-        measured = {
-            outcome.protocol
+        measured = [
+            outcome
             for outcome in probed
             if all(outcome.metrics.get(name) is not None for name in names)
-        }
-        for protocol in protocols:
-            if protocol.digest not in measured:
-                continue
+        ]
+        digests = {outcome.protocol for outcome in measured}
+        protocols = [protocol for digest, protocol in bank.protocols.items() if digest in digests]
+        for protocol in sorted(
+            protocols,
+            key=lambda p: (model is None or is_of_today(p, model), p.num_images),
+            reverse=True,
+        ):
             try:
-                return probes_of(bank.space, table, bank.outcomes, protocol, measure)
+                return probes_of(bank.space, table, [*full, *measured], protocol, measure)
             except ProbeError as error:
                 reason = reason or error
     denoiser = bank.space.graph.denoiser
     raise reason or ProbeError(
         f"no weight of {denoiser!r} was measured alone: run python -m qsdm.probe +model={denoiser}"
     )
-
-
-def is_current(bank: Bank, protocol: Protocol) -> bool:
-    """Whether pictures would be drawn in the same way today.
-
-    Args:
-        bank: of the model.
-        protocol: of some of its outcomes.
-    """
-    if bank.model is None:
-        return True
-    try:
-        return protocol == of_today(protocol, bank.model)
-    except (ModelError, PromptsError):  # nothing can be drawn today
-        return False
