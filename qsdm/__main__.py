@@ -28,7 +28,6 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypedDict
 
 import qsdm
 from qsdm import run
-from qsdm.bounds import MANY, require
 from qsdm.denoisers import weights_digest
 from qsdm.graph import canonical
 from qsdm.log import Log, ignore
@@ -37,6 +36,7 @@ from qsdm.predictor.probes import is_probe
 from qsdm.store import Store
 from qsdm.store.artifacts import Artifact
 from qsdm.store.files import decode
+from qsdm.text import MANY, require
 from qsdm.workspace import Workspace, takes_workspace
 
 if TYPE_CHECKING:

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qsdm import run, text
-from qsdm.bounds import MANY, require
 from qsdm.cost import avg_bits
 from qsdm.engine.local import Local
 from qsdm.engine.serial import Serial
@@ -30,6 +29,7 @@ from qsdm.outcome import EvaluationError, Outcome
 from qsdm.qconfig import QuantConfig, Space
 from qsdm.store import StoreError
 from qsdm.store.files import read_json
+from qsdm.text import MANY, require
 from qsdm.workspace import Workspace, takes_workspace
 
 _GOLDEN = (5**0.5 - 1) / 2

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from qsdm.bounds import require
 from qsdm.graph import Graph, Weight, canonical, merge_splits
 from qsdm.quant.methods import METHODS
+from qsdm.text import require
 
 SCHEMA = "qsdm/qconfig/1"
 _TEXT = re.compile(r"([a-z0-9_]+)-(\d+)")

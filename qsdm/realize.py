@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qsdm import cost, run, text
-from qsdm.bounds import MANY, require
 from qsdm.engine.local import Local
 from qsdm.log import Log, ignore
 from qsdm.metrics import description
@@ -31,6 +30,7 @@ from qsdm.store import StoreError
 from qsdm.store.files import write_text
 from qsdm.store.provenance import provenance
 from qsdm.store.schemas import CHOSEN, FRONT, REPORT, SUMMARY
+from qsdm.text import MANY, require
 from qsdm.workspace import Workspace, takes_workspace
 
 if TYPE_CHECKING:

@@ -31,7 +31,6 @@ from typing import Any
 import numpy as np
 
 from qsdm import text
-from qsdm.bounds import MANY, require
 from qsdm.log import Log, ignore
 from qsdm.outcome import Objective
 from qsdm.qconfig import Space
@@ -40,6 +39,7 @@ from qsdm.store.schemas import FRONT
 from qsdm.strategies import Problem, StrategyOptions
 from qsdm.strategies.front import front, hypervolume
 from qsdm.strategies.greedy import path, spread
+from qsdm.text import MANY, require
 from qsdm.workspace import Workspace, takes_workspace
 
 Predict = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]

@@ -1,4 +1,4 @@
-"""Sizes, durations and tables as people read them.
+"""What users read: sizes, durations, tables, and a sentence about a number out of range.
 
 Example:
     >>> from qsdm.text import duration, size, table
@@ -12,6 +12,9 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+
+MANY = 1_000_000
+"""The largest number of pictures, configurations or points, because all are listed in memory."""
 
 
 def size(num_bytes: float) -> str:
@@ -71,3 +74,27 @@ def table(
         colalign=("left", *["right"] * (len(heads) - 1)) if cells else None,
         disable_numparse=[0] if cells else False,  # a name like 1e5 is a name
     )
+
+
+def require(least: float, most: float = float("inf"), /, **values: float | None) -> None:
+    """Check that values lie within [least, most].
+
+    Args:
+        least: smallest allowed value.
+        most: largest allowed value.
+        **values: by name; None is not checked.
+
+    Raises:
+        ValueError: one of them does not; the message says which, what was wanted and what came.
+
+    Example:
+        >>> from qsdm.text import require
+        >>> require(1, 64, num_workers=0)
+        Traceback (most recent call last):
+        ValueError: wanted num_workers of at least 1 (got 0)
+    """
+    for name, value in values.items():
+        if value is not None and not least <= value <= most:
+            is_low = value < least or most == float("inf")
+            bound = f"least {least:,}" if is_low else f"most {most:,}"
+            raise ValueError(f"wanted {name} of at {bound} (got {value:,})")

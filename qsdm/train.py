@@ -28,13 +28,13 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from qsdm import text
-from qsdm.bounds import MANY, require
 from qsdm.log import Log, ignore
 from qsdm.outcome import Objective
 from qsdm.predictor import FitOptions
 from qsdm.qconfig import OutsideSpace
 from qsdm.store.provenance import provenance
 from qsdm.store.schemas import REPORT, TestReport
+from qsdm.text import MANY, require
 from qsdm.workspace import Workspace, takes_workspace
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "qsdm"
 
-GROUND = {"bounds", "text", "graph", "qconfig", "cost", "outcome", "prompts", "store", "log"}
+GROUND = {"text", "graph", "qconfig", "cost", "outcome", "prompts", "store", "log"}
 MACHINERY = {"tracing", "quant", "denoisers", "metrics", "strategies", "recipes"}
 JOINS = {"engine", "measurement", "checkpoint", "predictor"}
 COMMANDS = {
@@ -132,7 +132,8 @@ def test_a_file_imports_only_what_its_layer_may(path: Path) -> None:
             )
         ):
             assert not at_once, (
-                f"{path.name} imports {top} when it is imported: move that into the function that uses it"
+                f"{path.name} imports {top} when it is imported: "
+                "move that into the function that uses it"
             )
         if top == "torch":
             assert part not in {"strategies", "recipes"}, f"{part} needs no torch"

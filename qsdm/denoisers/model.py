@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qsdm.bounds import require
 from qsdm.denoisers import single_file
 from qsdm.prompts import Prompts
 from qsdm.store import ZOO
+from qsdm.text import require
 
 DEFAULT_COMPONENTS = ("unet", "transformer")
 DTYPES = ("float32", "float16", "bfloat16", "float64")

@@ -27,10 +27,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qsdm.bounds import require
 from qsdm.engine import EngineError, Failure, Start
 from qsdm.engine.pipe import decode, encode
 from qsdm.engine.worker import Worker
+from qsdm.text import require
 
 CLUSTERS = ("slurm", "local", "debug")
 GRACE_S = {"slurm": 15.0}

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from qsdm.bounds import require
 from qsdm.strategies import Problem
+from qsdm.text import require
 
 
 def path(problem: Problem, harm: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Laws of drawing and scoring: same noise for every configuration, nothing left behind by the one before."""
+"""Laws of drawing and scoring: one noise for all configurations, nothing left of the one before."""
 
 from __future__ import annotations
 

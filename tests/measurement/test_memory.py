@@ -134,8 +134,8 @@ def test_a_line_tells_all_of_it(emoji: Graph) -> None:
     assert found.packed_bytes == (low, high)
     assert low > cost.size_bytes(emoji, few)
     assert line.startswith(
-        f"memory: denoiser 7.82 MB (packed {text.size(low)} to {text.size(high)}), text encoders 2.17 MB, vae 3.39 MB, "
-        "activations of one forward at batch 64 about "
+        f"memory: denoiser 7.82 MB (packed {text.size(low)} to {text.size(high)}), "
+        "text encoders 2.17 MB, vae 3.39 MB, activations of one forward at batch 64 about "
     )
     assert line.endswith(
         f"({text.size(128 * activation_bytes(EMOJI, emoji))} where guidance doubles the batch)"

@@ -1,4 +1,4 @@
-"""Labels read off a few pictures: as good as the nearness to full precision that they are read off."""
+"""Labels read off a few pictures: as good as the nearness to full precision that they come from."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ QUICK = FitOptions(folds=2, width=16, hops=2, epochs=2)
 
 
 def near(outcome: Outcome, rng: np.random.Generator, width: float) -> dict[str, float | None]:
-    """Metrics of 16 pictures: a distance that grows with the true one, noise, and nothing known of PSNR."""
+    """Metrics of 16 pictures: a distance that grows with the true one, noise, and no PSNR."""
     truth = float(outcome.metrics["fd_lite0"] or 0)
     return {
         "lite0_distance": truth**1.3 * np.exp(rng.normal(0, width)),

@@ -28,7 +28,7 @@ def test_one_hot_names_the_methods_of_the_configuration(toy: Toy, encoding: Enco
 
 
 def test_errors_of_decisions_are_those_of_the_table(toy: Toy, encoding: Encoding) -> None:
-    """The order of the table's rows and columns does not matter, and a greater error is a greater feature."""
+    """The order of rows and columns does not matter; a greater error is a greater feature."""
     turned = MethodTable(
         toy.table.weights[::-1],
         toy.table.methods[::-1],

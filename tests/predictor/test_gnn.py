@@ -15,7 +15,7 @@ from qsdm.qconfig import Space
 
 @pytest.fixture
 def gnn(encoding: Encoding) -> Gnn:
-    """With statistics of batch normalisation, contributions and an additive part that are not those of the start."""
+    """With batch statistics, contributions and an additive part unlike those of the start."""
     torch.manual_seed(0)
     made = Gnn(encoding, width=32, hops=3)
     torch.nn.init.normal_(made.contribution[-1].weight)

@@ -31,7 +31,7 @@ def test_spearman_loss_runs_from_0_to_2(labels: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("kind", [kind for kind in RANKING if kind != "none"])
 def test_descent_on_the_loss_ranks_the_best_first(kind: str, labels: torch.Tensor) -> None:
-    """The gradient is there and does what it says: NDCG@10 rises from that of a reversed order to above 0.9."""
+    """Descent takes NDCG@10 from that of a reversed order to above 0.9."""
     scores = (
         -labels + 0.1 * torch.randn(24, generator=torch.Generator().manual_seed(1))
     ).requires_grad_()
@@ -46,7 +46,7 @@ def test_descent_on_the_loss_ranks_the_best_first(kind: str, labels: torch.Tenso
 
 
 def test_only_swaps_with_the_first_ten_places_count() -> None:
-    """The one relevant configuration lies in place 15: it is held against each of the first ten, and nobody else."""
+    """The one relevant configuration, at rank 15, is compared with the first ten only."""
     scores = torch.linspace(2, -2, 24)
     scores = (scores - scores.mean()) / scores.std()
     gains = torch.zeros(24)

@@ -73,7 +73,7 @@ def test_harm_in_proportion_to_error_is_predicted_exactly(
 
 
 def test_harm_is_interpolated_between_probed_methods(toy: Toy) -> None:
-    """A probed method has the harm that was measured, even where harm is not linear in the error."""
+    """A probed method has its measured harm, even where harm is not linear in the error."""
     probes = probes_of(
         toy.space, toy.table, outcomes_of(toy, ("uaq-3", "uaq-4")), PROTOCOL, QUALITY
     )

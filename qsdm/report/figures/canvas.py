@@ -121,7 +121,7 @@ def legend(axes: Axes, corner: str = "") -> None:
 
 
 def fit(names: Sequence[str], width: float) -> list[str]:
-    """Shorten names in the middle, so that as labels of an axis they leave more than half of it to the marks.
+    """Shorten names in the middle: as labels of an axis they leave half of it to the marks.
 
     Args:
         names: of bars.
