@@ -176,5 +176,5 @@ def test_a_damaged_store_is_told_before_anything_is_drawn(tmp_path: Path) -> Non
     path = Store(tmp_path, "a").path("outcomes.sqlite")
     path.parent.mkdir(parents=True)
     path.write_bytes(b"no database of outcomes" * 10)
-    with pytest.raises(StoreError, match="damaged or no database"):
+    with pytest.raises(StoreError, match="damaged or not a database"):
         intake_of(tmp_path).expect(CONFIGS)
