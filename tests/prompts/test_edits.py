@@ -204,13 +204,16 @@ def test_the_picture_of_a_controlnet_is_the_control_picture() -> None:
 
 def test_every_pipeline_of_diffusers_is_read_without_an_error() -> None:
     """Whatever a class's signatures are; and those of plain text are no editors."""
-    kinds = [
-        value
-        for name in dir(diffusers)
-        if re.fullmatch(r"[A-Z]\w+Pipeline", name) and not name.startswith(("Onnx", "AutoPipe"))
-        for value in [getattr(diffusers, name)]
-        if "__call__" in dir(value) and not getattr(value, "_backends", None)
-    ]
+    kinds = []
+    for name in dir(diffusers):
+        if not re.fullmatch(r"[A-Z]\w+Pipeline", name) or name.startswith(("Onnx", "AutoPipe")):
+            continue
+        try:
+            kind = getattr(diffusers, name)
+        except RuntimeError:  # of a model that only a newer transformers has
+            continue
+        if "__call__" in dir(kind) and not getattr(kind, "_backends", None):
+            kinds.append(kind)
     assert len(kinds) > 150
     for kind in kinds:
         conditioning.unavailable(kind)

@@ -91,8 +91,10 @@ def test_overrides_are_short_and_name_arguments_of_their_class(path: Path) -> No
 
     from diffusers.models import transformers, unets
 
-    found = getattr(transformers, path.stem, None) or getattr(unets, path.stem)
-    takes = inspect.signature(found.forward).parameters
+    kind = getattr(transformers, path.stem, None) or getattr(unets, path.stem, None)
+    if kind is None:
+        pytest.skip(f"this diffusers has no {path.stem}")
+    takes = inspect.signature(kind.forward).parameters
     assert len(path.read_text().splitlines()) <= 10
     assert set(yaml.safe_load(path.read_text())) <= set(takes)
 
