@@ -45,8 +45,8 @@ def calibrate(
         >>> import qsdm
         >>> from qsdm.calibrate import calibrate
         >>> table = calibrate(qsdm.open("emoji_unet"))  # after trace
-        >>> bool(table.rel_error[0].min() < 0.01)
-        True
+        >>> len(table.weights)
+        127
     """
     from qsdm.quant import calibration
 

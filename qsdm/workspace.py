@@ -49,7 +49,7 @@ class Workspace:
         >>> labels.genes.shape == (len(labels), len(emoji.space.options))
         True
         >>> emoji.table.weights[0], emoji.graph.weights[0].name
-        ('conv_in', 'conv_in')
+        ('time_embedding.linear_1', 'time_embedding.linear_1')
     """
 
     model: Model

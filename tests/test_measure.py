@@ -221,7 +221,7 @@ def test_a_table_of_other_weights_is_not_learned_from(
     other = dataclasses.replace(tiny_model, path=str(tmp_path / "other"))
     with pytest.raises(OtherWeights, match=r"other weights of 'tiny': run python -m qsdm\.calib"):
         require_fitted(other, table, space.graph)
-    with pytest.raises(OtherWeights, match=r"does not record which weights .* again"):
+    with pytest.raises(OtherWeights, match=r"does not tell which weights .* again"):
         require_fitted(tiny_model, dataclasses.replace(table, fitted=""), space.graph)
 
 

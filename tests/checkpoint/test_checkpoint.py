@@ -21,7 +21,7 @@ from qsdm.checkpoint import (
 )
 from qsdm.denoisers import Model, load_pipeline
 from qsdm.graph import Graph, Node, Op, Weight
-from qsdm.measurement.evaluator import compute_in
+from qsdm.measurement.drawer import compute_in
 from qsdm.qconfig import QuantConfig, QuantMethod, SpaceSpec
 from qsdm.quant.fitting import dequantize, fit
 from qsdm.quant.packed import PackedLayer
@@ -448,14 +448,14 @@ def damage(path: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
-        ("truncated", "no complete checkpoint"),
+        ("truncated", "is incomplete, damaged or not of qsdm"),
         ("a flipped byte", "was changed after it was saved"),
-        ("foreign weights", "no complete checkpoint"),
+        ("foreign weights", "is incomplete, damaged or not of qsdm"),
         ("no weights", "no complete checkpoint"),
         ("not quantized", "no quantized checkpoint"),
-        ("weights of a wrong kind", "lists no packed weights"),
-        ("weights with odd fields", "lists no packed weights"),
-        ("a name that is no text", "lists no packed weights"),
+        ("weights of a wrong kind", "packed weights in config.json is malformed"),
+        ("weights with odd fields", "packed weights in config.json is malformed"),
+        ("a name that is no text", "packed weights in config.json is malformed"),
         ("no JSON", "cannot be read as JSON"),
         ("of another schema", "schema"),
         ("nothing", "no quantized checkpoint"),
