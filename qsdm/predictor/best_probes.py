@@ -27,7 +27,8 @@ def choose_probes(bank: Bank, table: MethodTable, objective: Objective) -> Probe
     full = [outcome for outcome in bank.outcomes if not outcome.qconfig.methods]
     model = bank.model
     reason: ProbeError | None = None
-    for measure in (objective, *DISTANCES):
+    measures: list[Objective | str] = [objective, *DISTANCES]
+    for measure in measures:
         names = [measure] if isinstance(measure, str) else metrics_of(objective)
         measured = [
             outcome

@@ -321,16 +321,15 @@ def harm_of(
         ProbeError: a metric or the first pictures are missing.
     """
     if isinstance(measure, str):
-        distance, names = DISTANCES[measure], [measure]
-
-        def combine(values: Sequence[float], _: Sequence[float]) -> float:
-            return distance(values[0])
+        names = [measure]
     else:
         names = [name for name in measure.weights if name != "avg_bits"]
-        weights = [measure.weights[name] for name in names]
 
-        def combine(values: Sequence[float], whole: Sequence[float]) -> float:
-            return sum(w * (b - a) for w, a, b in zip(weights, values, whole, strict=True))
+    def combine(values: Sequence[float], whole: Sequence[float]) -> float:
+        if isinstance(measure, str):
+            return DISTANCES[measure](values[0])
+        weights = [measure.weights[name] for name in names]
+        return sum(w * (b - a) for w, a, b in zip(weights, values, whole, strict=True))
 
     reference = outcome if full is None or isinstance(measure, str) else full
     value = combine(*(_metrics(one, names, num_images) for one in (outcome, reference)))
