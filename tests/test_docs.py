@@ -104,6 +104,7 @@ def examples_of(name: str) -> list[doctest.Example]:
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_examples_of_docstrings_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

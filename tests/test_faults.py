@@ -40,7 +40,7 @@ from qsdm.workspace import Workspace
 METHODS = ("uaq-3", "uaq-4", "kmeans_a-3", "kmeans_a-4")
 SPACE = SpaceSpec("small", METHODS)
 NUM, IMAGES = 8, 4
-KILLS = pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.soak)])
+KILLS = pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.soak)])
 
 
 def run(model: Model, root: Path, **options: Any) -> list[Outcome]:
@@ -102,9 +102,12 @@ def child(fields, reference, methods, root, num, images):
     from qsdm.metrics.frechet import FrechetLite0
     from qsdm.qconfig import SpaceSpec
 
-    torch.set_num_threads(1) model = Model(**fields, metrics={"fd_lite0": FrechetLite0(reference),
-    "psnr": Psnr()}) measure(model, SpaceSpec("small", methods), Path(root), num, num_images=images,
-    shard=images // 2, engine=Serial())
+    torch.set_num_threads(1)
+    model = Model(**fields, metrics={"fd_lite0": FrechetLite0(reference), "psnr": Psnr()})
+    measure(
+        model, SpaceSpec("small", methods), Path(root), num, num_images=images, shard=images // 2,
+        engine=Serial(),
+    )
 
 def fork(given):
     pid = os.fork()
@@ -122,8 +125,11 @@ def end(pid):
 
 def interrupted(given, root, fresh, kills):
     # A store whose run came to its end is put aside, and a fresh one begun, until all kills have
-    met a living run. begun = time.monotonic() end(fork(given)) whole, rng, stores, killed =
-    time.monotonic() - begun, random.Random(0), 0, 0 while killed < kills:
+    # met a living run.
+    begun = time.monotonic()
+    end(fork(given))
+    whole, rng, stores, killed = time.monotonic() - begun, random.Random(0), 0, 0
+    while killed < kills:
         pid = fork(given)
         time.sleep(rng.uniform(0.0, whole))
         ended, status = os.waitpid(pid, os.WNOHANG)

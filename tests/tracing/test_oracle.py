@@ -103,13 +103,7 @@ def test_flow_between_weights_is_that_of_export(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    [
-        "sdxl",
-        "sd35_medium",
-        *[pytest.param(name, marks=pytest.mark.soak) for name in ("sd15", "pixart_alpha", "dit")],
-    ],
-)
+@pytest.mark.soak
+@pytest.mark.parametrize("name", REDUCED)
 def test_flow_between_weights_is_that_of_export_at_full_size(name: str) -> None:
     compare(name, {})

@@ -27,10 +27,8 @@ print(int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize(
-    "name",
-    ["qwen_image", *[pytest.param(name, marks=pytest.mark.soak) for name in ("sdxl", "flux")]],
-)
+@pytest.mark.soak
+@pytest.mark.parametrize("name", ["sdxl", "flux", "qwen_image"])
 def test_large_denoisers_are_traced_under_a_gigabyte(name: str) -> None:
     command = [sys.executable, "-c", PROGRAM, name]
     done = subprocess.run(command, cwd=CONF.parent, capture_output=True, text=True, check=True)
