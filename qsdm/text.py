@@ -63,7 +63,14 @@ def table(
     """
     import tabulate
 
-    cells = list(rows)
+    first = floats if isinstance(floats, str) else floats[0]
+    cells = [  # the first column's numbers by hand, since its names must not be read as numbers
+        [
+            format(cell, first) if i == 0 and isinstance(cell, float) else cell
+            for i, cell in enumerate(row)
+        ]
+        for row in rows
+    ]
     return tabulate.tabulate(
         cells,
         heads,

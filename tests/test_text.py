@@ -47,5 +47,13 @@ def test_columns_are_as_wide_as_their_cells_and_names_are_no_numbers() -> None:
     assert len(first) == len(second) == len(third)
 
 
+def test_numbers_of_the_first_column_have_their_format() -> None:
+    lines = table(["bits", "bytes"], [[3.0041805194377695, 1_460_224], ["3.50", 1]], (".3f", ""))
+    assert [line.split() for line in lines.splitlines()[1:]] == [
+        ["3.004", "1,460,224"],
+        ["3.50", "1"],
+    ]
+
+
 def test_a_table_without_rows_is_its_heads() -> None:
     assert table(["method", "bytes"], []).split() == ["method", "bytes"]
