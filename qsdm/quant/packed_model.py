@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -152,6 +154,29 @@ def replace_layers(
             hook = stored_state if part is module else values_of_part
             if hook not in part._state_dict_hooks.values():
                 part._register_state_dict_hook(hook)
+    _refuse_wrong_swaps(module)
+
+
+def _refuse_wrong_swaps(module: nn.Module) -> None:
+    """peft's ``hotswap=True`` leaves wrong values in packed layers before 0.20, without an error."""
+    try:
+        version = importlib.metadata.version("peft")
+    except importlib.metadata.PackageNotFoundError:
+        return
+    major, minor = (int(part) for part in version.split(".")[:2])
+    if (major, minor) < (0, 20) and hasattr(module, "load_lora_adapter"):
+        module.load_lora_adapter = partial(_load_adapter, module, version)  # type: ignore[assignment]
+
+
+def _load_adapter(
+    module: Any, version: str, *args: Any, hotswap: bool = False, **options: Any
+) -> None:
+    if hotswap:
+        raise RuntimeError(
+            f"peft {version} would leave wrong values when it swaps an adapter of packed layers: "
+            "install peft 0.20 or newer, or load the adapter under another name"
+        )
+    type(module).load_lora_adapter(module, *args, **options)
 
 
 def unpack(module: nn.Module) -> nn.Module:
@@ -178,7 +203,8 @@ def unpack(module: nn.Module) -> nn.Module:
         hooks = part._state_dict_hooks
         for key in [key for key, hook in hooks.items() if hook in (stored_state, values_of_part)]:
             del hooks[key]
-    vars(module).pop("save_pretrained", None)  # as `pack` set it
+    for name in ("save_pretrained", "load_lora_adapter"):  # as they were set beside packed layers
+        vars(module).pop(name, None)
     return module
 
 

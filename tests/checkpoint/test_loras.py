@@ -5,6 +5,7 @@ The dequantized denoiser, an ordinary one, gives the right output. Table: docs/c
 
 from __future__ import annotations
 
+import importlib.metadata
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -152,6 +153,25 @@ def test_several_loras_one_deleted_one_swapped(case: Case) -> None:
     for pipeline in pipelines:
         pipeline.unload_lora_weights()
     assert torch.equal(out(denoiser), seen[0])
+
+
+def test_swapping_is_refused_where_peft_does_it_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader = "FluxLoraLoaderMixin"
+    version = importlib.metadata.version
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda name: "0.19.1" if name == "peft" else version(name)
+    )
+    denoiser = packed(tiny(loader), tmp_path)
+    monkeypatch.undo()
+    pipeline = pipeline_of(loader, denoiser)
+    pipeline.load_lora_weights(random_lora(loader, denoiser, 1), adapter_name="a")
+    with pytest.raises(
+        RuntimeError, match=r"peft 0\.19\.1 would leave wrong values .* install peft"
+    ):
+        pipeline.load_lora_weights(random_lora(loader, denoiser, 2), adapter_name="a", hotswap=True)
+    assert "load_lora_adapter" not in vars(dequantized(denoiser))
 
 
 def test_fusing_is_refused_and_the_adapter_stays(case: Case) -> None:
