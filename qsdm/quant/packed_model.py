@@ -158,7 +158,7 @@ def replace_layers(
 
 
 def _refuse_wrong_swaps(module: nn.Module) -> None:
-    """peft's ``hotswap=True`` leaves wrong values in packed layers before 0.20, without an error."""
+    """Before 0.20, peft swaps an adapter of packed layers for wrong values, without an error."""
     try:
         version = importlib.metadata.version("peft")
     except importlib.metadata.PackageNotFoundError:
