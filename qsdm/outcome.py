@@ -381,6 +381,11 @@ class Objective:
                 f"(got {dict(self.weights)})"
             )
 
+    @property
+    def metrics(self) -> list[str]:
+        """Names of its metrics, in its order; what is left is a cost."""
+        return [name for name in self.weights if name != "avg_bits"]
+
     def __call__(self, values: Mapping[str, float | None]) -> float:
         """Compute the sum.
 

@@ -226,7 +226,7 @@ class Bank:
             Labels of each way, those of most configurations first.
         """
         accepted = self.protocols if protocols is None else {p.digest: p for p in protocols}
-        metrics = metrics_of(objective)
+        metrics = objective.metrics
         ways: dict[tuple[str, ...], list[tuple[Outcome, np.ndarray]]] = {}
         for outcome in self.outcomes:
             if outcome.protocol not in accepted or stage_of(outcome) != stage:
@@ -252,7 +252,7 @@ class Bank:
         outcomes: tuple[Outcome, ...],
         genes: tuple[np.ndarray, ...],
     ) -> Labels:
-        names = metrics_of(objective)
+        names = objective.metrics
         bits = avg_bits(self.space, outcomes)
 
         def values(of: Callable[[Outcome, str], float | None]) -> np.ndarray:
@@ -293,7 +293,7 @@ class Bank:
                 f"weights and sampling, seed_set={seed_set} and num_images={num_images}: "
                 f"{remedy} with them"
             )
-        metrics = metrics_of(objective)
+        metrics = objective.metrics
         return (
             f"no outcomes with {', '.join(metrics) or 'any metric'} for {denoiser!r} in this space "
             f"({len(under)} others): {remedy}"
@@ -302,11 +302,6 @@ class Bank:
 
 class NoLabels(StoreError):
     """Nothing was measured that is a label."""
-
-
-def metrics_of(objective: Objective) -> list[str]:
-    """Names of the metrics in an objective, in its order; what is left is a cost."""
-    return [name for name in objective.weights if name != "avg_bits"]
 
 
 def avg_bits(space: Space, outcomes: Sequence[Outcome]) -> list[float]:

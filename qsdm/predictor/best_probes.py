@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qsdm.cost import MethodTable
-from qsdm.measurement.labels import Bank, is_of_today, metrics_of
+from qsdm.measurement.labels import Bank, is_of_today
 from qsdm.outcome import Objective
 from qsdm.predictor.probes import DISTANCES, ProbeError, Probes, is_probe, probes_of
 
@@ -29,7 +29,7 @@ def choose_probes(bank: Bank, table: MethodTable, objective: Objective) -> Probe
     reason: ProbeError | None = None
     measures: list[Objective | str] = [objective, *DISTANCES]
     for measure in measures:
-        names = [measure] if isinstance(measure, str) else metrics_of(objective)
+        names = [measure] if isinstance(measure, str) else measure.metrics
         measured = [
             outcome
             for outcome in probed

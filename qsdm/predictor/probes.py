@@ -320,10 +320,7 @@ def harm_of(
     Raises:
         ProbeError: a metric or the first pictures are missing.
     """
-    if isinstance(measure, str):
-        names = [measure]
-    else:
-        names = [name for name in measure.weights if name != "avg_bits"]
+    names = [measure] if isinstance(measure, str) else measure.metrics
 
     def combine(values: Sequence[float], whole: Sequence[float]) -> float:
         if isinstance(measure, str):
