@@ -51,12 +51,13 @@ def test_the_page_is_never_drawn_from_damaged_data_without_a_word(store: Store, 
 
 
 @pytest.mark.slow
-def test_damaged_copies_of_every_artifact_of_a_real_store(tmp_path: Path) -> None:
+@pytest.mark.parametrize("num", [45, pytest.param(90, marks=pytest.mark.soak)])
+def test_damaged_copies_of_every_artifact_of_a_real_store(tmp_path: Path, num: int) -> None:
     damage.build(tmp_path / "bench")
-    counts = damage.run(tmp_path / "bench", num=45, seed=7)
+    counts = damage.run(tmp_path / "bench", num=num, seed=7)
     assert {kind for _, kind in counts} <= {"sentence", "harmless"}, counts
-    assert sum(counts.values()) == 45
-    assert damage.run(tmp_path / "bench", num=45, seed=7) == counts  # nothing is done again
+    assert sum(counts.values()) == num
+    assert damage.run(tmp_path / "bench", num=num, seed=7) == counts  # nothing is done again
 
 
 def test_the_check_of_a_store_names_what_is_damaged(
