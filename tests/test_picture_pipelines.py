@@ -17,6 +17,7 @@ import torch
 from edit_files import write_edits
 from picture_pipelines import BUILDERS, CALLS
 from PIL import Image
+from soak import soaked
 from tiny import CAPTIONS
 
 from qsdm import run, tracing
@@ -42,6 +43,16 @@ SPEC = SpaceSpec("small", ("kmeans_a-3", "kmeans_a-4"))
 NUM, STEPS, GUIDANCE = 4, 4, 2.0
 TEXT_ONLY = ("WanPipeline",)
 INPAINTING = [name for name in BUILDERS if "Inpaint" in name or "Fill" in name]
+FAST = {
+    "StableDiffusionInpaintPipeline",
+    "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionControlNetPipeline",
+    "StableDiffusionXLInpaintPipeline",
+    "StableDiffusion3Img2ImgPipeline",
+    "FluxFillPipeline",
+    "FluxControlPipeline",
+    "WanPipeline",
+}
 MEASURED = {  # with what is given beside the caption to a direct call
     "StableDiffusionInpaintPipeline": {"image": "", "mask_image": ".mask"},
     "StableDiffusionImg2ImgPipeline": {"image": ""},
@@ -93,7 +104,7 @@ def evaluator(model: Model, num_images: int = 2) -> Evaluator:
     return Evaluator(Drawer(model, Graph(model.name, (), ()), None), {}, protocol, prompts)
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", soaked(BUILDERS, FAST))
 def test_it_is_traced_from_its_own_call(name: str, folder: Path, tmp_path: Path) -> None:
     if name == "WanImageToVideoPipeline" and importlib.util.find_spec("ftfy") is None:
         pytest.skip("this pipeline cleans captions by ftfy, which is not installed")
@@ -105,7 +116,9 @@ def test_it_is_traced_from_its_own_call(name: str, folder: Path, tmp_path: Path)
     assert graph.num_values > 0
 
 
-@pytest.mark.parametrize("name", [name for name in BUILDERS if name not in TEXT_ONLY])
+@pytest.mark.parametrize(
+    "name", soaked([name for name in BUILDERS if name not in TEXT_ONLY], FAST - set(TEXT_ONLY))
+)
 def test_what_is_given_decides_what_is_drawn(name: str, folder: Path) -> None:
     if name == "WanImageToVideoPipeline" and importlib.util.find_spec("ftfy") is None:
         pytest.skip("this pipeline cleans captions by ftfy, which is not installed")
@@ -136,7 +149,7 @@ def test_another_mask_draws_another_picture(name: str, folder: Path, tmp_path: P
     assert change.mean() > 1
 
 
-@pytest.mark.parametrize("name", MEASURED)
+@pytest.mark.parametrize("name", soaked(MEASURED, FAST & set(MEASURED)))
 def test_it_is_measured_from_the_pictures_that_a_direct_call_draws(
     name: str, folder: Path, tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from lora_cases import CASES, arguments, packed, tiny
+from soak import soaked
 from torch import nn
 
 from qsdm.checkpoint import CheckpointError, dequantized, load_quantized
@@ -27,6 +28,10 @@ DOCS = Path(__file__).parents[2] / "docs" / "checkpoints.md"
 NO_PIPELINE = {"AmusedLoraLoaderMixin", "LoraLoaderMixin"}
 """Loaders that no pipeline of diffusers uses any more."""
 Case = tuple[str, nn.Module, nn.Module, Callable[[nn.Module], torch.Tensor]]
+FAST = {
+    *(f"{kind}LoraLoaderMixin" for kind in ("StableDiffusion", "StableDiffusionXL", "SD3")),
+    *(f"{kind}LoraLoaderMixin" for kind in ("Flux", "QwenImage", "Sana", "Wan", "CogVideoX")),
+}
 SD, FLUX = "StableDiffusionLoraLoaderMixin", "FluxLoraLoaderMixin"
 
 
@@ -87,7 +92,7 @@ def output(denoiser: nn.Module, given: dict[str, Any]) -> torch.Tensor:
     return outputs
 
 
-@pytest.mark.parametrize("loader", sorted(set(CASES) - NO_PIPELINE))
+@pytest.mark.parametrize("loader", soaked(sorted(set(CASES) - NO_PIPELINE), FAST))
 def test_a_lora_does_what_it_does_on_the_dequantized_denoiser(loader: str, tmp_path: Path) -> None:
     import diffusers
 

@@ -49,7 +49,7 @@ def test_ray_survives_ends_and_says_why() -> None:
 
 
 @needs_ray
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.usefixtures("path_of_workers")
 def test_leaving_early_ends_the_cluster_that_ray_started() -> None:
     import ray
