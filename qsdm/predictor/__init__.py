@@ -6,7 +6,7 @@
 - ``losses`` and ``fit``: how it is trained, with folds and early stopping
 - ``fast``: faster predictions by a trained network
 - ``scores``: rank correlation, NDCG@10 and the noise ceiling
-- ``baselines``: trivial predictors to compare with
+- ``baselines`` and ``hamming``: simple predictors to compare with
 - ``cheap_labels``: labels of configurations with few pictures
 - ``pyg``: a graph as torch-geometric data, for other networks
 """

@@ -6,6 +6,7 @@ configurations of a test set by all folds.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -18,6 +19,7 @@ from qsdm.cost import MethodTable
 from qsdm.measurement.labels import Labels
 from qsdm.predictor import Predictor, baselines
 from qsdm.predictor.fit import evaluate
+from qsdm.predictor.hamming import fit_hamming
 from qsdm.predictor.informed import Lessons
 from qsdm.predictor.linear import fit_additive
 from qsdm.predictor.scores import ndcg, noise_ceiling, srcc
@@ -40,6 +42,14 @@ class Judge:
     labels: Labels
     lessons: Lessons
 
+    @property
+    def closed(self) -> dict[str, Lessons]:
+        """What the closed model learns from, by name: with the probes, and without them."""
+        if self.lessons.probes is None:
+            return {"informed": self.lessons}
+        without = dataclasses.replace(self.lessons, probes=None)
+        return {"informed": self.lessons, "no_probes": without}
+
     def held_out(self) -> dict[str, np.ndarray]:
         """Predict each configuration of the labels by the fold that has not seen it.
 
@@ -48,15 +58,18 @@ class Judge:
         """
         encoding, genes, values = self.predictor.encoding, self.labels.genes, self.labels.values
         hot, choices = encoding.one_hot(genes), baselines.one_hot(encoding.space, genes)
-        fitted = {name: np.empty(len(values)) for name in ("gnn", "informed", "additive", "ridge")}
+        names = ("gnn", *self.closed, "additive", "ridge", "hamming")
+        fitted = {name: np.empty(len(values)) for name in names}
         for fold in self.predictor.folds:
             test, rest = fold.test, np.setdiff1d(np.arange(len(values)), fold.test)
             learned = evaluate(fold.gnn, torch.from_numpy(hot[test])).value
             fitted["gnn"][test] = fold.mean + fold.deviation * learned
-            fitted["informed"][test] = self.lessons.model(rest).predict(hot[test])[0]
+            for name, lessons in self.closed.items():
+                fitted[name][test] = lessons.model(rest).predict(hot[test])[0]
             additive = fit_additive(encoding, hot[rest], values[rest])
             fitted["additive"][test] = additive(hot[test])
             fitted["ridge"][test] = baselines.ridge(choices[rest], values[rest], choices[test])
+            fitted["hamming"][test] = fit_hamming(genes[rest], values[rest])(genes[test])[0]
         return fitted | self._untrained(genes)
 
     def on_tests(self, tests: Sequence[Labels]) -> list[dict[str, np.ndarray]]:
@@ -71,13 +84,20 @@ class Judge:
         encoding, values = self.predictor.encoding, self.labels.values
         additive = fit_additive(encoding, encoding.one_hot(self.labels.genes), values)
         ridge = baselines.fit_ridge(baselines.one_hot(encoding.space, self.labels.genes), values)
-        informed = self.lessons.model(np.arange(len(values)))
+        hamming = fit_hamming(self.labels.genes, values)
+        closed = {
+            name: lessons.model(np.arange(len(values))) for name, lessons in self.closed.items()
+        }
         return [
             {
                 "gnn": self.predictor.predict(test.genes)[0],
-                "informed": informed.predict(encoding.one_hot(test.genes))[0],
+                **{
+                    name: model.predict(encoding.one_hot(test.genes))[0]
+                    for name, model in closed.items()
+                },
                 "additive": additive(encoding.one_hot(test.genes)),
                 "ridge": ridge(baselines.one_hot(encoding.space, test.genes)),
+                "hamming": hamming(test.genes)[0],
                 **self._untrained(test.genes),
             }
             for test in tests

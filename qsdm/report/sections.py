@@ -13,8 +13,12 @@ from qsdm.text import size
 TITLES = {FULL: "full precision", OURS: "ours"}
 PREDICTORS = {
     "gnn": "graph network",
+    "informed": "probes and labels, in closed form",
+    "no_probes": "labels alone, in closed form",
     "additive": "additive model of weights",
     "ridge": "ridge on one-hot methods",
+    "hamming": "Gaussian process of Hamming distances",
+    "probes": "sum of probes",
     "error_sum": "sum of weight errors",
     "avg_bits": "average bits",
 }
