@@ -5,6 +5,7 @@
     python -m qsdm.probe +model=emoji_unet fidelity=drawn num_images=16    # distance of pictures
     python -m qsdm.probe +model=emoji_unet fidelity=forward num_images=16  # draws no picture
     python -m qsdm.probe +model=sdxl metrics=clip max_probes=200           # groups of weights first
+    python -m qsdm.probe +model=emoji_unet pairs=8 num_images=256          # two weights at a time
     python -m qsdm.probe +model=emoji_unet plan=true price_per_hour=2.5    # only time and price
 
 Probes predict any configuration without a label, and `qsdm.train` learns from labels what they
@@ -18,6 +19,9 @@ a killed run continues where it stopped. Three fidelities, the cheapest first:
 
 Of a model of more than ``max_probes`` weights, groups (by stage, role and block) are probed, and
 only the most harmful ones are opened.
+
+With ``pairs``, the trained predictor names pairs of weights that may do more or less harm together
+than alone, and pictures of both and of each tell whether they do (`qsdm.predictor.interactions`).
 """
 
 from __future__ import annotations
@@ -26,12 +30,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from qsdm import run
+from qsdm import run, text
 from qsdm.engine.local import Local
 from qsdm.engine.serial import Serial
 from qsdm.log import Log, ignore
 from qsdm.outcome import EvaluationError, Objective, Outcome
-from qsdm.predictor.probes import DISTANCES, STAGE, harm_of
+from qsdm.predictor.probes import DISTANCES, PAIRS, STAGE, harm_of
 from qsdm.qconfig import QuantConfig, QuantMethod, Space
 from qsdm.text import MANY, require
 from qsdm.workspace import Workspace
@@ -42,6 +46,7 @@ if TYPE_CHECKING:
     from qsdm.measurement.session import Session
     from qsdm.metrics import Metric
     from qsdm.outcome import Protocol
+    from qsdm.predictor.interactions import Candidate
 
 FIDELITIES = ("forward", "drawn", "full")
 CHUNK = 8  # configurations per task of forwards
@@ -55,6 +60,7 @@ def probe(
     num_images: int = 32,
     num_steps: int = 3,
     max_probes: int = 200,
+    pairs: int = 0,
     seed_set: int = 0,
     batch_size: int = 16,
     engine: Engine = Local(),  # noqa: B008 (a frozen value)
@@ -73,6 +79,8 @@ def probe(
         num_images: drawings of each probe.
         num_steps: time steps at which ``forward`` compares outputs.
         max_probes: number above which groups of weights are probed together.
+        pairs: instead of all weights, probe this many pairs of weights under the first method, and
+            each of their weights alone.
         seed_set: which starting noise; labels of the same seed set have the same one.
         batch_size: pictures at a time; halved where memory does not suffice.
         engine: where workers run.
@@ -81,10 +89,11 @@ def probe(
         log: receives the metrics of every probe.
 
     Returns:
-        The outcomes of the probes; with ``plan`` those that were measured before.
+        The outcomes of the probes, or of the pairs; with ``plan`` those that were measured before.
 
     Raises:
-        StoreError: the model is not traced or not calibrated, or the store cannot be written.
+        StoreError: the model is not traced or not calibrated, or the store cannot be written; for
+            pairs, no predictor was trained.
         EvaluationError: a probe has no outcome.
         ValueError: a value is out of range.
     """
@@ -95,6 +104,7 @@ def probe(
 
     require(1, MANY, num_steps=num_steps, max_probes=max_probes, batch_size=batch_size)
     require(2, MANY, num_images=num_images)
+    require(0, MANY, pairs=pairs)
     require(0, price_per_hour=price_per_hour)
     if fidelity not in FIDELITIES:
         raise ValueError(f"fidelity must be one of {', '.join(FIDELITIES)} (got {fidelity!r})")
@@ -111,6 +121,12 @@ def probe(
     if fidelity != "full":
         nearness = nearness_of(workspace.model.metrics) if fidelity == "drawn" else {}
         workspace = replace(workspace, model=replace(workspace.model, metrics=nearness))
+    if pairs and fidelity != "full":
+        raise ValueError(
+            f"pairs are measured by the objective (got fidelity={fidelity}): distances of pictures "
+            "do not add up; give fidelity=full"
+        )
+    proposed = propose_pairs(workspace, objective, chosen[0], pairs) if pairs else []
     harm: dict[Group, float] = {}
     outcomes: list[Outcome] = []
     with open_session(workspace, Serial() if plan else engine, batch_size) as ready:
@@ -119,6 +135,17 @@ def probe(
         else:  # needs no metrics of the model
             protocol = protocol_of(ready.model, prompts_of(ready.model), seed_set, num_images)
         steps = num_steps if fidelity == "forward" else None
+        if proposed:
+            both = [together(space, pair.weights, chosen[0]) for pair in proposed]
+            parts = [(name,) for pair in proposed for name in pair.weights]
+            alone = [together(space, part, chosen[0]) for part in dict.fromkeys(parts)]
+            tell_plan(ready, [*alone, *both], protocol, None, engine.num_workers, price_per_hour)
+            if not plan:
+                measured(ready, alone, protocol, None, log)
+                ready.measure(both, protocol, PAIRS, log)
+                print_pairs(ready.store.outcomes(protocol), objective, proposed)
+            before = {o.qconfig.digest: o for o in ready.store.outcomes(protocol)}
+            return [before[q.digest] for q in both if q.digest in before]
         while groups := next_groups(space.graph, max_probes, harm):
             qconfigs = [together(space, group, method) for method in chosen for group in groups]
             tell_plan(ready, qconfigs, protocol, steps, engine.num_workers, price_per_hour)
@@ -138,6 +165,62 @@ def probe(
                 break
     print_harm(harm)
     return outcomes
+
+
+def propose_pairs(
+    workspace: Workspace, objective: Objective, method: QuantMethod, num: int
+) -> list[Candidate]:
+    """Ask the trained predictor which pairs of weights may interact.
+
+    Args:
+        workspace: model, space and store.
+        objective: for which the predictor was trained.
+        method: under which weights are quantized, or its substitute where it is not on offer.
+        num: number of pairs.
+
+    Returns:
+        The pairs, those of the largest predicted excess first.
+
+    Raises:
+        StoreError: no predictor was trained for the objective.
+        OutsideSpace: no method of these bits is on offer.
+    """
+    from qsdm.predictor.interactions import candidates
+
+    uniform = workspace.space.uniform(method)
+    return candidates(workspace.predictor(objective), uniform, num)
+
+
+def print_pairs(
+    outcomes: Sequence[Outcome], objective: Objective, proposed: Sequence[Candidate]
+) -> None:
+    """Print measured pairs, the greatest excess first.
+
+    Args:
+        outcomes: of one protocol.
+        objective: whose loss is harm.
+        proposed: the pairs that were proposed, with their predicted excess.
+    """
+    from qsdm.predictor.interactions import interactions_of
+
+    predicted = {frozenset(pair.weights): pair.excess for pair in proposed}
+    rows = []
+    for one in interactions_of(outcomes, objective):
+        names = list(one.qconfig.methods)
+        if (excess := predicted.get(frozenset(names))) is not None:
+            verdict = "more" if one.excess > 0 else "less"
+            rows.append(
+                [
+                    " + ".join(names),
+                    *one.harms,
+                    one.joint,
+                    f"{one.excess:+.1f} ± {one.standard_error:.1f}",
+                    f"{excess:+.1f}",
+                    verdict if one.is_confirmed else "not told apart from the sum",
+                ]
+            )
+    heads = ["weights", "harm", "harm", "of both", "beyond the sum", "predicted", "together"]
+    print(text.table(heads, rows, ".1f"))
 
 
 def together(space: Space, group: Group, method: QuantMethod) -> QuantConfig:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from test_measure import SPACE
 
 from qsdm.calibrate import calibrate
@@ -19,6 +20,7 @@ from qsdm.measurement.groups import next_groups, partitions
 from qsdm.measurement.labels import Bank
 from qsdm.outcome import EvaluationError, Objective
 from qsdm.predictor.best_probes import choose_probes
+from qsdm.predictor.encode import Encoding, encode
 from qsdm.predictor.probes import ProbeError
 from qsdm.probe import nearness_of, probe
 from qsdm.store import Store, StoreError
@@ -133,6 +135,51 @@ def test_only_harmful_groups_are_opened(workspace: Workspace) -> None:
     assert len(chosen.weights) == num
     again = probe(workspace, QUALITY, fidelity="forward", max_probes=most, **QUICK)
     assert again == probes
+
+
+class Quadratic:
+    """A predictor of which every pair interacts, most of all the one of the given weights."""
+
+    def __init__(self, encoding: Encoding, pair: tuple[int, int]) -> None:
+        self.encoding, self.pair = encoding, list(pair)
+
+    def by_fold(self, configurations: torch.Tensor) -> torch.Tensor:
+        quantized = 1 - configurations[..., -1]
+        return -(quantized.sum(dim=1) ** 2 + 50 * quantized[:, self.pair].prod(dim=1))[None]
+
+
+def test_pairs_are_measured_beside_their_weights_alone(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    law = Quadratic(encode(workspace.space, workspace.table), (2, 5))
+    monkeypatch.setattr(Workspace, "predictor", lambda self, objective: law)
+    assert probe(workspace, QUALITY, pairs=2, plan=True, **QUICK) == []
+    pairs = probe(workspace, QUALITY, pairs=2, **QUICK)
+    names = [weight.name for weight in workspace.space.graph.weights]
+    assert set(pairs[0].qconfig.methods) == {names[2], names[5]}
+    assert [len(o.qconfig.methods) for o in pairs] == [2, 2]
+    assert all(o.provenance["stage"] == "pairs" and not o.is_label for o in pairs)
+    outcomes = workspace.store.outcomes()
+    alone = {n for o in outcomes if len(o.qconfig.methods) == 1 for n in o.qconfig.methods}
+    assert alone == {n for o in pairs for n in o.qconfig.methods}
+    printed = capsys.readouterr().out
+    assert "beyond the sum" in printed
+    assert "  52.0  " in printed  # predicted: 50, and 2 of the square
+    assert probe(workspace, QUALITY, pairs=2, **QUICK) == pairs
+    assert f"plan: {2 + len(alone)} configurations" in printed
+    assert "plan: no picture is missing" in capsys.readouterr().out
+    # They are no probes of groups of weights.
+    with pytest.raises(ProbeError, match="weights were not probed"):
+        choose_probes(workspace.bank(), workspace.table, QUALITY)
+
+
+def test_pairs_need_the_objective_and_a_predictor(workspace: Workspace) -> None:
+    with pytest.raises(ValueError, match="give fidelity=full"):
+        probe(workspace, QUALITY, fidelity="drawn", pairs=2, **QUICK)
+    with pytest.raises(StoreError, match=r"run python -m qsdm\.train"):
+        probe(workspace, QUALITY, pairs=2, **QUICK)
+    with pytest.raises(ValueError, match="pairs"):
+        probe(workspace, QUALITY, pairs=-1, **QUICK)
 
 
 def test_groups_of_a_large_graph_stay_within_the_budget(workspace: Workspace) -> None:

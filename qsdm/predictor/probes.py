@@ -29,8 +29,9 @@ from qsdm.outcome import Objective, Outcome, Protocol
 from qsdm.predictor.encode import errors
 from qsdm.qconfig import OutsideSpace, QuantMethod, Space
 
-FIDELITIES = ("error", "forward", "drawn", "full")
+FIDELITIES = ("error", "transferred", "forward", "drawn", "full")
 STAGE = "probe"  # what outcomes of groups of weights were measured for
+PAIRS = "pairs"  # what outcomes of two weights were measured for, see `interactions`
 
 DISTANCES: Mapping[str, Callable[[float], float]] = {
     "lpips": lambda value: value,
@@ -58,7 +59,8 @@ class Probes:
         num_images: number of pictures of each probe; 0 if none was drawn.
         fidelity: ``full`` if harm is in units of the objective. Else the scale is for labels to
             tell: of pictures' distance to those of full precision (``drawn``), of the denoiser's
-            output (``forward``), or of the weights alone (``error``).
+            output (``forward``), of other denoisers' weights (``transferred``), or of the weights
+            alone (``error``).
         protocol: that the probes were measured under; None if nothing was.
 
     Raises:
