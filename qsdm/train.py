@@ -2,6 +2,7 @@
 
     python -m qsdm.train +model=emoji_unet
     python -m qsdm.train +model=emoji_unet objective=paper predictor.ranking=spearman
+    python -m qsdm.train +model=emoji_pixart 'from=[emoji_unet,emoji_mmdit]'
     python -m qsdm.train -m +model=emoji_unet seed=0,1,2
 
 Writes ``predictor/<space>/fold-K.safetensors`` and ``predictor/<space>/report.json``::
@@ -10,8 +11,9 @@ Writes ``predictor/<space>/fold-K.safetensors`` and ``predictor/<space>/report.j
     denoiser, space, objective, predictor, seed, protocol, num_outcomes, seconds
     cheap               num, num_images, and srcc of labels read off few pictures
                         (see `qsdm.predictor.cheap_labels`), or null
-    scores              by name (gnn, informed, additive, ridge, probes, error_sum, avg_bits): srcc
-                        and ndcg_at_10 on held-out configurations, {mean, std, folds}
+    scores              by name (gnn, informed, no_probes, additive, ridge, hamming, probes,
+                        error_sum, avg_bits): srcc and ndcg_at_10 on held-out configurations,
+                        {mean, std, folds}
     noise               halves (rank correlation of two halves' labels, mean over the ways to halve,
                         with quantiles), reliability, ceiling; null without halves
     test                one entry per seed set and number of pictures of the test set: srcc by
@@ -24,8 +26,11 @@ Writes ``predictor/<space>/fold-K.safetensors`` and ``predictor/<space>/report.j
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from qsdm import text
 from qsdm.log import Log, ignore
@@ -40,6 +45,7 @@ from qsdm.workspace import Workspace, takes_workspace
 if TYPE_CHECKING:
     from qsdm.cost import MethodTable
     from qsdm.measurement.labels import Bank, Labels
+    from qsdm.predictor.encode import Encoding
     from qsdm.predictor.probes import Probes
 
 
@@ -52,6 +58,7 @@ def train(
     num_images: int = 256,
     cheap_images: int = 0,
     probes: bool = True,
+    from_: str | Sequence[str] = (),
     seed: int = 0,
     log: Log = ignore,
 ) -> dict[str, Any]:
@@ -67,6 +74,8 @@ def train(
             labels are read off these pictures (see `qsdm.predictor.cheap_labels`). 0: learn from
             full labels only.
         probes: use what `probe` measured of each weight alone, if the store has it.
+        from_: other models of the same space and store; what their labels say of weights like
+            these (see `qsdm.predictor.transfer`) stands for the model's own probes.
         seed: of the folds and of the networks' initial parameters.
         log: receives the losses of every epoch, and the scores.
 
@@ -75,6 +84,8 @@ def train(
 
     Raises:
         StoreError: an earlier stage has not run, or measured too little.
+        ModelError: there is no model of a name in ``from_``.
+        NoTransfer: a model in ``from_`` is this one, or has nothing in common with it.
         ValueError: there are fewer outcomes than the folds need.
 
     Example:
@@ -115,6 +126,10 @@ def train(
         )
 
     encoding = encode(space, table)
+    if from_:
+        own = taught(workspace, encoding, objective, from_, seed_set, num_images)
+    else:
+        own = usable_probes(bank, table, objective, full) if probes else None
     lessons = Lessons(
         encoding,
         table,
@@ -122,7 +137,7 @@ def train(
         labels.genes,
         labels.values,
         labels.halves,
-        usable_probes(bank, table, objective, full) if probes else None,
+        own,
         full_precision(bank, full, objective),
     )
     informed = lessons.model if lessons.probes is not None and predictor.additive else None
@@ -199,6 +214,61 @@ def usable_probes(
     of = f"of {probes.num_images} pictures each" if probes.num_images else "without pictures"
     print(f"probes of {len(probes.weights)} weights, {probes.fidelity}, {of}")
     return probes
+
+
+def taught(
+    workspace: Workspace,
+    encoding: Encoding,
+    objective: Objective,
+    names: str | Sequence[str],
+    seed_set: int,
+    num_images: int,
+) -> Probes:
+    """Predict the damage of a model's weights from other models' labels and probes.
+
+    Args:
+        workspace: of the model.
+        encoding: of its space.
+        objective: that labels measure.
+        names: of the other models, in ``conf/model``.
+        seed_set: of their labels' noise.
+        num_images: pictures of each label.
+
+    Returns:
+        What stands for probes.
+
+    Raises:
+        ModelError: there is no model of a name.
+        NoTransfer: a model is this one, or has nothing in common with it.
+        StoreError: an earlier stage of another model has not run, or measured too little.
+    """
+    from qsdm.predictor.encode import encode
+    from qsdm.predictor.informed import Lessons
+    from qsdm.predictor.transfer import NoTransfer, Teacher, transferred
+    from qsdm.workspace import named
+
+    teachers = []
+    for name in dict.fromkeys([names] if isinstance(names, str) else names):
+        if name == workspace.name:
+            raise NoTransfer(f"from names {name!r} itself: give other models' names")
+        model = named(name, store=workspace.root).model
+        other = Workspace(model, workspace.spec, workspace.root)
+        bank, table = other.bank(), other.table
+        labels = bank.labels(objective, seed_set, num_images)
+        lessons = Lessons(
+            encode(other.space, table),
+            table,
+            objective,
+            labels.genes,
+            labels.values,
+            labels.halves,
+            usable_probes(bank, table, objective, labels),
+            full_precision(bank, labels, objective),
+        )
+        model_of_labels = lessons.model(np.arange(len(labels)))
+        teachers.append(Teacher.of(lessons.encoding, table, model_of_labels))
+        print(f"learned from {len(labels)} labels of {name}")
+    return transferred(teachers, encoding, workspace.table)
 
 
 def full_precision(bank: Bank, labels: Labels, objective: Objective) -> float | None:

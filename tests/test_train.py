@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from toy_unet import MODEL, SPACE, Toy, fill_store
 
-from qsdm.denoisers import Model
+from qsdm.denoisers import Model, ModelError
 from qsdm.measurement import labels as labels_module
 from qsdm.measurement.labels import Bank, Labels, NoLabels
 from qsdm.outcome import Objective, Outcome
 from qsdm.predictor import FitOptions
 from qsdm.predictor.judge import noise
 from qsdm.predictor.scores import srcc
+from qsdm.predictor.transfer import NoTransfer
 from qsdm.qconfig import QuantConfig, Space
 from qsdm.store import Store, StoreError
 from qsdm.store.files import read_json
@@ -270,6 +271,34 @@ def add_probes(root: Path, toy: Toy, num: int | None = None, **changes: Any) -> 
         stage = {"stage": "probe"}
         outcome = Outcome(qconfig, protocol.digest, {"fd_lite0": value}, 64, provenance=stage)
         database.add(outcome, protocol)
+
+
+def test_labels_of_another_model_stand_for_probes(
+    toy: Toy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The other model is a twin here: what its labels teach ranks better than weight errors."""
+    fill_store(tmp_path, toy, 60)
+    workspace = Workspace(MODEL, SPACE, tmp_path)
+    monkeypatch.setattr("qsdm.workspace.named", lambda name, store: Workspace(MODEL, root=store))
+    report = train(workspace, QUALITY, QUICK, num_images=64, from_="twin")
+    assert "learned from 60 labels of twin" in capsys.readouterr().out
+    ranks = {name: s["srcc"]["mean"] for name, s in report["scores"].items()}
+    assert ranks["probes"] > ranks["error_sum"] + 0.02
+    assert {"informed", "no_probes", "hamming"} <= ranks.keys()
+
+
+def test_what_cannot_teach_is_refused(toy: Toy, tmp_path: Path) -> None:
+    fill_store(tmp_path, toy, 20)
+    workspace = Workspace(MODEL, SPACE, tmp_path)
+    with pytest.raises(NoTransfer, match="from names 'toy_unet' itself: give other models' names"):
+        train(workspace, QUALITY, QUICK, num_images=64, from_=["toy_unet"])
+    with pytest.raises(ModelError, match="no model 'nobody': give a NAME"):
+        train(workspace, QUALITY, QUICK, num_images=64, from_=["nobody"])
+    with pytest.raises(StoreError, match=r"python -m qsdm.trace \+model=emoji_unet"):
+        train(workspace, QUALITY, QUICK, num_images=64, from_="emoji_unet")
 
 
 def test_probes_in_the_store_are_learned_from(

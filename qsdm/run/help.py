@@ -44,8 +44,10 @@ def help_text(function: Callable[..., Any]) -> str:
     meaning = COMMON | arguments_of(inspect.getdoc(function) or "")
     chosen, offered = defaults(name), choices()
     rows = []
-    for key, parameter in parameters(function).items():
-        text = meaning.get(key, "")
+    short = shorthands(function)
+    reserved = {full: key for key, full in short.items() if full == f"{key}_"}
+    for parameter_name, parameter in parameters(function).items():
+        key, text = reserved.get(parameter_name, parameter_name), meaning.get(parameter_name, "")
         if key not in offered:
             default = "VALUE" if parameter.default is parameter.empty else parameter.default
             rows.append((f"{key}={default}", text))
@@ -59,7 +61,8 @@ def help_text(function: Callable[..., Any]) -> str:
             ]
     rows += [
         (f"{key}=VALUE", f"{meaning.get(key, '')} Short for {full}.")
-        for key, full in shorthands(function).items()
+        for key, full in short.items()
+        if full not in reserved
     ]
     rows.append(("wandb=disabled", "where the run is logged to: disabled, offline or online."))
     margin = max(len(key) for key, _ in rows) + 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import keyword
 import math
 import re
 import sys
@@ -56,7 +57,7 @@ def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 
 def shorthands(function: Callable[..., Any]) -> dict[str, str]:
-    """List the `SHORT` keys that a command takes.
+    """List the `SHORT` keys that a command takes, and those that Python reserves.
 
     Args:
         function: of the command.
@@ -65,7 +66,8 @@ def shorthands(function: Callable[..., Any]) -> dict[str, str]:
         Long key by short key.
     """
     taken = parameters(function)
-    return {
+    reserved = {name[:-1]: name for name in taken if keyword.iskeyword(name[:-1])}  # from => from_
+    return reserved | {
         key: full
         for key, full in SHORT.items()
         if full.partition(".")[0] in taken and key not in taken

@@ -19,8 +19,11 @@ from qsdm import run
 from qsdm.log import Log, ignore
 from qsdm.qconfig import OutsideSpace, SpaceSpec
 from qsdm.run import conf, errors
+from qsdm.run.help import help_text
+from qsdm.run.keys import spelled
 from qsdm.store import StoreError
 from qsdm.store.files import read_json
+from qsdm.train import train
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = ("trace", "calibrate", "measure", "train", "attribute", "search", "realize")
@@ -370,3 +373,12 @@ def test_one_version_number() -> None:
 
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert f"version: {qsdm.__version__}\n" in citation
+
+
+def test_a_word_that_python_reserves_can_be_a_key() -> None:
+    """``from`` is the parameter ``from_``."""
+    arguments = ["+model=emoji_unet", "from=[emoji_mmdit,emoji_pixart]"]
+    assert spelled(arguments, train) == [arguments[0], "++from_=[emoji_mmdit,emoji_pixart]"]
+    shown = help_text(train)
+    assert "  from=()" in shown
+    assert "from_=" not in shown
