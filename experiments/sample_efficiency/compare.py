@@ -5,9 +5,10 @@
     python experiments/sample_efficiency/compare.py --name emoji_unet
 
 First writes the configurations that `study.py` has found with these predictors; then, of what is
-measured of them so far, prints fd_lite0 and its paired difference from what the network of all
-labels finds: positive is worse. Captions and noise are the same, so half the difference of two
-halves tells its standard error.
+measured of them so far, prints fd_lite0 and its paired differences from what the network of all
+labels finds, and from what greedy search on weight errors finds: positive is worse. Captions and
+noise are the same, so half the difference of two halves tells the standard error. ``--save`` adds
+the lines to a JSON file, from which `figure.py` draws.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from qsdm.store.files import write_json
 from qsdm.workspace import named
 
 METRIC = "fd_lite0"
-REFERENCE = "network 240"
+REFERENCES = ("network 240/0", "error_sum/0")
 BITS = ("3.5", "3.25", "3.75")
 
 
@@ -46,6 +47,7 @@ def main() -> None:
     parser.add_argument("--keys", nargs="*", help="predictor/draw; by default what is measured")
     parser.add_argument("--bits", nargs="*", default=BITS)
     parser.add_argument("--write", type=Path)
+    parser.add_argument("--save", type=Path, help="JSON of the measured differences")
     args = parser.parse_args()
     found = json.loads((args.found / f"{args.name}.json").read_text(encoding="utf-8"))
     keys = args.keys or list(found)
@@ -66,21 +68,26 @@ def main() -> None:
     full = next((o for o in outcomes.values() if not o.qconfig.methods), None)
     if full is not None:
         print(f"{args.name}: full precision {full.metrics[METRIC]:.1f}")
+    measured: dict[str, dict[str, dict]] = {}
     for bits in args.bits:
-        references = [
-            outcomes.get(QuantConfig.from_json(configs[bits]).digest)
-            for key, configs in found.items()
-            if key.startswith(REFERENCE)
-        ]
-        for key in keys:
-            outcome = outcomes.get(QuantConfig.from_json(found[key][bits]).digest)
-            if outcome is None:
+        of = {
+            key: outcomes.get(QuantConfig.from_json(found[key][bits]).digest)
+            for key in {*keys, *REFERENCES} & found.keys()
+        }
+        for key in sorted(of, key=lambda key: (key not in REFERENCES, list(found).index(key))):
+            if (outcome := of[key]) is None:
                 continue
-            line = f"{bits:>5} bits  {key:<28}{outcome.metrics[METRIC]:8.1f}"
-            if references and references[0] is not None:
-                value, error = difference(outcome, references[0])
-                line += f"  {value:+6.1f} ± {error:.1f}"
+            entry = {"fd_lite0": outcome.metrics[METRIC], "qconfig": outcome.qconfig.digest}
+            line = f"{bits:>5} bits  {key:<30}{outcome.metrics[METRIC]:8.1f}"
+            for reference in REFERENCES:
+                if (other := of.get(reference)) is not None:
+                    entry[reference] = difference(outcome, other)
+                    line += "  {:+6.1f} ± {:.1f}".format(*entry[reference])
             print(line)
+            measured.setdefault(bits, {})[key] = entry
+    if args.save is not None:
+        saved = json.loads(args.save.read_text(encoding="utf-8")) if args.save.exists() else {}
+        write_json(args.save, saved | {args.name: measured})
 
 
 if __name__ == "__main__":

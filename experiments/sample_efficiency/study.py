@@ -12,25 +12,29 @@ set on the labels' noise and on other noise, the share of test labels inside its
 and 95 %, and the harm of the configurations that it finds at 3.25, 3.5 and 3.75 bits, as a
 predictor that knows everything predicts it. That judge has seen the same pictures: only fresh ones
 decide (compare.py). Mean and deviation of five draws of the labels.
+
+A label may also be measured of fewer pictures: ``lite0_distance-16 92x64`` has 92 labels of their
+first 64 pictures, and probes of 16 pictures' distances to full precision.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
-import warnings
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+from fused import fused
 
 from qsdm.measurement.labels import Bank, Labels
 from qsdm.outcome import Objective, Outcome
 from qsdm.predictor import baselines
 from qsdm.predictor.encode import Encoding, encode, errors
+from qsdm.predictor.hamming import fit_hamming
 from qsdm.predictor.informed import Informed, Lessons
 from qsdm.predictor.linear import fit_additive
 from qsdm.predictor.probes import Probes, probes_of
@@ -43,6 +47,8 @@ QUALITY = Objective({"fd_lite0": -1})
 BUDGETS = (3.25, 3.5, 3.75)
 DRAWS = 5
 LABEL_IMAGES = 256
+BUDGETS_OF_PICTURES = (1_850, 7_400, 14_800)  # 3, 12 and 24 % of 240 labels of 256 pictures
+LEAST_LABELS = 6
 
 Predict = Callable[[np.ndarray], np.ndarray]
 """One-hot configurations [B, W, M + 1] => labels, float64 [B]."""
@@ -70,13 +76,29 @@ class Study:
         own = [o for o in bank.outcomes if o.protocol == self.labels.protocol.digest]
         self.alone: list[Outcome] = [o for o in own if len(o.qconfig.methods) < 2]
         (full,) = (o for o in own if not o.qconfig.methods)
-        self.full = QUALITY(full.metrics)
+        self.full_outcome: Outcome = full
         self.num_weights = len(self.space.options)
         tested = [t for t in self.tests if t.protocol == self.labels.protocol]
         known = self.labels
         for test in tested:
             known = known.joined(test)
         self.judge = self.lessons(self.probes(LABEL_IMAGES), known).model(np.arange(len(known)))
+
+    def full(self, num_images: int = LABEL_IMAGES) -> float:
+        """The label of full precision."""
+        return QUALITY(metrics_of(self.full_outcome, num_images))
+
+    def few(self, num_images: int) -> Labels:
+        """The same labels, measured of their first pictures only.
+
+        The noise of halves falls with the root of the number of pictures.
+        """
+        values = [QUALITY(metrics_of(o, num_images)) for o in self.labels.outcomes]
+        halves = self.labels.halves
+        if halves is not None:
+            middle = halves.mean(axis=1, keepdims=True)
+            halves = middle + (halves - middle) * (LABEL_IMAGES / num_images) ** 0.5
+        return dataclasses.replace(self.labels, values=np.array(values), halves=halves)
 
     def probes(self, num_images: int, metric: Objective | str | None = None) -> Probes:
         """Probes of the first pictures; ``metric`` is a distance to full precision instead of the
@@ -86,7 +108,9 @@ class Study:
         protocol = self.labels.protocol
         return probes_of(self.space, self.table, self.alone, protocol, metric, num_images)
 
-    def lessons(self, probes: Probes | None, labels: Labels) -> Lessons:
+    def lessons(
+        self, probes: Probes | None, labels: Labels, num_images: int = LABEL_IMAGES
+    ) -> Lessons:
         return Lessons(
             self.encoding,
             self.table,
@@ -95,19 +119,35 @@ class Study:
             labels.values,
             labels.halves,
             probes,
-            self.full,
+            self.full(num_images),
         )
 
-    def informed(self, probes: Probes | None, labels: Labels) -> Fitted:
-        model = self.lessons(probes, labels).model(np.arange(len(labels)))
+    def informed(
+        self, probes: Probes | None, labels: Labels, num_images: int = LABEL_IMAGES
+    ) -> Fitted:
+        model = self.lessons(probes, labels, num_images).model(np.arange(len(labels)))
+        same = num_images == LABEL_IMAGES  # else the test labels have another unit
         return Fitted(
-            lambda x: model.predict(x)[0], lambda x: model.predict(x)[1], self.best_of(model)
+            lambda x: model.predict(x)[0],
+            (lambda x: model.predict(x)[1]) if same else None,
+            self.best_of(model),
         )
 
-    def best_of(self, model: Informed) -> list[np.ndarray]:
+    def mean(self, several: Sequence[Probes | None], labels: Labels) -> Fitted:
+        """The mean of models that start from different probes."""
+        rows = np.arange(len(labels))
+        models = [self.lessons(probes, labels).model(rows) for probes in several]
+        return Fitted(
+            lambda x: np.mean([model.predict(x)[0] for model in models], axis=0),
+            None,
+            self.best_of(*models),
+        )
+
+    def best_of(self, *models: Informed) -> list[np.ndarray]:
         """The configuration at each budget: on the path of single contributions, then on that of
         contributions beside the configuration so far, if it is predicted to be better."""
-        table, form, amplitude = model.contributions(), model.form(), model.prior.amplitude
+        table = np.mean([model.contributions() for model in models], axis=0)
+        forms = [(model.form(), model.prior.amplitude) for model in models]
         rows = np.arange(self.num_weights)
         best = []
         for bits in BUDGETS:
@@ -115,9 +155,13 @@ class Study:
             tried = [genes]
             for _ in range(3):
                 columns = self.encoding.columns[rows, tried[-1]]
-                others = form @ amplitude[rows, columns]
-                tried.append(self.at(table + 2 * others[:, None] * amplitude, bits))
-            values = model.predict(self.encoding.one_hot(np.stack(tried)))[0]
+                beside = [
+                    2 * (form @ amplitude[rows, columns])[:, None] * amplitude
+                    for form, amplitude in forms
+                ]
+                tried.append(self.at(table + np.mean(beside, axis=0), bits))
+            hot = self.encoding.one_hot(np.stack(tried))
+            values = np.mean([model.predict(hot)[0] for model in models], axis=0)
             best.append(tried[int(np.argmax(values))])
         return best
 
@@ -129,9 +173,19 @@ class Study:
         size = 8 * self.problem.size_of(genes) / self.space.graph.num_values
         return genes[int(np.argmax(size <= bits))]
 
+    def genes(self, configurations: np.ndarray) -> np.ndarray:
+        """The inverse of one-hot."""
+        columns = configurations.argmax(axis=2)
+        return (self.encoding.columns[None] == columns[..., None]).argmax(axis=2)
+
     def harm(self, genes: np.ndarray) -> float:
         """What the judge predicts that a configuration loses."""
-        return self.full - float(self.judge.predict(self.encoding.one_hot(genes[None]))[0][0])
+        return self.full() - float(self.judge.predict(self.encoding.one_hot(genes[None]))[0][0])
+
+
+def metrics_of(outcome: Outcome, num_images: int) -> Mapping[str, float | None]:
+    """Metrics of an outcome's first pictures."""
+    return outcome.metrics if num_images == LABEL_IMAGES else outcome.prefixes[num_images]
 
 
 def additive(study: Study, rows: np.ndarray) -> Fitted:
@@ -141,30 +195,14 @@ def additive(study: Study, rows: np.ndarray) -> Fitted:
 
 
 def hamming(study: Study, rows: np.ndarray) -> Fitted:
-    """A Gaussian process whose kernel falls with the number of weights that differ."""
-    genes, values = study.labels.genes[rows], study.labels.values[rows]
-    flat = study.encoding.one_hot(genes).reshape(len(genes), -1)
-    scale = values.std()
-    kernel = ConstantKernel(10.0, (0.1, 1e4)) * RBF(10.0, (1.0, 300.0)) + WhiteKernel(0.1)
-    process = GaussianProcessRegressor(kernel, n_restarts_optimizer=1, random_state=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a bound that is met is told
-        process.fit(flat, (values - values.mean()) / scale)
-
-    def mean(x: np.ndarray) -> np.ndarray:
-        return values.mean() + scale * process.predict(x.reshape(len(x), -1))
-
-    def deviation(x: np.ndarray) -> np.ndarray:
-        return scale * process.predict(x.reshape(len(x), -1), return_std=True)[1]
-
-    return Fitted(mean, deviation, None)
+    predict = fit_hamming(study.labels.genes[rows], study.labels.values[rows])
+    return Fitted(lambda x: predict(study.genes(x))[0], lambda x: predict(study.genes(x))[1], None)
 
 
 def untrained(study: Study, name: str) -> Fitted:
 
     def mean(x: np.ndarray) -> np.ndarray:
-        columns = x.argmax(axis=2)
-        genes = (study.encoding.columns[None] == columns[..., None]).argmax(axis=2)
+        genes = study.genes(x)
         if name == "avg_bits":
             return baselines.avg_bits(study.space, genes)
         return baselines.error_sum(study.space, study.table, genes)
@@ -182,8 +220,7 @@ def network(study: Study, workspace: Workspace) -> Fitted:
     trained = workspace.predictor(QUALITY)
 
     def mean(x: np.ndarray) -> np.ndarray:
-        genes = (study.encoding.columns[None] == x.argmax(axis=2)[..., None]).argmax(axis=2)
-        return trained.predict(genes)[0]
+        return trained.predict(study.genes(x))[0]
 
     rng = np.random.default_rng(0)
     archive = Archive(study.problem, trained.predict, 0.0)
@@ -199,14 +236,18 @@ def main() -> None:
     parser.add_argument("--store", default="store")
     parser.add_argument("--out", type=Path, help="folder for the configurations that are found")
     parser.add_argument("--network", action="store_true", help="also the network in the store")
+    parser.add_argument("--only", default="", help="regular expression: only these predictors")
     args = parser.parse_args()
     workspace = named(args.name, store=args.store)
     study = Study(workspace)
     labels, num = study.labels, study.num_weights
     rows_of: dict[str, dict] = {}
+    curve: dict[str, dict] = {}
     orders = [np.random.default_rng(draw).permutation(len(labels)) for draw in range(DRAWS)]
 
     def show(name: str, pictures: int, fit: Callable[[np.ndarray], Fitted], once: bool) -> None:
+        if not re.search(args.only, name):
+            return
         ranks, harms, inside = [], [], []
         for order in orders[:1] if once else orders:
             fitted = fit(order)
@@ -235,10 +276,19 @@ def main() -> None:
             for m, s in zip(np.mean(harms, 0), np.std(harms, 0), strict=True)
         ) if harms else ""  # fmt: skip
         print(f"{name:<24}{pictures:>8,}  {cells}  {share}  {found}", flush=True)
+        curve[name] = {
+            "pictures": pictures,
+            "srcc": np.mean(ranks, 0).round(4).tolist(),
+            "deviation": np.std(ranks, 0).round(4).tolist(),
+        }
 
-    def informed(probes: Probes | None, count: int) -> Callable[[np.ndarray], Fitted]:
+    few = {num_images: study.few(num_images) for num_images in (16, 64, LABEL_IMAGES)}
+
+    def informed(
+        probes: Probes | None, count: int, num_images: int = LABEL_IMAGES
+    ) -> Callable[[np.ndarray], Fitted]:
         def fit(order: np.ndarray) -> Fitted:
-            return study.informed(probes, labels.take(order[:count]))
+            return study.informed(probes, few[num_images].take(order[:count]), num_images)
 
         return fit
 
@@ -261,17 +311,55 @@ def main() -> None:
     if args.network:
         pictures = LABEL_IMAGES * (len(labels) + 1)
         show(f"network {len(labels)}", pictures, lambda _: network(study, workspace), True)
-    for metric, images in (("psnr", 16), ("lite0_distance", 16), (None, 64), (None, 256)):
-        probes = study.probes(images, metric)
+
+    def show_few(name: str, probes: Probes | None, drawn: int) -> None:
+        """With as many labels of few pictures as a budget of pictures allows."""
+        for budget in BUDGETS_OF_PICTURES:
+            for images in (16, 64):
+                more = images  # of full precision
+                count = min((budget - drawn - more) // images, len(labels))
+                if count >= LEAST_LABELS:
+                    show(
+                        f"{name} {count}x{images}",
+                        drawn + more + count * images,
+                        informed(probes, count, images),
+                        count == len(labels),
+                    )
+
+    show_few("no probes", None, 0)
+    several = [None, study.probes(16, "lite0_distance"), study.probes(64), study.probes(256)]
+    for count in counts:
+        show(
+            f"mean {count}",
+            LABEL_IMAGES * (num + count + 1),
+            lambda o, c=count: study.mean(several, labels.take(o[:c])),
+            count == len(labels),
+        )
+    for metric, images in (
+        ("psnr", 16),
+        ("lite0_distance", 16),
+        ("probes", 16),
+        ("fused", 16),
+        ("probes", 64),
+        ("probes", 256),
+    ):
+        if metric == "fused":
+            probes = fused(study.probes(images), study.probes(images, "lite0_distance"))
+        else:
+            probes = study.probes(images, None if metric == "probes" else metric)
         drawn = (num + 1) * images
-        for count in (0, *((3, *counts) if metric else counts)):
+        for count in (0, *((3, *counts) if images == 16 else counts)):
             more = LABEL_IMAGES * count + (LABEL_IMAGES - images if count else 0)
-            name = f"{metric or 'probes'}-{images} {count}"
+            name = f"{metric}-{images} {count}"
             show(name, drawn + more, informed(probes, count), count in (0, len(labels)))
+        show_few(f"{metric}-{images}", probes, drawn)
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(rows_of, indent=1)
-        (args.out / f"{args.name}.json").write_text(text + "\n", encoding="utf-8")
+        for name, rows in ((args.name, rows_of), (f"{args.name}.curve", curve)):
+            path_of_all = args.out / f"{name}.json"
+            if path_of_all.exists():
+                rows = json.loads(path_of_all.read_text(encoding="utf-8")) | rows
+            path_of_all.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
