@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NotRequired, TypedDict
 
@@ -267,9 +267,7 @@ class Outcome:
             The Jackknife, the Bootstrap and Other Resampling Plans (Efron, 1982), section 8.1.
         """
         pairs = self.halves.get(name)
-        if not pairs:
-            return None
-        return math.sqrt(sum((a - b) ** 2 for a, b in pairs) / (4 * len(pairs)))
+        return error_of_halves(pairs) if pairs else None
 
     def interval(self, name: str) -> tuple[float, float] | None:
         """Compute the 95 % confidence interval of a metric.
@@ -338,6 +336,18 @@ class Outcome:
             stored.versions,
             stored.earlier,
         )
+
+
+def error_of_halves(pairs: Sequence[tuple[float, float]]) -> float:
+    """Estimate the standard error of a value from its values on two halves of the pictures.
+
+    Args:
+        pairs: one for each way to halve them, at least one.
+
+    Returns:
+        The root mean square of half the difference, see `Outcome.standard_error`.
+    """
+    return math.sqrt(sum((a - b) ** 2 for a, b in pairs) / (4 * len(pairs)))
 
 
 @dataclass(frozen=True, slots=True)
