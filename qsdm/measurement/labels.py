@@ -253,7 +253,8 @@ class Bank:
         genes: tuple[np.ndarray, ...],
     ) -> Labels:
         names = objective.metrics
-        bits = avg_bits(self.space, outcomes)
+        sized = any(name not in names for name in objective.weights)
+        bits = avg_bits(self.space, outcomes) if sized else []
 
         def values(of: Callable[[Outcome, str], float | None]) -> np.ndarray:
             total = np.zeros(len(outcomes))
