@@ -3,8 +3,9 @@
 - ``encode``: turns a space and its table of errors into arrays
 - ``linear``: the additive part of a label, in closed form
 - ``gnn``: the network, which learns the rest
+- ``rows``: which embeddings a batch of configurations needs
+- ``layer``, ``attention``: one layer of the network, compiled
 - ``losses`` and ``fit``: how it is trained, with folds and early stopping
-- ``fast``: faster predictions by a trained network
 - ``scores``: rank correlation, NDCG@10 and the noise ceiling
 - ``baselines`` and ``hamming``: simple predictors to compare with
 - ``cheap_labels``: labels of configurations with few pictures
@@ -16,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from qsdm.predictor.encode import Encoding
-    from qsdm.predictor.fast import Fast
     from qsdm.predictor.fit import Fold
 
 SCHEMA = "qsdm/predictor/2"
@@ -143,7 +143,6 @@ class Predictor:
     encoding: Encoding
     folds: Sequence[Fold]
     objective: dict[str, float]
-    _fast: list[Fast] = field(default_factory=list, init=False, repr=False)
 
     def predict(self, genes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Predict the objective of configurations.
@@ -157,18 +156,34 @@ class Predictor:
         Raises:
             ValueError: the genes are not from this space.
         """
-        from qsdm.predictor.fast import Fast
+        values = self.at(self.encoding.columns_of(genes))
+        return values.mean(axis=0), values.std(axis=0)
 
-        columns = self.encoding.columns_of(genes)
-        if not self._fast:
-            self._fast.extend(Fast(fold.gnn) for fold in self.folds)
+    def at(self, columns: np.ndarray) -> np.ndarray:
+        """Predict the objective of configurations with each fold.
 
-        def answer(fold: Fold, fast: Fast) -> np.ndarray:
-            return fold.mean + fold.deviation * fast(columns)
+        Args:
+            columns: int64 [B, W], column of each decision's method.
+
+        Returns:
+            Float64 [folds, B].
+        """
+        import torch
+
+        wiring = self.folds[0].gnn.wiring
+        values = np.empty((len(self.folds), len(columns)))
+
+        def answer(fold: Fold) -> np.ndarray:
+            with torch.inference_mode():
+                learned = fold.gnn.at(chosen, rows).value.double().numpy()
+            return fold.mean + fold.deviation * learned
 
         with one_thread() as available, ThreadPoolExecutor(min(available, len(self.folds))) as pool:
-            values = np.stack(list(pool.map(answer, self.folds, self._fast)))
-        return values.mean(axis=0), values.std(axis=0)
+            for start in range(0, len(columns), wiring.chunk):
+                part = columns[start : start + wiring.chunk]
+                chosen, rows = torch.from_numpy(part), wiring.shared(part)
+                values[:, start : start + wiring.chunk] = list(pool.map(answer, self.folds))
+        return values
 
     def by_fold(self, configurations: Tensor) -> Tensor:
         """Predict the objective with each fold, differentiably.
@@ -181,8 +196,12 @@ class Predictor:
         """
         import torch
 
+        rows = self.folds[0].gnn.wiring.separate(len(configurations))
         return torch.stack(
-            [fold.mean + fold.deviation * fold.gnn(configurations).value for fold in self.folds]
+            [
+                fold.mean + fold.deviation * fold.gnn(configurations, rows).value
+                for fold in self.folds
+            ]
         )
 
     def save(self, directory: Path) -> None:
@@ -269,7 +288,7 @@ class Predictor:
                 gnn = Gnn(encoding, about["width"], about["hops"])
                 gnn.load_state_dict(state)
                 numbers = {name: about[name] for name in ("mean", "deviation", "epochs")}
-                folds.append(Fold(gnn.eval(), **numbers, **rest))  # type: ignore[arg-type]
+                folds.append(Fold(gnn.eval().requires_grad_(False), **numbers, **rest))  # type: ignore[arg-type]
             except (RuntimeError, TypeError, ValueError) as error:
                 reason = str(error).splitlines()[0]
                 raise StoreError(

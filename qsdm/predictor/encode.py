@@ -101,7 +101,18 @@ class Encoding:
         Raises:
             ValueError: a gene is not the index of an option of its weight.
         """
-        return np.eye(len(self.methods) + 1, dtype=np.float32)[self.columns_of(genes)]
+        return self.hot(self.columns_of(genes))
+
+    def hot(self, columns: np.ndarray) -> np.ndarray:
+        """Encode columns of methods as one-hot.
+
+        Args:
+            columns: int64 [B, W], column of each decision's method, from 0 to M.
+
+        Returns:
+            Float32 [B, W, M + 1].
+        """
+        return np.eye(len(self.methods) + 1, dtype=np.float32)[columns]
 
     def full_precision(self) -> np.ndarray:
         """The configuration in which nothing is quantized, one-hot, float32 [1, W, M + 1]."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Event, Lock
 from typing import NamedTuple, cast
@@ -108,7 +108,7 @@ def fit_folds(
     Raises:
         ValueError: there are too few labels for the folds.
     """
-    configurations = torch.from_numpy(encoding.one_hot(genes))
+    columns = torch.from_numpy(encoding.columns_of(genes))
     tests = split(len(labels), options.folds, np.random.default_rng(seed))
     ending = Event()
     with (
@@ -122,20 +122,22 @@ def fit_folds(
     ):
 
         def fit(k: int) -> Fold:
+            rng = np.random.default_rng((seed, k, 1))
             train = np.setdiff1d(np.arange(len(labels)), tests[k])
-            return _fit_fold(
-                encoding,
-                configurations,
-                labels,
-                train,
-                tests[k],
-                options,
-                (seed, k),
-                log,
-                progress,
-                ending,
-                informed,
-            )
+            course = _course(encoding, columns, labels, train, options, informed, rng)
+            with _seeding, torch.random.fork_rng(devices=[]):
+                torch.manual_seed(int(rng.integers(2**31)))
+                gnn = Gnn(encoding, options.width, options.hops)
+
+            def tell(figures: dict[str, float]) -> None:
+                if ending.is_set():
+                    raise CancelledError
+                log({"train/fold": k, **figures})
+                progress.update()
+
+            best = _train(gnn, course, options, rng, tell)
+            progress.update(max(0, options.epochs - best.epoch - options.patience))
+            return _finished(gnn, course, best, tests[k])
 
         futures = [pool.submit(fit, k) for k in range(options.folds)]
         try:
@@ -146,62 +148,104 @@ def fit_folds(
             raise
 
 
-def _fit_fold(
+@dataclass(frozen=True, slots=True, eq=False)
+class _Course:
+    """What one network learns from.
+
+    Attributes:
+        columns: int64 [B, W], column of each decision's method.
+        labels: float64 [B].
+        mean: of the training part's labels.
+        deviation: of the training part's labels.
+        closed: the closed model of the training part, of which the network learns what is left.
+        standard: float32 [B], standardized labels.
+        target: float32 [B], for the training part, less what the closed model predicts without
+            each of them.
+        gain: float32 [B], relevance of the labels.
+        fit: int64, the labels that the network is fitted to.
+        val: int64, the rest of the training part.
+    """
+
+    columns: Tensor
+    labels: np.ndarray
+    mean: float
+    deviation: float
+    closed: Informed | Additive | None
+    standard: Tensor
+    target: Tensor
+    gain: Tensor
+    fit: np.ndarray
+    val: np.ndarray
+
+
+def _course(
     encoding: Encoding,
-    configurations: Tensor,
+    columns: Tensor,
     labels: np.ndarray,
     train: np.ndarray,
-    test: np.ndarray,
     options: FitOptions,
-    seed: tuple[int, int],
-    log: Log,
-    progress: tqdm,
-    ending: Event,
     informed: Callable[[np.ndarray], Informed] | None,
-) -> Fold:
-    rng = np.random.default_rng((*seed, 1))
+    rng: np.random.Generator,
+) -> _Course:
     mean, deviation = float(labels[train].mean()), float(labels[train].std()) or 1.0
-    y = torch.from_numpy((labels - mean) / deviation).float()
+    standard = torch.from_numpy((labels - mean) / deviation).float()
     closed: Informed | Additive | None = None
     left_out = np.zeros(len(train))
     if informed is not None:
         closed = informed(train)
         left_out = (closed.left_out - mean) / deviation
     elif options.additive:
-        closed = fit_additive(encoding, configurations[train].numpy(), y[train].double().numpy())
+        hot = encoding.hot(columns[train].numpy())
+        closed = fit_additive(encoding, hot, standard[train].double().numpy())
         left_out = closed.left_out
-    # The network learns what is left: labels minus predictions fitted without them.
-    target = y.clone()
+    target = standard.clone()
     target[train] -= torch.from_numpy(left_out).float()
     low, high = float(np.quantile(labels[train], 0.2)), float(labels[train].max())
     gain = torch.from_numpy(relevance(labels, low, high)).float()
-    shuffled = rng.permutation(train)
-    num_val = max(2, round(options.validation * len(train)))
-    val, fit = shuffled[:num_val], shuffled[num_val:]
+    val, fit = np.split(rng.permutation(train), [max(2, round(options.validation * len(train)))])
+    return _Course(
+        columns, labels, mean, deviation, closed, standard, target, gain, fit=fit, val=val
+    )
 
-    with _seeding, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(rng.integers(2**31)))
-        gnn = Gnn(encoding, options.width, options.hops)
+
+class _Best(NamedTuple):
+    """The state of a network that predicts the validation part best.
+
+    Attributes:
+        score: of the validation part; smaller is better.
+        epoch: after which it was reached; 0 for the initial state.
+        share: of the network in the label, in [0, 1].
+        state: parameters and statistics.
+    """
+
+    score: float
+    epoch: int
+    share: float
+    state: dict[str, Tensor]
+
+
+def _train(
+    gnn: Gnn,
+    course: _Course,
+    options: FitOptions,
+    rng: np.random.Generator,
+    tell: Callable[[dict[str, float]], None],
+) -> _Best:
+    """Train until the validation part is no longer predicted better; tell figures by epoch."""
     optimizer = torch.optim.AdamW(
         gnn.parameters(), lr=options.lr, weight_decay=options.weight_decay, fused=True
     )
-    steps = max(1, len(fit) // options.batch_size)
+    steps = max(1, len(course.fit) // options.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.epochs * steps)
     averaged = torch.optim.swa_utils.AveragedModel(
         gnn, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(options.ema), use_buffers=True
     )
-    best_score, best_state, best_epoch, share = np.inf, copy.deepcopy(gnn.state_dict()), 0, 1.0
+    best = _Best(np.inf, 0, 1.0, copy.deepcopy(gnn.state_dict()))
     for epoch in range(1, options.epochs + 1):
-        if ending.is_set():
-            break
         gnn.train()
         total = 0.0
-        for batch in np.array_split(rng.permutation(fit), steps):
-            out = gnn(configurations[batch])
-            loss = torch.nn.functional.mse_loss(out.value, target[batch])
-            if options.ranking != "none":
-                ranking = ranking_loss(options.ranking, out.norms, y[batch], gain[batch])
-                loss = loss + options.ranking_weight * ranking
+        for batch in np.array_split(rng.permutation(course.fit), steps):
+            loss = _loss(gnn, course, batch, options)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(gnn.parameters(), 1.0)
@@ -209,31 +253,49 @@ def _fit_fold(
             schedule.step()
             averaged.update_parameters(gnn)
             total += loss.item() / steps
-        value, norms, _ = evaluate(cast(Gnn, averaged.module), configurations[val])
-        rest = target[val].double().numpy()
-        # The network's share in the label is the one that fits the validation part best.
-        useful = float(np.clip(value @ rest / (value @ value + 1e-12), 0, 1)) if closed else 1.0
-        error = float(np.mean((useful * value - rest) ** 2))
-        misranked = float(np.mean([1 - srcc(hop, labels[val]) for hop in norms]))
-        score = error + (options.ranking_weight * misranked if options.ranking != "none" else 0.0)
-        linear = (y - target)[val].double().numpy()
-        log(
-            {
-                "train/fold": seed[1],
-                "train/loss": total,
-                "val/mse": error,
-                "val/srcc": srcc(useful * value + linear, labels[val]),
-            }
-        )
-        progress.update()
-        if score < best_score:
-            best_score, best_epoch, share = score, epoch, useful
-            best_state = copy.deepcopy(averaged.module.state_dict())
-        if epoch - best_epoch >= options.patience:
-            progress.update(options.epochs - epoch)
+        network = cast(Gnn, averaged.module)
+        score, share, figures = _validate(network, course, options)
+        if score < best.score:
+            best = _Best(score, epoch, share, copy.deepcopy(network.state_dict()))
+        tell({"train/loss": total, **figures})
+        if epoch - best.epoch >= options.patience:
             break
-    gnn.load_state_dict(best_state)
-    gnn.share.fill_(share)
+    return best
+
+
+def _loss(gnn: Gnn, course: _Course, batch: np.ndarray, options: FitOptions) -> Tensor:
+    columns = course.columns[batch]
+    out = gnn.at(columns, gnn.wiring.shared(columns.numpy(), everywhere=True))
+    loss = torch.nn.functional.mse_loss(out.value, course.target[batch])
+    if options.ranking != "none":
+        ranking = ranking_loss(
+            options.ranking, out.norms, course.standard[batch], course.gain[batch]
+        )
+        loss = loss + options.ranking_weight * ranking
+    return loss
+
+
+def _validate(
+    gnn: Gnn, course: _Course, options: FitOptions
+) -> tuple[float, float, dict[str, float]]:
+    """Score of the validation part, the network's best share in its labels, and figures."""
+    val, labels = course.val, course.labels[course.val]
+    value, norms, _ = evaluate(gnn, course.columns[val])
+    rest = course.target[val].double().numpy()
+    # The network's share in the label is the one that fits the validation part best.
+    share = 1.0
+    if course.closed is not None:
+        share = float(np.clip(value @ rest / (value @ value + 1e-12), 0, 1))
+    error = float(np.mean((share * value - rest) ** 2))
+    misranked = float(np.mean([1 - srcc(hop, labels) for hop in norms]))
+    score = error + (options.ranking_weight * misranked if options.ranking != "none" else 0.0)
+    linear = (course.standard - course.target)[val].double().numpy()
+    return score, share, {"val/mse": error, "val/srcc": srcc(share * value + linear, labels)}
+
+
+def _close(gnn: Gnn, course: _Course) -> None:
+    """Write the closed model into a network, in units of its value."""
+    closed, mean, deviation = course.closed, course.mean, course.deviation
     if isinstance(closed, Additive):
         gnn.additive.copy_(torch.from_numpy(closed.contributions))
         gnn.offset.fill_(closed.offset)
@@ -242,13 +304,20 @@ def _fit_fold(
         gnn.offset.fill_((closed.prior.offset - mean) / deviation)
         gnn.amplitude.copy_(torch.from_numpy(closed.prior.amplitude / deviation**0.5))
         gnn.pairs.copy_(torch.from_numpy(closed.form()))
-    gnn.eval()
-    norms = evaluate(gnn, configurations[val]).norms
-    quality = np.array([max(srcc(hop, labels[val]), 0.0) for hop in norms])
-    nodes = evaluate(gnn, configurations[train]).nodes
+
+
+def _finished(gnn: Gnn, course: _Course, best: _Best, test: np.ndarray) -> Fold:
+    gnn.load_state_dict(best.state)
+    gnn.share.fill_(best.share)
+    _close(gnn, course)
+    gnn.eval().requires_grad_(False)
+    norms = evaluate(gnn, course.columns[course.val]).norms
+    quality = np.array([max(srcc(hop, course.labels[course.val]), 0.0) for hop in norms])
+    nodes = evaluate(gnn, course.columns[np.concatenate([course.fit, course.val])]).nodes
     flat = nodes.reshape(len(nodes), -1)
+    spread = flat.std(axis=1) + 1e-6
     return Fold(
-        gnn, mean, deviation, test, quality, flat.mean(axis=1), flat.std(axis=1) + 1e-6, best_epoch
+        gnn, course.mean, course.deviation, test, quality, flat.mean(axis=1), spread, best.epoch
     )
 
 
@@ -266,20 +335,24 @@ class Evaluation(NamedTuple):
     nodes: np.ndarray
 
 
-def evaluate(gnn: Gnn, configurations: Tensor, chunk: int = 16) -> Evaluation:
+def evaluate(gnn: Gnn, columns: Tensor) -> Evaluation:
     """Run a network in evaluation mode, without gradients.
 
     Args:
         gnn: the network; it stays in evaluation mode.
-        configurations: float32 [B, W, M + 1], one-hot or relaxed.
-        chunk: configurations at a time.
+        columns: int64 [B, W], column of each decision's method.
 
     Returns:
         Labels and norms.
     """
     gnn.eval()
     with torch.no_grad():
-        parts = [gnn(part) for part in configurations.split(chunk)]
+        parts = [
+            gnn.at(part, gnn.wiring.shared(part.numpy()))
+            for part in columns.split(gnn.wiring.chunk)
+        ]
     return Evaluation(
-        *(torch.cat([part[i] for part in parts], dim=-1).double().numpy() for i in range(3))
+        torch.cat([part.value for part in parts]).double().numpy(),
+        torch.cat([part.norms for part in parts], dim=-1).double().numpy(),
+        torch.cat([part.nodes for part in parts], dim=-1).double().numpy(),
     )

@@ -1,62 +1,54 @@
 """The graph neural network: attention over the denoiser's graph, one value per configuration.
 
-The graph is the same for all configurations. So a batch, [N, B, F], shares one list of edges.
+The graph is the same for all configurations. What they share is computed once (see
+`qsdm.predictor.rows`).
 
 References:
-    How Attentive are Graph Attention Networks? (Brody et al., 2022), Eq. 7.
-
     Qua²SeDiMo: Quantifiable Quantization Sensitivity of Diffusion Models (Mills et al., 2025),
     section 4.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch_geometric.nn.conv import GATv2Conv
 
-from qsdm.predictor.attention import Attention
 from qsdm.predictor.encode import Encoding
+from qsdm.predictor.layer import Attention, layer, mean
+from qsdm.predictor.rows import Rows, Wiring
 
 
-class StaticGATv2Conv(GATv2Conv):
-    """GATv2Conv with one head, for a batch of features on one graph.
-
-    The constructor and the parameters are those of GATv2Conv.
-    """
-
-    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:  # type: ignore[override]
-        """Apply the layer.
-
-        Args:
-            x: float32 [N, B, F].
-            edge_index: int64 [2, E], sorted by target, with a loop at every node.
-
-        Returns:
-            Float32 [N, B, F'].
-        """
-        matrix = torch.cat([self.lin_l.weight, self.lin_r.weight])
-        both = nn.functional.linear(x, matrix, torch.cat([self.lin_l.bias, self.lin_r.bias]))
-        sources, targets = (row.contiguous() for row in edge_index)
-        starts = torch.searchsorted(targets, torch.arange(len(x) + 1))
-        attended = Attention.apply(both, self.att.flatten(), self.negative_slope, starts, sources)
-        return attended + self.bias
-
-
-class Prediction(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class Prediction:
     """Results of the network.
 
     Attributes:
         value: [B], standardized label.
-        norms: [H + 1, B], L1 norm of each hop's graph embedding.
-        nodes: [H + 1, W, B], L1 norm of each weight's embedding at each hop.
+        hops: [R, width] of each of H + 1 hops, the embeddings.
+        units: int64 [W, B] of each hop, row of each weight's embedding.
     """
 
     value: Tensor
-    norms: Tensor
-    nodes: Tensor
+    hops: Sequence[Tensor]
+    units: Sequence[np.ndarray]
+
+    @property
+    def norms(self) -> Tensor:
+        """L1 norm of each hop's graph embedding, the mean over weights, [H + 1, B]."""
+        means = [mean(hop, rows) for hop, rows in zip(self.hops, self.units, strict=True)]
+        return torch.stack(means).abs().sum(dim=-1)
+
+    @property
+    def nodes(self) -> Tensor:
+        """L1 norm of each weight's embedding at each hop, [H + 1, W, B]."""
+        norms = [hop.abs().sum(dim=1) for hop in self.hops]
+        rows = map(torch.from_numpy, self.units)
+        return torch.stack([norm[row] for norm, row in zip(norms, rows, strict=True)])
 
 
 class Gnn(nn.Module):
@@ -75,9 +67,6 @@ class Gnn(nn.Module):
 
     static: Tensor
     decisions: Tensor
-    edges: Tensor
-    node_weight: Tensor
-    weight_node: Tensor
     additive: Tensor
     offset: Tensor
     amplitude: Tensor
@@ -87,71 +76,82 @@ class Gnn(nn.Module):
     def __init__(self, encoding: Encoding, width: int = 64, hops: int = 4) -> None:
         super().__init__()
         self.width, self.hops = width, hops
-        num_weights = encoding.num_weights
-        first = [int((encoding.node_weight == w).argmax()) for w in range(num_weights)]
-        for name, array in (
-            ("static", encoding.static),
-            ("decisions", encoding.decisions),
-            ("edges", encoding.edges),
-        ):
-            self.register_buffer(name, torch.from_numpy(array), persistent=False)
-        self.register_buffer(
-            "node_weight", torch.from_numpy(encoding.node_weight), persistent=False
-        )
-        self.register_buffer("weight_node", torch.tensor(first), persistent=False)
-        self.register_buffer("additive", torch.zeros(num_weights, encoding.decisions.shape[1]))
+        self.wiring = Wiring(encoding, hops)
+        num_weights, num_columns = encoding.decisions.shape[:2]
+        for name in ("static", "decisions"):
+            array = torch.from_numpy(getattr(encoding, name))
+            self.register_buffer(name, array, persistent=False)
+        self.register_buffer("additive", torch.zeros(num_weights, num_columns))
         self.register_buffer("offset", torch.zeros(()))
-        self.register_buffer("amplitude", torch.zeros(num_weights, encoding.decisions.shape[1]))
+        self.register_buffer("amplitude", torch.zeros(num_weights, num_columns))
         self.register_buffer("pairs", torch.zeros(num_weights, num_weights))
         self.register_buffer("share", torch.ones(()))
         self.embed_static = nn.Linear(encoding.static.shape[1], width)
         self.embed_decision = nn.Linear(encoding.decisions.shape[2], width, bias=False)
-        self.convs = nn.ModuleList(
-            StaticGATv2Conv(width, width, add_self_loops=False) for _ in range(hops)
-        )
+        self.convs = nn.ModuleList(Attention(width) for _ in range(hops))
         self.norms = nn.ModuleList(nn.BatchNorm1d(width) for _ in range(hops))
         last = nn.Linear(width, 1)
-        nn.init.zeros_(last.weight)  # initially the additive model alone counts
+        nn.init.zeros_(last.weight)  # initially the closed model alone counts
         self.contribution = nn.Sequential(nn.Linear(width, width), nn.ReLU(), last)
 
-    def embed(self, configurations: Tensor) -> Tensor:
-        """Compute the first embedding of every node, before its activation.
+    def forward(self, configurations: Tensor, rows: Rows | None = None) -> Prediction:
+        """Predict labels, differentiably.
 
         Args:
             configurations: float32 [B, W, M + 1], one-hot or relaxed.
+            rows: of B configurations, see `Wiring.separate`; None to list them.
 
         Returns:
-            Float32 [N, B, width].
+            Labels and embeddings.
         """
+        rows = rows or self.wiring.separate(len(configurations), self.training)
         table = self.embed_decision(self.decisions)  # [W, M + 1, width]
         chosen = torch.einsum("bwm,wmf->wbf", configurations, table)
         nothing = chosen.new_zeros(1, *chosen.shape[1:])  # of nodes without a weight
-        chosen = torch.cat([chosen, nothing])
-        return self.embed_static(self.static)[:, None] + chosen[self.node_weight]
+        chosen = torch.cat([chosen, nothing])[torch.from_numpy(self.wiring.node_weight)]
+        first = self.embed_static(self.static)[:, None] + chosen
+        additive = torch.einsum("bwm,wm->b", configurations, self.additive)
+        amplitude = torch.einsum("bwm,wm->bw", configurations, self.amplitude)
+        return self._predict(first.flatten(0, 1), rows, additive, amplitude)
 
-    def forward(self, configurations: Tensor) -> Prediction:
-        """Predict labels.
+    def at(self, columns: Tensor, rows: Rows) -> Prediction:
+        """Predict labels of one-hot configurations.
 
         Args:
-            configurations: float32 [B, W, M + 1], one-hot or relaxed.
+            columns: int64 [B, W], column of each decision's method.
+            rows: of these configurations, see `Wiring.shared`; if training, everywhere.
 
         Returns:
-            Labels and norms.
+            Labels and embeddings.
         """
-        h = torch.relu(self.embed(configurations))
-        hops = [h]
-        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            new = conv(h, self.edges)
-            new = torch.relu(norm(new.flatten(0, 1)).view_as(new))
-            h = new + h if i > 0 else new
-            hops.append(h)
-        units = torch.stack([hop[self.weight_node] for hop in hops])  # [H + 1, W, B, width]
-        learned = self.contribution(units[-1]).mean(dim=(0, 2)) * len(self.weight_node) ** 0.5
-        amplitude = torch.einsum("bwm,wm->bw", configurations, self.amplitude)
+        num_weights, num_columns = self.decisions.shape[:2]
+        node, configuration = rows.first
+        weight = self.wiring.node_weight[node]
+        chosen = columns.numpy()[configuration, np.minimum(weight, num_weights - 1)]
+        decision = np.minimum(weight * num_columns + chosen, num_weights * num_columns)
+        table = self.embed_decision(self.decisions).flatten(0, 1)
+        table = torch.cat([table, table.new_zeros(1, self.width)])  # of nodes without a weight
+        first = nn.functional.embedding(torch.from_numpy(node), self.embed_static(self.static))
+        first = first + nn.functional.embedding(torch.from_numpy(decision), table)
+        decisions = torch.arange(num_weights), columns
+        return self._predict(
+            first, rows, self.additive[decisions].sum(dim=1), self.amplitude[decisions]
+        )
+
+    def _predict(
+        self, first: Tensor, rows: Rows, additive: Tensor, amplitude: Tensor
+    ) -> Prediction:
+        """Labels from first embeddings, before their activation, and parts of the closed model."""
+        hops = [torch.relu(first)]
+        for i, hop in enumerate(rows.hops):
+            conv, norm = cast(Attention, self.convs[i]), cast(nn.BatchNorm1d, self.norms[i])
+            hops.append(layer(conv, norm, hops[-1], hop, residual=i > 0))
+        last = nn.functional.embedding(torch.from_numpy(rows.last), hops[-1])
+        learned = mean(self.contribution(last), rows.contributions).flatten()
         value = (
-            torch.einsum("bwm,wm->b", configurations, self.additive)
+            additive
             + (amplitude @ self.pairs * amplitude).sum(dim=1)
             + self.offset
-            + self.share * learned
+            + self.share * learned * len(rows.contributions) ** 0.5
         )
-        return Prediction(value, units.mean(dim=1).abs().sum(dim=-1), units.abs().sum(dim=-1))
+        return Prediction(value, hops, rows.units)

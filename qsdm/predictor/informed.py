@@ -39,7 +39,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
@@ -284,9 +284,10 @@ class Lessons:
     halves: np.ndarray | None = None
     probes: Probes | None = None
     full: float | None = None
+    _models: dict[bytes, Informed] = field(default_factory=dict, init=False, repr=False)
 
     def model(self, rows: np.ndarray) -> Informed:
-        """Learn from some labels, as if there were no others.
+        """Learn from some labels, as if there were no others; once from the same ones.
 
         Args:
             rows: int64 [B'], their indices.
@@ -298,6 +299,12 @@ class Lessons:
             ProbeError: the probes are of other weights.
             ValueError: a label is not finite.
         """
+        key = np.asarray(rows, dtype=np.int64).tobytes()
+        if key not in self._models:
+            self._models[key] = self._learned(rows)
+        return self._models[key]
+
+    def _learned(self, rows: np.ndarray) -> Informed:
         hot = self.encoding.one_hot(self.genes[rows]).astype(np.float64)
         values = self.values[rows]
         prior = prior_of(
@@ -308,11 +315,13 @@ class Lessons:
 
 
 def _covariance(kernels: Sequence[np.ndarray], scales: np.ndarray) -> np.ndarray:
-    total = np.zeros_like(kernels[0])
-    for scale, kernel in zip(scales, kernels, strict=True):
-        total += scale**2 * kernel
-    total[np.diag_indices(len(total))] += _JITTER * np.trace(total) / max(len(total), 1)
-    return total
+    return _jittered(np.tensordot(scales**2, np.stack(kernels), axes=1))
+
+
+def _jittered(covariance: np.ndarray) -> np.ndarray:
+    num = len(covariance)
+    covariance[np.diag_indices(num)] += _JITTER * np.trace(covariance) / max(num, 1)
+    return covariance
 
 
 def _most_probable(
@@ -320,22 +329,23 @@ def _most_probable(
 ) -> tuple[np.ndarray, float]:
     """Scales of the greatest posterior density, and the logarithm of that density."""
     center = np.log(typical)
+    num = len(residual)
+    flat = np.stack(kernels).reshape(len(kernels), -1)
 
     def loss(logs: np.ndarray) -> tuple[float, np.ndarray]:
         scales = np.exp(logs)
-        factor = cho_factor(_covariance(kernels, scales), lower=True)
-        dual, inverse = cho_solve(factor, residual), cho_solve(factor, np.eye(len(residual)))
+        covariance = _jittered((scales**2 @ flat).reshape(num, num))
+        factor = cho_factor(covariance, lower=True, overwrite_a=True, check_finite=False)
+        inverse = cho_solve(factor, np.eye(num), overwrite_b=True, check_finite=False)
+        dual = inverse @ residual
         away = (logs - center) / _SPREAD
         value = (
             0.5 * residual @ dual + np.log(np.diag(factor[0])).sum() + 0.5 * away @ away
         )  # Eq. 5.8
-        slopes = [
-            scale**2 * ((inverse * kernel).sum() - dual @ kernel @ dual)  # Eq. 5.9
-            for scale, kernel in zip(scales, kernels, strict=True)
-        ]
-        return float(value), np.array(slopes) + away / _SPREAD
+        slopes = scales**2 * (flat @ (inverse - np.outer(dual, dual)).ravel())  # Eq. 5.9
+        return float(value), slopes + away / _SPREAD
 
-    if not len(residual):
+    if not num:
         return typical, 0.0
     bounds = [(c - _RANGE, c + _RANGE) for c in center]
     found = minimize(loss, center, jac=True, method="L-BFGS-B", bounds=bounds)

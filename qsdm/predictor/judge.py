@@ -60,9 +60,10 @@ class Judge:
         hot, choices = encoding.one_hot(genes), baselines.one_hot(encoding.space, genes)
         names = ("gnn", *self.closed, "additive", "ridge", "hamming")
         fitted = {name: np.empty(len(values)) for name in names}
+        columns = torch.from_numpy(encoding.columns_of(genes))
         for fold in self.predictor.folds:
             test, rest = fold.test, np.setdiff1d(np.arange(len(values)), fold.test)
-            learned = evaluate(fold.gnn, torch.from_numpy(hot[test])).value
+            learned = evaluate(fold.gnn, columns[test]).value
             fitted["gnn"][test] = fold.mean + fold.deviation * learned
             for name, lessons in self.closed.items():
                 fitted[name][test] = lessons.model(rest).predict(hot[test])[0]

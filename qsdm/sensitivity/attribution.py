@@ -1,6 +1,6 @@
-"""Attributions of the predictor's estimate to weights and to groups of weights, with Captum.
+"""Attributions of the predictor's estimate to weights and to groups of weights.
 
-Integrated gradients, for a one-hot configuration x and the full-precision configuration x0::
+Integrated gradients (by Captum), for a one-hot configuration x and full precision x0::
 
     harm_w = -(x_w - x0_w) . integral over t in [0, 1] of df/dx_w (x0 + t (x - x0))
 
@@ -80,19 +80,13 @@ def ablation(predictor: Predictor, genes: np.ndarray, groups: np.ndarray) -> dic
     Returns:
         ``to_full`` and ``from_full``, float64 [B, G] each.
     """
-    from captum.attr import FeatureAblation
-
-    encoding = predictor.encoding
-    configurations = torch.from_numpy(encoding.one_hot(genes))
-    full = torch.from_numpy(encoding.full_precision()).expand_as(configurations).contiguous()
-    mask = torch.from_numpy(groups)[None, :, None].expand(1, *configurations.shape[1:]).contiguous()
-    first = [int((groups == g).argmax()) for g in range(groups.max() + 1)]
-    method = FeatureAblation(answer(predictor))
-    directions = {"to_full": (configurations, full, -1), "from_full": (full, configurations, 1)}
+    columns = predictor.encoding.columns_of(genes)
+    full = np.full_like(columns, len(predictor.encoding.methods))
+    in_group = np.arange(groups.max() + 1)[:, None, None] == groups  # [G, 1, W]
     harms = {}
-    with torch.no_grad():
-        for name, (inputs, baselines, sign) in directions.items():
-            # f(inputs) - f(inputs with the group replaced), on each element of the group: take one
-            change = method.attribute(inputs, baselines=baselines, feature_mask=mask)
-            harms[name] = sign * change[:, first, 0].double().numpy()
+    for name, start, end, sign in (("to_full", columns, full, 1), ("from_full", full, columns, -1)):
+        changed = np.where(in_group, end, start)  # [G, B, W]
+        values = predictor.at(np.concatenate([changed.reshape(-1, columns.shape[1]), start]))
+        after, before = np.split(values.mean(axis=0), [len(changed) * len(columns)])
+        harms[name] = sign * (after.reshape(-1, len(columns)) - before).T
     return harms

@@ -88,18 +88,14 @@ def deletion(
     Returns:
         Mean share of the total harm that is undone along the way, minus that of random orders.
     """
-    import torch
-
-    encoding = predictor.encoding
-    start, full = encoding.one_hot(genes[None])[0], encoding.full_precision()[0]
+    start = predictor.encoding.columns_of(genes[None])[0]
     counts = np.unique(np.linspace(0, len(genes), steps + 1).astype(int))
 
     def undone(order: np.ndarray) -> float:
         path = np.repeat(start[None], len(counts), axis=0)
         for row, count in zip(path, counts, strict=True):
-            row[order[:count]] = full[order[:count]]
-        with torch.no_grad():
-            values = predictor.by_fold(torch.from_numpy(path)).mean(dim=0).double().numpy()
+            row[order[:count]] = len(predictor.encoding.methods)  # full precision
+        values = predictor.at(path).mean(axis=0)
         return float(
             np.trapezoid((values - values[0]) / (values[-1] - values[0]), counts / counts[-1])
         )

@@ -32,10 +32,10 @@ def hop_harms(predictor: Predictor, genes: np.ndarray) -> np.ndarray:
     """
     from qsdm.predictor.fit import evaluate
 
-    configurations = torch.from_numpy(predictor.encoding.one_hot(genes))
+    columns = torch.from_numpy(predictor.encoding.columns_of(genes))
     harms = []
     for fold in predictor.folds:
-        norms = evaluate(fold.gnn, configurations)[2]
+        norms = evaluate(fold.gnn, columns).nodes
         standard = (norms - fold.hop_mean[:, None, None]) / fold.hop_deviation[:, None, None]
         share = fold.hop_quality / max(fold.hop_quality.sum(), 1e-12)
         harms.append(-fold.deviation * share[:, None, None] * standard)

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
+from torch.func import functional_call
 from torch_geometric.nn.conv import GATv2Conv
 from toy_unet import Toy
 
 from qsdm.graph import sorted_graph
 from qsdm.predictor.encode import Encoding, encode
-from qsdm.predictor.fast import Fast
-from qsdm.predictor.gnn import Gnn, StaticGATv2Conv
+from qsdm.predictor.gnn import Gnn
 from qsdm.qconfig import Space
 
 
@@ -35,36 +37,85 @@ def random_one_hot(encoding: Encoding, num: int, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(encoding.one_hot(random_genes(encoding, num, seed)))
 
 
-def test_static_convolution_is_gatv2_of_each_graph(encoding: Encoding) -> None:
-    """A batch gives what PyG's own forward gives graph by graph."""
-    torch.manual_seed(0)
-    ours = StaticGATv2Conv(8, 12, add_self_loops=False)
-    theirs = GATv2Conv(8, 12, add_self_loops=False)
-    theirs.load_state_dict(ours.state_dict())
-    edges = torch.from_numpy(encoding.edges)
-    x = torch.randn(len(encoding.static), 5, 8)
-    out = ours(x, edges)
-    for b in range(5):
-        torch.testing.assert_close(out[:, b], theirs(x[:, b], edges))
+def reference(gnn: Gnn, encoding: Encoding, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values and norms by PyG's own message passing, graph by graph, and torch's normalization."""
+    edges, node_weight = torch.from_numpy(encoding.edges), torch.from_numpy(encoding.node_weight)
+    table = torch.einsum("bwm,wmf->bwf", x, gnn.embed_decision(gnn.decisions))
+    table = torch.cat([table, torch.zeros_like(table[:, :1])], dim=1)
+    h = torch.relu(gnn.embed_static(gnn.static) + table[:, node_weight])  # [B, N, C]
+    hops = [h]
+    for i, (parameters, norm) in enumerate(zip(gnn.convs, gnn.norms, strict=True)):
+        conv = GATv2Conv(gnn.width, gnn.width, add_self_loops=False)
+        assert {n: p.shape for n, p in conv.named_parameters()} == {
+            n: p.shape for n, p in parameters.named_parameters()
+        }
+        new = torch.stack(
+            [functional_call(conv, dict(parameters.named_parameters()), (g, edges)) for g in h]
+        )
+        new = torch.relu(norm(new.flatten(0, 1)).view_as(new))
+        h = new + h if i > 0 else new
+        hops.append(h)
+    units = torch.stack(hops)[:, :, torch.from_numpy(gnn.wiring.weight_node)]
+    learned = gnn.contribution(units[-1]).mean(dim=(1, 2)) * x.shape[1] ** 0.5
+    amplitude = torch.einsum("bwm,wm->bw", x, gnn.amplitude)
+    closed = torch.einsum("bwm,wm->b", x, gnn.additive) + gnn.offset
+    closed = closed + torch.einsum("bv,vw,bw->b", amplitude, gnn.pairs, amplitude)
+    return closed + gnn.share * learned, units.mean(dim=2).abs().sum(dim=-1)
 
 
-def test_gradients_are_those_of_gatv2(encoding: Encoding) -> None:
-    """Of the input and of every parameter, in double precision."""
-    torch.manual_seed(0)
-    ours = StaticGATv2Conv(8, 12, add_self_loops=False).double()
-    theirs = GATv2Conv(8, 12, add_self_loops=False).double()
-    theirs.load_state_dict(ours.state_dict())
-    edges = torch.from_numpy(encoding.edges)
-    x = torch.randn(len(encoding.static), 3, 8, dtype=torch.float64)
-    weights = torch.randn(len(x), 3, 12, dtype=torch.float64)
-    inputs = [x.clone().requires_grad_(), x.clone().requires_grad_()]
-    (ours(inputs[0], edges) * weights).sum().backward()
-    sum((theirs(inputs[1][:, b], edges) * weights[:, b]).sum() for b in range(3)).backward()
-    torch.testing.assert_close(inputs[0].grad, inputs[1].grad)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shared", [True, False])
+def test_values_and_gradients_are_those_of_pygs_layers(
+    shared: bool, training: bool, encoding: Encoding, gnn: Gnn
+) -> None:
+    """Of every parameter and statistic, in double precision, whether or not rows are shared."""
+    ours = gnn.double().train(training)
+    for norm in ours.norms:
+        torch.nn.init.normal_(norm.bias, std=0.3)
+    ours.pairs.normal_()
+    ours.amplitude.uniform_()
+    theirs = copy.deepcopy(ours)
+    columns = torch.from_numpy(encoding.columns_of(random_genes(encoding, 12, seed=3)))
+    columns[6:] = columns[:6]
+    columns[6:, :4] = columns[:6, 1:5]
+    x = torch.from_numpy(encoding.hot(columns.numpy())).double()
+    if shared:
+        rows = ours.wiring.shared(columns.numpy(), everywhere=training)
+        num_nodes = len(encoding.static)
+        assert len(rows.hops[0].own) < 0.8 * 12 * num_nodes
+        if training:
+            assert all(hop.counts.sum() == 12 * num_nodes for hop in rows.hops)
+        out = ours.at(columns, rows)
+    else:
+        out = ours(x)
+    value, norms = reference(theirs, encoding, x)
+    torch.testing.assert_close(out.value, value)
+    torch.testing.assert_close(out.norms, norms)
+    torch.manual_seed(1)
+    weights = torch.randn(12, dtype=torch.float64), torch.randn(norms.shape, dtype=torch.float64)
+    for v, n in ((out.value, out.norms), (value, norms)):
+        ((v * weights[0]).sum() + (n * weights[1]).sum()).backward()
     for (name, parameter), expected in zip(
         ours.named_parameters(), theirs.parameters(), strict=True
     ):
-        torch.testing.assert_close(parameter.grad, expected.grad, msg=name)
+        if parameter.grad is None:  # before a batch normalization it changes nothing
+            assert name.endswith("bias")
+            assert not training or expected.grad.abs().max() < 1e-9
+        else:
+            torch.testing.assert_close(parameter.grad, expected.grad, msg=name)
+    for (name, buffer), expected in zip(ours.named_buffers(), theirs.buffers(), strict=True):
+        if "running" in name:
+            torch.testing.assert_close(buffer, expected, msg=name)
+
+
+def test_the_gradient_of_relaxed_configurations(encoding: Encoding, gnn: Gnn) -> None:
+    """That of integrated gradients, between configurations."""
+    gnn = gnn.double()
+    x = torch.rand(3, *encoding.allowed.shape, dtype=torch.float64)
+    inputs = [x.clone().requires_grad_(), x.clone().requires_grad_()]
+    gnn(inputs[0]).value.square().sum().backward()
+    reference(gnn, encoding, inputs[1])[0].square().sum().backward()
+    torch.testing.assert_close(inputs[0].grad, inputs[1].grad)
 
 
 def test_configurations_of_a_batch_do_not_see_each_other(encoding: Encoding, gnn: Gnn) -> None:
@@ -104,12 +155,22 @@ def test_hop_0_knows_the_weight_alone_and_later_hops_what_feeds_it(
     assert differs[1:].sum(dim=1).max() > 1
 
 
-def test_fast_answers_equal_those_of_the_network(encoding: Encoding, gnn: Gnn) -> None:
+def test_configurations_share_the_rows_on_which_they_agree(encoding: Encoding, gnn: Gnn) -> None:
     genes = random_genes(encoding, 21)
-    with torch.no_grad():
-        slow = gnn(torch.from_numpy(encoding.one_hot(genes))).value.numpy()
-    np.testing.assert_allclose(Fast(gnn)(encoding.columns_of(genes)), slow, rtol=1e-4, atol=1e-4)
-    assert Fast(gnn)(encoding.columns_of(genes[:0])).shape == (0,)
+    genes[1:] = genes[0]
+    first = encoding.columns_of(genes)
+    same = gnn.wiring.shared(first)
+    assert all((hop.counts == 21).all() for hop in same.hops)
+    changed = encoding.columns_of(genes)
+    changed[7, 0] = (changed[7, 0] + 1) % len(encoding.methods)
+    other = gnn.wiring.shared(changed)
+    extra = [len(b.own) - len(a.own) for a, b in zip(same.hops, other.hops, strict=True)]
+    assert 0 < extra[0] < len(encoding.static) / 2
+    together = gnn.at(torch.from_numpy(changed), other).value
+    alone = gnn(torch.from_numpy(encoding.hot(changed))).value
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+    nobody = gnn.at(torch.from_numpy(changed[:0]), gnn.wiring.shared(changed[:0])).value
+    assert nobody.shape == (0,)
 
 
 def test_gradients_reach_every_parameter(encoding: Encoding, gnn: Gnn) -> None:
