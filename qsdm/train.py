@@ -126,6 +126,7 @@ def train(
         )
 
     encoding = encode(space, table)
+    own: Probes | None
     if from_:
         own = taught(workspace, encoding, objective, from_, seed_set, num_images)
     else:
