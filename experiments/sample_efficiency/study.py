@@ -28,12 +28,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from fused import fused
 
 from qsdm.measurement.labels import Bank, Labels
 from qsdm.outcome import Objective, Outcome
 from qsdm.predictor import baselines
 from qsdm.predictor.encode import Encoding, encode, errors
+from qsdm.predictor.fused import fused
 from qsdm.predictor.hamming import fit_hamming
 from qsdm.predictor.informed import Informed, Lessons
 from qsdm.predictor.linear import fit_additive
@@ -133,10 +133,12 @@ class Study:
             self.best_of(model),
         )
 
-    def mean(self, several: Sequence[Probes | None], labels: Labels) -> Fitted:
+    def mean(
+        self, several: Sequence[Probes | None], labels: Labels, num_images: int = LABEL_IMAGES
+    ) -> Fitted:
         """The mean of models that start from different probes."""
         rows = np.arange(len(labels))
-        models = [self.lessons(probes, labels).model(rows) for probes in several]
+        models = [self.lessons(probes, labels, num_images).model(rows) for probes in several]
         return Fitted(
             lambda x: np.mean([model.predict(x)[0] for model in models], axis=0),
             None,
@@ -312,29 +314,39 @@ def main() -> None:
         pictures = LABEL_IMAGES * (len(labels) + 1)
         show(f"network {len(labels)}", pictures, lambda _: network(study, workspace), True)
 
-    def show_few(name: str, probes: Probes | None, drawn: int) -> None:
+    def averaged(
+        several: Sequence[Probes | None], count: int, num_images: int = LABEL_IMAGES
+    ) -> Callable[[np.ndarray], Fitted]:
+        def fit(order: np.ndarray) -> Fitted:
+            return study.mean(several, few[num_images].take(order[:count]), num_images)
+
+        return fit
+
+    def show_few(
+        name: str, fit: Callable[[int, int], Callable[[np.ndarray], Fitted]], drawn: int
+    ) -> None:
         """With as many labels of few pictures as a budget of pictures allows."""
         for budget in BUDGETS_OF_PICTURES:
             for images in (16, 64):
-                more = images  # of full precision
-                count = min((budget - drawn - more) // images, len(labels))
+                count = min((budget - drawn - images) // images, len(labels))
                 if count >= LEAST_LABELS:
                     show(
                         f"{name} {count}x{images}",
-                        drawn + more + count * images,
-                        informed(probes, count, images),
+                        drawn + images + count * images,  # full precision included
+                        fit(count, images),
                         count == len(labels),
                     )
 
-    show_few("no probes", None, 0)
-    several = [None, study.probes(16, "lite0_distance"), study.probes(64), study.probes(256)]
+    show_few("no probes", lambda *size: informed(None, *size), 0)
+    drawn_16, drawn_256 = 16 * (num + 1), 256 * (num + 1)
+    of_16 = [None, *(study.probes(16, metric) for metric in ("psnr", "lite0_distance", None))]
+    of_256 = [None, study.probes(16, "lite0_distance"), study.probes(64), study.probes(256)]
     for count in counts:
-        show(
-            f"mean {count}",
-            LABEL_IMAGES * (num + count + 1),
-            lambda o, c=count: study.mean(several, labels.take(o[:c])),
-            count == len(labels),
-        )
+        once, pictures = count == len(labels), LABEL_IMAGES * count
+        show(f"mean {count}", drawn_256 + pictures, averaged(of_256, count), once)
+        more = pictures + LABEL_IMAGES - 16
+        show(f"mean-16 {count}", drawn_16 + more, averaged(of_16, count), once)
+    show_few("mean-16", lambda *size: averaged(of_16, *size), drawn_16)
     for metric, images in (
         ("psnr", 16),
         ("lite0_distance", 16),
@@ -352,7 +364,7 @@ def main() -> None:
             more = LABEL_IMAGES * count + (LABEL_IMAGES - images if count else 0)
             name = f"{metric}-{images} {count}"
             show(name, drawn + more, informed(probes, count), count in (0, len(labels)))
-        show_few(f"{metric}-{images}", probes, drawn)
+        show_few(f"{metric}-{images}", lambda *size, p=probes: informed(p, *size), drawn)
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
         for name, rows in ((args.name, rows_of), (f"{args.name}.curve", curve)):

@@ -1,0 +1,110 @@
+"""Which pairs of weights do more or less harm together than alone?
+
+    python -m qsdm.probe +model=emoji_unet pairs=8 num_images=256
+    python experiments/interactions/pairs.py --name emoji_unet
+
+Adds a pipeline's measured pairs to results.json, prints them as a table, and draws those of all
+pipelines in it: docs/interactions.png. Positive: more harm than the sum. Bars are standard errors
+of the paired difference of four configurations: none, each weight alone, both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qsdm.outcome import Objective
+from qsdm.predictor.interactions import candidates, interactions_of
+from qsdm.report.figures.canvas import INK, PALETTE, canvas, title, write
+from qsdm.workspace import Workspace, named
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+HERE = Path(__file__).parent
+QUALITY = Objective({"fd_lite0": -1})
+METHOD = "uaq-3"
+
+
+def measured(workspace: Workspace, num: int) -> list[dict[str, Any]]:
+    """Every pair in the store, with the excess that the trained predictor proposed it for."""
+    uniform = workspace.space.uniform(METHOD)
+    proposed = candidates(workspace.predictor(QUALITY), uniform, num)
+    predicted = {frozenset(one.weights): one.excess for one in proposed}
+    return [
+        {
+            "weights": list(one.qconfig.methods),
+            "harms": [round(harm, 2) for harm in one.harms],
+            "joint": round(one.joint, 2),
+            "excess": round(one.excess, 2),
+            "standard_error": round(one.standard_error, 2),
+            "predicted": round(predicted[frozenset(one.qconfig.methods)], 2),
+            "confirmed": one.is_confirmed,
+            "pictures": one.num_images,
+        }
+        for one in interactions_of(workspace.store.outcomes(), QUALITY)
+        if frozenset(one.qconfig.methods) in predicted
+    ]
+
+
+def table(pairs: Sequence[Mapping[str, Any]]) -> str:
+    lines = [
+        "| weights | harm alone | of both | beyond the sum | predicted |",
+        "|---|---|---|---|---|",
+    ]
+    for pair in pairs:
+        first, second = pair["weights"]
+        bold = "**" * pair["confirmed"]
+        lines.append(
+            f"| `{first}` and `{second}` | {pair['harms'][0]:.1f} and {pair['harms'][1]:.1f} "
+            f"| {pair['joint']:.1f} | {bold}{pair['excess']:+.1f} ± {pair['standard_error']:.1f}"
+            f"{bold} | {pair['predicted']:+.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def figure(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    drawn, side_by_side = canvas(13, 3.6, len(results))
+    for axes, (name, pairs) in zip(side_by_side, results.items(), strict=True):
+        names = ["\n+ ".join(pair["weights"]) for pair in pairs]
+        values = [pair["excess"] for pair in pairs]
+        colors = [
+            PALETTE["random"]
+            if not pair["confirmed"]
+            else PALETTE["harm"]
+            if pair["excess"] > 0
+            else PALETTE["full"]
+            for pair in pairs
+        ]
+        errors = [pair["standard_error"] for pair in pairs]
+        axes.barh(names, values, xerr=errors, color=colors, ecolor=INK)
+        axes.plot(
+            [pair["predicted"] for pair in pairs], names, "|", color=PALETTE["ours"], markersize=10
+        )
+        axes.axvline(0, color=INK, linewidth=0.6)
+        axes.invert_yaxis()
+        axes.tick_params(axis="y", labelsize=5.5)
+        title(axes, "harm beyond the sum (fd_lite0)", above=name)
+    return drawn
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--name", default="emoji_unet")
+    parser.add_argument("--store", default="store")
+    parser.add_argument("--pairs", type=int, default=8)
+    parser.add_argument("--out", type=Path, default=HERE.parents[1] / "docs" / "interactions.png")
+    args = parser.parse_args()
+    path = HERE / "results.json"
+    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    results[args.name] = measured(named(args.name, store=args.store), args.pairs)
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print(table(results[args.name]))
+    write(args.out, figure(results))
+
+
+if __name__ == "__main__":
+    main()
