@@ -24,10 +24,19 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 CURVES = {
-    "probes-16": ("probes of 16 pictures and labels", PALETTE["ours"]),
-    "probes-64": ("probes of 64 pictures and labels", PALETTE["candidates"]),
+    "mean-16": ("probes of 16 pictures, and labels", PALETTE["ours"]),
+    "probes-64": ("probes of 64 pictures, and labels", PALETTE["candidates"]),
     "no probes": ("labels alone", PALETTE["uniform"]),
-    "additive": ("additive model of labels", PALETTE["random"]),
+    "additive": ("labels alone, additive model", PALETTE["random"]),
+}
+"""Predictors by the start of their names: label and color."""
+
+MEASURED = CURVES | {
+    "fused-16": CURVES["mean-16"],
+    "probes-16": CURVES["mean-16"],
+    "lite0_distance-16": CURVES["mean-16"],
+    "mean": ("probes of 256 pictures, and labels", PALETTE["harm"]),
+    "probes-256": ("probes of 256 pictures, and labels", PALETTE["harm"]),
 }
 OTHERS = {"error_sum": ("greedy on weight errors", PALETTE["greedy_error"])}
 BITS, REFERENCE = "3.5", "network 240/0"
@@ -38,7 +47,7 @@ def ranks(curves: Mapping[str, Mapping[str, Any]]) -> Figure:
     figure, side_by_side = canvas(11, 4.2, len(curves))
     for axes, (name, curve) in zip(side_by_side, curves.items(), strict=True):
         for start, (label, color) in CURVES.items():
-            pattern = re.compile(rf"{re.escape(start)} \d+")
+            pattern = re.compile(rf"{re.escape(start)} \d+(x64)?")
             points = sorted(
                 (row["pictures"], row["srcc"][-1], row["deviation"][-1])
                 for key, row in curve.items()
@@ -60,15 +69,15 @@ def differences(
 ) -> Figure:
     figure, side_by_side = canvas(11, 4.2, len(curves))
     for axes, (name, curve) in zip(side_by_side, curves.items(), strict=True):
-        for start, (label, color) in CURVES.items():
-            points = []
-            for key, entry in measured[name].get(BITS, {}).items():
-                predictor = key.rpartition("/")[0]
-                if predictor in curve and predictor.startswith(f"{start} "):
-                    points.append((curve[predictor]["pictures"], *entry[REFERENCE]))
-            if points:
-                x, y, error = zip(*sorted(points), strict=True)
-                axes.errorbar(x, y, error, color=color, label=label, marker="o", linestyle="")
+        families: dict[tuple[str, str], list[tuple[float, ...]]] = {}
+        for key, entry in measured[name].get(BITS, {}).items():
+            predictor = key.rpartition("/")[0]
+            if predictor in curve and (family := MEASURED.get(predictor.rpartition(" ")[0])):
+                point = (curve[predictor]["pictures"], *entry[REFERENCE])
+                families.setdefault(family, []).append(point)
+        for (label, color), points in families.items():
+            x, y, error = zip(*sorted(points), strict=True)
+            axes.errorbar(x, y, error, color=color, label=label, marker="o", linestyle="")
         for key, (label, color) in OTHERS.items():
             value = measured[name][BITS][f"{key}/0"][REFERENCE][0]
             axes.axhline(value, color=color, linestyle="--", label=label)
