@@ -7,8 +7,8 @@
 First writes the configurations that `study.py` has found with these predictors; then, of what is
 measured of them so far, prints fd_lite0 and its paired differences from what the network of all
 labels finds, and from what greedy search on weight errors finds: positive is worse. Captions and
-noise are the same, so half the difference of two halves tells the standard error. ``--save`` adds
-the lines to a JSON file, from which `figure.py` draws.
+noise are the same, so differences are paired. ``--save`` adds the lines to a JSON file, from which
+`figure.py` draws.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ import argparse
 import json
 from pathlib import Path
 
-import numpy as np
-
-from qsdm.outcome import Outcome
+from qsdm.measurement.paired import difference
 from qsdm.qconfig import QuantConfig
 from qsdm.store.files import write_json
 from qsdm.workspace import named
@@ -27,14 +25,6 @@ from qsdm.workspace import named
 METRIC = "fd_lite0"
 REFERENCES = ("network 240/0", "error_sum/0")
 BITS = ("3.5", "3.25", "3.75")
-
-
-def difference(outcome: Outcome, reference: Outcome) -> tuple[float, float]:
-    """Of a metric and its standard error, on the same captions and noise."""
-    pairs = np.array(outcome.halves[METRIC]) - np.array(reference.halves[METRIC])  # [S, 2]
-    error = float(np.sqrt(np.mean((pairs[:, 0] - pairs[:, 1]) ** 2) / 4))
-    values = [float(one.metrics[METRIC] or 0.0) for one in (outcome, reference)]
-    return values[0] - values[1], error
 
 
 def main() -> None:
@@ -81,8 +71,10 @@ def main() -> None:
             line = f"{bits:>5} bits  {key:<30}{outcome.metrics[METRIC]:8.1f}"
             for reference in REFERENCES:
                 if (other := of.get(reference)) is not None:
-                    entry[reference] = difference(outcome, other)
-                    line += "  {:+6.1f} ± {:.1f}".format(*entry[reference])
+                    one = difference(outcome, other, METRIC)
+                    if one is not None and one.standard_error is not None:
+                        entry[reference] = one.value, one.standard_error
+                        line += f"  {one.value:+6.1f} ± {one.standard_error:.1f}"
             print(line)
             measured.setdefault(bits, {})[key] = entry
     if args.save is not None:
