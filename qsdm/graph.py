@@ -158,6 +158,7 @@ class Graph:
         nodes: in topological order.
         edges: (source, target) as indices into ``nodes``.
         weights: the distinct weights of the nodes, in order of first use.
+        num_values: number of quantizable values, including those of tied parameters.
         digest: sha256 of the canonical JSON.
 
     Raises:
@@ -175,7 +176,9 @@ class Graph:
     nodes: tuple[Node, ...]
     edges: tuple[tuple[int, int], ...]
     weights: tuple[Weight, ...] = field(init=False, compare=False, repr=False)
+    num_values: int = field(init=False, compare=False, repr=False)
     digest: str = field(init=False, compare=False, repr=False)
+    _first: dict[str, Node] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         names = [node.name for node in self.nodes]
@@ -189,17 +192,18 @@ class Graph:
                     f"(got the edge {source} -> {target} of {len(names)} nodes)"
                 )
         weights: dict[str, Weight] = {}
+        first: dict[str, Node] = {}
         for node in self.nodes:
             weight = node.weight
-            if weight is not None and weights.setdefault(weight.name, weight) != weight:
+            if weight is None:
+                continue
+            if weights.setdefault(weight.name, weight) != weight:
                 raise ValueError(f"two weights are called {weight.name!r}")
+            first.setdefault(weight.name, node)
         object.__setattr__(self, "weights", tuple(weights.values()))
+        object.__setattr__(self, "num_values", sum(weight.numel for weight in self.weights))
+        object.__setattr__(self, "_first", first)
         object.__setattr__(self, "digest", hashlib.sha256(canonical(self.to_json())).hexdigest())
-
-    @property
-    def num_values(self) -> int:
-        """Number of quantizable values, including those of tied parameters."""
-        return sum(weight.numel for weight in self.weights)
 
     def node_of(self, name: str) -> Node:
         """Look up the first node that uses a weight.
@@ -213,10 +217,9 @@ class Graph:
         Raises:
             KeyError: the graph has no such weight.
         """
-        for node in self.nodes:
-            if node.weight is not None and node.weight.name == name:
-                return node
-        raise KeyError(f"no weight {name!r} in the graph of {self.denoiser!r}")
+        if name not in self._first:
+            raise KeyError(f"no weight {name!r} in the graph of {self.denoiser!r}")
+        return self._first[name]
 
     def to_json(self) -> dict[str, Any]:
         """The contents of graph.json."""
