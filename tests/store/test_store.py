@@ -68,6 +68,28 @@ def test_damaged_tensors_are_named(tmp_path: Path) -> None:
         read_tensors(path)
 
 
+def test_a_flipped_bit_in_a_large_part_is_found_wherever_it_is(tmp_path: Path) -> None:
+    """Large parts are hashed by a thread while the next bytes are read."""
+    path, rng = tmp_path / "a.safetensors", np.random.default_rng(0)
+    parts = {name: rng.integers(0, 256, 9_000_001, dtype=np.uint8) for name in ("a", "b")}
+    write_tensors(path, {**parts, "small": np.arange(9)}, {})
+    arrays, _ = read_tensors(path)
+    assert all(np.array_equal(arrays[name], part) for name, part in parts.items())
+    size = path.stat().st_size
+    for name, from_end in (("b", 1), ("b", 9_000_001), ("a", 9_000_002), ("a", 13_500_000)):
+        with path.open("r+b") as file:
+            file.seek(size - from_end)
+            byte = file.read(1)[0]
+            file.seek(size - from_end)
+            file.write(bytes([byte ^ 4]))
+        with pytest.raises(StoreError, match=f"its part '{name}' was changed after"):
+            read_tensors(path)
+        with path.open("r+b") as file:
+            file.seek(size - from_end)
+            file.write(bytes([byte]))
+    assert np.array_equal(read_tensors(path)[0]["a"], parts["a"])
+
+
 def test_foreign_tensors_are_named(tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 
