@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from qsdm.metrics import Metric
+from qsdm.metrics import Metric, reduce_subsets
 from qsdm.outcome import Outcome, Protocol
 from qsdm.qconfig import QuantConfig
 
@@ -61,21 +61,16 @@ def outcome_of(
     num, frames = protocol.num_images, protocol.frames
     assert len(pictures) == num * frames
     prefixes: dict[int, dict[str, float | None]] = {first: {} for first in PREFIXES if first < num}
+    subsets = [rows_of(np.arange(first), frames) for first in (num, *prefixes)]
+    subsets += [rows_of(half, frames) for pair in splits(num) for half in pair]
     for name, metric in metrics.items():
         features = np.concatenate([shard.features[name] for shard in shards])
-        values[name] = metric.reduce(features)
-        for first, prefix in prefixes.items():
-            prefix[name] = metric.reduce(features[: first * frames])
-        pairs = [
-            (
-                metric.reduce(features[rows_of(a, frames)]),
-                metric.reduce(features[rows_of(b, frames)]),
-            )
-            for a, b in splits(num)
-        ]
-        defined = tuple((short(a), short(b)) for a, b in pairs if a is not None and b is not None)
-        if pairs and len(defined) == len(pairs):
-            halves[name] = defined
+        values[name], *others = reduce_subsets(metric, features, subsets)
+        for first, value in zip(prefixes, others, strict=False):
+            prefixes[first][name] = value
+        of_halves = [short(value) for value in others[len(prefixes) :] if value is not None]
+        if of_halves and len(of_halves) == len(others) - len(prefixes):
+            halves[name] = tuple(zip(of_halves[::2], of_halves[1::2], strict=True))
     seconds = {key: sum(shard.about[key] for shard in shards) for key in ("drawing_s", "scoring_s")}
     seconds["scoring_s"] = round(seconds["scoring_s"] + time.perf_counter() - began, 3)
     digest = hashlib.sha256(pictures.tobytes()).hexdigest()

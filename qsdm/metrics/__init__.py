@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -86,6 +86,40 @@ class Metric(Protocol):
             None where the metric is not defined, such as the PSNR of full precision to itself.
         """
         ...
+
+
+@runtime_checkable
+class SharesWork(Protocol):
+    """A metric that reduces subsets of the same pictures faster together than one by one."""
+
+    def reduce_subsets(
+        self, features: np.ndarray, subsets: Sequence[np.ndarray], /
+    ) -> Sequence[float | None]:
+        """What `Metric.reduce` returns of each subset, equal to rounding.
+
+        Args:
+            features: [N, F].
+            subsets: indices of pictures, each [n].
+        """
+        ...
+
+
+def reduce_subsets(
+    metric: Metric, features: np.ndarray, subsets: Sequence[np.ndarray]
+) -> Sequence[float | None]:
+    """The values of subsets of the pictures.
+
+    Args:
+        metric: any metric.
+        features: its features of all pictures, [N, F].
+        subsets: indices of pictures, each [n].
+
+    Returns:
+        As `Metric.reduce`, by subset.
+    """
+    if isinstance(metric, SharesWork):
+        return metric.reduce_subsets(features, subsets)
+    return [metric.reduce(features[rows]) for rows in subsets]
 
 
 def description(metric: Metric) -> dict[str, str | bool | int]:

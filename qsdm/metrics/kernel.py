@@ -40,29 +40,42 @@ def discrepancy(kernel: Kernel, x: np.ndarray, y: np.ndarray) -> float:
     Returns:
         About 0, and sometimes below, for samples of one distribution.
     """
-    return _discrepancy(kernel, x, y, _within(kernel, y))
+    return _discrepancies(kernel, x, [np.arange(len(x))], y, _within(kernel, y))[0]
 
 
-def _discrepancy(kernel: Kernel, x: np.ndarray, y: np.ndarray, within_y: float) -> float:
-    return float(
-        _within(kernel, x)
-        + within_y
-        - 2 * kernel(x.astype(np.float64), y.astype(np.float64)).mean()
-    )
+def _discrepancies(
+    kernel: Kernel, x: np.ndarray, subsets: Sequence[np.ndarray], y: np.ndarray, within_y: float
+) -> list[float]:
+    """The estimates of subsets of x. The kernel, most of the work, is evaluated once."""
+    a = x.astype(np.float64)
+    k = kernel(a, a)
+    to_y = kernel(a, y.astype(np.float64)).mean(1)
+    return [
+        float(_mean_of_pairs(k[np.ix_(rows, rows)]) + within_y - 2 * to_y[rows].mean())
+        for rows in subsets
+    ]
 
 
 def _within(kernel: Kernel, x: np.ndarray) -> float:
     """Mean of the kernel over pairs of different rows."""
     a = x.astype(np.float64)
-    k = kernel(a, a)
+    return _mean_of_pairs(kernel(a, a))
+
+
+def _mean_of_pairs(k: np.ndarray) -> float:
     return (k.sum() - np.trace(k)) / (len(k) * (len(k) - 1))
 
 
-def _to_reference(kernel: Kernel, x: np.ndarray, reference: Reference, network: str) -> float:
+def _to_reference(
+    kernel: Kernel,
+    x: np.ndarray,
+    subsets: Sequence[np.ndarray],
+    reference: Reference,
+    network: str,
+) -> list[float]:
     y = reference.features(network, x.shape[1])
-    return _discrepancy(
-        kernel, x, y, _within_reference(kernel, reference, network, reference.version)
-    )
+    within_y = _within_reference(kernel, reference, network, reference.version)
+    return _discrepancies(kernel, x, subsets, y, within_y)
 
 
 @lru_cache(maxsize=8)
@@ -81,7 +94,8 @@ def polynomial(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     Returns:
         [N, M].
     """
-    return (a @ b.T / a.shape[1] + 1) ** 3
+    base = a @ b.T / a.shape[1] + 1
+    return base * base * base  # a tenth of the time of ** 3
 
 
 def gaussian(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -124,7 +138,10 @@ class KernelLite0:
         return networks.lite0(images)
 
     def reduce(self, features: np.ndarray) -> float:
-        return _to_reference(polynomial, features, Reference(self.reference), "lite0")
+        return self.reduce_subsets(features, [np.arange(len(features))])[0]
+
+    def reduce_subsets(self, features: np.ndarray, subsets: Sequence[np.ndarray]) -> list[float]:
+        return _to_reference(polynomial, features, subsets, Reference(self.reference), "lite0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +168,10 @@ class KernelInception:
         return networks.inception(images)
 
     def reduce(self, features: np.ndarray) -> float:
-        return _to_reference(polynomial, features, Reference(self.reference), "inception")
+        return self.reduce_subsets(features, [np.arange(len(features))])[0]
+
+    def reduce_subsets(self, features: np.ndarray, subsets: Sequence[np.ndarray]) -> list[float]:
+        return _to_reference(polynomial, features, subsets, Reference(self.reference), "inception")
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,4 +206,8 @@ class Cmmd:
         return networks.clip_pictures(self.judge, self.revision, images)
 
     def reduce(self, features: np.ndarray) -> float:
-        return _CMMD_SCALE * _to_reference(gaussian, features, Reference(self.reference), "clip")
+        return self.reduce_subsets(features, [np.arange(len(features))])[0]
+
+    def reduce_subsets(self, features: np.ndarray, subsets: Sequence[np.ndarray]) -> list[float]:
+        values = _to_reference(gaussian, features, subsets, Reference(self.reference), "clip")
+        return [_CMMD_SCALE * value for value in values]

@@ -38,8 +38,7 @@ def radii(features: np.ndarray) -> np.ndarray:
     Returns:
         float64 [N].
     """
-    distances = _distances(features, features)
-    return np.partition(distances, NEAREST, axis=1)[:, NEAREST]  # the nearest is the picture itself
+    return _radii(_distances(features, features))
 
 
 def neighbours(
@@ -55,14 +54,37 @@ def neighbours(
     Returns:
         Value by name: 0 to 1, density 0 or more.
     """
-    distances = _distances(reference, features)
-    within = distances < reference_radii[:, None]
+    subset = [np.arange(len(features))]
     return {
-        "precision": float(within.any(0).mean()),
-        "recall": float((distances < radii(features)[None]).any(1).mean()),
-        "density": float(within.sum(0).mean() / NEAREST),
-        "coverage": float(within.any(1).mean()),
+        name: _of_subsets(name, features, subset, reference, reference_radii)[0]
+        for name in QUANTITIES
     }
+
+
+def _of_subsets(
+    name: str,
+    features: np.ndarray,
+    subsets: Sequence[np.ndarray],
+    reference: np.ndarray,
+    reference_radii: np.ndarray,
+) -> list[float]:
+    """One quantity of subsets of the pictures. Distances, most of the work, are computed once."""
+    distances = _distances(reference, features)
+    if name == "recall":
+        own = _distances(features, features)
+        return [
+            float((distances[:, rows] < _radii(own[np.ix_(rows, rows)])).any(1).mean())
+            for rows in subsets
+        ]
+    within = distances < reference_radii[:, None]
+    if name == "coverage":
+        return [float(within[:, rows].any(1).mean()) for rows in subsets]
+    of_pictures: np.ndarray = within.any(0) if name == "precision" else within.sum(0) / NEAREST
+    return [float(of_pictures[rows].mean()) for rows in subsets]
+
+
+def _radii(distances: np.ndarray) -> np.ndarray:
+    return np.partition(distances, NEAREST, axis=1)[:, NEAREST]  # the nearest is the picture itself
 
 
 def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -111,12 +133,24 @@ class Neighbours:
         return networks.lite0(images) if self.network == "lite0" else networks.inception(images)
 
     def reduce(self, features: np.ndarray) -> float | None:
-        if len(features) <= NEAREST:
-            return None
+        return self.reduce_subsets(features, [np.arange(len(features))])[0]
+
+    def reduce_subsets(
+        self, features: np.ndarray, subsets: Sequence[np.ndarray]
+    ) -> list[float | None]:
         reference = Reference(self.reference)
         reference_features = reference.features(self.network, features.shape[1])
         reference_radii = _reference_radii(reference, self.network, reference.version)
-        return neighbours(features, reference_features, reference_radii)[self.name]
+        values = iter(
+            _of_subsets(
+                self.name,
+                features,
+                [rows for rows in subsets if len(rows) > NEAREST],
+                reference_features,
+                reference_radii,
+            )
+        )
+        return [next(values) if len(rows) > NEAREST else None for rows in subsets]
 
 
 @lru_cache(maxsize=8)

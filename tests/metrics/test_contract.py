@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from qsdm.metrics import Metric, description
+from qsdm.metrics import Metric, description, reduce_subsets
 
 ROOT = Path(__file__).parents[2]
 ENTRIES = [
@@ -63,3 +63,20 @@ def test_a_metric_scores_any_subset_of_the_pictures(
     assert len(alone) == 24, "full precision itself has features too, perhaps empty ones"
     of_full = metric.reduce(alone)
     assert of_full is None or np.isfinite(of_full)
+
+
+@pytest.mark.parametrize(("name", "entry"), SHIPPED)
+def test_subsets_together_have_the_values_that_they_have_alone(
+    name: str, entry: dict[str, Any], emoji: np.ndarray, rng: np.random.Generator
+) -> None:
+    metric = metric_of(entry)
+    images, captions = emoji[:24], [f"picture {i}" for i in range(24)]
+    features = metric.features(images, captions, emoji[24:48])
+    subsets = [np.arange(24), np.arange(4), *(np.sort(rng.permutation(24)[:12]) for _ in range(5))]
+    together = reduce_subsets(metric, features, subsets)
+    alone = [metric.reduce(features[rows]) for rows in subsets]
+    assert [value is None for value in together] == [value is None for value in alone], name
+    for a, b in zip(together, alone, strict=True):
+        assert a is None or a == pytest.approx(b, rel=1e-9, abs=1e-9)
+    of_full = metric.features(images, captions, None)
+    assert len(reduce_subsets(metric, of_full, subsets)) == len(subsets)
