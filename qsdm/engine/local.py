@@ -16,8 +16,8 @@ Not detected is a worker that lives but makes no progress: one that was stopped 
 that never ends.
 
 Each worker has one thread by default: on a CPU, many single-threaded workers draw more pictures
-than one worker with many threads. Ctrl-C reaches only the driver, which then ends the workers; if
-the driver is killed, they end themselves.
+than one worker with many threads. The driver uses the cores that they leave, at least one. Ctrl-C
+reaches only the driver, which then ends the workers; if the driver is killed, they end themselves.
 
 With ``gpus=N`` each worker sees a single GPU, as its first one. A worker that replaces a dead one
 uses the same GPU. Several GPUs have not been tried.
@@ -38,6 +38,7 @@ from typing import Any
 from qsdm.engine import EngineError, Failure, Start
 from qsdm.engine.pipe import DriverEnd, decode, encode
 from qsdm.engine.process import spawn, wait_for_exit
+from qsdm.engine.threads import limited_threads
 
 POLL_S = 1.0
 """How often exit codes are checked, in seconds: neither pipe nor sentinel shows a death while a
@@ -79,11 +80,14 @@ class Local:
     def open(self, start: Start) -> Iterator[_LocalPool]:
         """Start workers (see `qsdm.engine.Engine.open`)."""
         pool = _LocalPool(self, start)
-        try:
-            yield pool
-            pool.close()
-        finally:
-            pool.stop()
+        assert self.num_workers is not None
+        num_left = num_cores() - self.num_workers * self.num_threads
+        with limited_threads(max(1, num_left)):
+            try:
+                yield pool
+                pool.close()
+            finally:
+                pool.stop()
 
 
 def num_cores() -> int:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
 from qsdm.engine import EngineError, Failure, Start
+from qsdm.engine.threads import set_threads
 
 
 class Worker:
@@ -17,7 +17,7 @@ class Worker:
 
     Args:
         start: returns the function from a task to its result.
-        num_threads: number of threads of torch.
+        num_threads: see `qsdm.engine.threads.set_threads`.
     """
 
     def __init__(self, start: Start, num_threads: int) -> None:
@@ -58,16 +58,11 @@ class Worker:
 
     def _started(self) -> Callable[[Any], Any]:
         try:
-            self._limit_threads()
+            set_threads(self._num_threads)
             work = self._start()
-            self._limit_threads()
+            set_threads(self._num_threads)  # of libraries that were loaded by that
         except Exception as error:
             raise EngineError(
                 f"a worker could not start: {str(error) or type(error).__name__}"
             ) from error
         return work
-
-    def _limit_threads(self) -> None:
-        """Called before and after ``start``, because that may be the first to import torch."""
-        if torch := sys.modules.get("torch"):
-            torch.set_num_threads(self._num_threads)

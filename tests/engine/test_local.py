@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import threadpoolctl
 from engine_work import (
     check_that_all_others_are_done,
     check_that_no_worker_starts,
@@ -26,7 +27,7 @@ from processes import kill_first, workers
 
 from experiments.bench.pool import Run, kill_workers
 from qsdm.engine import EngineError, Failure
-from qsdm.engine.local import Local, visible_gpus
+from qsdm.engine.local import Local, num_cores, visible_gpus
 
 MEGABYTE = 1_000_000
 
@@ -233,6 +234,38 @@ def test_workers_start_when_there_are_tasks_for_them() -> None:
         assert dict(pool.map([("square", 3)])) == {0: 9}
         assert len(workers()) == 1
     assert not workers()
+
+
+def pools_of_threads() -> set[int]:
+    """Numbers of threads that torch and the BLAS of numpy use for one operation."""
+    import torch
+
+    return {pool["num_threads"] for pool in threadpoolctl.threadpool_info()} | {
+        torch.get_num_threads()
+    }
+
+
+def start_counting() -> Callable[[int], set[int]]:
+    return lambda _: pools_of_threads()
+
+
+@pytest.mark.slow
+def test_the_driver_and_busy_workers_use_as_many_threads_as_there_are_cores() -> None:
+    """Otherwise an operation of the driver waits for a core for each of its threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        with threadpoolctl.threadpool_limits(3):
+            with Local().open(start_counting) as pool:
+                assert pools_of_threads() == {1}
+                assert dict(pool.map([0])) == {0: {1}}
+            assert pools_of_threads() == {3}
+            with Local(num_workers=1, num_threads=num_cores() + 1).open(start):
+                assert pools_of_threads() == {1}
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.slow
