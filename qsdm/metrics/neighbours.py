@@ -79,7 +79,7 @@ def _of_subsets(
     within = distances < reference_radii[:, None]
     if name == "coverage":
         return [float(within[:, rows].any(1).mean()) for rows in subsets]
-    of_pictures: np.ndarray = within.any(0) if name == "precision" else within.sum(0) / NEAREST
+    of_pictures = np.asarray(within.any(0) if name == "precision" else within.sum(0) / NEAREST)
     return [float(of_pictures[rows].mean()) for rows in subsets]
 
 
