@@ -175,7 +175,7 @@ class Predictor:
 
         def answer(fold: Fold) -> np.ndarray:
             with torch.inference_mode():
-                learned = fold.gnn.at(chosen, rows).value.double().numpy()
+                learned = fold.gnn.at(chosen, rows, keep=False).value.double().numpy()
             return fold.mean + fold.deviation * learned
 
         with one_thread() as available, ThreadPoolExecutor(min(available, len(self.folds))) as pool:

@@ -114,12 +114,13 @@ class Gnn(nn.Module):
         amplitude = torch.einsum("bwm,wm->bw", configurations, self.amplitude)
         return self._predict(first.flatten(0, 1), rows, additive, amplitude)
 
-    def at(self, columns: Tensor, rows: Rows) -> Prediction:
+    def at(self, columns: Tensor, rows: Rows, keep: bool = True) -> Prediction:
         """Predict labels of one-hot configurations.
 
         Args:
             columns: int64 [B, W], column of each decision's method.
             rows: of these configurations, see `Wiring.shared`; if training, everywhere.
+            keep: whether the embeddings of all hops are kept, instead of the last hop's alone.
 
         Returns:
             Labels and embeddings.
@@ -134,18 +135,19 @@ class Gnn(nn.Module):
         first = nn.functional.embedding(torch.from_numpy(node), self.embed_static(self.static))
         first = first + nn.functional.embedding(torch.from_numpy(decision), table)
         decisions = torch.arange(num_weights), columns
-        return self._predict(
-            first, rows, self.additive[decisions].sum(dim=1), self.amplitude[decisions]
-        )
+        additive = self.additive[decisions].sum(dim=1)
+        return self._predict(first, rows, additive, self.amplitude[decisions], keep)
 
     def _predict(
-        self, first: Tensor, rows: Rows, additive: Tensor, amplitude: Tensor
+        self, first: Tensor, rows: Rows, additive: Tensor, amplitude: Tensor, keep: bool = True
     ) -> Prediction:
         """Labels from first embeddings, before their activation, and parts of the closed model."""
         hops = [torch.relu(first)]
         for i, hop in enumerate(rows.hops):
             conv, norm = cast(Attention, self.convs[i]), cast(nn.BatchNorm1d, self.norms[i])
             hops.append(layer(conv, norm, hops[-1], hop, residual=i > 0))
+            if not keep:
+                del hops[0]
         last = nn.functional.embedding(torch.from_numpy(rows.last), hops[-1])
         learned = mean(self.contribution(last), rows.contributions).flatten()
         value = (
@@ -154,4 +156,4 @@ class Gnn(nn.Module):
             + self.offset
             + self.share * learned * len(rows.contributions) ** 0.5
         )
-        return Prediction(value, hops, rows.units)
+        return Prediction(value, hops, rows.units[-len(hops) :])

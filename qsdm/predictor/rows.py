@@ -16,7 +16,7 @@ import numpy as np
 
 from qsdm.predictor.encode import Encoding
 
-ROWS = 2**17  # at a time: more are shared by more configurations, and take more memory
+ROWS = 2**18  # at a time: more are shared by more configurations, and take more memory
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -67,7 +67,9 @@ def read_outcomes_parquet(path: Path) -> list[Outcome]:
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(path, columns=["json"], page_checksum_verification=True)
+        # Not read_table: for one file, it imports pyarrow's datasets and pandas.
+        with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            table = file.read(columns=["json"])
         texts = table["json"].cast(pyarrow.binary()).to_pylist()
     except (OSError, pyarrow.ArrowException, KeyError, ValueError) as error:
         reason = str(error).splitlines()[0]
