@@ -55,6 +55,7 @@ COMMANDS = (
     "search",
     "realize",
     "recipe",
+    "compare",
 )
 # They change no result, or are digested apart.
 SKIPPED_ARGUMENTS = {"workspace", "log", "engine", "batch_size", "page"}

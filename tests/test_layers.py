@@ -23,6 +23,7 @@ COMMANDS = {
     "search",
     "realize",
     "recipe",
+    "compare",
 }
 
 ALLOWED: dict[str, set[str]] = (

@@ -232,35 +232,42 @@ def component_fault(
     return quantization_fault(folder) or weights_fault(folder, variant, library)
 
 
-def quantization_fault(folder: Path) -> str | None:
+def quantization_fault(folder: Path, about: Mapping[str, Any] | None = None) -> str | None:
     """Say why the weights of a component that is already quantized cannot be loaded.
 
     Args:
         folder: of the component.
+        about: its ``quantization_config``; None for that of the folder's config.json.
 
     Returns:
         One sentence; None if it is not quantized, or the package that reads it is installed.
     """
-    path = folder / "config.json"
-    config = read_config(path) if path.is_file() else None
-    about = config.get("quantization_config") if isinstance(config, dict) else None
-    if not isinstance(about, dict):
+    if about is None:
+        path = folder / "config.json"
+        config = read_config(path) if path.is_file() else None
+        about = config.get("quantization_config") if isinstance(config, dict) else None
+    if not isinstance(about, Mapping):
         return None
     bits = about.get("load_in_4bit") or about.get("load_in_8bit")
     method = str(about.get("quant_method") or ("bitsandbytes" if bits else "unnamed"))
     package = PACKAGES.get(method)
-    if package is not None and _is_installed(IMPORTED_AS.get(package, package.replace("-", "_"))):
+    if package is not None and is_installed(IMPORTED_AS.get(package, package.replace("-", "_"))):
         return None
     remedy = "give path=DIRECTORY of the pipeline as it was published, without quantized weights"
     if package is None:
-        return f"{folder} is already quantized ({path.name}: quant_method {method}): {remedy}"
+        return f"{folder} is already quantized (config.json: quant_method {method}): {remedy}"
     return (
         f"{folder} is quantized by {method}, which is not installed: `pip install {package}`, "
         f"or {remedy}"
     )
 
 
-def _is_installed(module: str) -> bool:
+def is_installed(module: str) -> bool:
+    """Whether a module can be imported; it is not imported by asking.
+
+    Args:
+        module: its dotted name.
+    """
     try:
         return importlib.util.find_spec(module) is not None
     except ImportError:  # its parent is missing

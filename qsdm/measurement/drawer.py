@@ -79,6 +79,7 @@ class Drawer:
         packed: quantized weights; None if only full precision is drawn.
         batch_size: number of drawings at a time, at most; halved for good where memory does not
             suffice.
+        pipeline: of the model, if it is loaded already; its denoiser may be quantized.
 
     Raises:
         ValueError: the batch size is not positive.
@@ -87,12 +88,17 @@ class Drawer:
     """
 
     def __init__(
-        self, model: Model, graph: Graph, packed: Packed | None, batch_size: int = 16
+        self,
+        model: Model,
+        graph: Graph,
+        packed: Packed | None,
+        batch_size: int = 16,
+        pipeline: Any = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be positive (got {batch_size})")
         self.model, self.graph, self.batch_size = model, graph, batch_size
-        self.pipeline = load_pipeline(model)
+        self.pipeline = load_pipeline(model) if pipeline is None else pipeline
         self.denoiser = denoiser_of(self.pipeline, model)
         if isinstance(packed, PackedWeights):  # now, while the weights are as they were loaded
             packed.require(self.denoiser.get_parameter, graph)
@@ -101,7 +107,8 @@ class Drawer:
         for name in {model.component, *denoisers_in(pipeline_index(model))}:
             if (module := getattr(self.pipeline, name, None)) is not None:
                 compute_in(module, computed_in(model.dtype))
-        channels_last(self.denoiser, getattr(self.pipeline, "vae", None))
+        plain = None if is_quantized(self.denoiser) else self.denoiser
+        channels_last(plain, getattr(self.pipeline, "vae", None))
         if hasattr(self.pipeline, "encode_prompt"):
             self.pipeline.encode_prompt = remembered(self.pipeline.encode_prompt)
         self._switch: Switch | None = None
@@ -217,7 +224,8 @@ def compute_in(denoiser: nn.Module, dtype: torch.dtype) -> None:
     """
     if dtype == torch.float32:
         return
-    nn.Module.to(denoiser, dtype)  # diffusers' own `to` warns
+    if not is_quantized(denoiser):  # else it was loaded in this type
+        nn.Module.to(denoiser, dtype)  # diffusers' own `to` warns
 
     def cast(value: Any, target: torch.dtype) -> Any:
         if isinstance(value, Tensor):
@@ -234,6 +242,15 @@ def compute_in(denoiser: nn.Module, dtype: torch.dtype) -> None:
         lambda _, args, kwargs: (cast(args, dtype), cast(kwargs, dtype)), with_kwargs=True
     )
     denoiser.register_forward_hook(lambda _, __, out: cast(out, torch.float32))
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Whether a denoiser was loaded with quantized weights, whose layout is their library's own.
+
+    Args:
+        module: that diffusers loaded.
+    """
+    return getattr(module, "hf_quantizer", None) is not None
 
 
 def channels_last(*modules: nn.Module | None) -> None:

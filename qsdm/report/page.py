@@ -18,9 +18,11 @@ from qsdm.report.summary import sentence
 from qsdm.store.files import write_text
 
 if TYPE_CHECKING:
+    import jinja2
     from matplotlib.figure import Figure
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
+STYLE = Path(__file__).with_name("style.css")
 WIDE_IN, HALF_IN, NARROW_IN = 10.6, 5.1, 3.6  # of figures on a desk, beside another, on a phone
 
 
@@ -74,15 +76,9 @@ def render(results: Results) -> str:
     Returns:
         HTML.
     """
-    import jinja2
-
     from qsdm import __version__
 
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
+    return template(TEMPLATE).render(
         denoiser=results.denoiser,
         heading=sentence(results.summary) or f"{results.denoiser}: what each layer can bear",
         tiles=sections.tiles(results),
@@ -97,6 +93,25 @@ def render(results: Results) -> str:
         about=sections.about(results),
         version=__version__,
     )
+
+
+def template(path: Path) -> jinja2.Template:
+    """Read a template of a page, to which the style of all pages is known as ``style``.
+
+    Args:
+        path: of the template.
+
+    Returns:
+        A template whose variables must all be given.
+    """
+    import jinja2
+    import markupsafe
+
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    style = markupsafe.Markup(STYLE.read_text(encoding="utf-8"))
+    return environment.from_string(path.read_text(encoding="utf-8"), {"style": style})
 
 
 def _drawn(results: Results) -> Iterator[tuple[str, dict[str, str]]]:

@@ -26,6 +26,12 @@ SHORT = {
 }
 """Keys that stand for one inside a group, for every command that takes the group."""
 
+FLAGS_WITH_VALUE = (
+    *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn"),
+    *("--config-dir", "-cd", "--experimental-rerun"),
+)
+"""Flags of Hydra whose value is an argument of its own."""
+
 
 def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """List the parameters of a function or class, except ``log``.
@@ -126,6 +132,54 @@ def _simple(hint: Any) -> Any:
     return plain[0] | None if len(kinds) == 2 else plain[0]
 
 
+def positional(function: Callable[..., Any]) -> str | None:
+    """Find the key that takes a command's bare arguments: the first parameter, if it is of texts.
+
+    Args:
+        function: of the command.
+
+    Returns:
+        Its name; None if the command takes no bare arguments.
+    """
+    first = next(iter(parameters(function).items()), None)
+    return first[0] if first and _hint(function, first[1]) == Sequence[str] else None
+
+
+def bare(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separate bare arguments from flags and keys.
+
+    An argument is bare if it has no ``=``, or a colon before it (``folder:steps=4``), or names an
+    existing file.
+
+    Args:
+        arguments: of the command line.
+
+    Returns:
+        Bare arguments, and all others, each in their order.
+    """
+    alone: list[str] = []
+    others: list[str] = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        key, equals, _ = argument.partition("=")
+        is_key = equals and ":" not in key and not _exists(argument)
+        is_flag = argument[:1] in "-+~" or before in FLAGS_WITH_VALUE
+        (others if is_key or is_flag else alone).append(argument)
+    return alone, others
+
+
+def _exists(argument: str) -> bool:
+    try:
+        return Path(argument).expanduser().exists()
+    except OSError:  # too long a name
+        return False
+
+
+def _quoted(text: str) -> str:
+    """As Hydra reads a text that may contain anything."""
+    slashes = re.sub(r"(\\+)(?='|$)", r"\1\1", text)  # others stand for themselves
+    return "'" + slashes.replace("'", "\\'") + "'"
+
+
 def spelled(arguments: Sequence[str], function: Callable[..., Any]) -> list[str]:
     """Spell arguments for Hydra: groups first, with a ``+`` where the command has no default.
 
@@ -139,6 +193,10 @@ def spelled(arguments: Sequence[str], function: Callable[..., Any]) -> list[str]
     Raises:
         BadInput: the command has no such key.
     """
+    if (taker := positional(function)) is not None:
+        alone, arguments = bare(arguments)
+        if alone:
+            arguments = [*arguments, f"{taker}=[{','.join(map(_quoted, alone))}]"]
     groups, chosen = choices(), set(defaults(function.__name__))
     short = shorthands(function)
     owned = OF_MODEL if "model" in parameters(function) else ()

@@ -254,6 +254,69 @@ class Sensitivities(TypedDict):
     provenance: NotRequired[dict[str, Any]]
 
 
+class Contestant(TypedDict):
+    """One pipeline of a comparison: its metrics, and what its pictures took.
+
+    ``per_drawing`` holds, by metric of fidelity, a value for each drawing.
+    """
+
+    name: str
+    protocol: dict[str, Any]
+    metrics: Numbers
+    standard_errors: Numbers
+    per_drawing: dict[str, list[float]]
+    size_bytes: int | None
+    picture_s: float
+    load_s: float
+    peak_bytes: int | None
+    device: str
+
+
+class PairedDifference(TypedDict):
+    """A metric of ``second`` minus that of ``first``, with its 95 % interval."""
+
+    first: str
+    second: str
+    metric: str
+    value: float
+    standard_error: float | None
+    low: float | None
+    high: float | None
+    verdict: str
+
+
+class Caption(TypedDict):
+    """A drawing that changed much: metrics of fidelity by pipeline and name."""
+
+    number: int
+    caption: str
+    values: dict[str, dict[str, float]]
+
+
+class Limit(TypedDict):
+    """What was demanded of a metric, and what a pipeline has."""
+
+    pipeline: str
+    metric: str
+    limit: float
+    value: float
+    kept: bool
+
+
+class Comparison(TypedDict):
+    """compare.json, see `qsdm.compare`; the first pipeline is the reference."""
+
+    num_images: int
+    seed_set: int
+    metrics: dict[str, MetricAbout]
+    fidelity: list[str]
+    pipelines: list[Contestant]
+    differences: list[PairedDifference]
+    captions: list[Caption]
+    limits: list[Limit]
+    provenance: dict[str, Any]
+
+
 def _front(data: Any) -> Front:
     front = decode(data, Front)
     for i, point in enumerate(front["points"]):
@@ -298,3 +361,4 @@ FRONT = Artifact("qsdm/front/1", "search", _front)
 SUMMARY: Artifact[Summary] = Artifact("qsdm/summary/1", "realize", typed(Summary))
 REPORT = Artifact("qsdm/predictor-report/1", "train", _report)
 SENSITIVITIES = Artifact("qsdm/sensitivities/1", "attribute", _sensitivities)
+COMPARISON: Artifact[Comparison] = Artifact("qsdm/comparison/1", "compare", typed(Comparison))

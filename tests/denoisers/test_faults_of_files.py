@@ -132,7 +132,7 @@ def folder(tiny_model: Model, tmp_path: Path) -> Path:
 def test_every_fault_is_one_sentence_with_file_and_remedy(
     folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline_files, "_is_installed", lambda _module: False)
+    monkeypatch.setattr(pipeline_files, "is_installed", lambda _module: False)
     change, words = FAULTS[name]
     change(folder)
     sentence = pipeline_files.pipeline_fault(folder, {})

@@ -4,6 +4,7 @@
     harm        `sensitivity` by group, `heat` by weight and method, `interventions`
     labels      `predictor`, `bits`
     structure   of a graph: `graph`, `weights`
+    comparison  of pipelines: `per_drawing`
     canvas      the palette and the style; `png`, `write`, and `svg`, in which marks have tooltips
 
 A figure is a matplotlib ``Figure`` that belongs to no window. One whose data is missing raises
@@ -19,6 +20,7 @@ Example:
 """
 
 from qsdm.report.figures.canvas import PALETTE, png, svg, write
+from qsdm.report.figures.comparison import per_drawing
 from qsdm.report.figures.harm import heat, interventions, sensitivity
 from qsdm.report.figures.labels import bits, predictor
 from qsdm.report.figures.quality import front, measured, mix, pictures, search
@@ -33,6 +35,7 @@ __all__ = [
     "interventions",
     "measured",
     "mix",
+    "per_drawing",
     "pictures",
     "png",
     "predictor",

@@ -1,0 +1,345 @@
+"""What a comparison found: its JSON, one self-contained page, and a grid of what changed most.
+
+The page has no scripts and loads nothing. Pictures of more than `THUMBNAIL_PX` are scaled down in
+it.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qsdm.measurement.comparison import Measured, Setup, changed_most, differences
+from qsdm.metrics import description
+from qsdm.report import figures, grids
+from qsdm.report.page import NARROW_IN, WIDE_IN, template
+from qsdm.store.files import write_text
+from qsdm.store.provenance import provenance
+from qsdm.store.schemas import COMPARISON
+from qsdm.text import size
+
+if TYPE_CHECKING:
+    from qsdm.store.schemas import Comparison, Limit
+
+TEMPLATE = Path(__file__).with_name("comparison.html.j2")
+PAGE, DATA, GRID = "compare.html", "compare.json", "changed_most.png"
+THUMBNAIL_PX = 256
+Content = Mapping[str, Any]
+"""What compare.json holds."""
+
+
+def contents(setup: Setup, measured: Sequence[Measured], limits: Mapping[str, float]) -> Comparison:
+    """Write down what was measured.
+
+    Args:
+        setup: of the comparison.
+        measured: the reference and the others.
+        limits: the worst allowed value by metric.
+
+    Returns:
+        What compare.json holds.
+    """
+    numbers = changed_most(setup, measured)
+    others = measured[1:]
+    content: Comparison = {
+        "num_images": setup.num_images,
+        "seed_set": setup.seed_set,
+        "metrics": {n: description(metric) for n, metric in setup.metrics.items()},  # type: ignore[misc]
+        "fidelity": list(measured[0].fidelity),
+        "pipelines": [
+            {
+                "name": one.contender.name,
+                "protocol": one.pictures.protocol.to_json(),
+                "metrics": dict(one.outcome.metrics),
+                "standard_errors": {n: one.outcome.standard_error(n) for n in setup.metrics},
+                "per_drawing": {n: _plain(values) for n, values in one.per_drawing.items()},
+                "size_bytes": one.size_bytes,
+                "picture_s": one.picture_s,
+                "load_s": max(cost.load_s for cost in one.costs),
+                "peak_bytes": one.peak_bytes,
+                "device": one.costs[0].device,
+            }
+            for one in measured
+        ],
+        "differences": differences(setup, measured),  # type: ignore[typeddict-item]
+        "captions": [
+            {
+                "number": number,
+                "caption": setup.captions[number],
+                "values": {
+                    one.contender.name: {n: float(v[number]) for n, v in one.per_drawing.items()}
+                    for one in others
+                },
+            }
+            for number in numbers
+        ],
+        "limits": [limit for one in others for limit in _limits(setup, one, limits)],
+        "provenance": provenance(),
+    }
+    return content
+
+
+def _plain(values: np.ndarray) -> list[float]:
+    return [float(f"{value:.6g}") for value in values]
+
+
+def _limits(setup: Setup, one: Measured, limits: Mapping[str, float]) -> list[Limit]:
+    lines: list[Limit] = []
+    for metric, limit in limits.items():
+        value = one.outcome.metrics[metric]
+        if value is None:
+            raise ValueError(f"limit.{metric}: {metric} is not defined for {one.contender.name}")
+        larger = setup.metrics[metric].larger_is_better
+        lines.append(
+            {
+                "pipeline": one.contender.name,
+                "metric": metric,
+                "limit": float(limit),
+                "value": value,
+                "kept": value >= limit if larger else value <= limit,
+            }
+        )
+    return lines
+
+
+def limit_sentence(line: Limit) -> str:
+    """Say that a pipeline is worse than a limit allows.
+
+    Args:
+        line: of the limits.
+    """
+    side = "below" if line["value"] < line["limit"] else "above"
+    return (
+        f"{line['pipeline']}: {line['metric']} {line['value']:.6g} is {side} "
+        f"limit.{line['metric']}={line['limit']:g}"
+    )
+
+
+def write(folder: Path, content: Comparison, measured: Sequence[Measured]) -> None:
+    """Write `DATA`, `GRID` and `PAGE`.
+
+    Args:
+        folder: to which they are written.
+        content: what `contents` returned.
+        measured: the reference and the others.
+
+    Raises:
+        StoreError: one cannot be written.
+    """
+    numbers = [caption["number"] for caption in content["captions"]]
+    pictures = {one.contender.name: one.pictures.firsts(numbers) for one in measured}
+    COMPARISON.write(folder / DATA, content)
+    small = {name: np.stack([thumbnail(i) for i in images]) for name, images in pictures.items()}
+    grids.write(folder / GRID, grids.strips({_broken(n): images for n, images in small.items()}))
+    write_text(folder / PAGE, render(content, small))
+
+
+def _broken(name: str, width: int = 18) -> str:
+    """A name in lines that fit beside a row of pictures."""
+    return "\n".join(name[i : i + width] for i in range(0, len(name), width))
+
+
+def thumbnail(image: np.ndarray) -> np.ndarray:
+    """Scale a picture down to at most `THUMBNAIL_PX`.
+
+    Args:
+        image: uint8 [H, W, 3].
+
+    Returns:
+        uint8 [H', W', 3].
+    """
+    from PIL import Image
+
+    edge = max(image.shape[:2])
+    if edge <= THUMBNAIL_PX:
+        return image
+    height, width = (round(side * THUMBNAIL_PX / edge) for side in image.shape[:2])
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BOX))
+
+
+def render(content: Content, pictures: Mapping[str, np.ndarray]) -> str:
+    """Make the page.
+
+    Args:
+        content: of compare.json.
+        pictures: by name of the pipeline, uint8 [N, H, W, 3]: of the captions that changed most.
+
+    Returns:
+        HTML.
+    """
+    import markupsafe
+
+    from qsdm import __version__
+
+    metric = content["fidelity"][0]
+    widths = {"wide": WIDE_IN, "narrow": NARROW_IN}
+    chart = {
+        key: markupsafe.Markup(
+            figures.svg(figures.per_drawing(content, metric, w), f"{key}-fidelity")
+        )
+        for key, w in widths.items()
+    }
+    return template(TEMPLATE).render(
+        names=[entry["name"] for entry in content["pipelines"]],
+        heading=heading(content),
+        table=table(content),
+        differences=pairs(content),
+        captions=captions(content, pictures),
+        chart=chart,
+        chart_hint=f"{content['metrics'][metric]['label']} of every picture to the one of "
+        f"{content['pipelines'][0]['name']} from the same caption and noise, from the picture that "
+        "changed most to the one that changed least.",
+        limits=content["limits"],
+        limit_sentence=limit_sentence,
+        about=about(content),
+        version=__version__,
+    )
+
+
+def heading(content: Content) -> str:
+    """Say for each pipeline in which metrics it differs from the reference.
+
+    Args:
+        content: of compare.json.
+
+    Returns:
+        Sentences.
+    """
+    reference = content["pipelines"][0]["name"]
+    sentences = []
+    for entry in content["pipelines"][1:]:
+        said: dict[str, list[str]] = {"better": [], "worse": []}
+        for row in content["differences"]:
+            if (row["first"], row["second"]) == (reference, entry["name"]):
+                said.setdefault(row["verdict"], []).append(row["metric"])
+        parts = [f"{w} in {', '.join(said[w])}" for w in ("worse", "better") if said[w]]
+        sentences.append(f"{entry['name']}: {' and '.join(parts) or 'no difference seen'}")
+    return f"Against {reference}, " + "; ".join(sentences) + "."
+
+
+def number(content: Content, metric: str, value: float | None, sign: str = "") -> str:
+    """Format a value of a metric.
+
+    Args:
+        content: of compare.json.
+        metric: its name.
+        value: None for a dash.
+        sign: ``+`` to show it always.
+    """
+    if value is None:
+        return "–"
+    return f"{value:{sign}.{content['metrics'][metric]['digits']}f}".replace("-", "−")
+
+
+def table(content: Content) -> dict[str, Any]:
+    """Write what was measured of each pipeline, with standard errors.
+
+    Args:
+        content: of compare.json.
+
+    Returns:
+        heads, and rows of cells.
+    """
+    names = content["metrics"]
+    rows = []
+    for entry in content["pipelines"]:
+        cells = [
+            entry["name"],
+            size(entry["size_bytes"]) if entry["size_bytes"] else "–",
+            f"{entry['picture_s']:.3g} s",
+            size(entry["peak_bytes"]) if entry["peak_bytes"] else "–",
+        ]
+        for name in names:
+            value, error = entry["metrics"].get(name), entry["standard_errors"].get(name)
+            cell = number(content, name, value)
+            cells.append(cell if error is None else f"{cell} ± {number(content, name, error)}")
+        rows.append(cells)
+    labels = [about["label"] for about in names.values()]
+    return {"heads": ["", "denoiser", "a picture", "peak memory", *labels], "rows": rows}
+
+
+def pairs(content: Content) -> list[dict[str, Any]]:
+    """Write the paired differences of every two pipelines.
+
+    Args:
+        content: of compare.json.
+
+    Returns:
+        title, and rows of metric, value, interval, verdict and its kind, for each pair.
+    """
+    tables: dict[str, list[dict[str, str]]] = {}
+    for row in content["differences"]:
+        metric = row["metric"]
+        low, high = (number(content, metric, row[end], "+") for end in ("low", "high"))
+        tables.setdefault(f"{row['second']} − {row['first']}", []).append(
+            {
+                "metric": content["metrics"][metric]["label"],
+                "value": number(content, metric, row["value"], "+"),
+                "interval": "–" if row["low"] is None else f"{low} to {high}",
+                "verdict": row["verdict"],
+            }
+        )
+    return [{"title": title, "rows": rows} for title, rows in tables.items()]
+
+
+def captions(content: Content, pictures: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Put the pictures of each caption side by side.
+
+    Args:
+        content: of compare.json.
+        pictures: see `render`.
+
+    Returns:
+        caption, number, and pictures of name, note and uri, for each caption.
+    """
+    rows = []
+    for i, entry in enumerate(content["captions"]):
+        shown = []
+        for name, images in pictures.items():
+            values = entry["values"].get(name, {})
+            note = " · ".join(
+                f"{content['metrics'][m]['label']} {number(content, m, v)}"
+                for m, v in values.items()
+            )
+            shown.append({"name": name, "note": note or "reference", "uri": _uri(images[i])})
+        rows.append({"caption": entry["caption"], "number": entry["number"], "pictures": shown})
+    return rows
+
+
+def _uri(image: np.ndarray) -> str:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def about(content: Content) -> list[tuple[str, str]]:
+    """List how the pictures were drawn.
+
+    Args:
+        content: of compare.json.
+
+    Returns:
+        Names and values.
+    """
+    entries = [("pictures", f"{content['num_images']:,} of each, seed set {content['seed_set']}")]
+    for entry in content["pipelines"]:
+        protocol = entry["protocol"]
+        entries.append(
+            (
+                entry["name"],
+                f"{protocol['sampler'].partition(' ')[0]}, {protocol['steps']} steps, guidance "
+                f"{protocol['guidance']:g}, {protocol['resolution_px']} px, {protocol['dtype']}, "
+                f"on {entry['device']}, loaded in {entry['load_s']:.1f} s",
+            )
+        )
+    made = content["provenance"]
+    entries.append(("made", made["made"]))
+    entries.append(("versions", ", ".join(f"{k} {v}" for k, v in made["versions"].items())))
+    return entries
