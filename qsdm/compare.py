@@ -207,29 +207,35 @@ def tables(content: Mapping[str, Any]) -> str:
     def number(name: str, value: float | None, sign: str = "") -> str | None:
         return None if value is None else f"{value:{sign}.{about[name]['digits']}f}"
 
+    def measured(entry: Mapping[str, Any], name: str) -> str | None:
+        value, error = entry["metrics"].get(name), entry["standard_errors"].get(name)
+        if value is None or error is None:
+            return number(name, value)
+        return f"{number(name, value)} ± {number(name, error)}"
+
+    heads = ["", "denoiser", "s a picture", "peak memory", *about]
     rows = [
         [
             entry["name"],
             text.size(entry["size_bytes"]) if entry["size_bytes"] else None,
             f"{entry['picture_s']:.3g}",
             text.size(entry["peak_bytes"]) if entry["peak_bytes"] else None,
-            *(number(name, entry["metrics"].get(name)) for name in about),
+            *(measured(entry, name) for name in about),
         ]
         for entry in content["pipelines"]
     ]
-    heads = ["", "denoiser", "s a picture", "peak memory", *about]
+    if not content["differences"]:
+        return text.table(heads, rows)
+    names = ["paired difference", "metric", "value", "95 % from", "to", ""]
     pairs = [
         [
             f"{row['second']} − {row['first']}",
             row["metric"],
-            number(row["metric"], row["value"], "+"),
-            number(row["metric"], row["low"], "+"),
-            number(row["metric"], row["high"], "+"),
+            *(number(row["metric"], row[key], "+") for key in ("value", "low", "high")),
             row["verdict"],
         ]
         for row in content["differences"]
     ]
-    names = ["paired difference", "metric", "value", "95 % from", "to", ""]
     return f"{text.table(heads, rows)}\n\n{text.table(names, pairs)}"
 
 
