@@ -301,6 +301,17 @@ def test_the_command_line(
     assert "pipelines" in capsys.readouterr().err
 
 
+def test_models_of_conf_are_pipelines_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["emoji_unet:steps=2", "emoji_unet:steps=1", "num_images=4", "engine=serial"]
+    assert run.execute(compare, arguments) == 0
+    printed = capsys.readouterr().out
+    assert "emoji_unet steps=1 − emoji_unet steps=2" in printed
+    assert (tmp_path / "store/emoji_unet/compare/emoji_unet_steps=1/compare.html").exists()
+
+
 def test_bare_arguments_are_the_pipelines() -> None:
     spelled = keys.spelled(
         ["a/b", "--cfg", "job", "it's:steps=4,guidance=1", "num_images=4", "limit.psnr=3"], compare

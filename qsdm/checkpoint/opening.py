@@ -50,20 +50,21 @@ def open_pipeline(contender: Contender) -> diffusers.DiffusionPipeline:
     model, component = contender.model, contender.model.component
     quiet()
     if contender.denoiser is not None:
-        denoiser = load_denoiser(contender.denoiser, model)
+        denoiser = load_denoiser(contender.denoiser, model, contender.load)
         return load_pipeline(model, **{component: denoiser})
     if model.file is None and quantization(contender):
-        denoiser = load_denoiser(_pipeline_folder(model) / component, model)
+        denoiser = load_denoiser(_pipeline_folder(model) / component, model, model.load)
         return load_pipeline(model, **{component: denoiser})
     return load_pipeline(model)
 
 
-def load_denoiser(path: Path, model: Model) -> nn.Module:
+def load_denoiser(path: Path, model: Model, load: Mapping[str, Any] = {}) -> nn.Module:
     """Load a denoiser in the type in which it computes.
 
     Args:
         path: a GGUF file, or a folder that ``save_pretrained`` wrote.
         model: of the pipeline that the denoiser is for.
+        load: arguments of from_pretrained, of which ``variant`` and ``use_safetensors`` matter.
 
     Returns:
         The denoiser.
@@ -76,7 +77,7 @@ def load_denoiser(path: Path, model: Model) -> nn.Module:
     if path.is_file():
         return _of_gguf(path, model, dtype)
     about = read_json(path / "config.json").get("quantization_config") or {}
-    variant = model.load.get("variant")
+    variant = load.get("variant")
     if about.get("quant_method") == QUANT_METHOD:
         ours: nn.Module = load_quantized(path, dtype=dtype, variant=variant)
         return ours
@@ -84,7 +85,7 @@ def load_denoiser(path: Path, model: Model) -> nn.Module:
         raise ModelError(fault)
     if about.get("quant_method") == "sdnq":
         importlib.import_module("sdnq")  # tells versions of diffusers before 0.39 how to load it
-    options = {"use_safetensors": model.load.get("use_safetensors", True), "variant": variant}
+    options = {"use_safetensors": load.get("use_safetensors", True), "variant": variant}
     try:
         denoiser: nn.Module = denoiser_class(model).from_pretrained(  # type: ignore[attr-defined]
             str(path), dtype=dtype, **options

@@ -24,7 +24,7 @@ from qsdm.measurement.paired import difference
 from qsdm.measurement.pictures import Cost, Pictures, PicturesStart, Span, draw
 from qsdm.measurement.protocol import of_pictures
 from qsdm.measurement.scoring import ScoredShard, digests, outcome_of
-from qsdm.metrics import Metric
+from qsdm.metrics import Metric, description
 from qsdm.outcome import Outcome
 from qsdm.prompts import Prompt
 from qsdm.qconfig import QuantConfig
@@ -64,6 +64,11 @@ class Setup:
     def captions(self) -> list[str]:
         """One text per drawing."""
         return [str(prompt) for prompt in of_pictures(self.prompts, self.num_images)]
+
+    @property
+    def descriptions(self) -> dict[str, dict[str, str | bool | int]]:
+        """What a table shows of each metric, by name."""
+        return {name: description(metric) for name, metric in self.metrics.items()}
 
     def pictures(self, contender: Contender) -> Pictures:
         """The files of a contender's pictures, which may be missing.

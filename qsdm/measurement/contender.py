@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from qsdm.denoisers import Model, ModelError
 from qsdm.denoisers.files import component_files, pipeline_files, pipeline_folder
@@ -24,11 +25,13 @@ class Contender:
         model: whose pipeline is loaded.
         denoiser: a GGUF file, or a folder of the denoiser alone, which takes the place of the
             pipeline's own; None for the pipeline's.
+        load: further arguments of from_pretrained for that denoiser.
     """
 
     name: str
     model: Model
     denoiser: Path | None = None
+    load: Mapping[str, Any] = field(default_factory=dict)
 
     def protocol(self, prompts: Sequence[Prompt], seed_set: int, num_images: int) -> Protocol:
         """Describe how its pictures are drawn.
@@ -77,7 +80,7 @@ class Contender:
         if self.denoiser.is_file():
             return [self.denoiser]
         folder = self.denoiser.resolve()
-        weights = component_files(folder.parent, folder.name, "diffusers", self.model.load)
+        weights = component_files(folder.parent, folder.name, "diffusers", self.load)
         return [folder / "config.json", *weights]
 
 

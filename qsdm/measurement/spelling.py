@@ -23,7 +23,8 @@ from qsdm.metrics import Metric
 from qsdm.prompts import Prompts
 from qsdm.text import MANY
 
-OPTIONS = ("steps", "guidance", "dtype", "sampler", "component", "revision", "config", "name")
+FIELDS = ("steps", "guidance", "dtype", "sampler", "revision")
+OPTIONS = (*FIELDS, "component", "config", "name")
 
 
 class ComparisonError(ValueError):
@@ -69,7 +70,8 @@ def read_contenders(pipelines: Sequence[str], chosen: Chosen) -> list[Contender]
     for spelling in pipelines:
         path, options = read_options(str(spelling))
         base = contenders[0].model if contenders else None
-        model, denoiser = read_model(path, options, base, chosen)
+        contender = read_contender(path, options, base, chosen)
+        model = contender.model
         if base is None:
             prompts = chosen.prompts or model.prompts
             model = with_metrics(dataclasses.replace(model, prompts=prompts), chosen.metrics)
@@ -79,7 +81,7 @@ def read_contenders(pipelines: Sequence[str], chosen: Chosen) -> list[Contender]
         taken = {contender.name for contender in contenders}
         if name in taken:
             name = next(n for i in range(2, MANY) if (n := f"{name} ({i})") not in taken)
-        contenders.append(Contender(name, model, denoiser))
+        contenders.append(dataclasses.replace(contender, name=name, model=model))
     return contenders
 
 
@@ -141,9 +143,9 @@ def read_options(spelling: str) -> tuple[str, dict[str, Any]]:
     return match[1], options
 
 
-def read_model(
+def read_contender(
     path: str, options: Mapping[str, Any], base: Model | None, chosen: Chosen
-) -> tuple[Model, Path | None]:
+) -> Contender:
     """Describe a pipeline.
 
     Args:
@@ -154,45 +156,40 @@ def read_model(
         chosen: knows the names of conf/model.
 
     Returns:
-        The model, and the denoiser that takes the place of its own.
+        The pipeline, with its path as name.
 
     Raises:
         ComparisonError: an option has a wrong value.
         ModelError: there is no pipeline.
     """
-    local = Path(path).expanduser()
-    given = {
-        key: options[key] for key in ("steps", "guidance", "dtype", "sampler") if key in options
-    }
-    for key in ("call", "load"):
-        parts = {k.partition(".")[2]: v for k, v in options.items() if k.startswith(f"{key}.")}
-        given |= {key: parts} if parts else {}
+    given: dict[str, Any] = {key: options[key] for key in FIELDS if key in options}
+    call, load = (
+        {k.partition(".")[2]: v for k, v in options.items() if k.startswith(f"{key}.")}
+        for key in ("call", "load")
+    )
     if "config" in options:
-        given["load"] = {**given.get("load", {}), "config": str(options["config"])}
-    denoiser = None
+        load["config"] = str(options["config"])
     try:
-        if (by_name := chosen.named(path)) is not None:
-            model = by_name
-        elif base is not None and is_denoiser(local):
-            model, denoiser = base, local
+        if (model := chosen.named(path)) is not None:
+            if "component" in options:
+                raise ValueError(f"a model of conf/model has its component, {model.component}")
+        elif base is not None and is_denoiser(Path(path).expanduser()):
+            model = dataclasses.replace(base, call={**base.call, **call}, **given)
+            return Contender(path, model, Path(path).expanduser(), load)
         else:
-            model = discovered(path, options, given, base)
-        for key in ("call", "load"):
-            given[key] = {**getattr(model, key), **given.get(key, {})}
-        return dataclasses.replace(model, **given), denoiser
+            model = discovered(path, {**options, "load": load}, base)
+        given |= {"call": {**model.call, **call}, "load": {**model.load, **load}}
+        return Contender(path, dataclasses.replace(model, **given))
     except (TypeError, ValueError) as error:
         raise ComparisonError(f"{path}: {error}") from error
 
 
-def discovered(
-    path: str, options: Mapping[str, Any], given: Mapping[str, Any], base: Model | None
-) -> Model:
+def discovered(path: str, options: Mapping[str, Any], base: Model | None) -> Model:
     """Describe a pipeline that no YAML describes.
 
     Args:
         path: folder, single file or hub id.
-        options: that follow it.
-        given: fields of the model among them.
+        options: that follow it; ``load``, arguments of from_pretrained.
         base: of the reference; None for the reference itself.
 
     Returns:
@@ -201,11 +198,11 @@ def discovered(
     Raises:
         ModelError: there is no pipeline.
     """
-    which = {"revision": options.get("revision"), "component": options.get("component")}
+    which = {key: options.get(key) for key in ("revision", "component")}
+    load = dict(options["load"])
     if base is None:
-        return discover(path, **which, load=given.get("load", {}))
+        return discover(path, **which, load=load)
     folder = base.directory or Path(base.path)
-    load = dict(given.get("load", {}))
     if Path(path).expanduser().is_file():
         load.setdefault("config", base.load.get("config") if base.file else str(folder))
         which["component"] = which["component"] or base.component

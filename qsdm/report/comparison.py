@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qsdm.measurement.comparison import Measured, Setup, changed_most, differences
-from qsdm.metrics import description
 from qsdm.report import figures, grids
 from qsdm.report.page import NARROW_IN, WIDE_IN, template
 from qsdm.store.files import write_text
@@ -49,7 +48,7 @@ def contents(setup: Setup, measured: Sequence[Measured], limits: Mapping[str, fl
     content: Comparison = {
         "num_images": setup.num_images,
         "seed_set": setup.seed_set,
-        "metrics": {n: description(metric) for n, metric in setup.metrics.items()},  # type: ignore[misc]
+        "metrics": setup.descriptions,  # type: ignore[typeddict-item]
         "fidelity": list(measured[0].fidelity),
         "pipelines": [
             {
@@ -202,24 +201,27 @@ def render(content: Content, pictures: Mapping[str, np.ndarray]) -> str:
 
 
 def heading(content: Content) -> str:
-    """Say for each pipeline in which metrics it differs from the reference.
+    """Say how far each pipeline is from the reference.
 
     Args:
         content: of compare.json.
 
     Returns:
-        Sentences.
+        A sentence: in which metrics each is better or worse, and its fidelity.
     """
-    reference = content["pipelines"][0]["name"]
+    reference, *others = content["pipelines"]
+    fidelity = content["fidelity"][0]
     sentences = []
-    for entry in content["pipelines"][1:]:
-        said: dict[str, list[str]] = {"better": [], "worse": []}
+    for entry in others:
+        said: dict[str, list[str]] = {}
         for row in content["differences"]:
-            if (row["first"], row["second"]) == (reference, entry["name"]):
+            if (row["first"], row["second"]) == (reference["name"], entry["name"]):
                 said.setdefault(row["verdict"], []).append(row["metric"])
-        parts = [f"{w} in {', '.join(said[w])}" for w in ("worse", "better") if said[w]]
-        sentences.append(f"{entry['name']}: {' and '.join(parts) or 'no difference seen'}")
-    return f"Against {reference}, " + "; ".join(sentences) + "."
+        parts = [f"{word} in {', '.join(names)}" for word, names in sorted(said.items())]
+        value = number(content, fidelity, entry["metrics"][fidelity])
+        parts.append(f"{content['metrics'][fidelity]['label']} {value}")
+        sentences.append(f"{entry['name']}: {'; '.join(parts)}")
+    return f"Against {reference['name']}. " + ". ".join(sentences) + "."
 
 
 def number(content: Content, metric: str, value: float | None, sign: str = "") -> str:
