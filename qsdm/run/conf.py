@@ -85,10 +85,16 @@ def load(group: str, name: str) -> Any:
         BadInput: there is no such entry.
     """
     from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.utils import instantiate
 
     if name not in (offered := choices().get(group, [])):
         raise BadInput(f"no {group} {name!r}: give one of {', '.join(offered)}")
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose(overrides=[f"+{group}={name}"])
+    running = GlobalHydra.instance().hydra  # of a command, or of the user's own program
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = compose(overrides=[f"+{group}={name}"])
+    finally:
+        GlobalHydra.instance().hydra = running
     return instantiate(config[group], _convert_="all")
