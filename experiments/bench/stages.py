@@ -138,7 +138,7 @@ def verifying(size: int = 500_000_000, repeats: int = 15) -> None:
             + "".join(f"  {name} {value:.3f}" for name, value in best.items())
             + f"  verification {100 * (best['checksums'] / best['none'] - 1):.1f} %"
         )
-    print("target: verification 5 % of the seconds")
+    print("target: verification 5 %")
 
 
 @contextmanager

@@ -10,7 +10,6 @@ import math
 import struct
 from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, overload
 
@@ -29,8 +28,9 @@ from qsdm.store.header import (
     read_header,
 )
 
-_CHUNK_BYTES = 1 << 18  # hashed while it is still in the core's own caches
-_SHARED_BYTES = 1 << 22  # hashed by another core while it is still in the cache that they share
+# Hashed while it is still in the core's own caches: while no core is idle, a thread that hashes
+# larger chunks beside the reading costs twice as much.
+_CHUNK_BYTES = 1 << 18
 
 T = TypeVar("T")
 Part = tuple[str, tuple[int, ...]]
@@ -138,19 +138,15 @@ class TensorFile:
 
 
 def _chunks(
-    file: BinaryIO,
-    start: int,
-    entry: Entry,
-    into: memoryview | None = None,
-    chunk_bytes: int = _CHUNK_BYTES,
+    file: BinaryIO, start: int, entry: Entry, into: memoryview | None = None
 ) -> Iterator[memoryview]:
     """The bytes of a part in pieces, read into the buffer ``into`` or, if None, a small one."""
     left = entry.data_offsets[1] - entry.data_offsets[0]
-    buffer = memoryview(bytearray(min(chunk_bytes, left))) if into is None else into
+    buffer = memoryview(bytearray(min(_CHUNK_BYTES, left))) if into is None else into
     file.seek(start + entry.data_offsets[0])
     offset = 0
     while left:
-        size = min(chunk_bytes, left)
+        size = min(_CHUNK_BYTES, left)
         chunk = buffer[:size] if into is None else buffer[offset : offset + size]
         if not (count := file.readinto(chunk)):  # type: ignore[attr-defined]
             raise ValueError("it is truncated")
@@ -288,30 +284,15 @@ def load_tensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _load(path: Path, header: Header) -> dict[str, np.ndarray]:
-    """Read all parts; large ones are hashed by a thread while the bytes after them are read."""
-    import xxhash
-
     arrays: dict[str, np.ndarray] = {}
-    pending: dict[str, Future[str]] = {}
-    with path.open("rb", buffering=0) as file, ThreadPoolExecutor(1) as hasher:
+    with path.open("rb", buffering=0) as file:
         for key, entry in header.parts.items():
             if entry.dtype not in NUMPY:
                 raise ValueError(f"its part {key!r} has the unsupported type {entry.dtype}")
             array = arrays[key] = np.empty(entry.shape, NUMPY[entry.dtype])
-            is_large = array.nbytes > _SHARED_BYTES
-            into = array.reshape(-1).view(np.uint8).data
-            size = _SHARED_BYTES if is_large else _CHUNK_BYTES
-            chunks = _chunks(file, header.start, entry, into, size)
+            chunks = _chunks(file, header.start, entry, array.reshape(-1).view(np.uint8).data)
             if key not in header.checksums:
                 deque(chunks, maxlen=0)
-            elif is_large:
-                state = xxhash.xxh3_128()
-                for chunk in chunks:
-                    hasher.submit(state.update, chunk)
-                pending[key] = hasher.submit(state.hexdigest)
             elif _checksum_of(chunks) != header.checksums[key]:
-                raise damaged_part(key)
-        for key, digest in pending.items():
-            if digest.result() != header.checksums[key]:
                 raise damaged_part(key)
     return arrays

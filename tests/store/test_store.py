@@ -69,7 +69,7 @@ def test_damaged_tensors_are_named(tmp_path: Path) -> None:
 
 
 def test_a_flipped_bit_in_a_large_part_is_found_wherever_it_is(tmp_path: Path) -> None:
-    """Large parts are hashed by a thread while the next bytes are read."""
+    """Large parts are read and hashed in chunks."""
     path, rng = tmp_path / "a.safetensors", np.random.default_rng(0)
     parts = {name: rng.integers(0, 256, 9_000_001, dtype=np.uint8) for name in ("a", "b")}
     write_tensors(path, {**parts, "small": np.arange(9)}, {})
