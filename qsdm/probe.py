@@ -6,6 +6,7 @@
     python -m qsdm.probe +model=emoji_unet fidelity=forward num_images=16  # draws no picture
     python -m qsdm.probe +model=sdxl metrics=clip max_probes=200           # groups of weights first
     python -m qsdm.probe +model=emoji_unet pairs=8 num_images=256          # two weights at a time
+    python -m qsdm.probe +model=emoji_unet pairs=4 pairs_of=blocks num_images=256
     python -m qsdm.probe +model=emoji_unet plan=true price_per_hour=2.5    # only time and price
 
 Probes predict any configuration without a label, and `qsdm.train` learns from labels what they
@@ -20,8 +21,9 @@ a killed run continues where it stopped. Three fidelities, the cheapest first:
 Of a model of more than ``max_probes`` weights, groups (by stage, role and block) are probed, and
 only the most harmful ones are opened.
 
-With ``pairs``, the trained predictor names pairs of weights that may do more or less harm together
-than alone, and pictures of both and of each tell whether they do (`qsdm.predictor.interactions`).
+With ``pairs``, the trained predictor names pairs of weights or of blocks that may do more or less
+harm together than alone, and pictures of both and of each tell whether they do (see
+`qsdm.predictor.interactions`).
 """
 
 from __future__ import annotations
@@ -61,6 +63,7 @@ def probe(
     num_steps: int = 3,
     max_probes: int = 200,
     pairs: int = 0,
+    pairs_of: str = "weights",
     seed_set: int = 0,
     batch_size: int = 16,
     engine: Engine = Local(),  # noqa: B008 (a frozen value)
@@ -79,8 +82,9 @@ def probe(
         num_images: drawings of each probe.
         num_steps: time steps at which ``forward`` compares outputs.
         max_probes: number above which groups of weights are probed together.
-        pairs: instead of all weights, probe this many pairs of weights under the first method, and
-            each of their weights alone.
+        pairs: instead of all weights, probe this many pairs under the first method, and both parts
+            of each alone.
+        pairs_of: ``weights`` or ``blocks``.
         seed_set: which starting noise; labels of the same seed set have the same one.
         batch_size: pictures at a time; halved where memory does not suffice.
         engine: where workers run.
@@ -126,7 +130,10 @@ def probe(
             f"pairs are measured by the objective (got fidelity={fidelity}): distances of pictures "
             "do not add up; give fidelity=full"
         )
-    proposed = propose_pairs(workspace, objective, chosen[0], pairs) if pairs else []
+    if pairs_of not in ("weights", "blocks"):
+        raise ValueError(f"pairs_of must be weights or blocks (got {pairs_of!r})")
+    of_blocks = pairs_of == "blocks"
+    proposed = propose_pairs(workspace, objective, chosen[0], pairs, of_blocks) if pairs else []
     harm: dict[Group, float] = {}
     outcomes: list[Outcome] = []
     with open_session(workspace, Serial() if plan else engine, batch_size) as ready:
@@ -136,8 +143,8 @@ def probe(
             protocol = protocol_of(ready.model, prompts_of(ready.model), seed_set, num_images)
         steps = num_steps if fidelity == "forward" else None
         if proposed:
-            both = [together(space, pair.weights, chosen[0]) for pair in proposed]
-            parts = [(name,) for pair in proposed for name in pair.weights]
+            both = [together(space, sum(pair.groups, ()), chosen[0]) for pair in proposed]
+            parts = [group for pair in proposed for group in pair.groups]
             alone = [together(space, part, chosen[0]) for part in dict.fromkeys(parts)]
             tell_plan(ready, [*alone, *both], protocol, None, engine.num_workers, price_per_hour)
             if not plan:
@@ -168,15 +175,16 @@ def probe(
 
 
 def propose_pairs(
-    workspace: Workspace, objective: Objective, method: QuantMethod, num: int
+    workspace: Workspace, objective: Objective, method: QuantMethod, num: int, of_blocks: bool
 ) -> list[Candidate]:
-    """Ask the trained predictor which pairs of weights may interact.
+    """Ask the trained predictor which pairs may interact.
 
     Args:
         workspace: model, space and store.
         objective: for which the predictor was trained.
         method: under which weights are quantized, or its substitute where it is not on offer.
         num: number of pairs.
+        of_blocks: pairs of blocks instead of weights.
 
     Returns:
         The pairs, those of the largest predicted excess first.
@@ -185,10 +193,11 @@ def propose_pairs(
         StoreError: no predictor was trained for the objective.
         OutsideSpace: no method of these bits is on offer.
     """
-    from qsdm.predictor.interactions import candidates
+    from qsdm.predictor.interactions import blocks, candidates
 
-    uniform = workspace.space.uniform(method)
-    return candidates(workspace.predictor(objective), uniform, num)
+    space = workspace.space
+    groups = blocks(space.graph) if of_blocks else None
+    return candidates(workspace.predictor(objective), space.uniform(method), num, groups)
 
 
 def print_pairs(
@@ -203,15 +212,14 @@ def print_pairs(
     """
     from qsdm.predictor.interactions import interactions_of
 
-    predicted = {frozenset(pair.weights): pair.excess for pair in proposed}
+    predicted = {frozenset(pair.groups): pair.excess for pair in proposed}
     rows = []
     for one in interactions_of(outcomes, objective):
-        names = list(one.qconfig.methods)
-        if (excess := predicted.get(frozenset(names))) is not None:
+        if (excess := predicted.get(frozenset(one.groups))) is not None:
             verdict = "more" if one.excess > 0 else "less"
             rows.append(
                 [
-                    " + ".join(names),
+                    " + ".join(map(called, one.groups)),
                     *one.harms,
                     one.joint,
                     f"{one.excess:+.1f} ± {one.standard_error:.1f}",
@@ -219,7 +227,7 @@ def print_pairs(
                     verdict if one.is_confirmed else "not told apart from the sum",
                 ]
             )
-    heads = ["weights", "harm", "harm", "of both", "beyond the sum", "predicted", "together"]
+    heads = [PAIRS, "harm", "harm", "of both", "beyond the sum", "predicted", "together"]
     print(text.table(heads, rows, ".1f"))
 
 
@@ -412,8 +420,16 @@ def print_harm(harm: Mapping[Group, float], rows: int = 12) -> None:
     ordered = sorted(harm.items(), key=lambda pair: -pair[1])
     print(f"{len(ordered)} probes; the most harmful of them:")
     for group, loss in ordered[:rows]:
-        more = f" and {len(group) - 1} more" if len(group) > 1 else ""
-        print(f"{loss:>12.4g}  {group[0]}{more}")
+        print(f"{loss:>12.4g}  {called(group)}")
+
+
+def called(group: Group) -> str:
+    """Name a group of weights.
+
+    Args:
+        group: their names.
+    """
+    return group[0] + (f" and {len(group) - 1} more" if len(group) > 1 else "")
 
 
 if __name__ == "__main__":

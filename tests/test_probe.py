@@ -180,6 +180,8 @@ def test_pairs_need_the_objective_and_a_predictor(workspace: Workspace) -> None:
         probe(workspace, QUALITY, pairs=2, **QUICK)
     with pytest.raises(ValueError, match="pairs"):
         probe(workspace, QUALITY, pairs=-1, **QUICK)
+    with pytest.raises(ValueError, match="pairs_of must be weights or blocks"):
+        probe(workspace, QUALITY, pairs=1, pairs_of="stages", **QUICK)
 
 
 def test_groups_of_a_large_graph_stay_within_the_budget(workspace: Workspace) -> None:

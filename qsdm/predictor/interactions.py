@@ -1,4 +1,4 @@
-"""Pairs of weights whose joint harm is more or less than the sum of their harms.
+"""Pairs of weights or of blocks whose joint harm is more or less than the sum of their harms.
 
 The predictor proposes pairs by its second difference at full precision; pictures decide. With the
 harm h of a configuration against full precision, the excess of a pair is
@@ -14,20 +14,22 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 import torch
 
+from qsdm.graph import Graph
 from qsdm.outcome import Objective, Outcome
 from qsdm.predictor import Predictor
 from qsdm.predictor.probes import PAIRS, harm_of
 from qsdm.qconfig import QuantConfig
 
-MOST_WEIGHTS = 48  # whose pairs are predicted: the most harmful ones
-MOST_PAIRS_OF_A_WEIGHT = 3
+Group = tuple[str, ...]  # names of weights
+MOST_GROUPS = 48  # whose pairs are predicted: the most harmful ones
+MOST_PAIRS_OF_A_GROUP = 3
 CHUNK = 16  # configurations at a time
 
 
@@ -36,11 +38,11 @@ class Candidate:
     """A pair that is worth measuring.
 
     Attributes:
-        weights: two names, in the order of the graph.
+        groups: two groups of weights.
         excess: predicted harm beyond the sum; negative if together they do less.
     """
 
-    weights: tuple[str, str]
+    groups: tuple[Group, Group]
     excess: float
 
 
@@ -49,13 +51,15 @@ class Interaction:
     """A pair that was measured.
 
     Attributes:
-        qconfig: of both weights; all others keep full precision.
-        harms: of each weight alone, in the order of the configuration.
+        groups: the weights of each part; all others keep full precision.
+        qconfig: of both parts.
+        harms: of each part alone.
         joint: of both.
         standard_error: of the excess, over captions and starting noise; 0 without halves.
         num_images: pictures of each configuration.
     """
 
+    groups: tuple[Group, Group]
     qconfig: QuantConfig
     harms: tuple[float, float]
     joint: float
@@ -73,17 +77,35 @@ class Interaction:
         return 0 < 1.96 * self.standard_error < abs(self.excess)
 
 
-def candidates(predictor: Predictor, qconfig: QuantConfig, num: int) -> list[Candidate]:
+def blocks(graph: Graph) -> list[Group]:
+    """Group a graph's weights by the blocks that they lie in.
+
+    Args:
+        graph: of the denoiser.
+
+    Returns:
+        The groups, in the order of the graph.
+    """
+    groups: dict[str, list[str]] = {}
+    for weight in graph.weights:
+        groups.setdefault(graph.node_of(weight.name).block, []).append(weight.name)
+    return [tuple(names) for names in groups.values()]
+
+
+def candidates(
+    predictor: Predictor, qconfig: QuantConfig, num: int, groups: Sequence[Group] | None = None
+) -> list[Candidate]:
     """Choose pairs by the predicted excess, largest first.
 
     Args:
         predictor: trained.
         qconfig: a method for every weight, under which each is quantized.
-        num: number of pairs; fewer where there are fewer. No weight is in more than
-            `MOST_PAIRS_OF_A_WEIGHT`.
+        num: number of pairs; fewer where there are fewer. No group is in more than
+            `MOST_PAIRS_OF_A_GROUP`.
+        groups: disjoint groups of weights that are quantized together; by default, each weight.
 
     Returns:
-        The pairs, among the `MOST_WEIGHTS` that are predicted to be most harmful alone.
+        The pairs, among the `MOST_GROUPS` that are predicted to be most harmful alone.
 
     Raises:
         OutsideSpace: a method is not on offer.
@@ -93,38 +115,42 @@ def candidates(predictor: Predictor, qconfig: QuantConfig, num: int) -> list[Can
     chosen = encoding.one_hot(space.encode(qconfig)[None])[0]  # [W, M + 1]
     full = encoding.full_precision()[0]
 
-    def harm(groups: Sequence[tuple[int, ...]]) -> np.ndarray:
-        hot = np.repeat(full[None], len(groups), axis=0)
-        for row, group in zip(hot, groups, strict=True):
-            row[list(group)] = chosen[list(group)]
-        with torch.no_grad():
-            parts = [predictor.by_fold(part) for part in torch.from_numpy(hot).split(CHUNK)]
-        return -torch.cat(parts, dim=1).double().mean(dim=0).numpy()
+    names = [weight.name for weight in space.graph.weights]
+    groups = [(name,) for name in names] if groups is None else groups
+    rows = [[names.index(name) for name in group] for group in groups]
 
-    none, *alone = harm([(), *((w,) for w in range(encoding.num_weights))])
+    def harm(parts: Sequence[tuple[int, ...]]) -> np.ndarray:
+        hot = np.repeat(full[None], len(parts), axis=0)
+        for row, part in zip(hot, parts, strict=True):
+            weights = [w for g in part for w in rows[g]]
+            row[weights] = chosen[weights]
+        with torch.no_grad():
+            values = [predictor.by_fold(part) for part in torch.from_numpy(hot).split(CHUNK)]
+        return -torch.cat(values, dim=1).double().mean(dim=0).numpy()
+
+    none, *alone = harm([(), *((g,) for g in range(len(groups)))])
     single = np.array(alone) - none
-    kept = np.sort(np.argsort(-single, kind="stable")[:MOST_WEIGHTS])
+    kept = np.sort(np.argsort(-single, kind="stable")[:MOST_GROUPS])
     pairs = list(combinations(map(int, kept), 2))
     excess = harm(pairs) - none - np.array([single[a] + single[b] for a, b in pairs])
-    names = [weight.name for weight in space.graph.weights]
-    taken = np.zeros(len(names), dtype=np.int64)
+    taken = np.zeros(len(groups), dtype=np.int64)
     found: list[Candidate] = []
     for i in np.argsort(-np.abs(excess), kind="stable"):
         pair = list(pairs[i])
-        if len(found) < num and (taken[pair] < MOST_PAIRS_OF_A_WEIGHT).all():
+        if len(found) < num and (taken[pair] < MOST_PAIRS_OF_A_GROUP).all():
             taken[pair] += 1
-            found.append(Candidate((names[pair[0]], names[pair[1]]), float(excess[i])))
+            found.append(Candidate((groups[pair[0]], groups[pair[1]]), float(excess[i])))
     return found
 
 
 def interaction(
     both: Outcome, alone: Sequence[Outcome], full: Outcome, objective: Objective
 ) -> Interaction:
-    """Compare the joint harm of two weights with the sum.
+    """Compare the joint harm of two groups of weights with the sum.
 
     Args:
         both: outcome of the two.
-        alone: of each, in the order of ``both``'s methods.
+        alone: of each.
         full: of full precision. All are on the same captions and noise.
         objective: whose loss is harm.
 
@@ -150,11 +176,12 @@ def interaction(
     ]
     error = float(np.sqrt(np.mean(np.square(differences)))) if differences else 0.0
     joint = harm_of(both, full, objective)[0]
-    return Interaction(both.qconfig, (first, second), joint, error, both.num_images)
+    groups = tuple(alone[0].qconfig.methods), tuple(alone[1].qconfig.methods)
+    return Interaction(groups, both.qconfig, (first, second), joint, error, both.num_images)
 
 
 def interactions_of(outcomes: Sequence[Outcome], objective: Objective) -> list[Interaction]:
-    """Collect every pair that was measured, with its weights alone and full precision beside it.
+    """Collect every pair that was measured, with its parts alone and full precision beside it.
 
     Args:
         outcomes: of a model, under any protocols.
@@ -163,19 +190,31 @@ def interactions_of(outcomes: Sequence[Outcome], objective: Objective) -> list[I
     Returns:
         The interactions, the greatest excess first.
     """
-    known = {outcome.key: outcome for outcome in outcomes}
     names = objective.metrics
+    complete = [o for o in outcomes if all(o.metrics.get(name) is not None for name in names)]
+    known = {outcome.key: outcome for outcome in complete}
     found = []
-    for outcome in outcomes:
-        qconfig = outcome.qconfig
-        if outcome.provenance.get("stage") != PAIRS or len(qconfig.methods) != 2:
-            continue
-        parts = [QuantConfig(qconfig.denoiser, {n: m}) for n, m in qconfig.methods.items()]
-        parts.append(QuantConfig(qconfig.denoiser, {}))
-        first, second, full = (known.get((part.digest, outcome.protocol)) for part in parts)
-        if first is None or second is None or full is None:
-            continue
-        group = (outcome, first, second, full)
-        if all(one.metrics.get(name) is not None for one in group for name in names):
-            found.append(interaction(outcome, (first, second), full, objective))
+    for outcome in complete:
+        if outcome.provenance.get("stage") == PAIRS:
+            parts = _parts(outcome, complete, known)
+            full = known.get((QuantConfig(outcome.qconfig.denoiser, {}).digest, outcome.protocol))
+            if parts is not None and full is not None:
+                found.append(interaction(outcome, parts, full, objective))
     return sorted(found, key=lambda one: -one.excess)
+
+
+def _parts(
+    both: Outcome, outcomes: Sequence[Outcome], known: Mapping[tuple[str, str], Outcome]
+) -> tuple[Outcome, Outcome] | None:
+    """Two outcomes under the same protocol whose weights are those of ``both``, each once."""
+    whole = dict(both.qconfig.methods)
+    for first in outcomes:
+        methods = first.qconfig.methods
+        if first.protocol != both.protocol or not 0 < len(methods) < len(whole):
+            continue
+        if all(whole.get(name) == method for name, method in methods.items()):
+            rest = {name: method for name, method in whole.items() if name not in methods}
+            digest = QuantConfig(both.qconfig.denoiser, rest).digest
+            if (second := known.get((digest, both.protocol))) is not None:
+                return first, second
+    return None

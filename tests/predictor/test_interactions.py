@@ -9,7 +9,12 @@ from toy_unet import Toy
 
 from qsdm.outcome import Objective, Outcome
 from qsdm.predictor.encode import Encoding
-from qsdm.predictor.interactions import MOST_PAIRS_OF_A_WEIGHT, candidates, interactions_of
+from qsdm.predictor.interactions import (
+    MOST_PAIRS_OF_A_GROUP,
+    blocks,
+    candidates,
+    interactions_of,
+)
 from qsdm.predictor.probes import PAIRS, STAGE
 from qsdm.qconfig import QuantConfig
 
@@ -37,10 +42,10 @@ def test_candidates_are_the_pairs_of_the_largest_second_difference(
     law = Law(encoding, {(3, 5): 4.0, (8, 20): -6.0, (0, 1): 0.5})
     found = candidates(law, toy.space.uniform("uaq-3"), 3)  # type: ignore[arg-type]
     names = [weight.name for weight in toy.space.graph.weights]
-    assert [one.weights for one in found] == [
-        (names[8], names[20]),
-        (names[3], names[5]),
-        (names[0], names[1]),
+    assert [one.groups for one in found] == [
+        ((names[8],), (names[20],)),
+        ((names[3],), (names[5],)),
+        ((names[0],), (names[1],)),
     ]
     np.testing.assert_allclose([one.excess for one in found], [-6, 4, 0.5], atol=1e-9)
 
@@ -50,11 +55,25 @@ def test_no_weight_takes_all_candidates(toy: Toy, encoding: Encoding) -> None:
     found = candidates(law, toy.space.uniform("uaq-3"), 6)  # type: ignore[arg-type]
     names = [weight.name for weight in toy.space.graph.weights]
     assert len(found) == 6
-    most = [one.weights for one in found if names[2] in one.weights]
-    assert most == [(names[2], names[b]) for b in (11, 10, 9)]
-    assert len(most) == MOST_PAIRS_OF_A_WEIGHT
+    most = [one.groups for one in found if (names[2],) in one.groups]
+    assert most == [((names[2],), (names[b],)) for b in (11, 10, 9)]
+    assert len(most) == MOST_PAIRS_OF_A_GROUP
     every = candidates(law, toy.space.uniform("uaq-3"), 10_000)  # type: ignore[arg-type]
-    assert 6 < len(every) <= MOST_PAIRS_OF_A_WEIGHT * len(names) // 2
+    assert 6 < len(every) <= MOST_PAIRS_OF_A_GROUP * len(names) // 2
+
+
+def test_blocks_interact_by_all_pairs_between_them(toy: Toy, encoding: Encoding) -> None:
+    groups = blocks(toy.space.graph)
+    names = [weight.name for weight in toy.space.graph.weights]
+    assert sorted(name for group in groups for name in group) == sorted(names)
+    assert len(groups) < len(names)
+    first, second = groups[1], groups[3]
+    within = (names.index(first[0]), names.index(first[-1]))
+    across = {(names.index(a), names.index(b)): 0.5 for a in first for b in second}
+    law = Law(encoding, across | {within: 99.0})
+    (found,) = candidates(law, toy.space.uniform("uaq-3"), 1, groups)  # type: ignore[arg-type]
+    assert found.groups == (first, second)
+    assert found.excess == pytest.approx(0.5 * len(across))
 
 
 def measured(
@@ -81,11 +100,25 @@ def test_what_two_weights_do_beyond_the_sum_has_a_paired_error() -> None:
     ]
     (one,) = interactions_of(outcomes, QUALITY)
     assert (one.harms, one.joint, one.excess) == ((3.0, 5.0), 12.0, 4.0)
+    assert one.groups == (("a",), ("b",))
     # Halves' excess: 101 - 93 - 95 + 90 = 3 and 3; 132 - 123 - 125 + 120 = 4 and 6.
     assert one.standard_error == pytest.approx(np.sqrt((0 + 1) / 2))
     assert one.is_confirmed
     (scaled,) = interactions_of(outcomes, Objective({"fd_lite0": -2, "avg_bits": -150}))
     assert (scaled.excess, scaled.standard_error) == (8.0, pytest.approx(2 * one.standard_error))
+
+
+def test_the_parts_of_a_pair_may_be_groups() -> None:
+    halves = [(100, 100)]
+    outcomes = [
+        measured([], 100.0, halves, "measure"),
+        measured(["a", "b"], 103.0, halves, STAGE),
+        measured(["a"], 101.0, halves, STAGE),  # what is left was not measured
+        measured(["c", "d"], 104.0, halves, STAGE),
+        measured(["a", "b", "c", "d"], 106.0, halves, PAIRS),
+    ]
+    (one,) = interactions_of(outcomes, QUALITY)
+    assert (one.groups, one.harms, one.excess) == ((("a", "b"), ("c", "d")), (3.0, 4.0), -1.0)
 
 
 @pytest.mark.parametrize(("joint", "confirmed"), [(9.0, False), (6.0, True)])
