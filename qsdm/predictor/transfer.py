@@ -6,7 +6,7 @@ denoiser's mean. Damage per error is learned from features of weights that mean 
 denoiser (op, role, relative depth, sizes, connectivity, the profile of errors; see
 `qsdm.predictor.encode`), by a generalized linear model with a logarithmic link: damage is a product
 of factors, is not negative, and weights without any count, too. Features that say nothing leave the
-weights' errors alone.
+weights' errors alone. Coefficients are shrunk as far as lets the teachers predict each other best.
 
 The result stands for probes: labels of the denoiser tell its scale, and correct it.
 
@@ -22,7 +22,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from sklearn.linear_model import PoissonRegressor
-from sklearn.pipeline import make_pipeline
+from sklearn.metrics import mean_poisson_deviance
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from qsdm.cost import MethodTable
@@ -31,7 +32,9 @@ from qsdm.predictor.informed import Informed
 from qsdm.predictor.probes import Probes
 from qsdm.qconfig import Space
 
-PENALTY = 0.3  # of squared coefficients of standardized features, per weight
+PENALTIES = 10.0 ** np.arange(-2, 1.1, 0.5)
+"""Of squared coefficients of standardized features, per weight."""
+ALONE = 1.0  # the penalty where one teacher cannot be predicted by others
 
 
 class NoTransfer(ValueError):
@@ -87,18 +90,44 @@ def transferred(teachers: Sequence[Teacher], encoding: Encoding, table: MethodTa
     """
     for teacher in teachers:
         require_shared(teacher.encoding, encoding)
-    x = np.concatenate([features(teacher.encoding) for teacher in teachers])
-    damage, exposure = (
-        np.concatenate([v / max(float(v.mean()), 1e-12) for v in values])
-        for values in ([t.damage for t in teachers], [t.error for t in teachers])
-    )
-    model = make_pipeline(StandardScaler(), PoissonRegressor(alpha=PENALTY, max_iter=1000))
-    rate = damage / np.maximum(exposure, 1e-12)
-    model.fit(x, rate, poissonregressor__sample_weight=exposure)
+    penalty = ALONE
+    if len(teachers) > 1:
+        penalty = min(PENALTIES, key=lambda value: _left_out(teachers, float(value)))
     _, error = worst(encoding.space, table)
-    harm = (error * model.predict(features(encoding)))[:, None]
+    rate = _fit(teachers, float(penalty)).predict(features(encoding))
+    harm = (error * rate)[:, None]
     names = tuple(weight.name for weight in encoding.space.graph.weights)
     return Probes(names, harm, np.zeros_like(harm), error[:, None], 0, "transferred")
+
+
+def _fit(teachers: Sequence[Teacher], penalty: float) -> Pipeline:
+    """Damage per error as a function of features."""
+    x = np.concatenate([features(teacher.encoding) for teacher in teachers])
+    damage, exposure = (
+        np.concatenate(parts) for parts in zip(*map(_relative, teachers), strict=True)
+    )
+    rate = damage / np.maximum(exposure, 1e-12)
+    model = make_pipeline(StandardScaler(), PoissonRegressor(alpha=penalty, max_iter=1000))
+    return model.fit(x, rate, poissonregressor__sample_weight=exposure)
+
+
+def _relative(teacher: Teacher) -> tuple[np.ndarray, np.ndarray]:
+    """Damage and error, both relative to the denoiser's mean."""
+    damage, error = (
+        values / max(float(values.mean()), 1e-12) for values in (teacher.damage, teacher.error)
+    )
+    return damage, error
+
+
+def _left_out(teachers: Sequence[Teacher], penalty: float) -> float:
+    """How badly each teacher's damage is predicted by the others'."""
+    total = 0.0
+    for i, teacher in enumerate(teachers):
+        others = [*teachers[:i], *teachers[i + 1 :]]
+        damage, exposure = _relative(teacher)
+        predicted = exposure * _fit(others, penalty).predict(features(teacher.encoding))
+        total += mean_poisson_deviance(damage, np.maximum(predicted / predicted.mean(), 1e-9))
+    return total
 
 
 def features(encoding: Encoding) -> np.ndarray:

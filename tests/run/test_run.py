@@ -382,3 +382,19 @@ def test_a_word_that_python_reserves_can_be_a_key() -> None:
     shown = help_text(train)
     assert "  from=()" in shown
     assert "from_=" not in shown
+
+
+def test_entries_are_loaded_within_a_command() -> None:
+    """Hydra has one global state, which belongs to the command."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    with initialize_config_dir(str(conf.CONF), version_base="1.3"):
+        running = GlobalHydra.instance().hydra
+        assert conf.load("model", "emoji_unet").name == "emoji_unet"
+        with pytest.raises(conf.BadInput, match="no model 'emoji_unit'"):
+            conf.load("model", "emoji_unit")
+        assert GlobalHydra.instance().hydra is running
+        assert compose(overrides=["+objective=quality"])
+    assert conf.load("space", "traced").name == "traced"
+    assert not GlobalHydra.instance().is_initialized()
