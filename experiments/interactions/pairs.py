@@ -1,6 +1,7 @@
 """Which pairs of weights do more or less harm together than alone?
 
     python -m qsdm.probe +model=emoji_unet pairs=8 num_images=256
+    python -m qsdm.probe +model=emoji_unet pairs=4 pairs_of=blocks num_images=256
     python experiments/interactions/pairs.py --name emoji_unet
 
 Adds a pipeline's measured pairs to results.json, prints them as a table, and draws those of all
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsdm.outcome import Objective
-from qsdm.predictor.interactions import candidates, interactions_of
+from qsdm.predictor.interactions import blocks, candidates, interactions_of
 from qsdm.report.figures.canvas import INK, PALETTE, canvas, title, write
 from qsdm.workspace import Workspace, named
 
@@ -27,36 +28,46 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 QUALITY = Objective({"fd_lite0": -1})
 METHOD = "uaq-3"
+MANY = 10_000  # candidates: all of them
 
 
-def measured(workspace: Workspace, num: int) -> list[dict[str, Any]]:
-    """Every pair in the store, with the excess that the trained predictor proposed it for."""
-    uniform = workspace.space.uniform(METHOD)
-    proposed = candidates(workspace.predictor(QUALITY), uniform, num)
-    predicted = {frozenset(one.weights): one.excess for one in proposed}
+def measured(workspace: Workspace) -> list[dict[str, Any]]:
+    """Every pair in the store, with the excess that the trained predictor proposes it for."""
+    uniform, predictor = workspace.space.uniform(METHOD), workspace.predictor(QUALITY)
+    graph = workspace.space.graph
+    predicted = {
+        frozenset(one.groups): one.excess
+        for groups in (None, blocks(graph))
+        for one in candidates(predictor, uniform, MANY, groups)
+    }
+
+    def name(group: tuple[str, ...]) -> str:
+        block = graph.node_of(group[0]).block
+        return group[0] if len(group) == 1 else f"{block} ({len(group)} weights)"
+
     return [
         {
-            "weights": list(one.qconfig.methods),
+            "pair": [name(group) for group in one.groups],
             "harms": [round(harm, 2) for harm in one.harms],
             "joint": round(one.joint, 2),
             "excess": round(one.excess, 2),
             "standard_error": round(one.standard_error, 2),
-            "predicted": round(predicted[frozenset(one.qconfig.methods)], 2),
+            "predicted": round(predicted[frozenset(one.groups)], 2),
             "confirmed": one.is_confirmed,
             "pictures": one.num_images,
         }
         for one in interactions_of(workspace.store.outcomes(), QUALITY)
-        if frozenset(one.qconfig.methods) in predicted
+        if frozenset(one.groups) in predicted
     ]
 
 
 def table(pairs: Sequence[Mapping[str, Any]]) -> str:
     lines = [
-        "| weights | harm alone | of both | beyond the sum | predicted |",
+        "| pair | harm alone | of both | beyond the sum | predicted |",
         "|---|---|---|---|---|",
     ]
     for pair in pairs:
-        first, second = pair["weights"]
+        first, second = pair["pair"]
         bold = "**" * pair["confirmed"]
         lines.append(
             f"| `{first}` and `{second}` | {pair['harms'][0]:.1f} and {pair['harms'][1]:.1f} "
@@ -69,7 +80,7 @@ def table(pairs: Sequence[Mapping[str, Any]]) -> str:
 def figure(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     drawn, side_by_side = canvas(13, 3.6, len(results))
     for axes, (name, pairs) in zip(side_by_side, results.items(), strict=True):
-        names = ["\n+ ".join(pair["weights"]) for pair in pairs]
+        names = ["\n+ ".join(pair["pair"]) for pair in pairs]
         values = [pair["excess"] for pair in pairs]
         colors = [
             PALETTE["random"]
@@ -95,12 +106,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--name", default="emoji_unet")
     parser.add_argument("--store", default="store")
-    parser.add_argument("--pairs", type=int, default=8)
     parser.add_argument("--out", type=Path, default=HERE.parents[1] / "docs" / "interactions.png")
     args = parser.parse_args()
     path = HERE / "results.json"
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    results[args.name] = measured(named(args.name, store=args.store), args.pairs)
+    results[args.name] = measured(named(args.name, store=args.store))
     path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(table(results[args.name]))
     write(args.out, figure(results))

@@ -32,6 +32,7 @@ import numpy as np
 from qsdm.measurement.labels import Bank, Labels
 from qsdm.outcome import Objective, Outcome
 from qsdm.predictor import baselines
+from qsdm.predictor.cheap_labels import cheap_labels
 from qsdm.predictor.encode import Encoding, encode, errors
 from qsdm.predictor.fused import fused
 from qsdm.predictor.hamming import fit_hamming
@@ -107,6 +108,27 @@ class Study:
             metric = QUALITY
         protocol = self.labels.protocol
         return probes_of(self.space, self.table, self.alone, protocol, metric, num_images)
+
+    def read_off(self, order: np.ndarray, num: int) -> Labels:
+        """All labels in an order: the first ``num`` measured of 64 pictures, the others read off
+        their first 16 pictures."""
+        labels = self.few(64).take(order)
+        described = np.stack(
+            [
+                -baselines.error_sum(self.space, self.table, labels.genes),
+                baselines.avg_bits(self.space, labels.genes),
+            ],
+            axis=1,
+        )
+        others = [
+            dataclasses.replace(outcome, metrics=outcome.prefixes[16], num_images=16)
+            for outcome in labels.outcomes[num:]
+        ]
+        cheap = cheap_labels(
+            labels.outcomes[:num], labels.values[:num], described[:num], others, described[num:], 16
+        )
+        values = np.concatenate([labels.values[:num], cheap.labels])
+        return dataclasses.replace(labels, values=values, halves=None)
 
     def lessons(
         self, probes: Probes | None, labels: Labels, num_images: int = LABEL_IMAGES
@@ -346,6 +368,14 @@ def main() -> None:
         show(f"mean {count}", drawn_256 + pictures, averaged(of_256, count), once)
         more = pictures + LABEL_IMAGES - 16
         show(f"mean-16 {count}", drawn_16 + more, averaged(of_16, count), once)
+    for name, several, drawn in (("no probes", [None], 0), ("mean-16", of_16, drawn_16)):
+        upgraded = (7_400 - drawn - 64 - 16 * len(labels)) // 48
+        show(
+            f"{name} {upgraded}x64+16",
+            drawn + 64 + 16 * len(labels) + 48 * upgraded,
+            lambda o, s=several, k=upgraded: study.mean(s, study.read_off(o, k), 64),
+            False,
+        )
     show_few("mean-16", lambda *size: averaged(of_16, *size), drawn_16)
     for metric, images in (
         ("psnr", 16),
