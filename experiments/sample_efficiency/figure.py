@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from matplotlib.ticker import NullFormatter
 
 from qsdm.report.figures.canvas import PALETTE, canvas, legend, title, write
@@ -79,7 +80,9 @@ def differences(
 ) -> Figure:
     figure, side_by_side = canvas(11, 4.2, len(curves))
     for axes, (name, curve) in zip(side_by_side, curves.items(), strict=True):
-        families: dict[tuple[str, str], list[tuple[float, ...]]] = {}
+        families: dict[tuple[str, str], list[tuple[float, ...]]] = {
+            MEASURED[start]: [] for start in ("no probes", "mean-16", "probes-64", "mean")
+        }
         for key, entry in measured[name].get(BITS, {}).items():
             predictor, _, draw = key.rpartition("/")
             if (
@@ -88,9 +91,9 @@ def differences(
                 and (family := MEASURED.get(predictor.rpartition(" ")[0]))
             ):
                 point = (curve[predictor]["pictures"], *entry[REFERENCE])
-                families.setdefault(family, []).append(point)
+                families[family].append(point)
         for (label, color), points in families.items():
-            x, y, error = zip(*sorted(points), strict=True)
+            x, y, error = np.array(sorted(points)).reshape(-1, 3).T
             axes.errorbar(x, y, error, color=color, label=label, marker="o", linestyle="")
         for key, (label, color) in OTHERS.items():
             value = measured[name][BITS][f"{key}/0"][REFERENCE][0]
