@@ -26,9 +26,9 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from qsdm import run, text
+from qsdm import run
 from qsdm.denoisers import Model, prompts_of
 from qsdm.engine.local import Local
 from qsdm.log import Log, ignore
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from qsdm.measurement.comparison import Measured
     from qsdm.measurement.contender import Contender
     from qsdm.metrics import Metric
+    from qsdm.store.schemas import Comparison
 
 
 class LimitExceeded(ValueError):
@@ -61,7 +62,7 @@ def compare(
     shard: int = 32,
     engine: Engine = Local(num_workers=1),  # noqa: B008 (a frozen value)
     log: Log = ignore,
-) -> dict[str, Any]:
+) -> Comparison:
     """Draw the same pictures with several pipelines, and score every two of them in pairs.
 
     Args:
@@ -94,7 +95,7 @@ def compare(
         >>> from qsdm.compare import compare
         >>> from qsdm.engine.serial import Serial
         >>> content = compare(["emoji_unet", "emoji_unet:steps=5"], num_images=8, engine=Serial())
-        denoiser ...
+        emoji_unet ...
         >>> [pipeline["name"] for pipeline in content["pipelines"]]
         ['emoji_unet', 'emoji_unet steps=5']
     """
@@ -115,7 +116,7 @@ def compare(
     versions_of(reference.metrics)  # now: one whose files are missing raises
     where = Store(Path(store), reference.name)
     setup = comparison.Setup(
-        where.path("compare/pictures"),
+        where.path("pictures/compare"),
         prompts_of(reference),
         reference.metrics,
         seed_set,
@@ -133,7 +134,7 @@ def compare(
         log({f"compare/{contender.name}/{n}": v for n, v in values.items() if v is not None})
     folder = out or where.path(f"compare/{folder_name(contenders)}")
     content = report.contents(setup, measured, limit or {})
-    print(tables(content))
+    print(report.as_text(content))
     report.write(Path(folder), content, measured)
     for name in (report.PAGE, report.DATA):
         print(Path(folder) / name)
@@ -190,53 +191,7 @@ def folder_name(contenders: Sequence[Contender]) -> str:
         contenders: the reference and the others.
     """
     names = "+".join(contender.name for contender in contenders[1:])
-    return re.sub(r"[^\w.+=-]+", "_", names)[:120]
-
-
-def tables(content: Mapping[str, Any]) -> str:
-    """Format what was measured, and the paired differences.
-
-    Args:
-        content: contents of compare.json.
-
-    Returns:
-        Lines without a final newline.
-    """
-    about = content["metrics"]
-
-    def number(name: str, value: float | None, sign: str = "") -> str | None:
-        return None if value is None else f"{value:{sign}.{about[name]['digits']}f}"
-
-    def measured(entry: Mapping[str, Any], name: str) -> str | None:
-        value, error = entry["metrics"].get(name), entry["standard_errors"].get(name)
-        if value is None or error is None:
-            return number(name, value)
-        return f"{number(name, value)} ± {number(name, error)}"
-
-    heads = ["", "denoiser", "s a picture", "peak memory", *about]
-    rows = [
-        [
-            entry["name"],
-            text.size(entry["size_bytes"]) if entry["size_bytes"] else None,
-            f"{entry['picture_s']:.3g}",
-            text.size(entry["peak_bytes"]) if entry["peak_bytes"] else None,
-            *(measured(entry, name) for name in about),
-        ]
-        for entry in content["pipelines"]
-    ]
-    if not content["differences"]:
-        return text.table(heads, rows)
-    names = ["paired difference", "metric", "value", "95 % from", "to", ""]
-    pairs = [
-        [
-            f"{row['second']} − {row['first']}",
-            row["metric"],
-            *(number(row["metric"], row[key], "+") for key in ("value", "low", "high")),
-            row["verdict"],
-        ]
-        for row in content["differences"]
-    ]
-    return f"{text.table(heads, rows)}\n\n{text.table(names, pairs)}"
+    return re.sub(r"[^\w.+=-]+", "_", names)[:120].strip(".") or "others"
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ def table(
     heads: Sequence[str],
     rows: Iterable[Sequence[object]],
     floats: str | Sequence[str] = ".4f",
+    are_texts: bool = False,
 ) -> str:
     """Align rows in columns: the first to the left, all others to the right.
 
@@ -57,6 +58,7 @@ def table(
         heads: names of the columns.
         rows: a cell for each column; None is shown as a dash, integers with separators.
         floats: format of numbers with a fraction, of all columns or of each.
+        are_texts: whether all cells are texts, which are shown as they are, +0.50 too.
 
     Returns:
         Lines without a final newline.
@@ -79,7 +81,8 @@ def table(
         intfmt=",",
         missingval="-",
         colalign=("left", *["right"] * (len(heads) - 1)) if cells else None,
-        disable_numparse=[0] if cells else False,  # a name like 1e5 is a name
+        # a name like 1e5 is a name
+        disable_numparse=are_texts or ([0] if cells else False),
     )
 
 

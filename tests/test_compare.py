@@ -6,6 +6,8 @@ import html.parser
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,15 +18,17 @@ import single_files
 from safetensors.torch import save_file
 from tiny import CAPTIONS
 
+import qsdm
 from qsdm import run
 from qsdm.calibrate import calibrate
 from qsdm.checkpoint import save_quantized
-from qsdm.compare import LimitExceeded, compare
+from qsdm.compare import LimitExceeded, compare, folder_name
 from qsdm.denoisers import Model, ModelError, load_pipeline
 from qsdm.engine.local import Local
 from qsdm.engine.serial import Serial
 from qsdm.measure import measure
 from qsdm.measurement import pictures
+from qsdm.measurement.contender import Contender
 from qsdm.measurement.drawer import Drawer
 from qsdm.measurement.spelling import Chosen, read_contenders, read_options
 from qsdm.metrics.fidelity import Psnr
@@ -289,8 +293,8 @@ def test_the_command_line(
     ]
     assert run.execute(compare, [*arguments, "limit.psnr=1"]) == 0
     printed = capsys.readouterr().out
-    assert re.search(r"^small .* ± ", printed, re.MULTILINE)
-    assert "lite0_distance" in printed  # of metrics that need no files
+    assert re.search(r"^PSNR, dB +– +\d+\.\d\d ± ", printed, re.MULTILINE)
+    assert "lite0 distance" in printed  # of metrics that need no files
     assert run.execute(compare, [*arguments, "limit.psnr=90"]) == 1
     assert re.search(r"error: small: psnr .* is below limit\.psnr=90", capsys.readouterr().err)
     assert run.execute(compare, [*arguments, "limit.fid=9"]) == 1
@@ -309,7 +313,30 @@ def test_models_of_conf_are_pipelines_by_name(
     assert run.execute(compare, arguments) == 0
     printed = capsys.readouterr().out
     assert "emoji_unet steps=1 − emoji_unet steps=2" in printed
+    assert re.search(r"^fd_lite0 +[+−]\d+\.\d +[+−]\d+\.\d to [+−]", printed, re.MULTILINE)
     assert (tmp_path / "store/emoji_unet/compare/emoji_unet_steps=1/compare.html").exists()
+
+
+def test_help_is_fast_and_names_the_pipelines() -> None:
+    """No heavy package is imported for it."""
+    code = (
+        "import runpy, sys; sys.argv[1:] = ['--help']\n"
+        "try: runpy.run_module('qsdm.compare', run_name='__main__', alter_sys=True)\n"
+        "except SystemExit as stop: assert stop.code == 0\n"
+        "print({'torch', 'diffusers', 'transformers', 'matplotlib'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "pipelines=VALUE" in done.stdout
+    assert "limit=" in done.stdout
+    assert done.stdout.rstrip().endswith("set()"), "heavy imports"
+
+
+def test_a_folder_is_named_after_the_others() -> None:
+    contenders = [
+        Contender(name, qsdm.open("emoji_unet").model) for name in ("a", "../b", "c steps=4")
+    ]
+    assert folder_name(contenders) == "_b+c_steps=4"
+    assert folder_name([contenders[0], Contender("..", contenders[0].model)]) == "others"
 
 
 def test_bare_arguments_are_the_pipelines() -> None:
@@ -432,7 +459,7 @@ def test_bad_input_gets_one_sentence(
     spellings = [reference(tiny_model), *(other.format_map(places) for other in others)]
     with pytest.raises((ValueError, ModelError), match=message):
         compare(spellings, **options | changes)
-    assert not list(tmp_path.rglob("compare/pictures")), "nothing was drawn"
+    assert not list(tmp_path.rglob("pictures/compare")), "nothing was drawn"
 
 
 def test_a_pipeline_that_draws_no_pictures_is_named(

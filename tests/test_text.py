@@ -57,3 +57,8 @@ def test_numbers_of_the_first_column_have_their_format() -> None:
 
 def test_a_table_without_rows_is_its_heads() -> None:
     assert table(["method", "bytes"], []).split() == ["method", "bytes"]
+
+
+def test_texts_that_look_like_numbers_are_shown_as_they_are() -> None:
+    shown = table(["", "a"], [["x", "+0.50"], ["y", None]], are_texts=True)
+    assert [line.split() for line in shown.splitlines()] == [["a"], ["x", "+0.50"], ["y", "-"]]

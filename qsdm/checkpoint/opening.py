@@ -48,14 +48,14 @@ def open_pipeline(contender: Contender) -> diffusers.DiffusionPipeline:
         CheckpointError: a checkpoint of qsdm is damaged.
     """
     model, component = contender.model, contender.model.component
+    parts: dict[str, Any] = {}
     quiet()
     if contender.denoiser is not None:
-        denoiser = load_denoiser(contender.denoiser, model, contender.load)
-        return load_pipeline(model, **{component: denoiser})
-    if model.file is None and quantization(contender):
-        denoiser = load_denoiser(_pipeline_folder(model) / component, model, model.load)
-        return load_pipeline(model, **{component: denoiser})
-    return load_pipeline(model)
+        parts[component] = load_denoiser(contender.denoiser, model, contender.load)
+    elif model.file is None and quantization(contender):
+        folder = _pipeline_folder(model) / component
+        parts[component] = load_denoiser(folder, model, model.load)
+    return load_pipeline(model, **parts)
 
 
 def load_denoiser(path: Path, model: Model, load: Mapping[str, Any] = {}) -> nn.Module:

@@ -197,9 +197,10 @@ def changed_most(setup: Setup, measured: Sequence[Measured]) -> list[int]:
     name = measured[0].fidelity[0]
     sign = -1 if setup.metrics[name].larger_is_better else 1
     worst = np.max([sign * other.per_drawing[name] for other in measured[1:]], axis=0)
+    captions = setup.captions
     chosen: dict[str, int] = {}
     for number in np.argsort(-worst, kind="stable"):
-        chosen.setdefault(setup.captions[number], int(number))
+        chosen.setdefault(captions[number], int(number))
         if len(chosen) == NUM_SHOWN:
             break
     return list(chosen.values())

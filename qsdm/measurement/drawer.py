@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 from typing import Protocol as Interface
 
 import numpy as np
@@ -98,12 +98,12 @@ class Drawer:
         if batch_size < 1:
             raise ValueError(f"batch_size must be positive (got {batch_size})")
         self.model, self.graph, self.batch_size = model, graph, batch_size
-        self.pipeline = load_pipeline(model) if pipeline is None else pipeline
+        self.pipeline = cast(Any, load_pipeline(model) if pipeline is None else pipeline)
         self.denoiser = denoiser_of(self.pipeline, model)
         if isinstance(packed, PackedWeights):  # now, while the weights are as they were loaded
             packed.require(self.denoiser.get_parameter, graph)
         if torch.cuda.is_available():
-            self.pipeline.to("cuda")  # type: ignore[attr-defined]
+            self.pipeline.to("cuda")
         for name in {model.component, *denoisers_in(pipeline_index(model))}:
             if (module := getattr(self.pipeline, name, None)) is not None:
                 compute_in(module, computed_in(model.dtype))
@@ -177,7 +177,7 @@ class Drawer:
             generator=[torch.Generator().manual_seed(drawing.seed) for drawing in batch],
             output_type="pt",
         )
-        images = pictures_of(self.pipeline(**call), frames)  # type: ignore[operator]
+        images = pictures_of(self.pipeline(**call), frames)
         name = type(self.pipeline).__name__
         if len(images) != len(batch) * frames:
             raise EvaluationError(

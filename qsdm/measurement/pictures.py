@@ -1,6 +1,6 @@
 """The pictures of a pipeline, drawn by workers of its own and kept in files.
 
-    store/<model>/compare/pictures/<how they are drawn>/<first>-<last + 1>.safetensors
+    store/<model>/pictures/compare/<how they are drawn>/<first>-<last + 1>.safetensors
 
 Each file says how long drawing it took and how much memory its worker had used by then. Workers
 only draw, so neither contains anything else than the pipeline.

@@ -198,7 +198,7 @@ def discovered(path: str, options: Mapping[str, Any], base: Model | None) -> Mod
     Raises:
         ModelError: there is no pipeline.
     """
-    which = {key: options.get(key) for key in ("revision", "component")}
+    which: dict[str, Any] = {key: options.get(key) for key in ("revision", "component")}
     load = dict(options["load"])
     if base is None:
         return discover(path, **which, load=load)

@@ -21,6 +21,7 @@ from qsdm.store.files import write_text
 from qsdm.store.provenance import provenance
 from qsdm.store.schemas import COMPARISON
 from qsdm.text import size
+from qsdm.text import table as text_table
 
 if TYPE_CHECKING:
     from qsdm.store.schemas import Comparison, Limit
@@ -190,9 +191,9 @@ def render(content: Content, pictures: Mapping[str, np.ndarray]) -> str:
         differences=pairs(content),
         captions=captions(content, pictures),
         chart=chart,
-        chart_hint=f"{content['metrics'][metric]['label']} of every picture to the one of "
-        f"{content['pipelines'][0]['name']} from the same caption and noise, from the picture that "
-        "changed most to the one that changed least.",
+        chart_hint=f"{content['metrics'][metric]['label'].partition(', ')[0]} of every picture to "
+        f"the one of {content['pipelines'][0]['name']} from the same caption and noise, from what "
+        "changed most to what changed least.",
         limits=content["limits"],
         limit_sentence=limit_sentence,
         about=about(content),
@@ -218,8 +219,7 @@ def heading(content: Content) -> str:
             if (row["first"], row["second"]) == (reference["name"], entry["name"]):
                 said.setdefault(row["verdict"], []).append(row["metric"])
         parts = [f"{word} in {', '.join(names)}" for word, names in sorted(said.items())]
-        value = number(content, fidelity, entry["metrics"][fidelity])
-        parts.append(f"{content['metrics'][fidelity]['label']} {value}")
+        parts.append(with_label(content, fidelity, entry["metrics"][fidelity]))
         sentences.append(f"{entry['name']}: {'; '.join(parts)}")
     return f"Against {reference['name']}. " + ". ".join(sentences) + "."
 
@@ -238,31 +238,49 @@ def number(content: Content, metric: str, value: float | None, sign: str = "") -
     return f"{value:{sign}.{content['metrics'][metric]['digits']}f}".replace("-", "−")
 
 
+def with_label(content: Content, metric: str, value: float | None) -> str:
+    """Format a value with the metric's label, and with the unit behind it: PSNR 28.51 dB.
+
+    Args:
+        content: of compare.json.
+        metric: its name.
+        value: None for a dash.
+    """
+    label, _, unit = content["metrics"][metric]["label"].partition(", ")
+    return f"{label} {number(content, metric, value)} {unit}".rstrip()
+
+
 def table(content: Content) -> dict[str, Any]:
-    """Write what was measured of each pipeline, with standard errors.
+    """Write what was measured, with standard errors: a row for each cost and metric.
 
     Args:
         content: of compare.json.
 
     Returns:
-        heads, and rows of cells.
+        heads, a column for each pipeline, and rows of cells.
     """
-    names = content["metrics"]
-    rows = []
-    for entry in content["pipelines"]:
-        cells = [
-            entry["name"],
-            size(entry["size_bytes"]) if entry["size_bytes"] else "–",
-            f"{entry['picture_s']:.3g} s",
-            size(entry["peak_bytes"]) if entry["peak_bytes"] else "–",
-        ]
-        for name in names:
-            value, error = entry["metrics"].get(name), entry["standard_errors"].get(name)
-            cell = number(content, name, value)
-            cells.append(cell if error is None else f"{cell} ± {number(content, name, error)}")
-        rows.append(cells)
-    labels = [about["label"] for about in names.values()]
-    return {"heads": ["", "denoiser", "a picture", "peak memory", *labels], "rows": rows}
+    pipelines = content["pipelines"]
+
+    def bytes_of(entry: Mapping[str, Any], key: str) -> str:
+        return size(entry[key]) if entry[key] else "–"
+
+    def measured(entry: Mapping[str, Any], name: str) -> str:
+        value, error = entry["metrics"].get(name), entry["standard_errors"].get(name)
+        cell = number(content, name, value)
+        return (
+            cell if value is None or error is None else f"{cell} ± {number(content, name, error)}"
+        )
+
+    rows = [
+        ["denoiser's files", *(bytes_of(entry, "size_bytes") for entry in pipelines)],
+        ["drawing a picture", *(f"{entry['picture_s']:.3g} s" for entry in pipelines)],
+        ["peak memory", *(bytes_of(entry, "peak_bytes") for entry in pipelines)],
+        *(
+            [about["label"], *(measured(entry, name) for entry in pipelines)]
+            for name, about in content["metrics"].items()
+        ),
+    ]
+    return {"heads": ["", *(entry["name"] for entry in pipelines)], "rows": rows}
 
 
 def pairs(content: Content) -> list[dict[str, Any]]:
@@ -289,6 +307,24 @@ def pairs(content: Content) -> list[dict[str, Any]]:
     return [{"title": title, "rows": rows} for title, rows in tables.items()]
 
 
+def as_text(content: Content) -> str:
+    """Write the tables for a terminal.
+
+    Args:
+        content: of compare.json.
+
+    Returns:
+        Lines without a final newline.
+    """
+    measured = table(content)
+    blocks = [text_table(measured["heads"], measured["rows"], are_texts=True)]
+    for pair in pairs(content):
+        heads = [pair["title"], "paired difference", "95 % interval", ""]
+        rows = [list(row.values()) for row in pair["rows"]]
+        blocks.append(text_table(heads, rows, are_texts=True))
+    return "\n\n".join(blocks)
+
+
 def captions(content: Content, pictures: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     """Put the pictures of each caption side by side.
 
@@ -302,13 +338,10 @@ def captions(content: Content, pictures: Mapping[str, np.ndarray]) -> list[dict[
     rows = []
     for i, entry in enumerate(content["captions"]):
         shown = []
-        for name, images in pictures.items():
-            values = entry["values"].get(name, {})
-            note = " · ".join(
-                f"{content['metrics'][m]['label']} {number(content, m, v)}"
-                for m, v in values.items()
-            )
-            shown.append({"name": name, "note": note or "reference", "uri": _uri(images[i])})
+        for pipeline, images in pictures.items():
+            values = entry["values"].get(pipeline, {})
+            note = " · ".join(with_label(content, name, v) for name, v in values.items())
+            shown.append({"name": pipeline, "note": note or "reference", "uri": _uri(images[i])})
         rows.append({"caption": entry["caption"], "number": entry["number"], "pictures": shown})
     return rows
 
