@@ -4,11 +4,12 @@
     python -m qsdm +model=emoji_unet avg_bits=3.25 candidates=12
     python -m qsdm +model=emoji_unet force=true
 
-Runs trace, calibrate, measure, train, attribute, search and realize. A stage is skipped if the
-store holds what it writes and nothing that it reads has changed: ``stages.json`` in the model's
-store remembers for each stage a digest of its arguments and of the files that it reads, and digests
-of the files that it wrote. measure runs only while there are fewer than ``num_labels`` labels. What
-realize measures is not a label: a search has proposed it.
+Runs trace, calibrate, probe, measure, train, attribute, search (with rounds) and realize. A stage
+is skipped if the store holds what it writes and nothing that it reads has changed: ``stages.json``
+in the model's store remembers for each stage a digest of its arguments and of the files that it
+reads, and digests of the files that it wrote. probe runs only if no complete probes of the weights
+are there, and measure only while there are fewer than ``num_labels`` labels. What the rounds of
+search and realize measure is not a label: a search has proposed it.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from qsdm.graph import canonical
 from qsdm.log import Log, ignore
 from qsdm.outcome import Objective
 from qsdm.predictor.probes import is_probe
+from qsdm.qconfig import OutsideSpace
 from qsdm.store import Store
 from qsdm.store.artifacts import Artifact
 from qsdm.store.files import decode
@@ -115,6 +117,7 @@ def stages(space: str) -> list[Stage]:
     return [
         Stage("trace", (), ("graph.json",)),
         Stage("calibrate", ("graph.json",), tables),
+        Stage("probe", ("graph.json", *tables), ()),
         Stage("measure", ("graph.json", *tables), ()),
         Stage("train", ("graph.json", tables[0]), (report,)),
         Stage("attribute", ("graph.json", tables[0], report), (sensitivity,)),
@@ -135,12 +138,16 @@ def main(
     attribution: AttributionOptions,
     strategy: StrategyOptions,
     engine: Engine,
-    num_labels: int = 80,
+    fidelity: str = "drawn",
+    probe_images: int = 16,
+    num_labels: int = 40,
     num_images: int = 256,
     seed_set: int = 0,
     budget: int = 10_000,
     avg_bits: float = 3.5,
-    candidates: int = 6,
+    rounds: int = 1,
+    per_round: int = 4,
+    candidates: int = 1,
     num_random: int = 5,
     batch_size: int = 16,
     seed: int = 0,
@@ -156,12 +163,18 @@ def main(
         attribution: how sensitivities are computed.
         strategy: of the search.
         engine: where measurements run.
+        fidelity: of the probes, if there are none: forward, drawn or full (see `qsdm.probe`).
+        probe_images: pictures of each probe; ``full`` needs more than the others.
         num_labels: number of labels that the predictor needs; missing ones are measured.
         num_images: pictures per measured configuration.
         seed_set: of the starting noise of the labels; the final table uses the next one.
         budget: number of configurations that the search may have predicted.
-        avg_bits: the most bits per weight that the chosen configuration may have.
-        candidates: number of points of the front that are measured to choose one.
+        avg_bits: the most bits per weight that the chosen configuration may have; rounds look for
+            the best one.
+        rounds: how often the search measures what promises most, and searches again.
+        per_round: configurations that a round measures.
+        candidates: number of points of the last front that are measured, too; the best of them and
+            of the rounds' is chosen.
         num_random: number of random configurations of the same size in the final table.
         batch_size: pictures that are drawn at a time.
         seed: of sampling, folds and search.
@@ -174,12 +187,15 @@ def main(
     parameters = dict(locals())
     require(1, MANY, num_labels=num_labels, candidates=candidates, batch_size=batch_size)
     require(2, MANY, num_images=num_images)
-    require(0, MANY, num_random=num_random)
+    require(1, MANY, per_round=per_round)
+    require(2, MANY, probe_images=probe_images)
+    require(0, MANY, num_random=num_random, rounds=rounds)
     require(1, budget=budget, avg_bits=avg_bits)
     # The final table is measured on seeds that no label used.
     renamed = {
         "realize": {"label_seed_set": seed_set, "seed_set": seed_set + 1},
         "measure": {"num_configs": num_labels},
+        "probe": {"num_images": probe_images},
     }
     weights, seconds = weights_digest(workspace.model), {}
     ordered, began = stages(workspace.space_name), time.perf_counter()
@@ -192,6 +208,8 @@ def main(
         if stage.name == "measure":
             labels = num_measured(workspace, objective, seed_set, num_images)
             why = f"{labels} of {num_labels} labels are measured" if labels >= num_labels else None
+        elif stage.name == "probe":
+            why = probed(workspace, objective)
         else:
             inputs = inputs_of(stage, weights, arguments)
             current = not force and is_current(workspace.store, stage, inputs)
@@ -204,7 +222,7 @@ def main(
         start = time.perf_counter()
         stage.function(**arguments)
         seconds[f"{stage.name}_s"] = round(time.perf_counter() - start, 3)
-        if stage.name != "measure":
+        if stage.makes:
             remember(workspace.store, stage, inputs_of(stage, weights, arguments))
         print(f"{stage.name} took {seconds[f'{stage.name}_s']:.1f} s", flush=True)
     print(f"\n{time.perf_counter() - began:.0f} s in all; see {workspace.path('report.html')}")
@@ -230,6 +248,26 @@ def num_measured(workspace: Workspace, objective: Objective, seed_set: int, num_
     except NoLabels:
         return 0
     return len(labels) if labels.is_current(workspace.model) else 0
+
+
+def probed(workspace: Workspace, objective: Objective) -> str | None:
+    """Tell which probes there are.
+
+    Args:
+        workspace: model, space and store.
+        objective: whose loss is harm.
+
+    Returns:
+        A sentence; None if there are no complete ones.
+    """
+    from qsdm.predictor.probes import ProbeError
+
+    try:
+        probes = workspace.probes(objective)
+    except (ProbeError, OutsideSpace):
+        return None
+    of = f"of {probes.num_images} pictures each" if probes.num_images else "without pictures"
+    return f"{len(probes.weights)} weights are probed, {probes.fidelity}, {of}"
 
 
 def inputs_of(stage: Stage, weights: str, arguments: Mapping[str, Any]) -> str:
@@ -262,6 +300,12 @@ def inputs_of(stage: Stage, weights: str, arguments: Mapping[str, Any]) -> str:
             (*outcome.key, sorted(outcome.versions.items()))
             for outcome in workspace.store.outcomes()
             if outcome.is_label or is_probe(outcome)
+        )
+    if stage.name == "search":
+        parts["rounds"] = sorted(
+            outcome.key
+            for outcome in workspace.store.outcomes()
+            if outcome.provenance.get("stage") == "rounds"
         )
     return hashlib.sha256(canonical(parts)).hexdigest()
 

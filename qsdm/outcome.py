@@ -154,7 +154,7 @@ class Outcome:
             the noise of a label; may lack a metric.
         prefixes: metrics of the first 16, 64, ... pictures, by their number.
         provenance: versions, commit, seconds; ``stage``, what it was measured for: measure, test,
-            candidates or realize.
+            probe, rounds, candidates or realize.
         versions: of each metric by its name, with all that changes its value.
         earlier: by name of a metric and its version, value and halves that another version has
             replaced.

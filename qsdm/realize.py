@@ -4,8 +4,11 @@
     python -m qsdm.realize +model=emoji_unet avg_bits=3.25 candidates=12
 
 The front's best predicted points are measured under the protocol of the labels, and the best of
-them is chosen. Then it is measured on fresh seeds, which nothing has seen before, beside full
-precision, every uniform configuration, and random ones of its size.
+them and of what the search's rounds have measured is chosen. Being chosen by what it measured
+flatters it. So it is measured again on fresh seeds, which no choice has seen, beside full
+precision, every uniform configuration, and random ones of its size; differences are paired (the
+same captions and noise). What the store holds of these is not measured again: random
+configurations of a test set on the fresh seeds serve as random ones.
 
 Writes ``summary.json`` (measured values only), ``chosen.json`` (the configuration), ``checkpoint/``
 (the pipeline with its denoiser packed, see `qsdm.checkpoint.load_quantized`, and a model card),
@@ -25,7 +28,7 @@ from qsdm.engine.local import Local
 from qsdm.log import Log, ignore
 from qsdm.metrics import description
 from qsdm.outcome import EvaluationError, Objective, Outcome
-from qsdm.qconfig import QuantConfig, Space
+from qsdm.qconfig import OutsideSpace, QuantConfig, Space
 from qsdm.store import StoreError
 from qsdm.store.files import write_text
 from qsdm.store.provenance import provenance
@@ -63,7 +66,7 @@ def realize(
         workspace: model, space and store.
         objective: by which the best candidate is chosen.
         avg_bits: the most bits per weight that the chosen configuration may have.
-        candidates: number of points of the front that are measured.
+        candidates: number of points of the front that are measured, beside what rounds measured.
         num_images: pictures per configuration, in both rounds.
         label_seed_set: starting noise of the first round, that of the labels.
         seed_set: starting noise of the second round.
@@ -116,11 +119,17 @@ def realize(
         proposed = [QuantConfig.from_json(point["qconfig"]) for point in points]
         labels = ready.protocol(label_seed_set, num_images)
         measured = ready.measure(proposed, labels, "candidates", log)
+        for entry, outcome in of_rounds(ready, front, labels, avg_bits):
+            if outcome.qconfig.digest not in measured.outcomes:
+                measured.outcomes[outcome.qconfig.digest] = outcome
+                points.append(entry)
+                proposed.append(outcome.qconfig)
         ours = choose(ready.space, objective, measured, proposed)
         CHOSEN.write(ready.store.path("chosen.json"), ours.to_json())
 
-        rows = compared(ready.space, ours, num_random, np.random.default_rng(seed))
         fresh = ready.protocol(seed_set, num_images)
+        rivals = random_of_size(ready, fresh, ours, num_random, np.random.default_rng(seed))
+        rows = compared(ready.space, ours, rivals)
         final = ready.measure(list(rows.values()), fresh, "realize", log)
         summary: dict[str, Any] = {
             "schema": SUMMARY.schema,
@@ -134,6 +143,7 @@ def realize(
             "label_seed_set": label_seed_set,
             "protocol": fresh.to_json(),
             "rows": [row(ready.space, name, final.of(qconfig)) for name, qconfig in rows.items()],
+            "differences": differences(rows, final),
             "candidates": [
                 {"predicted": point["predicted"]}
                 | row(ready.space, qconfig.digest[:12], measured.of(qconfig))
@@ -227,29 +237,114 @@ def choose(
     return max(finite, key=quality)
 
 
+def of_rounds(
+    ready: Session, front: Mapping[str, Any], labels: Protocol, avg_bits: float
+) -> list[tuple[dict[str, Any], Outcome]]:
+    """Find what the search's rounds have measured within the budget.
+
+    Args:
+        ready: the running session.
+        front: what `search` wrote.
+        labels: protocol of the labels.
+        avg_bits: the most bits per weight.
+
+    Returns:
+        Proposals with their outcomes; none if rounds measured under another protocol.
+    """
+    stored = {outcome.qconfig.digest: outcome for outcome in ready.store.outcomes(labels)}
+    report = front.get("rounds") or {"rounds": []}
+    return [
+        (entry, stored[entry["digest"]])
+        for found in report["rounds"]
+        for entry in found["proposals"]
+        if entry["avg_bits"] <= avg_bits and entry["digest"] in stored
+    ]
+
+
+def random_of_size(
+    ready: Session, fresh: Protocol, ours: QuantConfig, num: int, rng: np.random.Generator
+) -> list[QuantConfig]:
+    """Choose random configurations within 1 % of a configuration's bytes.
+
+    Args:
+        ready: the running session.
+        fresh: protocol of the comparison; random configurations that the store holds of it come
+            first.
+        ours: the configuration.
+        num: how many.
+        rng: source of random numbers.
+
+    Returns:
+        The configurations.
+    """
+    from qsdm.measurement.labels import RANDOM, stage_of
+    from qsdm.strategies.random import near
+
+    space = ready.space
+    size = cost.size_bytes(space.graph, ours, space.full_bits)
+    chosen: list[QuantConfig] = []
+    for outcome in ready.store.outcomes(fresh):
+        if stage_of(outcome) not in RANDOM or outcome.lacks(ready.versions):
+            continue
+        try:
+            space.encode(outcome.qconfig)
+        except OutsideSpace:
+            continue
+        other = cost.size_bytes(space.graph, outcome.qconfig, space.full_bits)
+        if abs(other - size) <= 0.01 * size and outcome.qconfig.digest != ours.digest:
+            chosen.append(outcome.qconfig)
+    chosen = chosen[:num]
+    return chosen + [near(space, size, 0.01, rng) for _ in range(num - len(chosen))]
+
+
 def compared(
-    space: Space, ours: QuantConfig, num_random: int, rng: np.random.Generator
+    space: Space, ours: QuantConfig, rivals: Sequence[QuantConfig]
 ) -> dict[str, QuantConfig]:
     """List the rows of the final table.
 
     Args:
         space: of the configurations.
         ours: the chosen configuration.
-        num_random: number of random configurations of its size.
-        rng: source of random numbers.
+        rivals: random configurations of its size.
 
     Returns:
         Configurations by name.
     """
-    from qsdm.strategies.random import near
-
     methods = sorted((m for m in space.methods if not m.is_full), key=lambda m: (-m.bits, m.name))
-    size = cost.size_bytes(space.graph, ours, space.full_bits)
     return {
         "fp": QuantConfig(ours.denoiser, {}),
         **{str(method): space.uniform(method) for method in methods},
-        **{f"random-{i}": near(space, size, 0.01, rng) for i in range(num_random)},
+        **{f"random-{i}": qconfig for i, qconfig in enumerate(rivals)},
         "ours": ours,
+    }
+
+
+def differences(
+    rows: Mapping[str, QuantConfig], final: Measured
+) -> dict[str, dict[str, tuple[float, float | None]]]:
+    """Compare ours with every other row, and with the mean of the random ones, in pairs.
+
+    Args:
+        rows: configurations by name, ours among them.
+        final: their outcomes under one protocol.
+
+    Returns:
+        By name (``random`` for the mean) and metric: value of the row minus that of ours, and the
+        paired standard error (see `qsdm.measurement.paired`); None without halves.
+    """
+    from qsdm.measurement.paired import mean_difference
+
+    ours = final.of(rows["ours"])
+    groups = {name: [final.of(q)] for name, q in rows.items() if name != "ours"}
+    if random := [final.of(q) for name, q in rows.items() if name.startswith("random-")]:
+        groups["random"] = random
+    return {
+        name: {
+            metric: (found.value, found.standard_error)
+            for metric in ours.metrics
+            if (found := mean_difference(others, ours, metric)) is not None
+        }
+        for name, others in groups.items()
     }
 
 

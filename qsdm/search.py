@@ -3,6 +3,14 @@
     python -m qsdm.search +model=emoji_unet
     python -m qsdm.search +model=emoji_unet strategy=random budget=5000
     python -m qsdm.search +model=emoji_unet max_bits=3.5 kappa=1
+    python -m qsdm.search +model=emoji_unet rounds=3 avg_bits=3.5   # measure, learn, search again
+    python -m qsdm.search +model=emoji_unet rounds=3 plan=true price_per_hour=2.5
+
+With ``rounds``, each round measures the configurations that promise the largest gain, and the next
+search knows what came out (`qsdm.measurement.rounds`). What a round proposes is written to
+``search/<space>-rounds.json`` first; a killed search goes on, and a larger ``rounds`` continues.
+The networks are not trained again: outcomes of proposals condition their predictions
+(`qsdm.predictor.update`), in this search and in every later one.
 
 Writes ``search/<space>.json``::
 
@@ -10,14 +18,16 @@ Writes ``search/<space>.json``::
     denoiser, space, objective, strategy, seed, budget, kappa, max_bits
     num_evaluations     configurations that the predictor was asked for, baselines included
     points              the front of all of them, by rising bytes:
-                        qconfig, predicted (mean of the folds), std (over the folds), avg_bits,
-                        size_bytes
+                        qconfig, predicted, std (of what measuring would give), avg_bits, size_bytes
     baselines           by name: points (predicted, std, avg_bits, size_bytes; its own front) of
                         greedy (predicted sensitivity per byte), greedy_error (weight error per
                         byte), random, uniform
     hypervolume         by name, ``front`` and ``strategy`` (the strategy's own proposals) among
                         them: the share of the box between the best and the worst of all evaluated
                         configurations that the front dominates
+    rounds              avg_bits, and front and volume of the labels; by round: proposals with what
+                        they measured, optimism, volume and gain with errors, the measured front;
+                        null without rounds
     provenance
 """
 
@@ -25,25 +35,36 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qsdm import text
+from qsdm.engine.local import Local
+from qsdm.engine.serial import Serial
 from qsdm.log import Log, ignore
 from qsdm.outcome import Objective
 from qsdm.qconfig import Space
+from qsdm.store import StoreError
 from qsdm.store.provenance import provenance
-from qsdm.store.schemas import FRONT
+from qsdm.store.schemas import FRONT, RoundsReport
 from qsdm.strategies import Problem, StrategyOptions
 from qsdm.strategies.front import front, hypervolume
 from qsdm.strategies.greedy import path, spread
 from qsdm.text import MANY, require
 from qsdm.workspace import Workspace, takes_workspace
 
+if TYPE_CHECKING:
+    from qsdm.engine import Engine
+    from qsdm.measurement.labels import Labels
+    from qsdm.measurement.rounds import Limits
+    from qsdm.measurement.session import Session
+    from qsdm.predictor import Predictor
+    from qsdm.predictor.update import Updated
+
 Predict = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""Genes, int64 [B, W] => mean and standard deviation of the quality over the folds, float64 [B]."""
+"""Genes, int64 [B, W] => mean and standard deviation of the quality, float64 [B] each."""
 
 
 @takes_workspace("model", "space", "objective", "strategy", "store")
@@ -56,6 +77,15 @@ def search(
     kappa: float = 0.0,
     max_points: int = 200,
     seed: int = 0,
+    rounds: int = 0,
+    per_round: int = 4,
+    avg_bits: float | None = None,
+    max_pictures: int | None = None,
+    patience: int = 2,
+    batch_size: int = 16,
+    engine: Engine = Local(),  # noqa: B008 (a frozen value)
+    plan: bool = False,
+    price_per_hour: float | None = None,
     log: Log = ignore,
 ) -> dict[str, Any]:
     """Minimize minus the predicted quality and the bytes, and store the front.
@@ -65,18 +95,31 @@ def search(
         objective: for which the predictor was trained.
         strategy: how configurations are proposed.
         max_bits: average bits above which configurations are of no interest; None for no limit.
-        budget: number of configurations that the strategy may have predicted.
-        kappa: number of standard deviations over the folds that are subtracted from the predicted
-            mean, not negative.
+        budget: number of configurations that the strategy may have predicted, in all rounds
+            together.
+        kappa: number of standard deviations that are subtracted from the predicted mean, not
+            negative.
         max_points: number of points of the stored front, evenly spaced over it.
         seed: of the random configurations and the strategy.
-        log: receives the progress and the hypervolumes.
+        rounds: how often to measure what promises most, and to search again; those of earlier runs
+            count.
+        per_round: configurations that a round measures.
+        avg_bits: rounds improve the best configuration of at most this many bits; None: the whole
+            front.
+        max_pictures: of all rounds together, full precision apart; None for no limit.
+        patience: rounds without gain, in a row, after which there are no more.
+        batch_size: pictures that are drawn at a time.
+        engine: where rounds measure.
+        plan: only print what rounds may still draw, how long it takes and what it costs.
+        price_per_hour: of one worker, in any currency; for the plan.
+        log: receives the progress, the hypervolumes and the reports of rounds.
 
     Returns:
-        What was written.
+        What was written; with ``plan`` nothing.
 
     Raises:
         StoreError: an earlier stage has not run, or for another objective.
+        EvaluationError: rounds cannot draw pictures.
         ValueError: a value is out of range, or nothing in the space has at most ``max_bits``.
 
     Example:
@@ -89,30 +132,247 @@ def search(
         >>> front["points"][0]["size_bytes"] < front["points"][-1]["size_bytes"]
         True
     """
-    require(1, MANY, max_points=max_points)
-    require(1, budget=budget, max_bits=max_bits)
-    require(0, kappa=kappa)
-    predictor = workspace.predictor(objective)
-    result = search_front(
-        predictor.predict,
-        Problem.of(workspace.space, workspace.table),
-        strategy,
-        max_bits,
-        budget,
-        kappa,
-        max_points,
-        seed,
-        log,
+    from qsdm.measurement.plan import plan_rounds
+    from qsdm.measurement.rounds import Journal, Loop, region_of, table
+    from qsdm.measurement.session import open_session
+
+    require(1, MANY, max_points=max_points, per_round=per_round, patience=patience)
+    require(1, MANY, batch_size=batch_size)
+    require(0, MANY, rounds=rounds)
+    require(1, budget=budget, max_bits=max_bits, avg_bits=avg_bits)
+    require(0, kappa=kappa, price_per_hour=price_per_hour)
+    predictor, space = workspace.predictor(objective), workspace.space
+    problem = Problem.of(space, workspace.table)
+    _max_bytes(problem, avg_bits, "avg_bits")
+    explorer = Explorer(
+        problem, strategy, max_bits, -(-budget // (rounds + 1)), kappa, max_points, seed, log
     )
-    about = {
+    about: dict[str, Any] = {
         "denoiser": workspace.name,
         "space": workspace.space_name,
         "objective": dict(objective.weights),
     }
-    result = {"schema": FRONT.schema, **about, **result, "provenance": provenance()}
+    report: RoundsReport | None = None
+    model: Predict
+    if rounds or plan:
+        labels, _ = learned_from(workspace, objective)
+        limits = limits_of(labels, rounds, per_round, max_pictures, patience)
+        journal = Journal(
+            workspace.path(f"search/{workspace.space_name}-rounds.json"),
+            {**about, "protocol": labels.protocol.digest},
+        )
+        # A plan starts no workers.
+        with open_session(workspace, Serial() if plan else engine, batch_size) as ready:
+            require_same_way(ready, labels)
+            planned = plan_rounds(ready, labels.protocol, journal.read(), limits)
+            planned = replace(
+                planned, num_workers=engine.num_workers, price_per_hour=price_per_hour
+            )
+            print(f"rounds, at most: {planned}", flush=True)
+            if plan:
+                return {}
+            region = region_of(space, problem, labels, avg_bits)
+            loop = Loop(
+                ready,
+                objective,
+                labels,
+                problem,
+                region,
+                journal,
+                updater(predictor),
+                explorer.candidates,
+            )
+            model, reports = loop.run(limits, log)
+        report = loop.report(avg_bits, reports)
+        print(table(report))
+    else:
+        model = predictor_of(predictor, workspace, objective)
+    result = explorer.search(model)
+    result |= {"budget": budget, "rounds": report, "provenance": provenance()}
+    result = {"schema": FRONT.schema, **about, **result}
     FRONT.write(workspace.path(f"search/{workspace.space_name}.json"), result)
     print_front(result)
     return result
+
+
+def updater(predictor: Predictor) -> Callable[[np.ndarray, np.ndarray], Updated]:
+    """Make a function that conditions a predictor, which predicts each configuration only once.
+
+    Args:
+        predictor: as it was trained.
+
+    Returns:
+        Configurations, int64 [R, W], and what they measured, float64 [R] => the predictor that
+        knows.
+    """
+    from qsdm.predictor.update import Remembered, Updated
+
+    if predictor.posterior is None:
+        raise StoreError(
+            "the predictor does not tell how sure it is: run python -m qsdm.train again"
+        )
+    predict, posterior = Remembered(predictor.predict), predictor.posterior
+    return lambda genes, values: Updated.of(predict, predictor.encoding, posterior, genes, values)
+
+
+def predictor_of(predictor: Predictor, workspace: Workspace, objective: Objective) -> Predict:
+    """Let a predictor know what was proposed and measured, if there is anything.
+
+    Args:
+        predictor: as it was trained.
+        workspace: model, space and store.
+        objective: that labels measure.
+
+    Returns:
+        Predicts configurations.
+    """
+    from qsdm.measurement.labels import NoLabels
+
+    try:
+        _, proposed = learned_from(workspace, objective)
+    except NoLabels:  # they were moved away since the predictor was trained
+        return predictor.predict
+    if proposed is None:
+        return predictor.predict
+    return updater(predictor)(proposed.genes, proposed.values)
+
+
+def learned_from(workspace: Workspace, objective: Objective) -> tuple[Labels, Labels | None]:
+    """Read the labels that the predictor has learned from, and what was proposed and measured.
+
+    Args:
+        workspace: model, space and store.
+        objective: that labels measure.
+
+    Returns:
+        Labels, and outcomes of proposals that were measured in the same way, if there are any.
+
+    Raises:
+        NoLabels: the labels are not there.
+    """
+    from qsdm.measurement.labels import NoLabels
+
+    report, bank = workspace.report, workspace.bank()
+    if (protocol := bank.protocols.get(report["protocol"])) is None:
+        raise NoLabels(
+            "the predictor has learned from labels of other weights or sampling than the model's "
+            f"present ones: run python -m qsdm.train +model={workspace.name} again"
+        )
+    labels = bank.labels(objective, protocol.seed_set, protocol.num_images)
+    return labels, bank.proposed(objective, labels)
+
+
+def require_same_way(ready: Session, labels: Labels) -> None:
+    """Check that pictures are drawn today as those of the labels were.
+
+    Args:
+        ready: the running session.
+        labels: that the predictor has learned from.
+
+    Raises:
+        StoreError: they are not.
+    """
+    today = ready.protocol(labels.protocol.seed_set, labels.protocol.num_images)
+    if today != labels.protocol or not labels.is_current(ready.model):
+        raise StoreError(
+            "rounds compare with the labels, which were drawn or scored in another way than "
+            f"pictures are today: run measure, and then train, +model={ready.model.name} again"
+        )
+
+
+def limits_of(
+    labels: Labels, rounds: int, per_round: int, max_pictures: int | None, patience: int
+) -> Limits:
+    """Turn a budget of pictures into one of configurations.
+
+    Args:
+        labels: whose number of pictures each configuration gets.
+        rounds: at most.
+        per_round: configurations of each.
+        max_pictures: of all rounds; None for no limit.
+        patience: rounds without gain.
+
+    Returns:
+        The limits.
+
+    Raises:
+        ValueError: the budget does not pay for one configuration.
+    """
+    from qsdm.measurement.rounds import Limits
+
+    num_images = labels.protocol.num_images
+    if max_pictures is not None and max_pictures < num_images:
+        raise ValueError(
+            f"max_pictures must pay for one configuration of {num_images} pictures at least "
+            f"(got {max_pictures})"
+        )
+    most = None if max_pictures is None else max_pictures // num_images
+    return Limits(rounds, per_round, most, patience)
+
+
+@dataclass(slots=True, eq=False)
+class Explorer:
+    """Searches one after the other, each from the last one's front.
+
+    Attributes:
+        problem: see `search_front`; so are all others.
+        strategy: how configurations are proposed.
+        max_bits: of interest.
+        budget: of each search.
+        kappa: number of standard deviations.
+        max_points: of a stored front.
+        seed: of the first search; each later one has the next.
+        log: receives the progress.
+    """
+
+    problem: Problem
+    strategy: StrategyOptions
+    max_bits: float | None
+    budget: int
+    kappa: float
+    max_points: int
+    seed: int
+    log: Log
+    _last: Archive | None = None
+    _searches: int = 0
+
+    def search(self, predict: Predict) -> dict[str, Any]:
+        """Search with a predictor.
+
+        Args:
+            predict: predicts the quality of configurations.
+
+        Returns:
+            What `search_front` returns.
+        """
+        begin = None if self._last is None else self._last.front()
+        self._last, result = explore(
+            predict,
+            self.problem,
+            self.strategy,
+            self.max_bits,
+            self.budget,
+            self.kappa,
+            self.max_points,
+            self.seed + self._searches,
+            self.log,
+            begin,
+        )
+        self._searches += 1
+        return result | {"seed": self.seed}
+
+    def candidates(self, predict: Predict) -> np.ndarray:
+        """Search, and list all configurations that the search came by.
+
+        Args:
+            predict: predicts the quality of configurations.
+
+        Returns:
+            Genes, int64 [B, W].
+        """
+        self.search(predict)
+        assert self._last is not None
+        return self._last.genes
 
 
 def search_front(
@@ -145,6 +405,43 @@ def search_front(
     Raises:
         ValueError: a value is out of range, or nothing in the space has at most ``max_bits``.
     """
+    return explore(
+        predict, problem, strategy, max_bits, budget, kappa, max_points, seed, log, None
+    )[1]
+
+
+def explore(
+    predict: Predict,
+    problem: Problem,
+    strategy: StrategyOptions,
+    max_bits: float | None,
+    budget: int,
+    kappa: float,
+    max_points: int,
+    seed: int,
+    log: Log,
+    begin: np.ndarray | None,
+) -> tuple[Archive, dict[str, Any]]:
+    """Search on any predictor, from given configurations on.
+
+    Args:
+        predict: see `search_front`; so are all others.
+        problem: the space with sizes and errors of its options.
+        strategy: how configurations are proposed.
+        max_bits: of interest.
+        budget: of the strategy.
+        kappa: number of standard deviations.
+        max_points: of the returned front.
+        seed: of the random configurations and the strategy.
+        log: receives the progress and the hypervolumes.
+        begin: genes, int64 [B, W], good configurations of an earlier search; None for none.
+
+    Returns:
+        Everything that was evaluated, and what `search_front` returns.
+
+    Raises:
+        ValueError: a value is out of range, or nothing in the space has at most ``max_bits``.
+    """
     from tqdm import tqdm
 
     if budget < 1 or max_points < 1:
@@ -168,9 +465,8 @@ def search_front(
     starts["greedy"] = spread(path(problem, harm), 200)
     values["greedy"] = archive.evaluate(starts["greedy"])
 
-    affordable = np.concatenate(
-        [genes[problem.size_of(genes) <= max_bytes] for genes in seeds_of(starts)]
-    )
+    seeds = seeds_of(starts) + ([] if begin is None else [spread(begin, 40)])
+    affordable = np.concatenate([genes[problem.size_of(genes) <= max_bytes] for genes in seeds])
     search = strategy.start(problem, np.unique(affordable, axis=0), rng)
     proposed = [np.empty((0, 2))]
     scale = np.concatenate(list(values.values()))
@@ -209,7 +505,7 @@ def search_front(
         name: {"hypervolume": volume[name], "points": archive.points(starts[name], max_points=100)}
         for name in starts
     }
-    return {
+    return archive, {
         "strategy": _described(strategy),
         "seed": seed,
         "budget": budget,
@@ -240,7 +536,17 @@ class Archive:
     _known: list[tuple[float, float, int]] = field(default_factory=list)  # mean, std, bytes
 
     @property
+    def genes(self) -> np.ndarray:
+        """Every configuration, int64 [B, W]."""
+        return np.stack(self._genes)
+
+    def front(self) -> np.ndarray:
+        """Genes of the front, int64 [B, W], by rising bytes."""
+        return self.genes[front(self.values)]
+
+    @property
     def values(self) -> np.ndarray:
+        """Values to minimize, float64 [B, 2]: minus the quality, and bytes."""
         mean, std, size = np.array(self._known, dtype=np.float64).reshape(-1, 3).T
         return np.stack([self.kappa * std - mean, size], axis=1)
 
@@ -405,7 +711,7 @@ def print_front(result: dict[str, Any], rows: int = 8) -> None:
     )
 
 
-def _max_bytes(problem: Problem, max_bits: float | None) -> float:
+def _max_bytes(problem: Problem, max_bits: float | None, key: str = "max_bits") -> float:
     if max_bits is None:
         return np.inf
     offered = np.arange(problem.size_bytes.shape[1]) < problem.num_options[:, None]
@@ -414,8 +720,7 @@ def _max_bytes(problem: Problem, max_bits: float | None) -> float:
     if not max_bits * num_values / 8 >= smallest:
         least = 8 * smallest / num_values
         raise ValueError(
-            f"max_bits={max_bits:g} is below the smallest configuration of the space, "
-            f"{least:.3f} bits"
+            f"{key}={max_bits:g} is below the smallest configuration of the space, {least:.3f} bits"
         )
     return max_bits * num_values / 8
 

@@ -5,7 +5,8 @@
     python -m qsdm.train +model=emoji_pixart 'from=[emoji_unet,emoji_mmdit]'
     python -m qsdm.train -m +model=emoji_unet seed=0,1,2
 
-Writes ``predictor/<space>/fold-K.safetensors`` and ``predictor/<space>/report.json``::
+Writes ``predictor/<space>/fold-K.safetensors``, ``posterior.safetensors`` (how sure predictions
+are) and ``report.json`` beside them::
 
     schema              qsdm/predictor-report/1
     denoiser, space, objective, predictor, seed, protocol, num_outcomes, seconds
@@ -27,6 +28,7 @@ Writes ``predictor/<space>/fold-K.safetensors`` and ``predictor/<space>/report.j
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +107,7 @@ def train(
     from qsdm.predictor.fit import fit_folds
     from qsdm.predictor.informed import Lessons
     from qsdm.predictor.judge import Judge, noise, score, test_report
+    from qsdm.predictor.posterior import calibrated
 
     require(2, MANY, num_images=num_images)
     require(0, MANY, cheap_images=cheap_images)
@@ -145,10 +148,13 @@ def train(
     folds = fit_folds(
         encoding, labels.genes, labels.values, predictor, seed, log, informed=informed
     )
-    trained = Predictor(encoding, folds, dict(objective.weights))
+    networks = Predictor(encoding, folds, dict(objective.weights))
+    predictions, deviations = Judge(networks, table, labels, lessons).held_out()
+    everything = lessons.model(np.arange(len(labels)))
+    posterior = calibrated(everything, labels.values, predictions["gnn"], deviations)
+    trained = replace(networks, posterior=posterior)
     trained.save(workspace.path(f"predictor/{workspace.space_name}"))
     judge = Judge(trained, table, labels, lessons)
-    predictions = judge.held_out()
     judged = [fold.test[fold.test < len(full)] for fold in folds]  # by full labels alone
     report: dict[str, Any] = {
         "schema": REPORT.schema,

@@ -146,7 +146,7 @@ def fabricate(root: Path, num_outcomes: int = 60) -> Store:
     front = search_front(lambda g: quality(problem, g), problem, Evolution(20, 20), budget=400)
     about = {"denoiser": NAME, "space": "traced", "objective": {"fd_lite0": -1.0}}
     about["provenance"] = provenance()
-    FRONT.write(store.path("search/traced.json"), about | front)
+    FRONT.write(store.path("search/traced.json"), about | front | {"rounds": rounds_of(front)})
     chosen = QuantConfig.from_json(
         max((p for p in front["points"] if p["avg_bits"] <= 3.5), key=lambda p: p["predicted"])[
             "qconfig"
@@ -167,6 +167,35 @@ def fabricate(root: Path, num_outcomes: int = 60) -> Store:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(picture(name))
     return store
+
+
+def rounds_of(front: dict) -> dict:
+    """Two rounds of two configurations, of which one was set aside."""
+    before = [[3.1, -700.0], [3.5, -500.0], [3.9, -400.0]]
+
+    def proposal(point: dict, measured: float | None) -> dict:
+        keys = ("predicted", "std", "avg_bits", "size_bytes")
+        return {key: point[key] for key in keys} | {"digest": "0" * 64, "measured": measured}
+
+    rounds = []
+    for number, points in enumerate((front["points"][:2], front["points"][2:4]), 1):
+        first, second = points
+        rounds.append(
+            {
+                "proposals": [
+                    proposal(first, first["predicted"] - 6 / number),
+                    proposal(second, None if number == 2 else second["predicted"] - 4),
+                ],
+                "num_images": 256 * (3 - number),
+                "optimism": 5.0 if number == 1 else 3.0,
+                "optimism_error": 1.0 if number == 1 else None,
+                "volume": 200.0 + 10 * number,
+                "gain": 10.0,
+                "gain_error": 2.5,
+                "front": [[bits, value + 20 * number] for bits, value in before],
+            }
+        )
+    return {"avg_bits": 3.5, "front": before, "volume": 200.0, "rounds": rounds}
 
 
 def metrics(fd_lite0: float, full: bool = False) -> dict[str, float | None]:

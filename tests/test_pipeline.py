@@ -34,11 +34,13 @@ def arguments(model: Model, store: Path) -> dict[str, Any]:
         "attribution": AttributionOptions(num_configs=4),
         "strategy": Evolution(population=8, offspring=8),
         "engine": Serial(),
+        "probe_images": 2,
         "num_labels": 12,
         "num_images": 4,
         "budget": 60,
         "avg_bits": 4.5,
-        "candidates": 2,
+        "per_round": 2,
+        "candidates": 1,
         "num_random": 2,
     }
 
@@ -72,14 +74,29 @@ def test_all_stages(tiny_model: Model, tmp_path: Path, capsys: pytest.CaptureFix
     assert rows["fp"]["metrics"]["psnr"] is None
     assert rows["ours"]["avg_bits"] <= 4.5
     assert abs(rows["random-0"]["size_bytes"] / rows["ours"]["size_bytes"] - 1) <= 0.01
-    labels = {outcome.protocol for outcome in place.outcomes()}
-    assert len(labels) == 2, "the final table has a protocol of its own: fresh seeds"
+    stages_of: dict[str, set[str]] = {}
+    for outcome in place.outcomes():
+        stages_of.setdefault(outcome.protocol, set()).add(outcome.provenance["stage"])
+    with_labels = next(kinds for kinds in stages_of.values() if "measure" in kinds)
+    assert {"measure", "rounds"} <= with_labels <= {"measure", "rounds", "candidates"}
+    others = [kinds for kinds in stages_of.values() if kinds is not with_labels]
+    assert sorted(map(sorted, others)) == [["probe"], ["realize"]], (
+        "the final table has a protocol of its own: fresh seeds"
+    )
+    front = read_json(place.path(f"search/{SPACE.name}.json"))
+    (found,) = front["rounds"]["rounds"]
+    proposed = {entry["digest"] for entry in found["proposals"]}
+    assert len(proposed) == 2
+    candidates = read_json(place.path("summary.json"))["candidates"]
+    assert proposed <= {entry["qconfig"] for entry in candidates}, "realize chooses among them"
 
     text = capsys.readouterr().out
     assert [line.split()[1] for line in text.splitlines() if line.startswith("[")] == NAMES
 
     assert ran(main(**given)) == [], "the second time there is nothing to do"
-    assert capsys.readouterr().out.count("up to date") == len(NAMES) - 1
+    text = capsys.readouterr().out
+    assert text.count("up to date") == len(NAMES) - 2
+    assert "weights are probed, drawn, of 2 pictures each" in text
 
     changed = {**given, "strategy": Evolution(population=6, offspring=6)}
     assert ran(main(**changed)) == ["search", "realize"]
@@ -88,11 +105,11 @@ def test_all_stages(tiny_model: Model, tmp_path: Path, capsys: pytest.CaptureFix
     assert ran(main(**changed))[0] == "train"
 
     measured = len(place.outcomes())
-    assert ran(main(**{**changed, "num_labels": len(place.outcomes())}))[:2] == ["measure", "train"]
+    assert ran(main(**{**changed, "num_labels": 14}))[:2] == ["measure", "train"]
     assert len(place.outcomes()) > measured
 
     forced = main(**{**given, "force": True})
-    assert ran(forced) == [name for name in NAMES if name != "measure"], (
+    assert ran(forced) == [name for name in NAMES if name not in ("probe", "measure")], (
         "what was measured is never measured again"
     )
 
@@ -116,7 +133,10 @@ def test_an_interrupted_realize_goes_on(
             main(**given)
     place = Store(tmp_path, tiny_model.name)
     kept = {outcome.key for outcome in place.outcomes()}
-    assert [outcome.is_label for outcome in place.outcomes()].count(False) == 2
+    stages_of = [outcome.provenance["stage"] for outcome in place.outcomes()]
+    assert stages_of.count("rounds") == 2
+    assert stages_of.count("candidates") <= 1  # none if a round has measured the best point
+    assert "realize" not in stages_of
     assert ran(main(**given)) == ["realize"]
     assert kept < {outcome.key for outcome in place.outcomes()}
 

@@ -126,7 +126,8 @@ and protocol. Made by `sh experiments/zoo/bank.sh {name}` between {dates[0][:10]
 
 `traced`: the paper's six methods (UAQ, K-Means per channel and per tensor, 3 and 4 bits) on every weight, skip layers split by their inputs;
 `wide`: 2 to 8 bits with group-wise UAQ and NF4; `alone`: one weight by `uaq-3` (or what takes its place where its overhead is too large), all
-others in full precision. Stage `test` is held out: predictors are judged on it and never trained. Random configurations are drawn so that average
+others in full precision. Stage `test` is held out: predictors are judged on it and never trained. Stage `realize`: uniform configurations, one method
+for every weight, to compare a chosen configuration with. Random configurations are drawn so that average
 bits spread evenly. Picture i of every configuration has the same caption and, within a seed set, the same starting noise.
 
 {drawn}
@@ -188,10 +189,16 @@ def main() -> None:
         for d, p in store.protocols().items()
         if p.weights == weights and p.quantizer_version == VERSION
     }
+    traced = spaces["traced"]
+    uniform = {traced.uniform(method).digest for method in traced.methods}
     rows = [
         (kind(o, spaces), o, protocols[o.protocol], avg_bits(graph, o.qconfig, model.full_bits))
         for o in store.outcomes()
-        if o.protocol in protocols and o.provenance.get("stage", "measure") in ("measure", "test")
+        if o.protocol in protocols
+        and (
+            o.provenance.get("stage", "measure") in ("measure", "test")
+            or (o.provenance["stage"] == "realize" and o.qconfig.digest in uniform)
+        )
     ]
     if not rows:
         raise SystemExit(

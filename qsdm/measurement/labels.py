@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -212,24 +212,45 @@ class Bank:
         tests = [self.sets(objective, "test", [protocol])[:1] for protocol in ordered]
         return [labels for groups in tests for labels in groups if len(labels) >= least]
 
+    def proposed(self, objective: Objective, labels: Labels) -> Labels | None:
+        """Collect what a search had proposed and was then measured in the way of the labels.
+
+        Args:
+            objective: makes a value of an outcome's metrics.
+            labels: that are learned from.
+
+        Returns:
+            Outcomes of configurations that are no labels themselves; None if there are none.
+        """
+        known = set(labels.digests)
+        for group in self.sets(objective, PROPOSED, [labels.protocol]):
+            rows = [i for i, digest in enumerate(group.digests) if digest not in known]
+            if dict(group.versions) == dict(labels.versions) and rows:
+                return group.take(rows)
+        return None
+
     def sets(
-        self, objective: Objective, stage: str, protocols: Sequence[Protocol] | None = None
+        self,
+        objective: Objective,
+        stage: str | Collection[str],
+        protocols: Sequence[Protocol] | None = None,
     ) -> list[Labels]:
         """Group the space's labels by the way that they were measured in.
 
         Args:
             objective: makes a value of an outcome's metrics.
-            stage: what the outcomes were measured for: ``measure`` or ``test``.
+            stage: what the outcomes were measured for: ``measure``, ``test``, or any of several.
             protocols: of the labels; None for any that counts.
 
         Returns:
             Labels of each way, those of most configurations first.
         """
         accepted = self.protocols if protocols is None else {p.digest: p for p in protocols}
+        stages = {stage} if isinstance(stage, str) else set(stage)
         metrics = objective.metrics
         ways: dict[tuple[str, ...], list[tuple[Outcome, np.ndarray]]] = {}
         for outcome in self.outcomes:
-            if outcome.protocol not in accepted or stage_of(outcome) != stage:
+            if outcome.protocol not in accepted or stage_of(outcome) not in stages:
                 continue
             if any(outcome.metrics.get(name) is None for name in metrics):
                 continue
@@ -301,6 +322,13 @@ class Bank:
         )
 
 
+RANDOM = ("measure", "test")
+"""Stages that measure what nothing has proposed."""
+
+PROPOSED = ("rounds", "candidates")
+"""Stages that measure what a search has proposed, with the labels' noise."""
+
+
 class NoLabels(StoreError):
     """Nothing was measured that is a label."""
 
@@ -311,7 +339,7 @@ def avg_bits(space: Space, outcomes: Sequence[Outcome]) -> list[float]:
 
 
 def stage_of(outcome: Outcome) -> str:
-    """What an outcome was measured for: measure, test, candidates or realize."""
+    """What an outcome was measured for: measure, test, probe, rounds, candidates or realize."""
     return str(outcome.provenance.get("stage", "measure"))
 
 

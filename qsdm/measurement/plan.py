@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
+from typing import TYPE_CHECKING
 
 from qsdm.outcome import Outcome, Protocol
 from qsdm.qconfig import QuantConfig
 from qsdm.text import duration
+
+if TYPE_CHECKING:
+    from qsdm.measurement.rounds import Limits
+    from qsdm.measurement.session import Session
+    from qsdm.store.schemas import FrontPoint
 
 # Outcomes that tell the speed: the store lists shipped ones first, which another machine drew.
 NUM_RECENT = 50
@@ -171,3 +177,28 @@ def way_of(protocol: Protocol) -> tuple[object, ...]:
         protocol.dtype,
         protocol.guidance > 1,
     )
+
+
+def plan_rounds(
+    ready: Session, protocol: Protocol, rounds: Sequence[Sequence[FrontPoint]], limits: Limits
+) -> Plan:
+    """Plan the rounds of a search on one worker, without a price.
+
+    Args:
+        ready: the running session.
+        protocol: of the labels.
+        rounds: what was proposed before.
+        limits: when rounds end.
+
+    Returns:
+        What may be drawn at most.
+    """
+    from qsdm.measurement.session import full_name
+
+    history = History(ready.store.outcomes(), ready.store.protocols())
+    has_full = ready.store.path(full_name(protocol)).exists()
+    earlier = [QuantConfig.from_json(point["qconfig"]) for points in rounds for point in points]
+    planned = plan_of(history, earlier, protocol, ready.versions, has_full)
+    num = planned.num_configs + limits.num_left(rounds)
+    num_full = protocol.num_images if num and not has_full else 0
+    return replace(planned, num_configs=num, num_full=num_full)

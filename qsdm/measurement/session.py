@@ -207,7 +207,7 @@ class Session:
         Args:
             qconfigs: configurations, of which one may occur twice.
             protocol: how their pictures are drawn.
-            stage: what they are measured for: measure, test, candidates or realize.
+            stage: what they are measured for: measure, test, probe, rounds, candidates or realize.
             log: receives the metrics of every outcome.
 
         Returns:

@@ -6,6 +6,9 @@
 - ``rows``: which embeddings a batch of configurations needs
 - ``layer``, ``attention``: one layer of the network, compiled
 - ``losses`` and ``fit``: how it is trained, with folds and early stopping
+- ``informed``, ``prior``, ``kernels`` and ``probes``: what each weight alone says, in closed form
+- ``posterior``: how sure a prediction is
+- ``update``: a trained predictor that has seen some more outcomes
 - ``scores``: rank correlation, NDCG@10 and the noise ceiling
 - ``baselines`` and ``hamming``: simple predictors to compare with
 - ``cheap_labels``: labels of configurations with few pictures
@@ -33,8 +36,9 @@ if TYPE_CHECKING:
 
     from qsdm.predictor.encode import Encoding
     from qsdm.predictor.fit import Fold
+    from qsdm.predictor.posterior import Posterior
 
-SCHEMA = "qsdm/predictor/2"
+SCHEMA = "qsdm/predictor/3"
 RANKING = ("none", "spearman", "lambda_rank", "hybrid")
 
 
@@ -128,6 +132,7 @@ class FoldFile(TypedDict):
     mean: float
     deviation: float
     epochs: int
+    posterior: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -138,11 +143,14 @@ class Predictor:
         encoding: the encoding of the space whose configurations it predicts.
         folds: trained networks, each with the statistics of its training part.
         objective: weights by metric of the objective that the labels measure.
+        posterior: of the closed model of all labels, which tells how sure predictions are; None to
+            know the spread of the folds alone.
     """
 
     encoding: Encoding
     folds: Sequence[Fold]
     objective: dict[str, float]
+    posterior: Posterior | None = None
 
     def predict(self, genes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Predict the objective of configurations.
@@ -151,13 +159,22 @@ class Predictor:
             genes: int64 [B, W], index into the options of each weight.
 
         Returns:
-            Mean and standard deviation over the folds, float64 [B] each.
+            Mean over the folds, and standard deviation of what measuring each would give (see
+            `qsdm.predictor.posterior`), float64 [B] each.
 
         Raises:
             ValueError: the genes are not from this space.
         """
-        values = self.at(self.encoding.columns_of(genes))
-        return values.mean(axis=0), values.std(axis=0)
+        from qsdm.predictor.posterior import learned_parts
+
+        columns = self.encoding.columns_of(genes)
+        values = self.at(columns)
+        if self.posterior is None:
+            return values.mean(axis=0), values.std(axis=0)
+        with one_thread():
+            variance = self.posterior.variance(self.encoding.one_hot(genes))
+            variance += learned_parts(self.folds, columns, values).var(axis=0)
+        return values.mean(axis=0), np.sqrt(variance)
 
     def at(self, columns: np.ndarray) -> np.ndarray:
         """Predict the objective of configurations with each fold.
@@ -205,11 +222,13 @@ class Predictor:
         )
 
     def save(self, directory: Path) -> None:
-        """Write ``fold-K.safetensors``, and remove surplus folds of an earlier training.
+        """Write ``fold-K.safetensors`` and the posterior; remove what an earlier training left.
 
         Args:
             directory: of the predictor.
         """
+        if self.posterior is not None:
+            self.posterior.save(directory, self.encoding)
         for k, fold in enumerate(self.folds):
             state = {name: tensor.numpy() for name, tensor in fold.gnn.state_dict().items()}
             arrays = {
@@ -225,6 +244,7 @@ class Predictor:
                 "mean": fold.mean,
                 "deviation": fold.deviation,
                 "epochs": fold.epochs,
+                "posterior": self.posterior is not None,
             }
             write_tensors(
                 directory / f"fold-{k}.safetensors",
@@ -255,6 +275,7 @@ class Predictor:
         from qsdm.predictor.encode import encode
         from qsdm.predictor.fit import Fold
         from qsdm.predictor.gnn import Gnn
+        from qsdm.predictor.posterior import Posterior
 
         encoding = encode(space, table)
         paths = sorted(
@@ -265,7 +286,7 @@ class Predictor:
                 f"no predictor in {directory}: "
                 f"run python -m qsdm.train +model={space.graph.denoiser}"
             )
-        folds, objective = [], {}
+        folds, objective, posterior = [], {}, False
         for path in paths:
             arrays, about = read_tensors(path, FoldFile, "run python -m qsdm.train again")
             if about["schema"] != SCHEMA:
@@ -294,8 +315,13 @@ class Predictor:
                 raise StoreError(
                     f"{path} holds another network ({reason}): run python -m qsdm.train again"
                 ) from error
-            objective = about["objective"]
-        return Predictor(encoding, tuple(folds), objective)
+            objective, posterior = about["objective"], about["posterior"]
+        return Predictor(
+            encoding,
+            tuple(folds),
+            objective,
+            Posterior.load(directory, encoding) if posterior else None,
+        )
 
     def require(self, objective: dict[str, float]) -> None:
         """Check that the predictor was trained for an objective.

@@ -114,6 +114,7 @@ class Informed:
     left_out: np.ndarray
     left_out_deviation: np.ndarray
     evidence: float
+    _known: list[np.ndarray] = field(default_factory=list, init=False, repr=False)
 
     def predict(self, configurations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Predict labels.
@@ -124,9 +125,8 @@ class Informed:
         Returns:
             Mean and standard deviation of what measuring each would give, float64 [B'] each.
         """
-        known = [part.features(self.configurations) for part in self.parts]
         parts = [
-            self._predict(configurations[i : i + CHUNK], known)
+            self._predict(configurations[i : i + CHUNK])
             for i in range(0, len(configurations), CHUNK)
         ]
         if not parts:
@@ -134,21 +134,53 @@ class Informed:
         mean, variance = (np.concatenate(values) for values in zip(*parts, strict=True))
         return mean, np.sqrt(variance)
 
-    def _predict(
-        self, configurations: np.ndarray, known: Sequence[np.ndarray]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        squares = self.scales**2
-        covariance = np.zeros((len(configurations), len(self.dual)))
-        variance = np.zeros(len(configurations))
-        for square, part, labeled in zip(squares[:-2], self.parts, known, strict=True):
-            features = part.features(configurations)
-            covariance += square * features @ labeled.T
-            variance += square * (features**2).sum(axis=1)
-        variance -= np.einsum("ij,jk,ik->i", covariance, self.inverse, covariance)
-        noises = self.noise.variances(self.prior.total(configurations))
-        for square, noise in zip(squares[-2:], noises, strict=True):
-            variance = np.maximum(variance, 0) + square * noise
+    def covariance(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """Compute the covariance of what two sets of configurations do, without noise.
+
+        Args:
+            first: [B', W, M + 1], one-hot or relaxed.
+            second: [B'', W, M + 1].
+
+        Returns:
+            Float64 [B', B''].
+        """
+        a, b = self._features(first), self._features(second)
+        return a @ b.T - (a @ self._labeled.T) @ self.inverse @ (self._labeled @ b.T)
+
+    def noise_variance(self, configurations: np.ndarray) -> np.ndarray:
+        """Compute the variance of measuring a configuration, and of what no part explains.
+
+        Args:
+            configurations: [B', W, M + 1], one-hot or relaxed.
+
+        Returns:
+            Float64 [B'].
+        """
+        measuring, misfit = self.noise.variances(self.prior.total(configurations))
+        return self.scales[-2] ** 2 * measuring + self.scales[-1] ** 2 * misfit
+
+    def _predict(self, configurations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        features = self._features(configurations)
+        covariance = features @ self._labeled.T
+        variance = (features**2).sum(axis=1)
+        variance -= ((covariance @ self.inverse) * covariance).sum(axis=1)
+        variance = np.maximum(variance, 0) + self.noise_variance(configurations)
         return self.prior.expected(configurations) + covariance @ self.dual, variance
+
+    def _features(self, configurations: np.ndarray) -> np.ndarray:
+        """All parts' features, each in units of its coefficients' deviation; float64 [B', P]."""
+        scaled = [
+            scale * part.features(configurations)
+            for scale, part in zip(self.scales[:-2], self.parts, strict=True)
+        ]
+        return np.concatenate(scaled, axis=1)
+
+    @property
+    def _labeled(self) -> np.ndarray:
+        """Features of the configurations with a label."""
+        if not self._known:
+            self._known.append(self._features(self.configurations))
+        return self._known[0]
 
     def coefficients(self) -> list[np.ndarray]:
         """Compute the posterior mean of each part's coefficients, float64 [P] each."""

@@ -50,28 +50,32 @@ class Judge:
         without = dataclasses.replace(self.lessons, probes=None)
         return {"informed": self.lessons, "no_probes": without}
 
-    def held_out(self) -> dict[str, np.ndarray]:
+    def held_out(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Predict each configuration of the labels by the fold that has not seen it.
 
         Returns:
-            Predictions by name of the predictor, float64 [B] each.
+            Predictions by name of the predictor, float64 [B] each; and the standard deviations that
+            the closed model of the fold gives them, float64 [B].
         """
         encoding, genes, values = self.predictor.encoding, self.labels.genes, self.labels.values
         hot, choices = encoding.one_hot(genes), baselines.one_hot(encoding.space, genes)
         names = ("gnn", *self.closed, "additive", "ridge", "hamming")
         fitted = {name: np.empty(len(values)) for name in names}
         columns = torch.from_numpy(encoding.columns_of(genes))
+        deviations = np.empty(len(values))
         for fold in self.predictor.folds:
             test, rest = fold.test, np.setdiff1d(np.arange(len(values)), fold.test)
             learned = evaluate(fold.gnn, columns[test]).value
             fitted["gnn"][test] = fold.mean + fold.deviation * learned
             for name, lessons in self.closed.items():
-                fitted[name][test] = lessons.model(rest).predict(hot[test])[0]
+                fitted[name][test], deviation = lessons.model(rest).predict(hot[test])
+                if name == "informed":
+                    deviations[test] = deviation
             additive = fit_additive(encoding, hot[rest], values[rest])
             fitted["additive"][test] = additive(hot[test])
             fitted["ridge"][test] = baselines.ridge(choices[rest], values[rest], choices[test])
             fitted["hamming"][test] = fit_hamming(genes[rest], values[rest])(genes[test])[0]
-        return fitted | self._untrained(genes)
+        return fitted | self._untrained(genes), deviations
 
     def on_tests(self, tests: Sequence[Labels]) -> list[dict[str, np.ndarray]]:
         """Predict configurations that no fold has seen; everything learned from all labels.

@@ -33,6 +33,7 @@ def _harms(kind: str) -> Callable[[Results, float], Figure]:
 FIGURES: dict[str, tuple[Callable[[Results, float], Figure], float]] = {
     "measured": (figures.measured, WIDE_IN),
     "search": (figures.search, WIDE_IN),
+    "rounds": (figures.rounds, WIDE_IN),
     "mix": (figures.mix, WIDE_IN),
     "role": (_harms("role"), HALF_IN),
     "op": (_harms("op"), HALF_IN),
@@ -86,6 +87,8 @@ def render(results: Results) -> str:
         table=sections.table(results),
         charts=dict.fromkeys(FIGURES) | dict(_drawn(results)),
         search_hint=sections.search_hint(results.front),
+        rounds=sections.rounds(results.front),
+        rounds_hint=sections.rounds_hint(results.front),
         sensitivity_hint=sections.sensitivity_hint(results.sensitivity),
         alone_hint=sections.alone_hint(results.sensitivity),
         predictors=sections.predictors(results.predictor),

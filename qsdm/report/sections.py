@@ -216,7 +216,57 @@ def search_hint(front: Report) -> str:
     return (
         f"{front['num_evaluations']:,} configurations predicted. "
         f"Hypervolume: front {volume['front']:.3f}, {shares}. "
-        "The band is the deviation over the folds."
+        "The band is the standard deviation of what measuring would give."
+    )
+
+
+def rounds(front: Report) -> list[list[str]]:
+    """Write a row for each round of the search.
+
+    Args:
+        front: of `search`.
+
+    Returns:
+        Number, configurations, pictures, optimism and gain of each; none without rounds.
+    """
+
+    def with_error(value: float | None, error: float | None) -> str:
+        if value is None:
+            return "–"
+        return f"{value:+.1f}" + ("" if error is None else f" ± {error:.1f}")
+
+    report = (front or {}).get("rounds")
+    return [
+        [
+            str(number),
+            str(len(entry["proposals"])),
+            f"{entry['num_images']:,}",
+            with_error(entry["optimism"], entry["optimism_error"]),
+            with_error(entry["gain"], entry["gain_error"]),
+        ]
+        for number, entry in enumerate(report["rounds"] if report else (), 1)
+    ]
+
+
+def rounds_hint(front: Report) -> str:
+    """Explain the rounds.
+
+    Args:
+        front: of `search`.
+
+    Returns:
+        Sentences; empty without rounds.
+    """
+    report = (front or {}).get("rounds")
+    if not report:
+        return ""
+    at = "over all sizes"
+    if report["avg_bits"] is not None:
+        at = f"at {report['avg_bits']:g} bits"
+    return (
+        "Each round measured what promised the largest gain, with the labels' captions and noise. "
+        "Optimism: predicted minus measured quality, with the standard error over the round's "
+        f"configurations. Gain: of the measured front, {at}, with its paired error."
     )
 
 

@@ -123,18 +123,35 @@ def sentence(summary: Summary) -> str | None:
     if result["fp"] is not None:
         text += f" ({result['fp']:.4g} at full precision)"
     parts = []
+    metric = result["metric"]
     if (rival := result["rival"]) is not None:
         word = "below" if result["better_than_uniform"] else "not below"
-        other = rival["metrics"][result["metric"]]
+        other = rival["metrics"][metric]
         best = "the best uniform configuration of no larger size"
-        parts.append(f"{word} {best} ({rival['name']}, {other:.4g})")
+        away = difference(summary, rival["name"], metric)
+        parts.append(f"{word} {best} ({rival['name']}, {other:.4g}{away})")
     if result["random_mean"] is not None:
         word = "below" if result["better_than_random"] else "not below"
         parts.append(
             f"{word} the mean of {result['num_random']} random ones of its size "
-            f"({result['random_mean']:.4g})"
+            f"({result['random_mean']:.4g}{difference(summary, 'random', metric)})"
         )
     return text + (": " if parts else "") + " and ".join(parts) + "."
+
+
+def difference(summary: Summary, name: str, metric: str) -> str:
+    """Write how far a row is from ours, with the paired standard error.
+
+    Args:
+        summary: contents of summary.json.
+        name: of the row; ``random`` for the mean of the random ones.
+        metric: that both have.
+
+    Returns:
+        Text to follow the row's value; empty if the summary does not tell.
+    """
+    value, error = (summary or {}).get("differences", {}).get(name, {}).get(metric, (0, None))
+    return "" if error is None else f"; paired difference {value:+.4g} ± {error:.2g}"
 
 
 def table(summary: Summary) -> pandas.DataFrame:

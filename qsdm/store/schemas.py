@@ -36,7 +36,7 @@ class Costs(TypedDict):
 
 
 class Point(Costs):
-    """A predicted configuration: mean over the folds and their standard deviation."""
+    """A predicted configuration: mean, and standard deviation of what measuring it would give."""
 
     predicted: float
     std: float
@@ -55,6 +55,46 @@ class Baseline(TypedDict):
     points: list[Point]
 
 
+class Proposal(Point):
+    """A configuration that a round has proposed, and what it measured; None if it was set aside."""
+
+    digest: str
+    measured: float | None
+
+
+class RoundReport(TypedDict):
+    """What one round has brought; see `qsdm.measurement.rounds`."""
+
+    proposals: list[Proposal]
+    num_images: int
+    optimism: float | None
+    optimism_error: float | None
+    volume: float
+    gain: float
+    gain_error: float | None
+    front: list[tuple[float, float]]
+
+
+class RoundsReport(TypedDict):
+    """The rounds of a search, and the front that was measured before them."""
+
+    avg_bits: float | None
+    front: list[tuple[float, float]]
+    volume: float
+    rounds: list[RoundReport]
+
+
+class Rounds(TypedDict):
+    """search/<space>-rounds.json: what each round has proposed, written before it is measured."""
+
+    denoiser: str
+    space: str
+    objective: dict[str, float]
+    protocol: str
+    rounds: list[list[FrontPoint]]
+    provenance: NotRequired[dict[str, Any]]
+
+
 class Front(TypedDict):
     """search/<space>.json, see `qsdm.search`."""
 
@@ -70,6 +110,7 @@ class Front(TypedDict):
     points: list[FrontPoint]
     baselines: dict[str, Baseline]
     hypervolume: dict[str, float]
+    rounds: NotRequired[RoundsReport | None]
     provenance: NotRequired[dict[str, Any]]
 
 
@@ -111,6 +152,7 @@ class Summary(TypedDict):
     metrics: NotRequired[dict[str, MetricAbout]]
     rows: list[Row]
     candidates: list[Candidate]
+    differences: NotRequired[dict[str, dict[str, tuple[float, float | None]]]]
     checkpoint: NotRequired[dict[str, int]]
     provenance: NotRequired[dict[str, Any]]
 
@@ -325,6 +367,15 @@ def _front(data: Any) -> Front:
     return front
 
 
+def _rounds(data: Any) -> Rounds:
+    journal = decode(data, Rounds)
+    for r, points in enumerate(journal["rounds"]):
+        for i, point in enumerate(points):
+            where = f"$.rounds[{r}][{i}].qconfig"
+            _check(where, QuantConfig.from_json, point["qconfig"])
+    return journal
+
+
 def _sensitivities(data: Any) -> Sensitivities:
     report = decode(data, Sensitivities)
     for name, sensitivity in report["sensitivities"].items():
@@ -358,6 +409,7 @@ def _check(path: str, build: Callable[[Any], object], data: object) -> None:
 GRAPH = Artifact(GRAPH_SCHEMA, "trace", Graph.from_json)
 CHOSEN = Artifact(CONFIGURATION_SCHEMA, "realize", QuantConfig.from_json, by_hand=True)
 FRONT = Artifact("qsdm/front/1", "search", _front)
+ROUNDS = Artifact("qsdm/rounds/1", "search", _rounds)
 SUMMARY: Artifact[Summary] = Artifact("qsdm/summary/1", "realize", typed(Summary))
 REPORT = Artifact("qsdm/predictor-report/1", "train", _report)
 SENSITIVITIES = Artifact("qsdm/sensitivities/1", "attribute", _sensitivities)

@@ -33,6 +33,7 @@ def tips(figure) -> list[str]:
     [
         (figures.front, "front", "search"),
         (figures.search, "front", "search"),
+        (figures.rounds, "front", "search"),
         (figures.measured, "summary", "realize"),
         (figures.mix, "chosen", "realize"),
         (figures.sensitivity, "sensitivity", "attribute"),
@@ -68,6 +69,8 @@ def test_every_mark_that_a_reader_would_point_at_has_a_tip(whole):
     assert sum(tip.startswith("measured: ") for tip in search) == len(whole.outcomes)
     assert sum(tip.startswith("uniform: ") for tip in search) == len(uniform)
     assert sum(tip.startswith("candidate: ") for tip in search) == 1
+    in_rounds = [text for text in tips(figures.rounds(whole)) if text.startswith("round ")]
+    assert [text.split(":")[0] for text in in_rounds] == ["round 1", "round 1", "round 2"]
     assert len(tips(figures.bits(whole))) == 24
     assert len(tips(figures.predictor(whole))) == 5
     assert len(tips(figures.interventions(whole))) == len(whole.sensitivity["interventions"])

@@ -26,6 +26,7 @@ SECTIONS = (
     "Pictures",
     "Measured",
     "Search",
+    "Rounds",
     "What was chosen",
     "Sensitivity",
     "Predictor and labels",
@@ -110,6 +111,19 @@ def test_every_measured_row_is_in_the_table(whole, text):
     for row in whole.summary["rows"]:
         assert f"{row['size_bytes']:,}" in cells
         assert f"{row['metrics']['fd_lite0']:.1f}" in cells
+
+
+def test_every_round_is_in_the_table(text):
+    cells = Reader(text).cells
+    assert {"512", "+5.0 ± 1.0", "256", "+3.0", "+10.0 ± 2.5"} <= set(cells)
+
+
+def test_the_heading_tells_paired_differences(whole):
+    assert "paired" not in summary.sentence(whole.summary)
+    away = {"kmeans_c-3": [40.0, 2.5], "uaq-3": [40.0, 2.5], "kmeans_a-3": [40.0, 2.5]}
+    told = {name: {"fd_lite0": pair} for name, pair in (away | {"random": [12.5, None]}).items()}
+    text = summary.sentence({**whole.summary, "differences": told})
+    assert text.count("; paired difference +40 ± 2.5)") == 1  # the random ones have no halves
 
 
 def test_nothing_is_loaded_from_elsewhere(text):

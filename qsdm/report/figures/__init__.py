@@ -1,5 +1,6 @@
 """Every figure of qsdm, once: for the page, the notebooks, the README and W&B.
 
+    rounds      `rounds` of a search: the measured front after each
     quality     quality against size: `search`, `measured`, `front` (both), `mix`, `pictures`
     harm        `sensitivity` by group, `heat` by weight and method, `interventions`
     labels      `predictor`, `bits`
@@ -24,6 +25,7 @@ from qsdm.report.figures.comparison import per_drawing
 from qsdm.report.figures.harm import heat, interventions, sensitivity
 from qsdm.report.figures.labels import bits, predictor
 from qsdm.report.figures.quality import front, measured, mix, pictures, search
+from qsdm.report.figures.rounds import rounds
 from qsdm.report.figures.structure import graph, weights
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "pictures",
     "png",
     "predictor",
+    "rounds",
     "search",
     "sensitivity",
     "svg",
