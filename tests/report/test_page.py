@@ -268,7 +268,7 @@ def test_page_is_quiet_in_a_browser_and_fits_its_width(whole, tmp_path, width):
         check=False,
     )
     assert [line for line in browser.stderr.splitlines() if "CONSOLE" in line] == []
-    assert "10 plots, 10 drawn, wide false, loaded 0" in browser.stdout
+    assert "11 plots, 11 drawn, wide false, loaded 0" in browser.stdout
 
 
 def test_page_cannot_be_half_written(whole, tmp_path: Path, monkeypatch):
