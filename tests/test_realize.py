@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,16 +14,16 @@ from qsdm import cost
 from qsdm.calibrate import calibrate
 from qsdm.denoisers import Model
 from qsdm.engine.serial import Serial
-from qsdm.outcome import Objective
+from qsdm.outcome import Objective, Outcome
 from qsdm.qconfig import QuantConfig, Space, SpaceSpec
 from qsdm.quant.calibrated import read_table
-from qsdm.realize import best_points, realize
+from qsdm.realize import best_points, of_rounds, random_of_size, realize
 from qsdm.search import search_front
 from qsdm.store import Store, StoreError
 from qsdm.store.files import read_json
 from qsdm.store.schemas import FRONT, REPORT
 from qsdm.strategies import Problem
-from qsdm.strategies.random import Random
+from qsdm.strategies.random import Random, near
 from qsdm.trace import trace
 from qsdm.workspace import Workspace
 
@@ -191,6 +192,52 @@ def test_the_checkpoint_has_a_model_card(realized: Store, tmp_path: Path) -> Non
     assert not card.is_kept(folder)
     (tmp_path / "README.md").write_text(text.replace(card.MARK, ""), encoding="utf-8")
     assert card.is_kept(tmp_path)
+
+
+def test_random_ones_that_were_measured_on_the_fresh_noise_come_first(space: Space) -> None:
+    rng = np.random.default_rng(3)
+    ours = space.sample(rng, 0.5)
+    size = cost.size_bytes(space.graph, ours, 16)
+    alike = [near(space, size, 0.01, rng) for _ in range(3)]
+    larger = space.uniform("uaq-4")
+
+    def outcome(qconfig: QuantConfig, stage: str) -> Outcome:
+        return Outcome(qconfig, "p", {"psnr": 20.0}, 4, provenance={"stage": stage})
+
+    stored = [
+        outcome(ours, "realize"),
+        outcome(larger, "test"),
+        outcome(alike[0], "realize"),  # proposed, not random
+        outcome(alike[1], "test"),
+        outcome(alike[2], "measure"),
+    ]
+    store = SimpleNamespace(outcomes=lambda _: stored)
+    ready = SimpleNamespace(space=space, store=store, versions={})
+    for num in (0, 1, 2, 4):
+        chosen = random_of_size(ready, None, ours, num, np.random.default_rng(0))  # type: ignore[arg-type]
+        assert chosen[:2] == alike[1:][:num]
+        assert len(chosen) == num
+        for qconfig in chosen:
+            assert cost.size_bytes(space.graph, qconfig, 16) == pytest.approx(size, rel=0.01)
+    ready.versions = {"psnr": "2"}  # those of another version of the metric are drawn anew
+    assert alike[1] not in random_of_size(ready, None, ours, 2, rng)  # type: ignore[arg-type]
+
+
+def test_what_rounds_have_measured_is_chosen_from(space: Space) -> None:
+    rng = np.random.default_rng(4)
+    small, large, lost = (space.sample(rng, target) for target in (0.2, 0.9, 0.3))
+    stored = [Outcome(q, "p", {"psnr": 20.0}, 4) for q in (small, large)]
+    entries = [
+        {"digest": q.digest, "avg_bits": cost.avg_bits(space.graph, q, 16), "predicted": 1.0}
+        for q in (small, large, lost)
+    ]
+    front = {"rounds": {"rounds": [{"proposals": entries[:1]}, {"proposals": entries[1:]}]}}
+    ready = SimpleNamespace(store=SimpleNamespace(outcomes=lambda _: stored))
+    limit = entries[0]["avg_bits"] + 0.01
+    found = of_rounds(ready, front, None, limit)  # type: ignore[arg-type]
+    assert [(entry, outcome.qconfig) for entry, outcome in found] == [(entries[0], small)]
+    assert len(of_rounds(ready, front, None, 16)) == 2  # type: ignore[arg-type]
+    assert of_rounds(ready, {"rounds": None}, None, 16) == []  # type: ignore[arg-type]
 
 
 def test_takes_the_best_predicted_points_below_the_limit() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from qsdm.denoisers import Model
 from qsdm.graph import Graph, Node, Op, Weight
 from qsdm.outcome import Objective
 from qsdm.qconfig import QuantConfig, Space, SpaceSpec
-from qsdm.search import search, search_front
+from qsdm.search import limits_of, search, search_front
 from qsdm.store import StoreError
 from qsdm.strategies import Problem
 from qsdm.strategies.evolution import Evolution
@@ -159,3 +160,28 @@ def test_a_missing_stage_is_named_with_its_command(tmp_path):
             Objective({"fd_lite0": -1}),
             EVOLUTION,
         )
+
+
+def test_a_budget_of_pictures_becomes_one_of_configurations():
+    labels = SimpleNamespace(protocol=SimpleNamespace(num_images=256))
+    assert limits_of(labels, 3, 4, 1000, 2).max_configs == 3
+    assert limits_of(labels, 3, 4, None, 2).max_configs is None
+    with pytest.raises(ValueError, match=r"one configuration of 256 pictures.*\(got 255\)"):
+        limits_of(labels, 3, 4, 255, 2)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"rounds": -1}, "rounds"),
+        ({"rounds": 1, "per_round": 0}, "per_round"),
+        ({"rounds": 1, "patience": 0}, "patience"),
+        ({"rounds": 1, "avg_bits": 0.5}, "avg_bits"),
+        ({"rounds": 1, "price_per_hour": -1.0}, "price_per_hour"),
+    ],
+)
+def test_rounds_out_of_range_are_refused(bad, message, tmp_path):
+    model = Model("none", "zoo", "UNet2DConditionModel", "unet")
+    workspace = Workspace(model, SpaceSpec("traced", METHODS), tmp_path)
+    with pytest.raises(ValueError, match=message):
+        search(workspace, Objective({"fd_lite0": -1}), EVOLUTION, **bad)
