@@ -321,7 +321,7 @@ def compared(
 
 def differences(
     rows: Mapping[str, QuantConfig], final: Measured
-) -> dict[str, dict[str, tuple[float, float | None]]]:
+) -> dict[str, dict[str, list[float | None]]]:
     """Compare ours with every other row, and with the mean of the random ones, in pairs.
 
     Args:
@@ -340,7 +340,7 @@ def differences(
         groups["random"] = random
     return {
         name: {
-            metric: (found.value, found.standard_error)
+            metric: [found.value, found.standard_error]
             for metric in ours.metrics
             if (found := mean_difference(others, ours, metric)) is not None
         }
