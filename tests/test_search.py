@@ -181,7 +181,9 @@ def test_a_budget_of_pictures_becomes_one_of_configurations():
     ],
 )
 def test_rounds_out_of_range_are_refused(bad, message, tmp_path):
-    model = Model("none", "zoo", "UNet2DConditionModel", "unet")
+    model = Model(
+        "none", "zoo", "UNet2DConditionModel", "unet", resolution_px=32, steps=10, guidance=2.0
+    )
     workspace = Workspace(model, SpaceSpec("traced", METHODS), tmp_path)
     with pytest.raises(ValueError, match=message):
         search(workspace, Objective({"fd_lite0": -1}), EVOLUTION, **bad)

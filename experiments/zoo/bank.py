@@ -101,7 +101,7 @@ def card(name: str, rows: Sequence[Row], traced: Space) -> str:
     )
     protocol, versions = rows[0][2], rows[0][1].versions
     dates = sorted(o.provenance["made"] for _, o, _, _ in rows)
-    versions = rows[-1][1].provenance["versions"]
+    packages = rows[-1][1].provenance["versions"]
     metrics = "\n".join(
         f"| `metric/{metric}` | {version} |" for metric, version in sorted(versions.items())
     )
@@ -118,7 +118,7 @@ configs:
 What a quantization configuration does to the pictures of `{name}` ({protocol.sampler.split()[0]}, {protocol.steps} steps, guidance
 {protocol.guidance:g}, {protocol.resolution_px} px, {protocol.dtype}), measured with its present weights and fits of version {VERSION}. One row per configuration
 and protocol. Made by `sh experiments/zoo/bank.sh {name}` between {dates[0][:10]} and {dates[-1][:10]}
-({", ".join(f"{package} {version}" for package, version in versions.items())}), on two CPU cores.
+({", ".join(f"{package} {version}" for package, version in packages.items())}), on two CPU cores.
 
 | part | stage | pictures | seed set | outcomes |
 |---|---|---|---|---|
