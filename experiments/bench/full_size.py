@@ -30,8 +30,27 @@ import numpy as np
 
 METHODS = ("uaq-3", "uaq-4", "kmeans_c-3", "kmeans_c-4", "kmeans_a-3", "kmeans_a-4")
 PAIRS, NOISE = 0.2, 0.03  # standard deviations, in those of the additive part
-NUM_PREDICTED, NUM_EXPLAINED, STEPS = 10_000, 36, 24
+STEPS = 24  # of integrated gradients
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Work:
+    """How much is done.
+
+    Attributes:
+        labels: number of configurations that are learned from.
+        predicted: number of configurations that are predicted, and judged by the truth.
+        budget: number of configurations that the search may have predicted.
+        explained: number of configurations that are attributed.
+        epochs: of training, at most.
+    """
+
+    labels: int = 300
+    predicted: int = 10_000
+    budget: int = 10_000
+    explained: int = 36
+    epochs: int = 60
 
 
 @dataclass(frozen=True)
@@ -62,7 +81,7 @@ class Planted:
         return -np.sum(self.parts(genes), axis=0)
 
 
-def run(graph_file: Path, num_labels: int) -> dict[str, float]:
+def run(graph_file: Path, work: Work) -> dict[str, float]:
     """Do all the work with the qsdm that this process imports, and measure it."""
     from qsdm.cost import MethodTable
     from qsdm.graph import Graph
@@ -115,15 +134,16 @@ def run(graph_file: Path, num_labels: int) -> dict[str, float]:
     sensitivity = np.exp(rng.normal(0, 1, num_weights))
     damage = sensitivity[:, None] * np.where(np.isfinite(problem.error), problem.error, 0)
     planted = Planted(damage, pairs, rng.exponential(size=len(pairs)))
-    genes = problem.sample(rng, num_labels)
+    genes = problem.sample(rng, work.labels)
     additive, together = planted.parts(genes)
     planted = dataclasses.replace(planted, scale=PAIRS * additive.std() / together.std())
-    labels = planted.labels(genes) + rng.normal(0, NOISE * additive.std(), num_labels)
+    labels = planted.labels(genes) + rng.normal(0, NOISE * additive.std(), work.labels)
 
+    options = FitOptions(epochs=work.epochs)
     encoding = timed("encode", lambda: encode(space, table))
-    folds = timed("train", lambda: fit_folds(encoding, genes, labels, FitOptions()))
+    folds = timed("train", lambda: fit_folds(encoding, genes, labels, options))
     predictor = Predictor(encoding, folds, {"fd_lite0": -1.0})
-    new = problem.sample(rng, NUM_PREDICTED)
+    new = problem.sample(rng, work.predicted)
     mean, _ = timed("predict", lambda: predictor.predict(new))
     figures["srcc with the truth"] = srcc(mean, planted.labels(new))
     within: list[float] = []
@@ -134,11 +154,11 @@ def run(graph_file: Path, num_labels: int) -> dict[str, float]:
         within.append(time.process_time() - before)
         return values
 
-    front = timed("search", lambda: search_front(predict, problem, Evolution(), budget=10_000))
+    front = timed("search", lambda: search_front(predict, problem, Evolution(), budget=work.budget))
     figures["search without predictor CPU s"] = figures["search CPU s"] - sum(within)
     chosen = [space.encode(QuantConfig.from_json(point["qconfig"])) for point in front["points"]]
     figures["true label of the front"] = float(planted.labels(np.stack(chosen)).mean())
-    few = genes[:NUM_EXPLAINED]
+    few = genes[: work.explained]
     harms, gaps = timed("attribute", lambda: integrated_gradients(predictor, few, STEPS))
     true = damage[np.arange(num_weights), few].mean(axis=0)
     figures["srcc of harms with the planted ones"] = srcc(harms.mean(axis=0), true)
@@ -159,7 +179,7 @@ def main() -> None:
         import torch
 
         torch.set_num_threads(1)
-        print(json.dumps(run(args.graph, args.labels)))
+        print(json.dumps(run(args.graph, Work(args.labels))))
         return
     from stages import ROOT, checked_out
 
