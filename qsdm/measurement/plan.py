@@ -180,7 +180,7 @@ def way_of(protocol: Protocol) -> tuple[object, ...]:
 
 
 def plan_rounds(
-    ready: Session, protocol: Protocol, rounds: Sequence[Sequence[FrontPoint]], limits: Limits
+    ready: Session, protocol: Protocol, rounds: Sequence[list[FrontPoint]], limits: Limits
 ) -> Plan:
     """Plan the rounds of a search on one worker, without a price.
 
