@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import single_files
+import torch
 from safetensors.torch import save_file
 from tiny import CAPTIONS
+from torch import nn
 
 import qsdm
 from qsdm import run
@@ -24,12 +26,13 @@ from qsdm.calibrate import calibrate
 from qsdm.checkpoint import save_quantized
 from qsdm.compare import LimitExceeded, compare, folder_name
 from qsdm.denoisers import Model, ModelError, load_pipeline
+from qsdm.engine import EngineError
 from qsdm.engine.local import Local
 from qsdm.engine.serial import Serial
 from qsdm.measure import measure
 from qsdm.measurement import pictures
 from qsdm.measurement.contender import Contender
-from qsdm.measurement.drawer import Drawer
+from qsdm.measurement.drawer import Drawer, compute_in
 from qsdm.measurement.spelling import Chosen, read_contenders, read_options
 from qsdm.metrics.fidelity import Psnr
 from qsdm.outcome import EvaluationError
@@ -460,6 +463,29 @@ def test_bad_input_gets_one_sentence(
     with pytest.raises((ValueError, ModelError), match=message):
         compare(spellings, **options | changes)
     assert not list(tmp_path.rglob("pictures/compare")), "nothing was drawn"
+
+
+def test_a_damaged_checkpoint_is_named(
+    tiny_model: Model, packed: Path, options: dict[str, Any], tmp_path: Path
+) -> None:
+    shutil.copytree(packed, tmp_path / "broken")
+    path = tmp_path / "broken/unet/diffusion_pytorch_model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(
+        EngineError, match=r"^broken: .*diffusion_pytorch_model.* was changed|damaged"
+    ):
+        compare([reference(tiny_model), str(tmp_path / "broken")], **options)
+
+
+def test_a_quantized_denoiser_keeps_its_types_between_float32_inputs_and_outputs() -> None:
+    layer = nn.Linear(4, 4).to(torch.bfloat16)
+    layer.register_buffer("scale", torch.ones(1))
+    layer.hf_quantizer = object()  # as diffusers leaves it
+    compute_in(layer, torch.bfloat16)
+    assert layer.scale.dtype == torch.float32
+    assert layer(torch.zeros(1, 4)).dtype == torch.float32
 
 
 def test_a_pipeline_that_draws_no_pictures_is_named(
