@@ -7,6 +7,7 @@
     store/<denoiser>/sensitivity/<space>.json     attribute
     store/<denoiser>/search/<space>.json          search
     store/<denoiser>/summary.json, report.html    realize
+    store/<denoiser>/compare/<others>/            compare: compare.json, compare.html
     store/<denoiser>/stages.json                  the main job: stages that need no rerun
 
 Some models ship with a store of their own (``qsdm/zoo/<denoiser>/store``). It is read for files
