@@ -128,7 +128,8 @@ def network() -> Lite0:
     lite0.load_state_dict(
         {key: value.float() for key, value in load_file(WEIGHTS).items()}, assign=True
     )
-    return lite0.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    lite0.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return lite0.eval().requires_grad_(False)
 
 
 @lru_cache(maxsize=1)
