@@ -15,6 +15,7 @@ from qsdm.graph import Graph
 from qsdm.measurement.drawer import Drawer
 from qsdm.measurement.evaluator import Evaluator
 from qsdm.measurement.forward import Call, ForwardTask, forward_errors, record
+from qsdm.measurement.heap import keep_freed_memory
 from qsdm.measurement.scoring import ScoredShard
 from qsdm.outcome import Protocol
 from qsdm.qconfig import QuantConfig
@@ -84,6 +85,7 @@ class WorkerStart:
         Returns:
             A function from a task to its result.
         """
+        keep_freed_memory()
         packed = PackedWeights(self.packed) if self.packed is not None else None
         prompts = prompts_of(self.model)
         evaluators: dict[str, Evaluator] = {}
