@@ -31,14 +31,13 @@ import qsdm
 from qsdm import run
 from qsdm.denoisers import weights_digest
 from qsdm.graph import canonical
-from qsdm.log import Log, ignore
 from qsdm.outcome import Objective
 from qsdm.predictor.probes import is_probe
 from qsdm.qconfig import OutsideSpace
 from qsdm.store import Store
 from qsdm.store.artifacts import Artifact
 from qsdm.store.files import decode
-from qsdm.text import MANY, require
+from qsdm.text import MANY, Log, ignore, require
 from qsdm.workspace import Workspace, takes_workspace
 
 if TYPE_CHECKING:

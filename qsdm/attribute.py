@@ -32,12 +32,12 @@ import numpy as np
 
 from qsdm import text
 from qsdm.cost import avg_bits
-from qsdm.log import Log, ignore
 from qsdm.outcome import Objective, Outcome
 from qsdm.qconfig import QuantMethod, Space
 from qsdm.sensitivity import AttributionOptions
 from qsdm.store.provenance import provenance
 from qsdm.store.schemas import SENSITIVITIES
+from qsdm.text import Log, ignore
 from qsdm.workspace import Workspace, takes_workspace
 
 if TYPE_CHECKING:

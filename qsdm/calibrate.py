@@ -15,9 +15,9 @@ from qsdm import run, text
 from qsdm.cost import MethodTable
 from qsdm.denoisers import ModelError, source_digest
 from qsdm.denoisers import denoiser_tensors as parameters  # as it was called here in 0.1
-from qsdm.log import Log, ignore
 from qsdm.qconfig import Space
 from qsdm.report import graph_page
+from qsdm.text import Log, ignore
 from qsdm.workspace import Workspace, takes_workspace
 
 

@@ -31,11 +31,10 @@ from typing import TYPE_CHECKING
 from qsdm import run
 from qsdm.denoisers import Model, prompts_of
 from qsdm.engine.local import Local
-from qsdm.log import Log, ignore
 from qsdm.prompts import Prompts
 from qsdm.run.conf import choices, load
 from qsdm.store import Store
-from qsdm.text import MANY, require
+from qsdm.text import MANY, Log, ignore, require
 
 if TYPE_CHECKING:
     from qsdm.engine import Engine

@@ -24,12 +24,11 @@ from qsdm import run, text
 from qsdm.cost import avg_bits
 from qsdm.engine.local import Local
 from qsdm.engine.serial import Serial
-from qsdm.log import Log, ignore
 from qsdm.outcome import EvaluationError, Outcome
 from qsdm.qconfig import QuantConfig, Space
 from qsdm.store import StoreError
 from qsdm.store.files import read_json
-from qsdm.text import MANY, require
+from qsdm.text import MANY, Log, ignore, require
 from qsdm.workspace import Workspace, takes_workspace
 
 _GOLDEN = (5**0.5 - 1) / 2

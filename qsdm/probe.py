@@ -35,11 +35,10 @@ from typing import TYPE_CHECKING
 from qsdm import run, text
 from qsdm.engine.local import Local
 from qsdm.engine.serial import Serial
-from qsdm.log import Log, ignore
 from qsdm.outcome import EvaluationError, Objective, Outcome
 from qsdm.predictor.probes import DISTANCES, PAIRS, STAGE, harm_of
 from qsdm.qconfig import QuantConfig, QuantMethod, Space
-from qsdm.text import MANY, require
+from qsdm.text import MANY, Log, ignore, require
 from qsdm.workspace import Workspace
 
 if TYPE_CHECKING:

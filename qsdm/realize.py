@@ -25,7 +25,6 @@ import numpy as np
 
 from qsdm import cost, run, text
 from qsdm.engine.local import Local
-from qsdm.log import Log, ignore
 from qsdm.metrics import description
 from qsdm.outcome import EvaluationError, Objective, Outcome
 from qsdm.qconfig import OutsideSpace, QuantConfig, Space
@@ -33,7 +32,7 @@ from qsdm.store import StoreError
 from qsdm.store.files import write_text
 from qsdm.store.provenance import provenance
 from qsdm.store.schemas import CHOSEN, FRONT, REPORT, SUMMARY
-from qsdm.text import MANY, require
+from qsdm.text import MANY, Log, ignore, require
 from qsdm.workspace import Workspace, takes_workspace
 
 if TYPE_CHECKING:

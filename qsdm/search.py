@@ -43,7 +43,6 @@ import numpy as np
 from qsdm import text
 from qsdm.engine.local import Local
 from qsdm.engine.serial import Serial
-from qsdm.log import Log, ignore
 from qsdm.outcome import Objective
 from qsdm.qconfig import Space
 from qsdm.store import StoreError
@@ -52,7 +51,7 @@ from qsdm.store.schemas import FRONT, RoundsReport
 from qsdm.strategies import Problem, StrategyOptions
 from qsdm.strategies.front import front, hypervolume
 from qsdm.strategies.greedy import path, spread
-from qsdm.text import MANY, require
+from qsdm.text import MANY, Log, ignore, require
 from qsdm.workspace import Workspace, takes_workspace
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""What users read: sizes, durations, tables, and a sentence about a number out of range.
+"""What users read: progress, sizes, durations, tables, a sentence about a number out of range.
 
 Example:
     >>> from qsdm.text import duration, size, table
@@ -11,10 +11,32 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 MANY = 1_000_000
 """The largest number of pictures, configurations or points, because all are listed in memory."""
+
+Log = Callable[[Mapping[str, Any]], None]
+"""How long functions report progress: takes numbers, text, lists of rows (a table), and paths of
+pictures and pages, by key. `qsdm.run` sends them to W&B; nothing else knows it."""
+
+
+def ignore(values: Mapping[str, Any]) -> None:
+    """Drop what is logged: the default.
+
+    Args:
+        values: by key.
+
+    Example:
+        >>> from qsdm.text import Log, ignore
+        >>> def work(log: Log = ignore) -> None:
+        ...     log({"work/share": 0.5})
+        >>> values = {}
+        >>> work(values.update)
+        >>> values
+        {'work/share': 0.5}
+    """
 
 
 def size(num_bytes: float) -> str:

@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any
 from qsdm import cost, denoisers, run, text
 from qsdm.denoisers import Model, conditioning
 from qsdm.graph import Graph, Op
-from qsdm.log import Log, ignore
 from qsdm.qconfig import QuantConfig, QuantMethod
 from qsdm.report import graph_page
 from qsdm.run.errors import first_line
 from qsdm.store import Store
 from qsdm.store.files import write_text
 from qsdm.store.schemas import GRAPH
+from qsdm.text import Log, ignore
 from qsdm.workspace import Workspace, takes_workspace
 
 if TYPE_CHECKING:

@@ -35,13 +35,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qsdm import text
-from qsdm.log import Log, ignore
 from qsdm.outcome import Objective
 from qsdm.predictor import FitOptions
 from qsdm.qconfig import OutsideSpace
 from qsdm.store.provenance import provenance
 from qsdm.store.schemas import REPORT, TestReport
-from qsdm.text import MANY, require
+from qsdm.text import MANY, Log, ignore, require
 from qsdm.workspace import Workspace, takes_workspace
 
 if TYPE_CHECKING:

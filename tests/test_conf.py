@@ -116,7 +116,7 @@ def test_the_packaged_configs_are_found_without_a_checkout(tmp_path: Path) -> No
 
     package = tmp_path / "qsdm"
     package.mkdir()
-    for path in (conf.PACKAGE / "__init__.py", conf.PACKAGE / "log.py"):
+    for path in (conf.PACKAGE / "__init__.py", conf.PACKAGE / "text.py"):
         shutil.copy(path, package)
     shutil.copytree(conf.PACKAGE / "run", package / "run")
     shutil.copytree(conf.CONF, package / "conf")

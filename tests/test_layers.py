@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "qsdm"
 
-GROUND = {"text", "graph", "qconfig", "cost", "outcome", "prompts", "store", "log"}
+GROUND = {"text", "graph", "qconfig", "cost", "outcome", "prompts", "store"}
 MACHINERY = {"tracing", "quant", "denoisers", "metrics", "strategies", "recipes"}
 JOINS = {"engine", "measurement", "checkpoint", "predictor"}
 COMMANDS = {
@@ -35,7 +35,7 @@ ALLOWED: dict[str, set[str]] = (
     | {"qconfig": GROUND | {"quant"}, "recipes": GROUND | {"quant"}}
     | {"predictor": GROUND | {"measurement"}, "report": GROUND | {"measurement"}}
     | {"sensitivity": GROUND | {"predictor"}}
-    | {"run": {"store", "log"}}
+    | {"run": {"store", "text"}}
     | {"workspace": GROUND | MACHINERY | JOINS | {"run"}}
     | {
         name: GROUND | MACHINERY | JOINS | {"sensitivity", "report", "run", "workspace"}

@@ -10,7 +10,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from qsdm.engine import Failure
-from qsdm.log import Log, ignore
 from qsdm.measurement.protocol import versions_of
 from qsdm.measurement.scoring import ScoredShard, outcome_of
 from qsdm.measurement.shards import Shards
@@ -20,6 +19,7 @@ from qsdm.outcome import EvaluationError, Outcome, Protocol
 from qsdm.qconfig import QuantConfig
 from qsdm.store import Store
 from qsdm.store.outcomes import OutcomeDatabase
+from qsdm.text import Log, ignore
 
 
 @dataclass(slots=True)

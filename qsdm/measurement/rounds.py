@@ -31,7 +31,6 @@ import numpy as np
 from tqdm import tqdm
 
 from qsdm import text
-from qsdm.log import Log, ignore
 from qsdm.measurement.labels import Bank, Labels
 from qsdm.measurement.session import Session
 from qsdm.outcome import Objective, Protocol
@@ -48,6 +47,7 @@ from qsdm.store.schemas import (
 from qsdm.strategies import Problem
 from qsdm.strategies.acquisition import Believer, Region, choose_batch
 from qsdm.strategies.front import front
+from qsdm.text import Log, ignore
 
 STAGE = "rounds"
 Points = list[FrontPoint]

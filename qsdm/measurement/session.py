@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 from qsdm.denoisers import Model, check_prompts, prompts_of
 from qsdm.engine import Engine, Failure, Pool
-from qsdm.log import Log, ignore
 from qsdm.measurement.intake import Intake, Measured
 from qsdm.measurement.protocol import drawing_digest, protocol_of, versions_of
 from qsdm.measurement.worker import DrawTask, WorkerStart, read_full
@@ -29,6 +28,7 @@ from qsdm.qconfig import QuantConfig, Space
 from qsdm.store import Store, StoreError
 from qsdm.store.files import replace
 from qsdm.store.tensors import TensorFile
+from qsdm.text import Log, ignore
 
 
 class Subject(Interface):

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from qsdm.log import Log, ignore
 from qsdm.predictor import FitOptions, one_thread
 from qsdm.predictor.encode import Encoding
 from qsdm.predictor.gnn import Gnn
@@ -27,6 +26,7 @@ from qsdm.predictor.informed import Informed
 from qsdm.predictor.linear import Additive, fit_additive
 from qsdm.predictor.losses import ranking_loss
 from qsdm.predictor.scores import relevance, srcc
+from qsdm.text import Log, ignore
 
 # torch's random numbers belong to the whole process; only the initial parameters need them.
 _seeding = Lock()

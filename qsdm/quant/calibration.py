@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from qsdm.cost import MethodTable
 from qsdm.graph import canonical
-from qsdm.log import Log, ignore
 from qsdm.qconfig import QuantMethod, Space
 from qsdm.quant.calibrated import SCHEMA, TABLE, WEIGHTS
 from qsdm.quant.digests import bytes_of, digest_of, values_of
@@ -29,6 +28,7 @@ from qsdm.store.files import replace
 from qsdm.store.header import DTYPES
 from qsdm.store.provenance import provenance
 from qsdm.store.tensors import TensorFile, write_tensors
+from qsdm.text import Log, ignore
 
 _MAX_PENDING = 6  # weights that are being quantized, or wait, packed, to be written
 SAFETENSORS = {getattr(torch, name): code for code, name in DTYPES.items()}

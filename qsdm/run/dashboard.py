@@ -13,8 +13,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from qsdm.log import Log, ignore
 from qsdm.run.conf import BadInput
+from qsdm.text import Log, ignore
 
 
 class Wandb(Enum):

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from toy_unet import Toy, fill_store
 
-from qsdm.log import ignore
 from qsdm.measurement.labels import Bank
 from qsdm.measurement.rounds import Journal, Limits, Loop, joined, line, region_of, table
 from qsdm.outcome import Objective, Outcome, Protocol
@@ -24,6 +23,7 @@ from qsdm.store import Store, StoreError
 from qsdm.store.outcomes import OutcomeDatabase
 from qsdm.strategies import Problem
 from qsdm.strategies.acquisition import Believer
+from qsdm.text import ignore
 
 QUALITY = Objective({"fd_lite0": -1})
 MODEL: list[Informed] = []

@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 
 from qsdm import run
-from qsdm.log import Log, ignore
 from qsdm.qconfig import OutsideSpace, SpaceSpec
 from qsdm.run import conf, errors
 from qsdm.run.help import help_text
 from qsdm.run.keys import spelled
 from qsdm.store import StoreError
 from qsdm.store.files import read_json
+from qsdm.text import Log, ignore
 from qsdm.train import train
 
 ROOT = Path(__file__).parents[2]
