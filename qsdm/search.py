@@ -137,6 +137,7 @@ def search(
 
     require(1, MANY, max_points=max_points, per_round=per_round, patience=patience)
     require(1, MANY, batch_size=batch_size)
+    require(1, max_pictures=max_pictures)
     require(0, MANY, rounds=rounds)
     require(1, budget=budget, max_bits=max_bits, avg_bits=avg_bits)
     require(0, kappa=kappa, price_per_hour=price_per_hour)

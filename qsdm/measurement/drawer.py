@@ -32,6 +32,7 @@ from qsdm.outcome import EvaluationError
 from qsdm.prompts import Prompt
 from qsdm.qconfig import QuantConfig, QuantMethod
 from qsdm.quant.calibrated import PackedWeights
+from qsdm.quant.packed import PackedLayer
 from qsdm.quant.swap import Switch
 
 
@@ -107,7 +108,7 @@ class Drawer:
         for name in {model.component, *denoisers_in(pipeline_index(model))}:
             if (module := getattr(self.pipeline, name, None)) is not None:
                 compute_in(module, computed_in(model.dtype))
-        plain = None if is_quantized(self.denoiser) else self.denoiser
+        plain = None if is_quantized_elsewhere(self.denoiser) else self.denoiser
         channels_last(plain, getattr(self.pipeline, "vae", None))
         if hasattr(self.pipeline, "encode_prompt"):
             self.pipeline.encode_prompt = remembered(self.pipeline.encode_prompt)
@@ -224,7 +225,7 @@ def compute_in(denoiser: nn.Module, dtype: torch.dtype) -> None:
     """
     if dtype == torch.float32:
         return
-    if not is_quantized(denoiser):  # else it was loaded in this type
+    if not is_quantized_elsewhere(denoiser):  # else it was loaded in this type
         nn.Module.to(denoiser, dtype)  # diffusers' own `to` warns
 
     def cast(value: Any, target: torch.dtype) -> Any:
@@ -244,13 +245,15 @@ def compute_in(denoiser: nn.Module, dtype: torch.dtype) -> None:
     denoiser.register_forward_hook(lambda _, __, out: cast(out, torch.float32))
 
 
-def is_quantized(module: nn.Module) -> bool:
-    """Whether a denoiser was loaded with quantized weights, whose layout is their library's own.
+def is_quantized_elsewhere(module: nn.Module) -> bool:
+    """Whether another library's quantized weights were loaded, whose type and layout are its own.
 
     Args:
-        module: that diffusers loaded.
+        module: that diffusers loaded. Packed layers of qsdm can be cast.
     """
-    return getattr(module, "hf_quantizer", None) is not None
+    if getattr(module, "hf_quantizer", None) is None:
+        return False
+    return not any(isinstance(layer, PackedLayer) for layer in module.modules())
 
 
 def channels_last(*modules: nn.Module | None) -> None:
