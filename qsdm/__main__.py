@@ -147,7 +147,7 @@ def main(
     rounds: int = 1,
     per_round: int = 4,
     candidates: int = 1,
-    num_random: int = 5,
+    num_random: int = 3,
     batch_size: int = 16,
     seed: int = 0,
     force: bool = False,

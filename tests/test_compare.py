@@ -247,7 +247,7 @@ def test_damaged_pictures_are_drawn_again(
     assert "drawn again" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_worker_tells_seconds_and_memory(tiny_model: Model, options: dict[str, Any]) -> None:
     options |= {"engine": Local(num_workers=1)}
     one_step = f"{tiny_model.path}:steps=1,guidance=2.0"

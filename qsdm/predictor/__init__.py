@@ -88,7 +88,7 @@ class FitOptions:
     width: int = 64
     hops: int = 4
     epochs: int = 60
-    patience: int = 15
+    patience: int = 6
     batch_size: int = 16
     lr: float = 2e-3
     weight_decay: float = 1e-2
