@@ -90,7 +90,7 @@ def render(results: Results) -> str:
         rounds=sections.rounds(results.front),
         rounds_hint=sections.rounds_hint(results.front),
         sensitivity_hint=sections.sensitivity_hint(results.sensitivity),
-        alone_hint=sections.alone_hint(results.sensitivity),
+        alone_hint=sections.alone_hint(results.sensitivity, results.predictor),
         predictors=sections.predictors(results.predictor),
         predictor_hint=sections.predictor_hint(results.predictor),
         about=sections.about(results),

@@ -288,11 +288,12 @@ def sensitivity_hint(sensitivity: Report) -> str:
     )
 
 
-def alone_hint(sensitivity: Report) -> str:
+def alone_hint(sensitivity: Report, predictor: Report) -> str:
     """Explain the figure of weights that were quantized alone.
 
     Args:
         sensitivity: of `attribute`.
+        predictor: the report of `train`, which tells whether it has learned from such measurements.
 
     Returns:
         Sentences.
@@ -302,9 +303,15 @@ def alone_hint(sensitivity: Report) -> str:
     faith = sensitivity["sensitivities"]["integrated_gradients"]["faithfulness"]
     if "interventions" not in faith:
         return ""
+    has_probes = "probes" in (predictor or {}).get("scores", {})
+    known = (
+        "The predictor has learned from such probes, so agreement is no proof"
+        if has_probes
+        else "The predictor never saw such configurations"
+    )
     return (
         f"{len(sensitivity['interventions'])} weights were each quantized alone, all others in "
-        "full precision, and measured. The predictor never saw such configurations; correlation "
+        f"full precision, and measured. {known}; correlation "
         f"{faith['interventions']:.2f}, of ranks {faith['interventions_srcc']:.2f}."
     )
 

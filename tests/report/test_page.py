@@ -126,6 +126,14 @@ def test_the_heading_tells_paired_differences(whole):
     assert text.count("; paired difference +40 ± 2.5)") == 1  # the random ones have no halves
 
 
+def test_agreement_with_probes_that_were_learned_from_is_no_proof(whole):
+    scores = whole.predictor["scores"]
+    without = {"scores": {name: row for name, row in scores.items() if name != "probes"}}
+    with_probes = {"scores": scores | {"probes": next(iter(scores.values()))}}
+    assert "never saw" in sections.alone_hint(whole.sensitivity, without)
+    assert "no proof" in sections.alone_hint(whole.sensitivity, with_probes)
+
+
 def test_nothing_is_loaded_from_elsewhere(text):
     reader = Reader(text)
     inside = [source for source in reader.loaded if source.startswith("#")]
