@@ -254,8 +254,8 @@ def of_rounds(
     report = front.get("rounds") or {"rounds": []}
     return [
         (entry, stored[entry["digest"]])
-        for found in report["rounds"]
-        for entry in found["proposals"]
+        for one_round in report["rounds"]
+        for entry in one_round["proposals"]
         if entry["avg_bits"] <= avg_bits and entry["digest"] in stored
     ]
 

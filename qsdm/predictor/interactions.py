@@ -134,13 +134,13 @@ def candidates(
     pairs = list(combinations(map(int, kept), 2))
     excess = harm(pairs) - none - np.array([single[a] + single[b] for a, b in pairs])
     taken = np.zeros(len(groups), dtype=np.int64)
-    found: list[Candidate] = []
+    proposals: list[Candidate] = []
     for i in np.argsort(-np.abs(excess), kind="stable"):
         pair = list(pairs[i])
-        if len(found) < num and (taken[pair] < MOST_PAIRS_OF_A_GROUP).all():
+        if len(proposals) < num and (taken[pair] < MOST_PAIRS_OF_A_GROUP).all():
             taken[pair] += 1
-            found.append(Candidate((groups[pair[0]], groups[pair[1]]), float(excess[i])))
-    return found
+            proposals.append(Candidate((groups[pair[0]], groups[pair[1]]), float(excess[i])))
+    return proposals
 
 
 def interaction(
@@ -193,14 +193,14 @@ def interactions_of(outcomes: Sequence[Outcome], objective: Objective) -> list[I
     names = objective.metrics
     complete = [o for o in outcomes if all(o.metrics.get(name) is not None for name in names)]
     known = {outcome.key: outcome for outcome in complete}
-    found = []
+    pairs = []
     for outcome in complete:
         if outcome.provenance.get("stage") == PAIRS:
             parts = _parts(outcome, complete, known)
             full = known.get((QuantConfig(outcome.qconfig.denoiser, {}).digest, outcome.protocol))
             if parts is not None and full is not None:
-                found.append(interaction(outcome, parts, full, objective))
-    return sorted(found, key=lambda one: -one.excess)
+                pairs.append(interaction(outcome, parts, full, objective))
+    return sorted(pairs, key=lambda one: -one.excess)
 
 
 def _parts(
