@@ -38,7 +38,7 @@ from qsdm.text import MANY, Log, ignore, require
 
 if TYPE_CHECKING:
     from qsdm.engine import Engine
-    from qsdm.measurement.comparison import Measured
+    from qsdm.measurement.comparison import ContenderOutcome
     from qsdm.measurement.contender import Contender
     from qsdm.metrics import Metric
     from qsdm.store.schemas import Comparison
@@ -126,7 +126,7 @@ def compare(
         open_pipeline,
         os.getpid(),
     )
-    measured: list[Measured] = []
+    measured: list[ContenderOutcome] = []
     for contender in contenders:
         measured.append(comparison.measure(setup, contender, measured[0] if measured else None))
         values = measured[-1].outcome.metrics

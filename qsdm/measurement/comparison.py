@@ -85,7 +85,7 @@ class Setup:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class ContenderOutcome:
     """What came out for one pipeline.
 
     Attributes:
@@ -124,7 +124,9 @@ class Measured:
         return max(peaks) if peaks else None
 
 
-def measure(setup: Setup, contender: Contender, reference: Measured | None = None) -> Measured:
+def measure(
+    setup: Setup, contender: Contender, reference: ContenderOutcome | None = None
+) -> ContenderOutcome:
     """Draw the pictures of a pipeline that are missing, and score all of them.
 
     Args:
@@ -181,10 +183,10 @@ def measure(setup: Setup, contender: Contender, reference: Measured | None = Non
         }
     costs = [pictures.cost(span) for span in pictures.spans()]
     size = contender.size_bytes
-    return Measured(contender, pictures, outcome, own, per_drawing, costs, size)
+    return ContenderOutcome(contender, pictures, outcome, own, per_drawing, costs, size)
 
 
-def changed_most(setup: Setup, measured: Sequence[Measured]) -> list[int]:
+def changed_most(setup: Setup, measured: Sequence[ContenderOutcome]) -> list[int]:
     """Choose the drawings that differ most from those of the reference, by the first such metric.
 
     Args:
@@ -206,7 +208,7 @@ def changed_most(setup: Setup, measured: Sequence[Measured]) -> list[int]:
     return list(chosen.values())
 
 
-def differences(setup: Setup, measured: Sequence[Measured]) -> list[dict[str, Any]]:
+def differences(setup: Setup, measured: Sequence[ContenderOutcome]) -> list[dict[str, Any]]:
     """Compare every two pipelines in every metric.
 
     Args:

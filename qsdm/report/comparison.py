@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qsdm.measurement.comparison import Measured, Setup, changed_most, differences
+from qsdm.measurement.comparison import ContenderOutcome, Setup, changed_most, differences
 from qsdm.report import figures, grids
 from qsdm.report.page import NARROW_IN, WIDE_IN, template
 from qsdm.store.files import write_text
@@ -33,7 +33,9 @@ Content = Mapping[str, Any]
 """What compare.json holds."""
 
 
-def contents(setup: Setup, measured: Sequence[Measured], limits: Mapping[str, float]) -> Comparison:
+def contents(
+    setup: Setup, measured: Sequence[ContenderOutcome], limits: Mapping[str, float]
+) -> Comparison:
     """Write down what was measured.
 
     Args:
@@ -88,7 +90,7 @@ def _plain(values: np.ndarray) -> list[float]:
     return [float(f"{value:.6g}") for value in values]
 
 
-def _limits(setup: Setup, one: Measured, limits: Mapping[str, float]) -> list[Limit]:
+def _limits(setup: Setup, one: ContenderOutcome, limits: Mapping[str, float]) -> list[Limit]:
     lines: list[Limit] = []
     for metric, limit in limits.items():
         value = one.outcome.metrics[metric]
@@ -120,7 +122,7 @@ def limit_sentence(line: Limit) -> str:
     )
 
 
-def write(folder: Path, content: Comparison, measured: Sequence[Measured]) -> None:
+def write(folder: Path, content: Comparison, measured: Sequence[ContenderOutcome]) -> None:
     """Write `DATA`, `GRID` and `PAGE`.
 
     Args:
