@@ -15,6 +15,9 @@ from qsdm.qconfig import QuantConfig
 SCHEMA = 3  # of an outcome's JSON
 PROTOCOL_SCHEMA = 2
 
+SIGNIFICANT_Z = 1.96
+"""Half the width of a 95 % interval, in standard errors."""
+
 
 class EvaluationError(ValueError):
     """A configuration cannot be measured; nothing is stored for it."""
@@ -281,7 +284,7 @@ class Outcome:
         value, error = self.metrics.get(name), self.standard_error(name)
         if value is None or error is None:
             return None
-        return value - 1.96 * error, value + 1.96 * error
+        return value - SIGNIFICANT_Z * error, value + SIGNIFICANT_Z * error
 
     def to_json(self) -> dict[str, Any]:
         """The contents of an outcome's record."""

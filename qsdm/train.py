@@ -133,16 +133,8 @@ def train(
         own = taught(workspace, encoding, objective, from_, seed_set, num_images)
     else:
         own = usable_probes(bank, table, objective, full) if probes else None
-    lessons = Lessons(
-        encoding,
-        table,
-        objective,
-        labels.genes,
-        labels.values,
-        labels.halves,
-        own,
-        full_precision(bank, full, objective),
-    )
+    at_full = full_precision(bank, full, objective)
+    lessons = Lessons.of(encoding, table, objective, labels, own, at_full)
     informed = lessons.model if lessons.probes is not None and predictor.additive else None
     folds = fit_folds(
         encoding, labels.genes, labels.values, predictor, seed, log, informed=informed
@@ -261,13 +253,11 @@ def taught(
         other = Workspace(model, workspace.spec, workspace.root)
         bank, table = other.bank(), other.table
         labels = bank.labels(objective, seed_set, num_images)
-        lessons = Lessons(
+        lessons = Lessons.of(
             encode(other.space, table),
             table,
             objective,
-            labels.genes,
-            labels.values,
-            labels.halves,
+            labels,
             usable_probes(bank, table, objective, labels),
             full_precision(bank, labels, objective),
         )

@@ -133,16 +133,7 @@ class Study:
     def lessons(
         self, probes: Probes | None, labels: Labels, num_images: int = LABEL_IMAGES
     ) -> Lessons:
-        return Lessons(
-            self.encoding,
-            self.table,
-            QUALITY,
-            labels.genes,
-            labels.values,
-            labels.halves,
-            probes,
-            self.full(num_images),
-        )
+        return Lessons.of(self.encoding, self.table, QUALITY, labels, probes, self.full(num_images))
 
     def informed(
         self, probes: Probes | None, labels: Labels, num_images: int = LABEL_IMAGES

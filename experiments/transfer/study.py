@@ -55,16 +55,7 @@ class Pipeline:
 
     def lessons(self, probes: Probes | None) -> Lessons:
         labels = self.labels
-        return Lessons(
-            self.encoding,
-            self.table,
-            QUALITY,
-            labels.genes,
-            labels.values,
-            labels.halves,
-            probes,
-            self.full,
-        )
+        return Lessons.of(self.encoding, self.table, QUALITY, labels, probes, self.full)
 
     def teacher(self) -> Teacher:
         model = self.lessons(self.probes(256)).model(np.arange(len(self.labels)))

@@ -12,10 +12,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qsdm.outcome import Outcome, error_of_halves
-
-SIGNIFICANT_Z = 1.96
-"""Half the width of a 95 % interval, in standard errors."""
+from qsdm.outcome import SIGNIFICANT_Z, Outcome, error_of_halves
 
 
 @dataclass(frozen=True, slots=True)

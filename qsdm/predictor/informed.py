@@ -46,6 +46,7 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 
 from qsdm.cost import MethodTable
+from qsdm.measurement.labels import Labels
 from qsdm.outcome import Objective
 from qsdm.predictor.encode import Encoding
 from qsdm.predictor.kernels import Pairs, Part, Sums
@@ -317,6 +318,33 @@ class Lessons:
     probes: Probes | None = None
     full: float | None = None
     _models: dict[bytes, Informed] = field(default_factory=dict, init=False, repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        encoding: Encoding,
+        table: MethodTable,
+        objective: Objective,
+        labels: Labels,
+        probes: Probes | None,
+        full: float | None,
+    ) -> Lessons:
+        """Learn from labels as a store has them.
+
+        Args:
+            encoding: of the space.
+            table: errors of the space's weights under its methods.
+            objective: that labels measure.
+            labels: of the space.
+            probes: of each weight; None for its error alone.
+            full: label of full precision; None if it was not measured.
+
+        Returns:
+            What can be learned.
+        """
+        return cls(
+            encoding, table, objective, labels.genes, labels.values, labels.halves, probes, full
+        )
 
     def model(self, rows: np.ndarray) -> Informed:
         """Learn from some labels, as if there were no others; once from the same ones.

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from qsdm.graph import Graph
-from qsdm.outcome import Objective, Outcome
+from qsdm.outcome import SIGNIFICANT_Z, Objective, Outcome, error_of_halves
 from qsdm.predictor import Predictor
 from qsdm.predictor.probes import PAIRS, harm_of
 from qsdm.qconfig import QuantConfig
@@ -74,7 +74,7 @@ class Interaction:
     @property
     def is_confirmed(self) -> bool:
         """Whether the 95 % interval of the excess excludes 0; without an error, never."""
-        return 0 < 1.96 * self.standard_error < abs(self.excess)
+        return 0 < SIGNIFICANT_Z * self.standard_error < abs(self.excess)
 
 
 def blocks(graph: Graph) -> list[Group]:
@@ -164,17 +164,15 @@ def interaction(
     names = objective.metrics
     every = ((both, -1.0), (alone[0], 1.0), (alone[1], 1.0), (full, -1.0))
     num = min(len(outcome.halves.get(name, ())) for outcome, _ in every for name in names)
-    # Half the difference of two halves' excess; see `Outcome.standard_error`.
-    differences = [
-        sum(
-            sign * objective.weights[name] * (halves[0] - halves[1]) / 2
+
+    def excess(split: int, half: int) -> float:
+        return sum(
+            sign * objective.weights[name] * outcome.halves[name][split][half]
             for outcome, sign in every
             for name in names
-            for halves in [outcome.halves[name][split]]
         )
-        for split in range(num)
-    ]
-    error = float(np.sqrt(np.mean(np.square(differences)))) if differences else 0.0
+
+    error = error_of_halves([(excess(i, 0), excess(i, 1)) for i in range(num)]) if num else 0.0
     joint = harm_of(both, full, objective)[0]
     groups = tuple(alone[0].qconfig.methods), tuple(alone[1].qconfig.methods)
     return Interaction(groups, both.qconfig, (first, second), joint, error, both.num_images)
