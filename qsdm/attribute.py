@@ -31,9 +31,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qsdm import text
-from qsdm.cost import avg_bits
 from qsdm.outcome import Objective, Outcome
 from qsdm.qconfig import QuantMethod, Space
+from qsdm.qconfig.cost import avg_bits
 from qsdm.sensitivity import AttributionOptions
 from qsdm.store.provenance import provenance
 from qsdm.store.schemas import SENSITIVITIES

@@ -12,10 +12,10 @@ from __future__ import annotations
 from contextlib import suppress
 
 from qsdm import run, text
-from qsdm.cost import MethodTable
 from qsdm.denoisers import ModelError, source_digest
 from qsdm.denoisers import denoiser_tensors as parameters  # as it was called here in 0.1
 from qsdm.qconfig import Space
+from qsdm.qconfig.cost import MethodTable
 from qsdm.report import graph_page
 from qsdm.text import Log, ignore
 from qsdm.workspace import Workspace, takes_workspace

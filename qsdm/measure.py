@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qsdm import run, text
-from qsdm.cost import avg_bits
 from qsdm.engine.local import Local
 from qsdm.engine.serial import Serial
 from qsdm.outcome import EvaluationError, Outcome
 from qsdm.qconfig import QuantConfig, Space
+from qsdm.qconfig.cost import avg_bits
 from qsdm.store import StoreError
 from qsdm.store.files import read_json
 from qsdm.text import MANY, Log, ignore, require

@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qsdm import cost, run, text
+from qsdm import run, text
 from qsdm.engine.local import Local
 from qsdm.metrics import description
 from qsdm.outcome import EvaluationError, Objective, Outcome
-from qsdm.qconfig import OutsideSpace, QuantConfig, Space
+from qsdm.qconfig import OutsideSpace, QuantConfig, Space, cost
 from qsdm.store import StoreError
 from qsdm.store.files import write_text
 from qsdm.store.provenance import provenance

@@ -21,9 +21,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qsdm import cost, denoisers, run
+from qsdm import denoisers, run
 from qsdm.graph import Graph
-from qsdm.qconfig import QuantConfig, QuantMethod, Space
+from qsdm.qconfig import QuantConfig, QuantMethod, Space, cost
 from qsdm.recipes import (
     Loader,
     Read,

@@ -18,10 +18,10 @@ from textwrap import indent
 from time import process_time
 from typing import TYPE_CHECKING, Any
 
-from qsdm import cost, denoisers, run, text
+from qsdm import denoisers, run, text
 from qsdm.denoisers import Model, conditioning
 from qsdm.graph import Graph, Op
-from qsdm.qconfig import QuantConfig, QuantMethod
+from qsdm.qconfig import QuantConfig, QuantMethod, cost
 from qsdm.report import graph_page
 from qsdm.run.errors import first_line
 from qsdm.store import Store

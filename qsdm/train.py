@@ -44,10 +44,10 @@ from qsdm.text import MANY, Log, ignore, require
 from qsdm.workspace import Workspace, takes_workspace
 
 if TYPE_CHECKING:
-    from qsdm.cost import MethodTable
     from qsdm.measurement.labels import Bank, Labels
     from qsdm.predictor.encode import Encoding
     from qsdm.predictor.probes import Probes
+    from qsdm.qconfig.cost import MethodTable
 
 
 @takes_workspace("model", "space", "objective", "predictor", "store")

@@ -21,11 +21,11 @@ from qsdm.store import Store
 from qsdm.store.schemas import GRAPH, REPORT, PredictorReport
 
 if TYPE_CHECKING:
-    from qsdm.cost import MethodTable
     from qsdm.measurement.labels import Bank, Labels
     from qsdm.outcome import Objective
     from qsdm.predictor import Predictor
     from qsdm.predictor.probes import Probes
+    from qsdm.qconfig.cost import MethodTable
 
 
 T = TypeVar("T")

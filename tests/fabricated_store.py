@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from qsdm.cost import size_bytes
 from qsdm.graph import Graph, Node, Op, Role, Weight
 from qsdm.metrics import description
 from qsdm.metrics.clip_score import ClipScore
@@ -16,6 +15,7 @@ from qsdm.metrics.fidelity import Psnr
 from qsdm.metrics.frechet import FrechetLite0
 from qsdm.outcome import Outcome, Protocol
 from qsdm.qconfig import QuantConfig, QuantMethod, Space, SpaceSpec
+from qsdm.qconfig.cost import size_bytes
 from qsdm.search import search_front
 from qsdm.store import Store
 from qsdm.store.outcomes import OutcomeDatabase

@@ -7,9 +7,16 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from qsdm.cost import MethodTable, avg_bits, peak_bytes, size_bytes, tera_bops, traffic_bytes
 from qsdm.graph import Graph, Node, Op, Weight
 from qsdm.qconfig import OutsideSpace, QuantConfig, QuantMethod
+from qsdm.qconfig.cost import (
+    MethodTable,
+    avg_bits,
+    peak_bytes,
+    size_bytes,
+    tera_bops,
+    traffic_bytes,
+)
 
 NODES = (
     Node("a", Op.LINEAR, weight=Weight("a", "a.weight", (64, 128)), macs=10**9),

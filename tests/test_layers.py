@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "qsdm"
 
-GROUND = {"text", "graph", "qconfig", "cost", "outcome", "prompts", "store"}
+GROUND = {"text", "graph", "qconfig", "outcome", "prompts", "store"}
 MACHINERY = {"tracing", "quant", "denoisers", "metrics", "strategies", "recipes"}
 JOINS = {"engine", "measurement", "checkpoint", "predictor"}
 COMMANDS = {

@@ -10,12 +10,11 @@ import pytest
 from fabricated_store import predictor_report
 from PIL import Image
 
-from qsdm import cost
 from qsdm.calibrate import calibrate
 from qsdm.denoisers import Model
 from qsdm.engine.serial import Serial
 from qsdm.outcome import Objective, Outcome
-from qsdm.qconfig import QuantConfig, Space, SpaceSpec
+from qsdm.qconfig import QuantConfig, Space, SpaceSpec, cost
 from qsdm.quant.calibrated import read_table
 from qsdm.realize import best_points, of_rounds, random_of_size, realize
 from qsdm.search import search_front

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from qsdm import cost, denoisers, run
+from qsdm import denoisers, run
 from qsdm.calibrate import calibrate
 from qsdm.denoisers import Model, ModelError, discover
 from qsdm.graph import Graph
 from qsdm.predictor.pyg import read_pyg
-from qsdm.qconfig import QuantConfig, QuantMethod, SpaceSpec
+from qsdm.qconfig import QuantConfig, QuantMethod, SpaceSpec, cost
 from qsdm.trace import trace
 from qsdm.workspace import Workspace
 

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from qsdm import cost
-from qsdm.cost import MethodTable
 from qsdm.denoisers import Model, pipeline_digest, source_digest, weights_digest
 from qsdm.graph import Graph, Node, Op, Role, Weight, sorted_graph
 from qsdm.outcome import Outcome, Protocol
-from qsdm.qconfig import QuantConfig, Space, SpaceSpec
+from qsdm.qconfig import QuantConfig, Space, SpaceSpec, cost
+from qsdm.qconfig.cost import MethodTable
 from qsdm.store import Store
 from qsdm.store.outcomes import OutcomeDatabase
 from qsdm.store.schemas import GRAPH

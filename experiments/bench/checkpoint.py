@@ -70,7 +70,7 @@ def random_denoiser(name: str) -> tuple[torch.nn.Module, Any]:
 
 def config_of(space: Any, avg_bits: float) -> Any:
     """A random configuration of about ``avg_bits``."""
-    from qsdm import cost
+    from qsdm.qconfig import cost
     from qsdm.strategies.random import near
 
     size = int(avg_bits * sum(weight.numel for weight in space.graph.weights) / 8)
@@ -105,9 +105,9 @@ def forward(path: Path) -> None:
 
 def written(name: str, folder: Path) -> Path:
     """Measure everything up to loading, and return the path of the checkpoint."""
-    from qsdm import cost, tracing
+    from qsdm import tracing
     from qsdm.checkpoint import save_denoiser
-    from qsdm.qconfig import SpaceSpec
+    from qsdm.qconfig import SpaceSpec, cost
     from qsdm.quant.calibrated import PackedWeights
     from qsdm.quant.calibration import calibrate
     from qsdm.quant.swap import Switch

@@ -83,13 +83,13 @@ class Planted:
 
 def run(graph_file: Path, work: Work) -> dict[str, float]:
     """Do all the work with the qsdm that this process imports, and measure it."""
-    from qsdm.cost import MethodTable
     from qsdm.graph import Graph
     from qsdm.predictor import FitOptions, Predictor
     from qsdm.predictor.encode import encode
     from qsdm.predictor.fit import fit_folds
     from qsdm.predictor.scores import srcc
     from qsdm.qconfig import QuantConfig, SpaceSpec
+    from qsdm.qconfig.cost import MethodTable
     from qsdm.search import search_front
     from qsdm.sensitivity.attribution import integrated_gradients
     from qsdm.strategies import Problem

@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 from architectures import ARCHITECTURES, model_of
 
-from qsdm.cost import avg_bits, size_bytes
 from qsdm.denoisers import weights_digest
 from qsdm.graph import Graph
 from qsdm.measure import histogram
@@ -28,6 +27,7 @@ from qsdm.outcome import Objective, Outcome, Protocol
 from qsdm.predictor.judge import noise
 from qsdm.predictor.scores import srcc
 from qsdm.qconfig import OutsideSpace, Space, SpaceSpec
+from qsdm.qconfig.cost import avg_bits, size_bytes
 from qsdm.quant.fitting import VERSION
 from qsdm.store import Store
 from qsdm.store.files import read_json, write_json, write_text

@@ -53,8 +53,8 @@ class Contents:
     """What a denoiser's files contain, in bytes.
 
     Attributes:
-        packed_bytes: codes, scales and codebooks: `qsdm.cost.size_bytes` of the quantized weights
-            at ``full_bits=16``, as scales and codebooks are stored in 16 bits whatever the
+        packed_bytes: codes, scales and codebooks: `qsdm.qconfig.cost.size_bytes` of the quantized
+            weights at ``full_bits=16``, as scales and codebooks are stored in 16 bits whatever the
             denoiser's precision.
         plain: bytes of everything that is not quantized, by name.
         header_bytes: names, shapes and the configuration.

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qsdm import cost
 from qsdm.graph import Graph
 from qsdm.outcome import Outcome, Protocol
+from qsdm.qconfig import cost
 
 if TYPE_CHECKING:
     from qsdm.denoisers import Model

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qsdm import cost
 from qsdm.denoisers import (
     Digests,
     Model,
@@ -33,7 +32,7 @@ from qsdm.graph import Graph
 from qsdm.measurement.protocol import of_pictures, prompts_digest, versions_of
 from qsdm.outcome import Objective, Outcome, Protocol
 from qsdm.prompts import PromptsError
-from qsdm.qconfig import OutsideSpace, Space
+from qsdm.qconfig import OutsideSpace, Space, cost
 from qsdm.store import Store, StoreError
 
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qsdm import cost, text
+from qsdm import text
 from qsdm.denoisers import Model, ModelError, denoiser_class, denoiser_config
 from qsdm.denoisers.files import pipeline_files, pipeline_folder
 from qsdm.graph import Graph, Op
-from qsdm.qconfig import QuantConfig
+from qsdm.qconfig import QuantConfig, cost
 from qsdm.store.header import read_header
 from qsdm.tracing import TraceError
 
@@ -213,7 +213,7 @@ def activation_bytes(model: Model, graph: Graph) -> int:
     """Compute the most bytes that one picture's activations take at once in a forward.
 
     They are in ``model.dtype``. More pictures take as many times more. What a layer expands when it
-    decodes a packed weight is not included: see `qsdm.cost.peak_bytes`.
+    decodes a packed weight is not included: see `qsdm.qconfig.cost.peak_bytes`.
 
     Args:
         model: whose denoiser runs.

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
-from qsdm.cost import MethodTable
 from qsdm.qconfig import Space
+from qsdm.qconfig.cost import MethodTable
 from qsdm.store import StoreError
 from qsdm.store.tensors import read_tensors, write_tensors
 

@@ -6,11 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from qsdm import cost
-from qsdm.cost import MethodTable
 from qsdm.predictor.encode import errors
 from qsdm.predictor.linear import PENALTIES, ridge_dual
-from qsdm.qconfig import Space
+from qsdm.qconfig import Space, cost
+from qsdm.qconfig.cost import MethodTable
 
 
 def avg_bits(space: Space, genes: np.ndarray) -> np.ndarray:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qsdm.cost import MethodTable
 from qsdm.measurement.labels import Bank, is_of_today
 from qsdm.outcome import Objective, Outcome, Protocol
 from qsdm.predictor.fused import fused
 from qsdm.predictor.probes import DISTANCES, ProbeError, Probes, is_probe, probes_of
+from qsdm.qconfig.cost import MethodTable
 
 FEW = 64
 """Pictures below which distances steady probes: with 16, what is found without a label was 21

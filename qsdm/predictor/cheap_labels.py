@@ -22,13 +22,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qsdm.cost import MethodTable
 from qsdm.measurement.labels import Labels
 from qsdm.outcome import Outcome
 from qsdm.predictor import baselines
 from qsdm.predictor.linear import ridge_dual
 from qsdm.predictor.scores import srcc
 from qsdm.qconfig import Space
+from qsdm.qconfig.cost import MethodTable
 from qsdm.store import StoreError
 
 LEAST = 8  # full labels

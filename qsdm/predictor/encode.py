@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from qsdm.cost import MethodTable
 from qsdm.graph import Graph, Node, Op, Role, canonical
 from qsdm.qconfig import QuantMethod, Space
+from qsdm.qconfig.cost import MethodTable
 
 VERSION = "1"
 MAIN_INPUTS = ("sample", "hidden_states", "x")  # diffusers' names for the noisy picture

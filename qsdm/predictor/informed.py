@@ -45,13 +45,13 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 
-from qsdm.cost import MethodTable
 from qsdm.measurement.labels import Labels
 from qsdm.outcome import Objective
 from qsdm.predictor.encode import Encoding
 from qsdm.predictor.kernels import Pairs, Part, Sums
 from qsdm.predictor.prior import Prior, prior_of
 from qsdm.predictor.probes import Probes
+from qsdm.qconfig.cost import MethodTable
 
 CHUNK = 256  # configurations at a time
 _JITTER = 1e-10  # of the mean variance of a label, for the factorization

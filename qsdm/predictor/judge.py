@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from qsdm.cost import MethodTable
 from qsdm.measurement.labels import Labels
 from qsdm.predictor import Predictor, baselines
 from qsdm.predictor.fit import evaluate
@@ -23,6 +22,7 @@ from qsdm.predictor.hamming import fit_hamming
 from qsdm.predictor.informed import Lessons
 from qsdm.predictor.linear import fit_additive
 from qsdm.predictor.scores import ndcg, noise_ceiling, srcc
+from qsdm.qconfig.cost import MethodTable
 from qsdm.store.schemas import Agreement, Noise, Scores, Spread, TestReport, TestSet
 
 

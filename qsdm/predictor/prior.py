@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qsdm.cost import MethodTable
 from qsdm.outcome import Objective
 from qsdm.predictor.encode import Encoding, errors
 from qsdm.predictor.kernels import Pairs, Part, Sums, neighbors, within
 from qsdm.predictor.probes import Probes, probes_of_errors
 from qsdm.qconfig import QuantMethod, Space
+from qsdm.qconfig.cost import MethodTable
 
 
 @dataclass(frozen=True, slots=True, eq=False)

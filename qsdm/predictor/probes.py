@@ -24,10 +24,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qsdm.cost import MethodTable
 from qsdm.outcome import Objective, Outcome, Protocol
 from qsdm.predictor.encode import errors
 from qsdm.qconfig import OutsideSpace, QuantMethod, Space
+from qsdm.qconfig.cost import MethodTable
 
 FIDELITIES = ("error", "transferred", "forward", "drawn", "full")
 STAGE = "probe"  # what outcomes of groups of weights were measured for

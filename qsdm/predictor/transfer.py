@@ -26,11 +26,11 @@ from sklearn.metrics import mean_poisson_deviance
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from qsdm.cost import MethodTable
 from qsdm.predictor.encode import Encoding, errors
 from qsdm.predictor.informed import Informed
 from qsdm.predictor.probes import Probes
 from qsdm.qconfig import Space
+from qsdm.qconfig.cost import MethodTable
 
 PENALTIES = 10.0 ** np.arange(-2, 1.1, 0.5)
 """Of squared coefficients of standardized features, per weight."""

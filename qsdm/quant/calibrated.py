@@ -8,9 +8,9 @@ from typing import NotRequired, TypedDict
 
 import torch
 
-from qsdm.cost import MethodTable, TableFile
 from qsdm.graph import Graph
 from qsdm.qconfig import QuantMethod
+from qsdm.qconfig.cost import MethodTable, TableFile
 from qsdm.quant.digests import bytes_of, digest_of
 from qsdm.quant.fitting import dequantize
 from qsdm.quant.quantized import Quantized

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from qsdm.cost import MethodTable
 from qsdm.graph import canonical
 from qsdm.qconfig import QuantMethod, Space
+from qsdm.qconfig.cost import MethodTable
 from qsdm.quant.calibrated import SCHEMA, TABLE, WEIGHTS
 from qsdm.quant.digests import bytes_of, digest_of, values_of
 from qsdm.quant.fitting import VERSION, Fitted, fit_all, layout

@@ -75,7 +75,7 @@ def digest_of(tensor: torch.Tensor) -> str:
 
 
 def fitted_digest(tensors: Callable[[str], torch.Tensor], graph: Graph) -> str:
-    """The digest of all weights, as `qsdm.cost.MethodTable.fitted` stores it.
+    """The digest of all weights, as `qsdm.qconfig.cost.MethodTable.fitted` stores it.
 
     Args:
         tensors: parameters by name.

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qsdm.cost import MethodTable
 from qsdm.graph import Graph, Node
+from qsdm.qconfig.cost import MethodTable
 from qsdm.store.files import write_text
 
 TEMPLATE = Path(__file__).with_name("graph_page.html.j2")

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from qsdm import cost
 from qsdm.graph import Graph, merge_splits
 from qsdm.measurement.labels import Bank, Labels, avg_bits
 from qsdm.outcome import Objective
-from qsdm.qconfig import QuantMethod, Space
+from qsdm.qconfig import QuantMethod, Space, cost
 from qsdm.store import Store, StoreError
 from qsdm.store.artifacts import Artifact
 from qsdm.store.schemas import CHOSEN, FRONT, GRAPH, REPORT, SENSITIVITIES, SUMMARY

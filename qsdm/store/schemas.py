@@ -29,7 +29,7 @@ class ConfigurationFile(TypedDict):
 
 
 class Costs(TypedDict):
-    """Costs of one configuration, see `qsdm.cost`."""
+    """Costs of one configuration, see `qsdm.qconfig.cost`."""
 
     avg_bits: float
     size_bytes: int

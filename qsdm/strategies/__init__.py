@@ -30,8 +30,8 @@ from typing import Protocol
 
 import numpy as np
 
-from qsdm.cost import MethodTable
 from qsdm.qconfig import Space, tilted
+from qsdm.qconfig.cost import MethodTable
 
 
 class Strategy(Protocol):

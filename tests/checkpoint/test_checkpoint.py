@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from qsdm import cost
 from qsdm.checkpoint import (
     CheckpointError,
     Contents,
@@ -22,7 +21,7 @@ from qsdm.checkpoint import (
 from qsdm.denoisers import Model, load_pipeline
 from qsdm.graph import Graph, Node, Op, Weight
 from qsdm.measurement.drawer import compute_in
-from qsdm.qconfig import QuantConfig, QuantMethod, SpaceSpec
+from qsdm.qconfig import QuantConfig, QuantMethod, SpaceSpec, cost
 from qsdm.quant.fitting import dequantize, fit
 from qsdm.quant.packed import PackedLayer
 from qsdm.quant.packed_model import pack

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from qsdm import cost, text
+from qsdm import text
 from qsdm.checkpoint import contents, save_quantized
 from qsdm.denoisers import Model, ModelError, denoiser_class, denoiser_config, load_pipeline
 from qsdm.denoisers.files import pipeline_folder
@@ -24,7 +24,7 @@ from qsdm.measurement.memory import (
     tensors_of,
     total,
 )
-from qsdm.qconfig import QuantConfig, SpaceSpec
+from qsdm.qconfig import QuantConfig, SpaceSpec, cost
 from qsdm.store import ZOO
 from qsdm.trace import trace
 from qsdm.workspace import Workspace

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from toy_unet import Toy
 
-from qsdm.cost import MethodTable
 from qsdm.predictor.encode import Encoding, encode
+from qsdm.qconfig.cost import MethodTable
 
 
 def test_full_precision_is_the_origin(encoding: Encoding) -> None:

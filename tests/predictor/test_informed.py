@@ -9,7 +9,6 @@ from sklearn.gaussian_process.kernels import DotProduct
 from test_probes import PROTOCOL, QUALITY, outcomes_of
 from toy_unet import Toy
 
-from qsdm import cost
 from qsdm.outcome import Objective
 from qsdm.predictor.encode import Encoding
 from qsdm.predictor.informed import Informed, Noise, fit_informed, noise_of
@@ -18,6 +17,7 @@ from qsdm.predictor.linear import fit_additive
 from qsdm.predictor.prior import Prior, bit_costs, prior_of
 from qsdm.predictor.probes import Probes, probes_of
 from qsdm.predictor.scores import srcc
+from qsdm.qconfig import cost
 
 FULL = -20.0  # label of full precision
 QUIET = Noise(1e-4, 0.0, 1e-6)

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qsdm.cost import MethodTable
 from qsdm.graph import Graph, Node, Op, Role, Weight
 from qsdm.qconfig import QuantMethod
+from qsdm.qconfig.cost import MethodTable
 from qsdm.report import graph_page
 
 CHROMIUM = next(

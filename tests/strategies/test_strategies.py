@@ -7,9 +7,9 @@ import itertools
 import numpy as np
 import pytest
 
-from qsdm.cost import size_bytes
 from qsdm.graph import Graph, Node, Op, Weight
 from qsdm.qconfig import Space
+from qsdm.qconfig.cost import size_bytes
 from qsdm.strategies import Problem
 from qsdm.strategies.evolution import Evolution
 from qsdm.strategies.front import front, hypervolume

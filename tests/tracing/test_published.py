@@ -8,9 +8,8 @@ import pytest
 import yaml
 from soak import soaked
 
-from qsdm import cost
 from qsdm.graph import Graph, Op, Role, merge_splits
-from qsdm.qconfig import QuantConfig, QuantMethod
+from qsdm.qconfig import QuantConfig, QuantMethod, cost
 from qsdm.trace import prepare, reasons
 from tests.tracing.published import CONF, model, names, traced
 

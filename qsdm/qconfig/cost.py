@@ -58,7 +58,7 @@ def avg_bits(graph: Graph, qconfig: QuantConfig, full_bits: int = 16) -> float:
         OutsideSpace: the configuration names a weight that the graph does not have.
 
     Example:
-        >>> from qsdm.cost import avg_bits
+        >>> from qsdm.qconfig.cost import avg_bits
         >>> from qsdm.graph import Graph, Node, Op, Role, Weight
         >>> from qsdm.qconfig import QuantConfig, QuantMethod
         >>> weight = Weight("proj", "proj.weight", (64, 512))
