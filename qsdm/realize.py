@@ -17,7 +17,9 @@ Writes ``summary.json`` (measured values only), ``chosen.json`` (the configurati
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +27,11 @@ import numpy as np
 
 from qsdm import run, text
 from qsdm.engine.local import Local
+from qsdm.graph import canonical
 from qsdm.metrics import description
 from qsdm.outcome import EvaluationError, Objective, Outcome
 from qsdm.qconfig import OutsideSpace, QuantConfig, Space, cost
-from qsdm.store import StoreError
-from qsdm.store.files import write_text
+from qsdm.store import StoreError, memo
 from qsdm.store.provenance import provenance
 from qsdm.store.schemas import CHOSEN, FRONT, REPORT, SUMMARY
 from qsdm.text import MANY, Log, ignore, require
@@ -37,7 +39,6 @@ from qsdm.workspace import Workspace, takes_workspace
 
 if TYPE_CHECKING:
     from qsdm.engine import Engine
-    from qsdm.measurement.memory import Memory
     from qsdm.measurement.session import Measured, Session
     from qsdm.outcome import Protocol
 
@@ -94,7 +95,6 @@ def realize(
         >>> [row["name"] for row in summary["rows"]][::7]
         ['fp', 'ours']
     """
-    from qsdm.measurement.memory import memory_of
     from qsdm.measurement.session import open_session
 
     require(1, MANY, candidates=candidates, batch_size=batch_size)
@@ -112,7 +112,7 @@ def realize(
             f"wanted fresh noise, but the predictor's labels have seed_set={seed_set}: "
             "give another one"
         )
-    with open_session(workspace, engine, batch_size) as ready:
+    with open_session(workspace, engine, batch_size, check=False) as ready:
         front = ready.store.read(FRONT, f"search/{space_name}.json")
         points = best_points(front, avg_bits, candidates)
         proposed = [QuantConfig.from_json(point["qconfig"]) for point in points]
@@ -151,9 +151,9 @@ def realize(
             ],
             "provenance": provenance(),
         }
-        summary["checkpoint"] = write_checkpoint(ready, workspace.packed, ours)
-        memory = memory_of(ready.model, ready.space.graph, [ours])
-        write_card(ready, fresh, memory, (final.of(ours), final.of(rows["fp"])))
+        summary["checkpoint"], memory = checkpoint(
+            ready, workspace.packed, fresh, (final.of(ours), final.of(rows["fp"]))
+        )
         SUMMARY.write(ready.store.path("summary.json"), summary)
         draw(ready, rows, summary["rows"], fresh)
     finish(ready, summary, memory, log)
@@ -369,60 +369,40 @@ def row(space: Space, name: str, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def write_checkpoint(ready: Session, directory: Path, ours: QuantConfig) -> dict[str, int]:
-    """Write the pipeline with its denoiser packed.
+def checkpoint(
+    ready: Session, packed: Path, protocol: Protocol, outcomes: tuple[Outcome, Outcome]
+) -> tuple[dict[str, int], str]:
+    """Write the pipeline with its denoiser packed and a card, unless the store holds both.
 
     Args:
         ready: the running session.
-        directory: of the quantized weights.
-        ours: the chosen configuration.
+        packed: directory of the quantized weights.
+        protocol: of the outcomes; it digests everything that the pipeline is loaded from.
+        outcomes: of the chosen configuration and of full precision.
 
     Returns:
-        Bytes of the denoiser's file by kind.
+        Bytes of the denoiser's file by kind, and the memory of the whole pipeline in one line.
     """
-    from qsdm.checkpoint import save_quantized
-    from qsdm.denoisers import denoiser_tensors, load_pipeline
-    from qsdm.quant.calibrated import PackedWeights
-
-    packed = PackedWeights(directory)
-    packed.require(denoiser_tensors(ready.model), ready.space.graph)
-    bits = ready.space.full_bits
-    contents = save_quantized(
-        load_pipeline(ready.model, dtype=f"float{bits}"),
-        ready.model.component,
-        ready.space.graph,
-        ours,
-        ready.store.path("checkpoint"),
-        packed.quantized,
-        bits,
-    )
-    return {
-        "packed_bytes": contents.packed_bytes,
-        "unquantized_bytes": sum(contents.plain.values()),
-        "header_bytes": contents.header_bytes,
-    }
-
-
-def write_card(
-    ready: Session, protocol: Protocol, before: Memory, outcomes: tuple[Outcome, Outcome]
-) -> None:
-    """Write a README.md for the checkpoint, unless the user has written one.
-
-    Args:
-        ready: the running session.
-        protocol: of the outcomes.
-        before: memory of the pipeline that was quantized.
-        outcomes: of the chosen configuration and of full precision.
-    """
-    from qsdm.checkpoint import card
-    from qsdm.measurement import memory
+    from qsdm import __version__
 
     folder = ready.store.path("checkpoint")
-    if not card.is_kept(folder):
-        outcome, full = outcomes
-        after = {name: memory.total(tensors) for name, tensors in memory.tensors_in(folder).items()}
-        text = card.card(ready.model, ready.space.graph, protocol, outcome, full, before, after)
-        write_text(folder / card.NAME, text)
+    about = {
+        "versions": [__version__, metadata.version("diffusers")],
+        "model": [ready.model.path, ready.model.revision, dict(ready.model.source)],
+        "packed": memo.changes_in(packed),
+        "protocol": protocol.digest,
+        "full_bits": ready.space.full_bits,
+        "batch_size": ready.batch_size,
+        "outcomes": [[outcome.qconfig.digest, dict(outcome.metrics)] for outcome in outcomes],
+    }
+    made_from = hashlib.sha256(canonical(about)).hexdigest()
+    if (result := memo.recall(folder, made_from)) is None:
+        from qsdm.checkpoint.delivery import deliver
+
+        sizes, memory = deliver(ready, packed, folder, protocol, outcomes)
+        result = {"sizes": sizes, "memory": memory.line(ready.batch_size)}
+        memo.remember(folder, made_from, result)
+    return result["sizes"], result["memory"]
 
 
 def draw(
@@ -439,18 +419,14 @@ def draw(
         table: their measured rows.
         protocol: how the pictures are drawn.
     """
-    from qsdm.measurement.worker import read_full
     from qsdm.report import grids
 
     by_name = {entry["name"]: entry for entry in table}
     shown = ["fp", *best_uniform(ready, table), "ours"]
     count = min(NUM_SHOWN, protocol.num_images)
     pictures = {
-        name: ready.draw(rows[name], protocol, count, batch=-(-count // 2))
-        for name in shown
-        if name != "fp"
+        name: ready.pictures(rows[name], protocol, count, batch=-(-count // 2)) for name in shown
     }
-    pictures["fp"] = read_full(ready.full(protocol))[: count * protocol.frames]
     for name in shown:
         grids.write(ready.store.path(f"pictures/{name}.png"), grids.grid(pictures[name]))
     titles = {"fp": "full precision", "ours": "ours"}
@@ -488,13 +464,13 @@ def best_uniform(ready: Session, table: Sequence[Mapping[str, Any]]) -> list[str
     return [best[bits]["name"] for bits in sorted(best, reverse=True)]
 
 
-def finish(ready: Session, summary: Mapping[str, Any], memory: Memory, log: Log) -> None:
+def finish(ready: Session, summary: Mapping[str, Any], memory: str, log: Log) -> None:
     """Print the table, write the page and log both.
 
     Args:
         ready: the session.
         summary: what `realize` returns.
-        memory: of the pipeline with the chosen configuration.
+        memory: of the pipeline with the chosen configuration, one line.
         log: receives metrics, pictures and the page.
     """
     from qsdm.report import page, results
@@ -522,7 +498,7 @@ def finish(ready: Session, summary: Mapping[str, Any], memory: Memory, log: Log)
         f"(packed {size['packed_bytes']:,}, unquantized {size['unquantized_bytes']:,}, "
         f"header {size['header_bytes']:,})"
     )
-    print(memory.line(ready.batch_size))
+    print(memory)
     target = ready.store.path("report.html")
     try:
         page.write(target, results.read(ready.store, summary["space"], ready.space.full_bits))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 from qsdm.calibrate import calibrate
 from qsdm.denoisers import Model
 from qsdm.engine.serial import Serial
+from qsdm.measurement.worker import WorkerStart
 from qsdm.outcome import Objective, Outcome
 from qsdm.qconfig import QuantConfig, Space, SpaceSpec, cost
 from qsdm.quant.calibrated import read_table
@@ -21,6 +23,7 @@ from qsdm.search import search_front
 from qsdm.store import Store, StoreError
 from qsdm.store.files import read_json
 from qsdm.store.schemas import FRONT, REPORT
+from qsdm.store.tensors import check_tensors
 from qsdm.strategies import Problem
 from qsdm.strategies.random import Random, near
 from qsdm.trace import trace
@@ -28,6 +31,15 @@ from qsdm.workspace import Workspace
 
 SPEC = SpaceSpec("small", ("uaq-3", "uaq-4", "kmeans_a-3", "kmeans_a-4"))
 LIMIT = 3.7
+QUALITY = Objective({"fd_lite0": -1})
+FEW: dict[str, Any] = {
+    "avg_bits": LIMIT,
+    "candidates": 2,
+    "num_images": 4,
+    "num_random": 2,
+    "batch_size": 4,
+    "engine": Serial(),
+}
 
 
 @pytest.fixture(scope="module")
@@ -66,17 +78,8 @@ def searched(tiny_model: Model, traced: Path, space: Space) -> Path:
 @pytest.fixture(scope="module")
 def realized(tiny_model: Model, searched: Path) -> Store:
     """With a chosen configuration, its pictures and its checkpoint."""
-    summary = realize(
-        Workspace(tiny_model, SPEC, searched),
-        Objective({"fd_lite0": -1}),
-        avg_bits=LIMIT,
-        candidates=2,
-        num_images=4,
-        num_random=2,
-        batch_size=4,
-        engine=Serial(),
-    )
     store = Store(searched, tiny_model.name)
+    summary = realize(Workspace(tiny_model, SPEC, searched), QUALITY, **FEW)
     assert summary == read_json(store.path("summary.json"))
     return store
 
@@ -191,6 +194,28 @@ def test_the_checkpoint_has_a_model_card(realized: Store, tmp_path: Path) -> Non
     assert not card.is_kept(folder)
     (tmp_path / "README.md").write_text(text.replace(card.MARK, ""), encoding="utf-8")
     assert card.is_kept(tmp_path)
+
+
+def test_nothing_is_drawn_or_packed_twice(
+    tiny_model: Model, realized: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = realized.path("checkpoint/unet/diffusion_pytorch_model.safetensors")
+    before = {
+        name: realized.path(name).read_bytes() for name in ("pictures/ours.png", "chosen.json")
+    }
+
+    def again(start: WorkerStart) -> None:
+        raise AssertionError("a worker was started")
+
+    monkeypatch.setattr(WorkerStart, "__call__", again)
+    written = packed.stat().st_mtime_ns
+    realize(Workspace(tiny_model, SPEC, realized.root), QUALITY, **FEW)
+    assert packed.stat().st_mtime_ns == written
+    assert before == {name: realized.path(name).read_bytes() for name in before}
+
+    packed.write_bytes(b"")  # a folder that somebody changed is written again
+    realize(Workspace(tiny_model, SPEC, realized.root), QUALITY, **FEW)
+    check_tensors(packed, "")
 
 
 def test_random_ones_that_were_measured_on_the_fresh_noise_come_first(space: Space) -> None:

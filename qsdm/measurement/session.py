@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from typing import Protocol as Interface
 
 import numpy as np
@@ -118,43 +119,19 @@ class Session:
             StoreError: the file cannot be written.
         """
         path = self.store.path(full_name(protocol))
-        num, frames, edge = protocol.num_images, protocol.frames, protocol.resolution_px
-        shape = (num * frames, edge, edge, 3)
-        if path.exists():
-            try:
-                if read_full(path).shape != shape:
-                    raise StoreError(f"{path} holds pictures of another number or size")
-                return path
-            except StoreError as error:
-                tqdm.write(f"full precision is drawn again: {error}")
-        about = {"qsdm": json.dumps({"protocol": protocol.to_json()})}
-        size = frames * math.prod(shape[1:])
-
-        def fill(partial: Path) -> None:
-            with TensorFile(partial, {"images": ("U8", shape)}, about) as file:
-                for start, images in self._batches(
-                    QuantConfig(self.model.name, {}), protocol, num, "full precision"
-                ):
-                    file.write("images", images.data, start * size)
-
-        replace(path, fill)
+        full = QuantConfig(self.model.name, {})
+        self._store_pictures(path, full, protocol, protocol.num_images, what="full precision")
         return path
 
-    def draw(
-        self,
-        qconfig: QuantConfig,
-        protocol: Protocol,
-        num_images: int,
-        what: str | None = None,
-        batch: int | None = None,
+    def pictures(
+        self, qconfig: QuantConfig, protocol: Protocol, num_images: int, batch: int | None = None
     ) -> np.ndarray:
-        """Draw a protocol's first pictures, one batch per task.
+        """A protocol's first pictures under a configuration, drawn unless the store holds them.
 
         Args:
             qconfig: the configuration.
             protocol: how they are drawn.
             num_images: number of drawings.
-            what: title of the progress bar; None for no bar.
             batch: drawings per task; None for the batch size.
 
         Returns:
@@ -162,17 +139,51 @@ class Session:
 
         Raises:
             EvaluationError: a picture cannot be drawn.
+            StoreError: the file cannot be written.
         """
-        parts = dict(self._batches(qconfig, protocol, num_images, what, batch))
-        return np.concatenate([parts[start] for start in sorted(parts)])
+        if not qconfig.methods:
+            return read_full(self.full(protocol))[: num_images * protocol.frames]
+        name = f"pictures/{qconfig.digest[:16]}-{protocol.digest[:16]}.safetensors"
+        path = self.store.path(name)
+        self._store_pictures(path, qconfig, protocol, num_images, batch)
+        return read_full(path)
+
+    def _store_pictures(
+        self,
+        path: Path,
+        qconfig: QuantConfig,
+        protocol: Protocol,
+        num_images: int,
+        batch: int | None = None,
+        what: str | None = None,
+    ) -> None:
+        """Draw pictures into a file, unless it holds them already."""
+        frames, edge = protocol.frames, protocol.resolution_px
+        shape = (num_images * frames, edge, edge, 3)
+        if path.exists():
+            try:
+                if read_full(path).shape != shape:
+                    raise StoreError(f"{path} holds pictures of another number or size")
+                return
+            except StoreError as error:
+                tqdm.write(f"{what or qconfig.digest[:12]} is drawn again: {error}")
+        about = {"qsdm": json.dumps({"protocol": protocol.to_json(), "qconfig": qconfig.to_json()})}
+        size = frames * math.prod(shape[1:])
+
+        def fill(partial: Path) -> None:
+            with TensorFile(partial, {"images": ("U8", shape)}, about) as file:
+                for start, images in self._batches(qconfig, protocol, num_images, batch, what):
+                    file.write("images", images.data, start * size)
+
+        replace(path, fill)
 
     def _batches(
         self,
         qconfig: QuantConfig,
         protocol: Protocol,
         num_images: int,
+        batch: int | None,
         what: str | None,
-        batch: int | None = None,
     ) -> Iterator[tuple[int, np.ndarray]]:
         """Yield the number of the first drawing, and a batch of pictures, as they arrive."""
         size = batch or self.batch_size
@@ -237,6 +248,7 @@ def open_session(
     batch_size: int = 16,
     quantized: bool = True,
     shard: int = 1024,
+    check: bool = True,
 ) -> Iterator[Session]:
     """Start workers for a traced and calibrated model.
 
@@ -246,6 +258,8 @@ def open_session(
         batch_size: number of drawings at a time, at most.
         quantized: False if only full precision is drawn.
         shard: number of drawings per task; a configuration of more is drawn by several workers.
+        check: whether to refuse prompts that the pipeline cannot draw now, rather than when
+            something is drawn. It imports the pipeline's class, which takes seconds.
 
     Yields:
         The session.
@@ -253,6 +267,7 @@ def open_session(
     Raises:
         StoreError: the model is not traced or not calibrated.
         EvaluationError: a number is out of range.
+        PromptsError: the pipeline needs other prompts.
     """
     if batch_size < 1 or shard < 1:
         raise EvaluationError(
@@ -260,10 +275,27 @@ def open_session(
         )
     model, space = subject.model, subject.space
     packed = subject.packed if quantized else None
+    if check:
+        _check(model)
+    with engine.open(WorkerStart(model, space.graph, packed, batch_size)) as pool:
+        yield Session(model, space, subject.store, _CheckedPool(pool, model), batch_size, shard)
+
+
+@dataclass(frozen=True, slots=True)
+class _CheckedPool:
+    """Workers that get no task before the prompts are known to be ones that can be drawn."""
+
+    pool: Pool
+    model: Model
+
+    def map(self, tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        _check(self.model)
+        return self.pool.map(tasks)
+
+
+def _check(model: Model) -> None:
     if model.prompts is not None:
         check_prompts(model, prompts_of(model))
-    with engine.open(WorkerStart(model, space.graph, packed, batch_size)) as pool:
-        yield Session(model, space, subject.store, pool, batch_size, shard)
 
 
 def full_name(protocol: Protocol) -> str:

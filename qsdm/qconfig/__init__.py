@@ -10,6 +10,7 @@ References:
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import re
@@ -59,6 +60,7 @@ class QuantMethod:
             )
 
     @staticmethod
+    @functools.lru_cache  # a store of 10,000 outcomes names few methods in many places
     def parse(text: str) -> QuantMethod:
         """The inverse of ``str``.
 

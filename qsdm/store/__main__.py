@@ -20,6 +20,7 @@ from qsdm.store.artifacts import Artifact
 from qsdm.store.checksum import is_whole
 from qsdm.store.files import StoreError, decode
 from qsdm.store.manifest import NAME, fault, read_checksums
+from qsdm.store.memo import MEMO
 from qsdm.store.outcomes import OutcomeDatabase
 from qsdm.store.parquet import read_outcomes_parquet
 from qsdm.store.repair import problems, repair
@@ -30,6 +31,7 @@ ARTIFACTS: dict[str, Artifact] = {
     "graph.json": GRAPH,
     "chosen.json": CHOSEN,
     "summary.json": SUMMARY,
+    "checkpoint.json": MEMO,
     "predictor/*/report.json": REPORT,
     "search/*.json": FRONT,
     "sensitivity/*.json": SENSITIVITIES,
