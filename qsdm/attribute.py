@@ -2,6 +2,8 @@
 
     python -m qsdm.attribute +model=emoji_unet
     python -m qsdm.attribute +model=emoji_unet attribution.num_configs=96 attribution.steps=64
+    python -m qsdm.attribute +model=emoji_unet certificate=true     # do pictures confirm them?
+    python -m qsdm.attribute +model=emoji_unet certificate=true plan=true price_per_hour=2.5
 
 Writes ``sensitivity/<space>.json``, and pictures of it in
 ``sensitivity/<space>-{role,block,weights,interventions}.png``::
@@ -19,30 +21,40 @@ Writes ``sensitivity/<space>.json``, and pictures of it in
     completeness        harm (mean of f(x0) - f(x)), gap (greatest share of it that the attributions
                         miss)
     provenance
+
+With ``certificate=true``, weights are restored to full precision in the attributed order and in
+others, and each step is drawn and measured: see `qsdm.sensitivity.certificate`, which states when
+the certificate holds. What was measured before is not measured again, so a killed run continues.
+It is written to ``sensitivity/<space>-certificate.json``, with a figure beside it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qsdm import text
+from qsdm.engine.local import Local
+from qsdm.engine.serial import Serial
 from qsdm.outcome import Objective, Outcome
 from qsdm.qconfig import QuantMethod, Space
 from qsdm.qconfig.cost import avg_bits
-from qsdm.sensitivity import AttributionOptions
+from qsdm.sensitivity import AttributionOptions, Sensitivity
+from qsdm.sensitivity.certificate import CurveOptions
 from qsdm.store.provenance import provenance
-from qsdm.store.schemas import SENSITIVITIES
-from qsdm.text import Log, ignore
+from qsdm.store.schemas import CERTIFICATE, SENSITIVITIES
+from qsdm.text import MANY, Log, ignore, require
 from qsdm.workspace import Workspace, takes_workspace
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from qsdm.engine import Engine
     from qsdm.predictor import Predictor
 
 
@@ -51,6 +63,12 @@ def attribute(
     workspace: Workspace,
     objective: Objective,
     attribution: AttributionOptions = AttributionOptions(),  # noqa: B008 (frozen)
+    certificate: bool = False,
+    curves: CurveOptions = CurveOptions(),  # noqa: B008 (frozen)
+    batch_size: int = 16,
+    engine: Engine = Local(),  # noqa: B008 (frozen)
+    plan: bool = False,
+    price_per_hour: float | None = None,
     log: Log = ignore,
 ) -> dict[str, Any]:
     """Compute and store sensitivities.
@@ -59,13 +77,21 @@ def attribute(
         workspace: model, space and store.
         objective: for which the predictor was trained.
         attribution: how many configurations are explained, and how finely.
+        certificate: measure whether pictures confirm the attributions.
+        curves: how that is measured.
+        batch_size: pictures that are drawn at a time.
+        engine: where workers run.
+        plan: of the certificate, only print what is missing and how long it takes.
+        price_per_hour: of one worker, in any currency; for the plan.
         log: receives the harms by role and op.
 
     Returns:
-        The content of the JSON file.
+        The content of the JSON file of sensitivities.
 
     Raises:
         StoreError: an earlier stage has not run, or for another objective.
+        EvaluationError: the certificate needs a configuration that cannot be measured.
+        ValueError: the certificate's noise is that of the labels.
 
     Example:
         >>> import qsdm
@@ -79,6 +105,8 @@ def attribute(
     """
     from qsdm.predictor import one_thread
 
+    require(1, MANY, batch_size=batch_size)
+    require(0, price_per_hour=price_per_hour)
     space, predictor = workspace.space, workspace.predictor(objective)
     held_out, protocol = workspace.report["held_out"], workspace.report["protocol"]
     outcomes = workspace.store.outcomes()
@@ -115,7 +143,121 @@ def attribute(
         | {"attribute/completeness_gap": result["completeness"]["gap"]}
     )
     print_sensitivity(result)
+    if certificate or plan:
+        certify(
+            workspace, objective, curves, Measuring(batch_size, engine, plan, price_per_hour), log
+        )
     return result
+
+
+@dataclass(frozen=True, slots=True)
+class Measuring:
+    """How pictures of the certificate are drawn.
+
+    Attributes:
+        batch_size: pictures that are drawn at a time.
+        engine: where workers run.
+        plan: only print what is missing and how long it takes.
+        price_per_hour: of one worker, in any currency.
+    """
+
+    batch_size: int
+    engine: Engine
+    plan: bool
+    price_per_hour: float | None
+
+
+def certify(
+    workspace: Workspace,
+    objective: Objective,
+    curves: CurveOptions,
+    measuring: Measuring,
+    log: Log = ignore,
+) -> Mapping[str, Any] | None:
+    """Measure whether pictures confirm the stored attributions, and store the answer.
+
+    Args:
+        workspace: model, space and store.
+        objective: whose loss is harm.
+        curves: how it is measured.
+        measuring: how pictures are drawn.
+        log: receives the metrics of every outcome, and the figure.
+
+    Returns:
+        The content of the certificate's file; None for a plan.
+
+    Raises:
+        StoreError: an earlier stage has not run.
+        EvaluationError: a configuration cannot be measured.
+        ValueError: the noise is that of the labels.
+    """
+    from qsdm.measurement.plan import plan_session
+    from qsdm.measurement.session import open_session
+    from qsdm.predictor import FitOptions
+    from qsdm.predictor.informed import Lessons
+    from qsdm.predictor.probes import ProbeError
+    from qsdm.sensitivity import certificate
+    from qsdm.sensitivity.curves import counts_of, scores_of, ways
+    from qsdm.sensitivity.stability import stability
+
+    report = workspace.report
+    if curves.seed_set == report["seed_set"]:
+        raise ValueError(
+            f"wanted fresh noise, but the predictor's labels have seed_set={curves.seed_set}: "
+            "give another curves.seed_set"
+        )
+    space, table, name = workspace.space, workspace.table, workspace.space_name
+    sensitivities = workspace.store.read(SENSITIVITIES, f"sensitivity/{name}.json")
+    gradients = Sensitivity.from_json(sensitivities["sensitivities"]["integrated_gradients"])
+    try:
+        probes = workspace.probes(objective)
+        damage = probes.damage(space, table)
+    except ProbeError as error:
+        print(f"the order of probes is left out: {error}")
+        probes = damage = None
+    begin = certificate.start(space, curves.method)
+    scores = scores_of(begin, space, table, gradients, damage)
+    orders = ways(begin, scores, curves.num_random, curves.seed)
+    engine = Serial() if measuring.plan else measuring.engine  # a plan starts no workers
+    with open_session(workspace, engine, measuring.batch_size) as ready:
+        protocol = ready.protocol(curves.seed_set, curves.num_images)
+        counts = counts_of(len(begin.methods), curves.points)
+        planned = plan_session(ready, certificate.configurations(begin, orders, counts), protocol)
+        print(
+            dataclasses.replace(
+                planned,
+                num_workers=measuring.engine.num_workers,
+                price_per_hour=measuring.price_per_hour,
+            ),
+            flush=True,
+        )
+        if measuring.plan:
+            return None
+        measured = certificate.measure(
+            ready, protocol, objective, begin, orders, curves.points, log
+        )
+    bank = workspace.bank()
+    num_images = bank.protocols[report["protocol"]].num_images
+    labels = bank.labels(objective, report["seed_set"], num_images)
+    full = full_precision(bank.outcomes, report["protocol"], objective, space.full_bits)
+    taught = probes if "probes" in report["scores"] else None
+    predictor = workspace.predictor(objective)
+    lessons = Lessons.of(predictor.encoding, table, objective, labels, taught, full)
+    options = FitOptions(**report["predictor"])
+    steady = stability(predictor, lessons, options, begin, curves.trainings, curves.seed)
+    content = {
+        "denoiser": workspace.name,
+        "space": name,
+        "objective": dict(objective.weights),
+        "attributions": certificate.digest_of(sensitivities),
+        "method": ", ".join(sorted({str(method) for method in begin.methods.values()})),
+        **certificate.contents(measured, steady, curves, protocol),
+        "provenance": provenance(),
+    }
+    target = workspace.path(f"sensitivity/{name}-certificate.json")
+    CERTIFICATE.write(target, content)
+    print(certificate.as_text(content))
+    return content
 
 
 def full_precision(

@@ -35,9 +35,6 @@ _GOLDEN = (5**0.5 - 1) / 2
 
 if TYPE_CHECKING:
     from qsdm.engine import Engine
-    from qsdm.measurement.plan import Plan
-    from qsdm.measurement.session import Session
-    from qsdm.outcome import Protocol
 
 
 @takes_workspace("model", "space", "store", "num_configs")
@@ -98,6 +95,7 @@ def measure(
         (8, True)
     """
     from qsdm.measurement.memory import memory_of
+    from qsdm.measurement.plan import plan_session
     from qsdm.measurement.session import open_session
 
     require(1, MANY, num_configs=num_configs, batch_size=batch_size, shard=shard)
@@ -114,7 +112,7 @@ def measure(
             chosen = sample(ready.space, num_configs, seed)
         protocol = ready.protocol(seed_set, num_images)
         full = QuantConfig(workspace.name, {})
-        planned = plan_measurement(ready, [full, *chosen], protocol)
+        planned = plan_session(ready, [full, *chosen], protocol)
         planned = replace(planned, num_workers=engine.num_workers, price_per_hour=price_per_hour)
         print(planned, flush=True)
         if plan or planned.num_pictures:
@@ -148,25 +146,6 @@ def measure(
         num = len(measured.failures)
         print(f"{num} configurations were set aside and have no outcome: {named}")
     return outcomes
-
-
-def plan_measurement(ready: Session, qconfigs: Sequence[QuantConfig], protocol: Protocol) -> Plan:
-    """Plan a measurement on one worker, without a price.
-
-    Args:
-        ready: the running session.
-        qconfigs: configurations that are to be measured.
-        protocol: how their pictures are drawn.
-
-    Returns:
-        What is going to be drawn.
-    """
-    from qsdm.measurement.plan import History, plan_of
-    from qsdm.measurement.session import full_name
-
-    history = History(ready.store.outcomes(), ready.store.protocols())
-    has_full = ready.store.path(full_name(protocol)).exists()
-    return plan_of(history, qconfigs, protocol, ready.versions, has_full)
 
 
 def sample(space: Space, num_configs: int, seed: int) -> list[QuantConfig]:

@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = (
     # METHODS needs neither torch nor numba: configurations and recipes are read by its names.
     | {"qconfig": GROUND | {"quant"}, "recipes": GROUND | {"quant"}}
     | {"predictor": GROUND | {"measurement"}, "report": GROUND | {"measurement"}}
-    | {"sensitivity": GROUND | {"predictor"}}
+    | {"sensitivity": GROUND | {"measurement", "predictor"}}
     | {"run": {"store", "text"}}
     | {"workspace": GROUND | MACHINERY | JOINS | {"run"}}
     | {

@@ -164,6 +164,24 @@ def plan_of(
     )
 
 
+def plan_session(ready: Session, qconfigs: Sequence[QuantConfig], protocol: Protocol) -> Plan:
+    """Plan what a session measures, on one worker, without a price.
+
+    Args:
+        ready: the running session.
+        qconfigs: configurations that are to be measured, full precision among them.
+        protocol: how their pictures are drawn.
+
+    Returns:
+        What is missing.
+    """
+    from qsdm.measurement.session import full_name
+
+    history = History(ready.store.outcomes(), ready.store.protocols())
+    has_full = ready.store.path(full_name(protocol)).exists()
+    return plan_of(history, qconfigs, protocol, ready.versions, has_full)
+
+
 def way_of(protocol: Protocol) -> tuple[object, ...]:
     """What of a protocol decides how long a picture takes; guidance runs the denoiser twice.
 

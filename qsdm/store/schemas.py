@@ -296,6 +296,60 @@ class Sensitivities(TypedDict):
     provenance: NotRequired[dict[str, Any]]
 
 
+class MeasuredCurve(TypedDict):
+    """Harm along one order of restoring weights, see `qsdm.sensitivity.curves`."""
+
+    order: str
+    direction: str
+    number: int
+    area: float
+    harms: list[float]
+    errors: list[float] | None
+
+
+class AreaGain(TypedDict):
+    """How the area of another order differs from that of the attributions.
+
+    ``gain`` is positive and ``sign`` 1 where the attributions are better; ``sign`` is 0 where the
+    95 % interval includes 0.
+    """
+
+    order: str
+    direction: str
+    value: float
+    standard_error: float | None
+    gain: float
+    sign: int
+
+
+class Condition(TypedDict):
+    """A part of the certificate's rule; ``holds`` is None where it was not tried."""
+
+    condition: str
+    holds: bool | None
+
+
+class Certificate(TypedDict):
+    """sensitivity/<space>-certificate.json, see `qsdm.sensitivity.certificate`."""
+
+    denoiser: str
+    space: str
+    objective: dict[str, float]
+    attributions: str
+    method: str
+    options: dict[str, int | str | None]
+    protocol: dict[str, Any]
+    counts: list[int]
+    curves: list[MeasuredCurve]
+    differences: list[AreaGain]
+    folds: list[float]
+    label_counts: list[tuple[int, float]]
+    shuffled: list[float]
+    conditions: list[Condition]
+    holds: bool
+    provenance: NotRequired[dict[str, Any]]
+
+
 class Contestant(TypedDict):
     """One pipeline of a comparison: its metrics, and what its pictures took.
 
@@ -413,4 +467,5 @@ ROUNDS = Artifact("qsdm/rounds/1", "search", _rounds)
 SUMMARY: Artifact[Summary] = Artifact("qsdm/summary/1", "realize", typed(Summary))
 REPORT = Artifact("qsdm/predictor-report/1", "train", _report)
 SENSITIVITIES = Artifact("qsdm/sensitivities/1", "attribute", _sensitivities)
+CERTIFICATE: Artifact[Certificate] = Artifact("qsdm/certificate/1", "attribute", typed(Certificate))
 COMPARISON: Artifact[Comparison] = Artifact("qsdm/comparison/1", "compare", typed(Comparison))
