@@ -47,7 +47,7 @@ from qsdm.qconfig.cost import avg_bits
 from qsdm.sensitivity import AttributionOptions, Sensitivity
 from qsdm.sensitivity.certificate import CurveOptions
 from qsdm.store.provenance import provenance
-from qsdm.store.schemas import CERTIFICATE, SENSITIVITIES
+from qsdm.store.schemas import CERTIFICATE, SENSITIVITIES, digest_of_attributions
 from qsdm.text import MANY, Log, ignore, require
 from qsdm.workspace import Workspace, takes_workspace
 
@@ -196,6 +196,8 @@ def certify(
     from qsdm.predictor import FitOptions
     from qsdm.predictor.informed import Lessons
     from qsdm.predictor.probes import ProbeError
+    from qsdm.report import figures
+    from qsdm.report.results import Results
     from qsdm.sensitivity import certificate
     from qsdm.sensitivity.curves import counts_of, scores_of, ways
     from qsdm.sensitivity.stability import stability
@@ -249,7 +251,7 @@ def certify(
         "denoiser": workspace.name,
         "space": name,
         "objective": dict(objective.weights),
-        "attributions": certificate.digest_of(sensitivities),
+        "attributions": digest_of_attributions(sensitivities),
         "method": ", ".join(sorted({str(method) for method in begin.methods.values()})),
         **certificate.contents(measured, steady, curves, protocol),
         "provenance": provenance(),
@@ -257,6 +259,11 @@ def certify(
     target = workspace.path(f"sensitivity/{name}-certificate.json")
     CERTIFICATE.write(target, content)
     print(certificate.as_text(content))
+    picture = target.with_suffix(".png")
+    results = Results(workspace.name, certificate=content)
+    figures.write(picture, figures.certificate(results))
+    log({"attribute/certificate": picture, "attribute/certificate_holds": content["holds"]})
+    log({"attribute/certificate_areas": content["differences"]})
     return content
 
 

@@ -20,7 +20,16 @@ from qsdm.search import search_front
 from qsdm.store import Store
 from qsdm.store.outcomes import OutcomeDatabase
 from qsdm.store.provenance import provenance
-from qsdm.store.schemas import CHOSEN, FRONT, GRAPH, REPORT, SENSITIVITIES, SUMMARY
+from qsdm.store.schemas import (
+    CERTIFICATE,
+    CHOSEN,
+    FRONT,
+    GRAPH,
+    REPORT,
+    SENSITIVITIES,
+    SUMMARY,
+    digest_of_attributions,
+)
 from qsdm.store.tensors import write_tensors
 from qsdm.strategies import Problem
 from qsdm.strategies.evolution import Evolution
@@ -162,6 +171,11 @@ def fabricate(root: Path, num_outcomes: int = 60) -> Store:
         about | predictor_report(num_outcomes) | {"protocol": protocol.digest},
     )
     SENSITIVITIES.write(store.path("sensitivity/traced.json"), about | sensitivity(problem, graph))
+    attributions = store.read(SENSITIVITIES, "sensitivity/traced.json")
+    CERTIFICATE.write(
+        store.path("sensitivity/traced-certificate.json"),
+        about | certificate(digest_of_attributions(attributions), protocol),
+    )
     for name in ("fp", "uaq-4", "uaq-3", "kmeans_a-4", "kmeans_a-3", "ours", "comparison"):
         path = store.path(f"pictures/{name}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -271,6 +285,44 @@ def predictor_report(num_outcomes: int) -> dict:
         "noise": noise,
         "test": None,
         "held_out": {"qconfig": [], "measured": []},
+    }
+
+
+def certificate(attributions: str, protocol: Protocol, holds: bool = True) -> dict:
+    """Curves of four orders, of which the attributions' are best."""
+    curves = [
+        {
+            "order": order,
+            "direction": direction,
+            "number": 0,
+            "area": area,
+            "harms": [80.0, area, 0.0],
+            "errors": [4.0, 3.0, 0.0],
+        }
+        for order, areas in (("attribution", (20.0, 60.0)), ("size", (35.0, 45.0)))
+        for direction, area in zip(("most_first", "least_first"), areas, strict=True)
+    ]
+    curves.append({**curves[0], "order": "random", "area": 40.0, "harms": [80.0, 40.0, 0.0]})
+    differences = [
+        {"order": order, "direction": direction, "value": sign * 15.0, "standard_error": 2.0}
+        | {"gain": 15.0, "sign": 1}
+        for order in ("size", "random")
+        for direction, sign in (("most_first", 1), ("least_first", -1))
+    ]
+    rule = ("better than random orders in both directions", "no other order is better")
+    return {
+        "attributions": attributions,
+        "method": "uaq-3",
+        "options": {"points": 3, "num_images": 256, "seed_set": 2, "method": None},
+        "protocol": protocol.to_json(),
+        "counts": [0, 28, 56],
+        "curves": curves,
+        "differences": differences,
+        "folds": [0.9, 0.8],
+        "label_counts": [[30, 0.75]],
+        "shuffled": [0.03, -0.05],
+        "conditions": [{"condition": condition, "holds": holds} for condition in rule],
+        "holds": holds,
     }
 
 

@@ -40,6 +40,7 @@ FIGURES: dict[str, tuple[Callable[[Results, float], Figure], float]] = {
     "block": (_harms("block"), HALF_IN),
     "heat": (figures.heat, WIDE_IN),
     "alone": (figures.interventions, WIDE_IN),
+    "certificate": (figures.certificate, WIDE_IN),
     "predictor": (figures.predictor, HALF_IN),
     "bits": (figures.bits, HALF_IN),
 }
@@ -91,6 +92,9 @@ def render(results: Results) -> str:
         rounds_hint=sections.rounds_hint(results.front),
         sensitivity_hint=sections.sensitivity_hint(results.sensitivity),
         alone_hint=sections.alone_hint(results.sensitivity, results.predictor),
+        certificate_hint=sections.certificate_hint(results),
+        certificate_rows=sections.certificate_rows(results),
+        certificate_rule=sections.certificate_rule(results),
         predictors=sections.predictors(results.predictor),
         predictor_hint=sections.predictor_hint(results.predictor),
         about=sections.about(results),

@@ -17,7 +17,17 @@ from qsdm.outcome import Objective
 from qsdm.qconfig import QuantMethod, Space, cost
 from qsdm.store import Store, StoreError
 from qsdm.store.artifacts import Artifact
-from qsdm.store.schemas import CHOSEN, FRONT, GRAPH, REPORT, SENSITIVITIES, SUMMARY
+from qsdm.store.schemas import (
+    CERTIFICATE,
+    CHOSEN,
+    FRONT,
+    GRAPH,
+    REPORT,
+    SENSITIVITIES,
+    SUMMARY,
+    Certificate,
+    digest_of_attributions,
+)
 from qsdm.store.tensors import read_tensors
 
 if TYPE_CHECKING:
@@ -54,6 +64,8 @@ class Results:
             objective is known, quality on its scale; only those of the protocol that has most.
         predictor: quality of the predictor (`train`).
         sensitivity: of weights, ops, roles, blocks (`attribute`).
+        certificate: what pictures say of these attributions (`attribute certificate=true`); None,
+            too, if it is about earlier ones.
         front: of the search (`search`).
         summary: the measured table (`realize`).
         chosen: method by weight name of the configuration that was chosen.
@@ -75,6 +87,7 @@ class Results:
     outcomes: Sequence[Mapping[str, Any]] = ()
     predictor: Mapping[str, Any] | None = None
     sensitivity: Mapping[str, Any] | None = None
+    certificate: Mapping[str, Any] | None = None
     front: Mapping[str, Any] | None = None
     summary: Mapping[str, Any] | None = None
     chosen: Mapping[str, str] | None = None
@@ -106,12 +119,14 @@ def read(store: Store, space: str = "traced", full_bits: int = 16) -> Results:
     outcomes = labels.outcomes if labels else ()
     folder = _path(store, "pictures")
     pictures = sorted(folder.glob("*.png")) if folder else []
+    sensitivity = _optional(store, SENSITIVITIES, f"sensitivity/{space}.json")
     return Results(
         denoiser=store.denoiser,
         graph=graph,
         outcomes=table_of(labels, calibrated, objective) if labels and calibrated else (),
         predictor=_optional(store, REPORT, f"predictor/{space}/report.json"),
-        sensitivity=_optional(store, SENSITIVITIES, f"sensitivity/{space}.json"),
+        sensitivity=sensitivity,
+        certificate=certificate_of(store, space, sensitivity),
         front=front,
         summary=_optional(store, SUMMARY, "summary.json"),
         chosen=None if chosen is None else {k: str(m) for k, m in chosen.methods.items()},
@@ -119,6 +134,28 @@ def read(store: Store, space: str = "traced", full_bits: int = 16) -> Results:
         protocol=labels.protocol.to_json() if labels else None,
         versions={name: version for o in outcomes for name, version in sorted(o.versions.items())},
     )
+
+
+def certificate_of(
+    store: Store, space: str, sensitivity: Mapping[str, Any] | None
+) -> Certificate | None:
+    """Read the certificate of a space's present attributions.
+
+    Args:
+        store: of the model.
+        space: its name.
+        sensitivity: the present attributions; None if there are none.
+
+    Returns:
+        The certificate; None if there is none, or of other attributions.
+
+    Raises:
+        StoreError: it is damaged.
+    """
+    measured = _optional(store, CERTIFICATE, f"sensitivity/{space}-certificate.json")
+    if measured is None or sensitivity is None:
+        return None
+    return measured if measured["attributions"] == digest_of_attributions(sensitivity) else None
 
 
 def calibrated_space(store: Store, graph: Graph, name: str, full_bits: int) -> Space | None:

@@ -6,6 +6,7 @@ import base64
 from collections.abc import Mapping
 from typing import Any
 
+from qsdm.outcome import SIGNIFICANT_Z
 from qsdm.report.results import Results
 from qsdm.report.summary import FULL, OURS, kind_of, main_metric, rows, shown_pictures, verdict
 from qsdm.text import size
@@ -286,6 +287,81 @@ def sensitivity_hint(sensitivity: Report) -> str:
         f"precision, mean over {sensitivity['attribution']['num_configs']} configurations; the "
         f"attributions miss {sensitivity['completeness']['gap']:.2%} of the whole harm at most."
     )
+
+
+def certificate_hint(results: Results) -> str:
+    """Say whether pictures confirm the attributions.
+
+    Args:
+        results: of a denoiser.
+
+    Returns:
+        Sentences; without a certificate, how to measure one; empty without attributions.
+    """
+    if results.sensitivity is None:
+        return ""
+    measured = results.certificate
+    if measured is None:
+        return (
+            "No pictures have confirmed these attributions yet, so this page names no causes: run "
+            f"python -m qsdm.attribute +model={results.denoiser} certificate=true."
+        )
+    options = measured["options"]
+    verdict = "The certificate holds" if measured["holds"] else "The certificate does not hold"
+    return (
+        f"All weights were quantized by {measured['method']}, then restored to full precision in "
+        f"the attributed order and in others; each step was measured on {options['num_images']} "
+        f"pictures of fresh noise (seed set {options['seed_set']}). {verdict}: this page "
+        f"{'says' if measured['holds'] else 'does not say'} what a layer is kept because of."
+    )
+
+
+def certificate_rows(results: Results) -> list[list[str]]:
+    """Write a row for each order against which the attributions were measured.
+
+    Args:
+        results: of a denoiser.
+
+    Returns:
+        The order, and how much better the attributions are in both directions, with the half width
+        of the 95 % interval; none without a certificate.
+    """
+    if results.certificate is None:
+        return []
+    gains: dict[str, dict[str, str]] = {}
+    for entry in results.certificate["differences"]:
+        text = f"{entry['gain']:+.1f}"
+        if entry["standard_error"] is not None:
+            text += f" ± {SIGNIFICANT_Z * entry['standard_error']:.1f}"
+        gains.setdefault(entry["order"], {})[entry["direction"]] = text
+    return [
+        [order.replace("_", " "), *(pair.get(key, "–") for key in ("most_first", "least_first"))]
+        for order, pair in gains.items()
+    ]
+
+
+def certificate_rule(results: Results) -> list[tuple[str, str]]:
+    """List the parts of the rule by which a certificate holds, and whether each is met.
+
+    Args:
+        results: of a denoiser.
+
+    Returns:
+        The answer and the condition of each; none without a certificate.
+    """
+    if results.certificate is None:
+        return []
+    measured, answers = results.certificate, {True: "yes", False: "no", None: "not tried"}
+    notes = [(answers[rule["holds"]], rule["condition"]) for rule in measured["conditions"]]
+    if measured["folds"]:
+        mean = sum(measured["folds"]) / len(measured["folds"])
+        notes.append((f"{mean:.2f}", "rank correlation of the attributions of two folds"))
+    for num, srcc in measured["label_counts"]:
+        notes.append((f"{srcc:.2f}", f"rank correlation with what {num} labels teach"))
+    if measured["shuffled"]:
+        mean = sum(measured["shuffled"]) / len(measured["shuffled"])
+        notes.append((f"{mean:+.2f}", "rank correlation with what shuffled measurements teach"))
+    return notes
 
 
 def alone_hint(sensitivity: Report, predictor: Report) -> str:

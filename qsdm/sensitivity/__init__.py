@@ -3,6 +3,7 @@
 - ``attribution``: Captum's integrated gradients and group ablation, relative to full precision
 - ``hops``: norms of hop embeddings as scores of a weight and of what feeds it
 - ``faithfulness``: whether scores agree with measured labels and with the predictor's estimates
+- ``curves``, ``stability`` and ``certificate``: whether pictures confirm the attributions
 - ``tables``: results per role, op and block
 
 All scores are harms, in units of the objective: the amount by which a decision lowers the predicted

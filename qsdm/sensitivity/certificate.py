@@ -5,17 +5,18 @@ rule by which the certificate holds:
 
 1. in both directions, the attributions' order is better than random orders, by a paired difference
    whose 95 % interval excludes 0;
-2. in neither direction is another order (probes, weight error, size) better by such a difference;
+2. in neither direction is an order that needs no pictures (weight error, size) better by such a
+   difference;
 3. attributions that are learned from shuffled measurements do not rank the weights like these (see
    `qsdm.sensitivity.stability`).
 
-Only where it holds, the page and `qsdm.why` say "because".
+The order of probes is measured, too, and shown: it is no part of the rule, because probes are
+pictures themselves. Only where the certificate holds, the page and `qsdm.why` say "because".
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qsdm import text
-from qsdm.graph import canonical
 from qsdm.outcome import SIGNIFICANT_Z, EvaluationError, Objective
 from qsdm.qconfig import QuantConfig, Space
 from qsdm.qconfig.cost import size_bytes
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from qsdm.outcome import Protocol
     from qsdm.store.schemas import MeasuredCurve
 
+WITHOUT_PICTURES = ("weight_error", "size")  # orders that nothing is measured for
 STAGE = "certificate"  # what its outcomes were measured for
 
 
@@ -167,20 +168,6 @@ def measure(
     ]
 
 
-def digest_of(sensitivities: Mapping[str, Any]) -> str:
-    """Name the attributions that a certificate is about.
-
-    Args:
-        sensitivities: contents of the sensitivity file.
-
-    Returns:
-        A digest of the scores.
-    """
-    gradients = sensitivities["sensitivities"]["integrated_gradients"]
-    scores = {name: gradients[name] for name in ("weights", "methods", "scores")}
-    return hashlib.sha256(canonical(scores)).hexdigest()
-
-
 def conditions(differences: Sequence[AreaDifference], stability: Stability) -> list[dict[str, Any]]:
     """Apply the rule.
 
@@ -192,7 +179,7 @@ def conditions(differences: Sequence[AreaDifference], stability: Stability) -> l
         ``condition``, a sentence, and ``holds`` of each; None where it was not tried.
     """
     against_chance = [d for d in differences if d.order == RANDOM]
-    rivals = [d for d in differences if d.order != RANDOM]
+    rivals = [d for d in differences if d.order in WITHOUT_PICTURES]
     better = sorted({d.order.replace("_", " ") for d in rivals if d.sign < 0})
     return [
         {
@@ -201,7 +188,7 @@ def conditions(differences: Sequence[AreaDifference], stability: Stability) -> l
             and all(d.sign > 0 for d in against_chance),
         },
         {
-            "condition": "no other order is better"
+            "condition": "no order that needs no pictures is better"
             + (f" (better: {', '.join(better)})" if better else ""),
             "holds": not better,
         },

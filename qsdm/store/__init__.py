@@ -4,7 +4,7 @@
     store/<denoiser>/calibration/<space>/         calibrate: table.safetensors, weights.safetensors
     store/<denoiser>/outcomes.sqlite              measure: one driver writes them as they arrive
     store/<denoiser>/predictor/<space>/           train: fold-K.safetensors, report.json
-    store/<denoiser>/sensitivity/<space>.json     attribute
+    store/<denoiser>/sensitivity/<space>.json     attribute; <space>-certificate.json
     store/<denoiser>/search/<space>.json          search
     store/<denoiser>/summary.json, report.html    realize
     store/<denoiser>/compare/<others>/            compare: compare.json, compare.html

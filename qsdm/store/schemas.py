@@ -6,11 +6,12 @@ rest stays plain data.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Mapping
 from typing import Any, NotRequired, TypedDict
 
 from qsdm.graph import SCHEMA as GRAPH_SCHEMA
-from qsdm.graph import Graph
+from qsdm.graph import Graph, canonical
 from qsdm.outcome import Objective
 from qsdm.qconfig import SCHEMA as CONFIGURATION_SCHEMA
 from qsdm.qconfig import QuantConfig
@@ -411,6 +412,20 @@ class Comparison(TypedDict):
     captions: list[Caption]
     limits: list[Limit]
     provenance: dict[str, Any]
+
+
+def digest_of_attributions(sensitivities: Mapping[str, Any]) -> str:
+    """Name the attributions that a certificate is about.
+
+    Args:
+        sensitivities: contents of the sensitivity file.
+
+    Returns:
+        A digest of the scores.
+    """
+    gradients = sensitivities["sensitivities"]["integrated_gradients"]
+    scores = {name: gradients[name] for name in ("weights", "methods", "scores")}
+    return hashlib.sha256(canonical(scores)).hexdigest()
 
 
 def _front(data: Any) -> Front:

@@ -39,6 +39,7 @@ def tips(figure) -> list[str]:
         (figures.sensitivity, "sensitivity", "attribute"),
         (figures.heat, "sensitivity", "attribute"),
         (figures.interventions, "sensitivity", "attribute"),
+        (figures.certificate, "certificate", "attribute"),
         (figures.predictor, "predictor", "train"),
         (figures.bits, "outcomes", "measure"),
         (figures.pictures, "pictures", "realize"),
@@ -78,6 +79,17 @@ def test_every_mark_that_a_reader_would_point_at_has_a_tip(whole):
     for name in by_op:
         assert sum(tip.startswith(f"{name}") for tip in tips(figures.sensitivity(whole, ["op"])))
     assert len(tips(figures.weights(whole.graph))) > 10
+    along = tips(figures.certificate(whole))  # random orders in both directions, others in one
+    assert sum(tip.startswith("attribution, ") for tip in along) == 2 * 3
+    assert sum(tip.startswith("random, 28 weights restored: harm 40") for tip in along) == 2
+
+
+def test_a_narrow_certificate_has_one_direction_above_the_other(whole):
+    wide, narrow = (figures.certificate(whole, width) for width in (10.0, 3.6))
+    assert [len({round(axes.get_position().y0, 1) for axes in f.axes}) for f in (wide, narrow)] == [
+        1,
+        2,
+    ]
     names = [node.name for node in whole.graph.nodes]
     assert sorted(tips(figures.graph(whole.graph))) == sorted(names)
 

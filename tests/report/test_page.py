@@ -134,6 +134,31 @@ def test_agreement_with_probes_that_were_learned_from_is_no_proof(whole):
     assert "no proof" in sections.alone_hint(whole.sensitivity, with_probes)
 
 
+def test_causes_are_named_only_where_the_certificate_holds(whole, text):
+    cells = Reader(text).cells
+    assert {"random", "+15.0 ± 3.9"} <= set(cells)
+    assert "The certificate holds: this page says what a layer is kept because of" in text
+    broken = {**whole.certificate, "holds": False}
+    hint = sections.certificate_hint(dataclasses.replace(whole, certificate=broken))
+    assert "does not hold: this page does not say" in hint
+    without = sections.certificate_hint(dataclasses.replace(whole, certificate=None))
+    assert f"python -m qsdm.attribute +model={whole.denoiser} certificate=true" in without
+    assert ("0.85", "rank correlation of the attributions of two folds") in (
+        sections.certificate_rule(whole)
+    )
+
+
+def test_a_certificate_of_other_attributions_does_not_count(store, whole):
+    from qsdm.report.results import certificate_of
+
+    assert certificate_of(store, "traced", whole.sensitivity) is not None
+    sensitivities = whole.sensitivity["sensitivities"]
+    gradients = sensitivities["integrated_gradients"]
+    scores = [[0.0 if score is None else -score for score in row] for row in gradients["scores"]]
+    other = {"sensitivities": {"integrated_gradients": {**gradients, "scores": scores}}}
+    assert certificate_of(store, "traced", other) is None
+
+
 def test_nothing_is_loaded_from_elsewhere(text):
     reader = Reader(text)
     inside = [source for source in reader.loaded if source.startswith("#")]
@@ -276,7 +301,7 @@ def test_page_is_quiet_in_a_browser_and_fits_its_width(whole, tmp_path, width):
         check=False,
     )
     assert [line for line in browser.stderr.splitlines() if "CONSOLE" in line] == []
-    assert "11 plots, 11 drawn, wide false, loaded 0" in browser.stdout
+    assert "12 plots, 12 drawn, wide false, loaded 0" in browser.stdout
 
 
 def test_page_cannot_be_half_written(whole, tmp_path: Path, monkeypatch):

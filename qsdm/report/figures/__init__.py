@@ -3,6 +3,7 @@
     rounds      `rounds` of a search: the measured front after each
     quality     quality against size: `search`, `measured`, `front` (both), `mix`, `pictures`
     harm        `sensitivity` by group, `heat` by weight and method, `interventions`
+    certificate of the attributions: measured harm while weights are restored
     labels      `predictor`, `bits`
     structure   of a graph: `graph`, `weights`
     comparison  of pipelines: `per_drawing`
@@ -21,6 +22,7 @@ Example:
 """
 
 from qsdm.report.figures.canvas import PALETTE, png, svg, write
+from qsdm.report.figures.certificate import certificate
 from qsdm.report.figures.comparison import per_drawing
 from qsdm.report.figures.harm import heat, interventions, sensitivity
 from qsdm.report.figures.labels import bits, predictor
@@ -31,6 +33,7 @@ from qsdm.report.figures.structure import graph, weights
 __all__ = [
     "PALETTE",
     "bits",
+    "certificate",
     "front",
     "graph",
     "heat",

@@ -50,7 +50,7 @@ _TIPS = "tips:"
 
 
 def canvas(
-    width: float = WIDTH_IN, height: float = 4.5, columns: int = 1
+    width: float = WIDTH_IN, height: float = 4.5, columns: int = 1, rows: int = 1
 ) -> tuple[Figure, list[Axes]]:
     """Make an empty figure that belongs to no window and to no global state.
 
@@ -58,22 +58,23 @@ def canvas(
         width: in inches.
         height: in inches.
         columns: number of axes, side by side.
+        rows: number of axes, one above the other.
 
     Returns:
-        The figure and its axes.
+        The figure and its axes, row by row.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained", dpi=DOTS_PER_INCH)
-    side_by_side = list(figure.subplots(1, columns, squeeze=False)[0])
-    for axes in side_by_side:
+    every = list(figure.subplots(rows, columns, squeeze=False).ravel())
+    for axes in every:
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(INK)
         axes.tick_params(labelsize=FONT_PT["tick"], color=INK, labelcolor=INK)
         axes.grid(color=GRID, alpha=0.25, linewidth=0.6)
         axes.set_axisbelow(True)
         axes.patch.set_visible(False)
-    return figure, side_by_side
+    return figure, every
 
 
 def title(axes: Axes, x: str = "", y: str = "", above: str = "") -> None:
