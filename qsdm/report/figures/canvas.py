@@ -200,10 +200,14 @@ def svg(figure: Figure, name: str) -> str:
         The element; equal figures give equal texts.
     """
     import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     buffer = io.StringIO()
+    figure.patch.set_visible(False)
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+        # `savefig` would draw everything twice, the first time for a bounding box.
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+    figure.patch.set_visible(True)
     root = ElementTree.fromstring(buffer.getvalue())
     _strip(root)
     _title_marks(root)
