@@ -149,17 +149,19 @@ if __name__ == "__main__":
     import qsdm.measurement.session, qsdm.measure, qsdm.metrics.lite0
     from diffusers import StableDiffusionPipeline
     given, kills, fresh = json.loads(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-    if kills:
-        interrupted(given, Path(given[3]), fresh, kills)
-    else:
-        for pid in [fork(given), fork(given)]:
-            end(pid)
+    root = Path(given[3])
+    for pid in [fork(given), fork(given)]:  # two runs of the same command at once
+        end(pid)
+    root.rename(f"{root}-twice")
+    shutil.copytree(fresh, root)
+    interrupted(given, root, fresh, kills)
 """
 
 
 def forked(tmp_path: Path, model: Model, root: Path, fresh: Path, kills: int) -> list[Path]:
-    """Run ``measure`` again and again, killed after random times; or without kills twice at once.
-    The stores made.
+    """Run ``measure`` twice at once, then again and again, killed after random times.
+
+    In one process that imports once. The stores made.
     """
     names = (
         "name",
@@ -191,7 +193,7 @@ def forked(tmp_path: Path, model: Model, root: Path, fresh: Path, kills: int) ->
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @KILLS
-def test_kill_9_of_the_driver_at_random_moments(
+def test_two_runs_at_once_and_kill_9_of_the_driver_at_random_moments(
     tiny_model: Model,
     root: Path,
     calibrated: Path,
@@ -232,14 +234,6 @@ def test_kill_9_of_workers_at_random_moments(
         over.set()
         killer.join()
     assert killed == kills
-
-
-@pytest.mark.slow
-def test_two_runs_of_the_same_command_at_once(
-    tiny_model: Model, root: Path, calibrated: Path, undisturbed: list[Outcome], tmp_path: Path
-) -> None:
-    forked(tmp_path, tiny_model, root, calibrated, kills=0)
-    assert_same(root, run(tiny_model, root), undisturbed)
 
 
 def test_a_run_that_removes_shards_leaves_the_folder_to_another_that_writes_there(

@@ -163,7 +163,7 @@ def test_compiles_and_exports(toy: Toy, x: torch.Tensor) -> None:
         assert torch.equal(exported.module()(x), toy(x))
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore")  # torch's own, when it starts its compiler
 def test_inductor_compiles(toy: Toy, x: torch.Tensor) -> None:

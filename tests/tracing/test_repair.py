@@ -105,7 +105,7 @@ def test_overrides_are_short_and_name_arguments_of_their_class(path: Path) -> No
         ("PriorTransformer", {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 8}),
         ("UVit2DModel", {"num_hidden_layers": 1}),
         ("Kandinsky5Transformer3DModel", {"num_text_blocks": 1, "num_visual_blocks": 1}),
-        ("I2VGenXLUNet", {}),
+        ("I2VGenXLUNet", {"layers_per_block": 1}),
         ("LTX2VideoTransformer3DModel", {"num_layers": 1}),
         ("WanTransformer3DModel", {"num_layers": 1}),
         ("ZImageTransformer2DModel", {"n_layers": 1}),
