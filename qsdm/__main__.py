@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypedDict
 import qsdm
 from qsdm import run
 from qsdm.denoisers import weights_digest
+from qsdm.engine.kept import kept
 from qsdm.graph import canonical
 from qsdm.outcome import Objective
 from qsdm.predictor.probes import is_probe
@@ -191,41 +192,63 @@ def main(
     require(0, MANY, num_random=num_random, rounds=rounds)
     require(1, budget=budget, avg_bits=avg_bits)
     # The final table is measured on seeds that no label used.
-    renamed = {
+    renamed: dict[str, dict[str, Any]] = {
         "realize": {"label_seed_set": seed_set, "seed_set": seed_set + 1},
         "measure": {"num_configs": num_labels},
         "probe": {"num_images": probe_images},
     }
     weights, seconds = weights_digest(workspace.model), {}
     ordered, began = stages(workspace.space_name), time.perf_counter()
-    for number, stage in enumerate(ordered, 1):
-        accepted = inspect.signature(stage.function).parameters
-        arguments = {
-            k: v for k, v in (parameters | renamed.get(stage.name, {})).items() if k in accepted
-        }
-        heading = f"[{number}/{len(ordered)}] {stage.name}"
-        if stage.name == "measure":
-            labels = num_measured(workspace, objective, seed_set, num_images)
-            why = f"{labels} of {num_labels} labels are measured" if labels >= num_labels else None
-        elif stage.name == "probe":
-            why = probed(workspace, objective)
-        else:
-            inputs = inputs_of(stage, weights, arguments)
-            current = not force and is_current(workspace.store, stage, inputs)
-            why = "up to date" if current else None
-        seconds[f"{stage.name}_s"] = 0.0
-        if why is not None:
-            print(f"\n{heading}: {why}", flush=True)
-            continue
-        print(f"\n{heading}", flush=True)
-        start = time.perf_counter()
-        stage.function(**arguments)
-        seconds[f"{stage.name}_s"] = round(time.perf_counter() - start, 3)
-        if stage.makes:
-            remember(workspace.store, stage, inputs_of(stage, weights, arguments))
-        print(f"{stage.name} took {seconds[f'{stage.name}_s']:.1f} s", flush=True)
+    with kept(engine) as shared:
+        for name in ("search", "realize"):  # nothing between them needs the memory
+            renamed.setdefault(name, {})["engine"] = shared
+        for number, stage in enumerate(ordered, 1):
+            accepted = inspect.signature(stage.function).parameters
+            arguments = {
+                k: v for k, v in (parameters | renamed.get(stage.name, {})).items() if k in accepted
+            }
+            heading = f"[{number}/{len(ordered)}] {stage.name}"
+            why = reason_to_skip(stage, weights, objective, arguments, force)
+            seconds[f"{stage.name}_s"] = 0.0
+            if why is not None:
+                print(f"\n{heading}: {why}", flush=True)
+                continue
+            print(f"\n{heading}", flush=True)
+            start = time.perf_counter()
+            stage.function(**arguments)
+            seconds[f"{stage.name}_s"] = round(time.perf_counter() - start, 3)
+            if stage.makes:
+                remember(workspace.store, stage, inputs_of(stage, weights, arguments))
+            print(f"{stage.name} took {seconds[f'{stage.name}_s']:.1f} s", flush=True)
     print(f"\n{time.perf_counter() - began:.0f} s in all; see {workspace.path('report.html')}")
     return seconds
+
+
+def reason_to_skip(
+    stage: Stage, weights: str, objective: Objective, arguments: Mapping[str, Any], force: bool
+) -> str | None:
+    """Tell why a stage need not run.
+
+    Args:
+        stage: one command.
+        weights: digest of the pipeline's weights.
+        objective: of the labels and probes.
+        arguments: of the command's function, the workspace among them.
+        force: nothing is up to date; but what is measured stays measured.
+
+    Returns:
+        A few words; None if it must run.
+    """
+    workspace: Workspace = arguments["workspace"]
+    if stage.name == "measure":
+        wanted = arguments["num_configs"]
+        labels = num_measured(workspace, objective, arguments["seed_set"], arguments["num_images"])
+        return f"{labels} of {wanted} labels are measured" if labels >= wanted else None
+    if stage.name == "probe":
+        return probed(workspace, objective)
+    if not force and is_current(workspace.store, stage, inputs_of(stage, weights, arguments)):
+        return "up to date"
+    return None
 
 
 def num_measured(workspace: Workspace, objective: Objective, seed_set: int, num_images: int) -> int:

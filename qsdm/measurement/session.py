@@ -118,10 +118,7 @@ class Session:
             EvaluationError: a picture cannot be drawn.
             StoreError: the file cannot be written.
         """
-        path = self.store.path(full_name(protocol))
-        full = QuantConfig(self.model.name, {})
-        self._store_pictures(path, full, protocol, protocol.num_images, what="full precision")
-        return path
+        return self._stored(QuantConfig(self.model.name, {}), protocol, protocol.num_images)
 
     def pictures(
         self, qconfig: QuantConfig, protocol: Protocol, num_images: int, batch: int | None = None
@@ -143,39 +140,37 @@ class Session:
         """
         if not qconfig.methods:
             return read_full(self.full(protocol))[: num_images * protocol.frames]
-        name = f"pictures/{qconfig.digest[:16]}-{protocol.digest[:16]}.safetensors"
-        path = self.store.path(name)
-        self._store_pictures(path, qconfig, protocol, num_images, batch)
-        return read_full(path)
+        return read_full(self._stored(qconfig, protocol, num_images, batch))
 
-    def _store_pictures(
-        self,
-        path: Path,
-        qconfig: QuantConfig,
-        protocol: Protocol,
-        num_images: int,
-        batch: int | None = None,
-        what: str | None = None,
-    ) -> None:
-        """Draw pictures into a file, unless it holds them already."""
+    def _stored(
+        self, qconfig: QuantConfig, protocol: Protocol, num_images: int, batch: int | None = None
+    ) -> Path:
+        """The file of pictures, which are drawn if it is missing or damaged."""
+        name, what = full_name(protocol), "full precision"
+        if qconfig.methods:
+            name = f"pictures/{qconfig.digest[:16]}-{protocol.digest[:16]}.safetensors"
+            what = f"configuration {qconfig.digest[:12]}"
+        path = self.store.path(name)
         frames, edge = protocol.frames, protocol.resolution_px
         shape = (num_images * frames, edge, edge, 3)
         if path.exists():
             try:
                 if read_full(path).shape != shape:
                     raise StoreError(f"{path} holds pictures of another number or size")
-                return
+                return path
             except StoreError as error:
-                tqdm.write(f"{what or qconfig.digest[:12]} is drawn again: {error}")
-        about = {"qsdm": json.dumps({"protocol": protocol.to_json(), "qconfig": qconfig.to_json()})}
+                tqdm.write(f"{what} is drawn again: {error}")
+        about = {"protocol": protocol.to_json(), "qconfig": qconfig.to_json()}
         size = frames * math.prod(shape[1:])
 
         def fill(partial: Path) -> None:
-            with TensorFile(partial, {"images": ("U8", shape)}, about) as file:
+            metadata = {"qsdm": json.dumps(about)}
+            with TensorFile(partial, {"images": ("U8", shape)}, metadata) as file:
                 for start, images in self._batches(qconfig, protocol, num_images, batch, what):
                     file.write("images", images.data, start * size)
 
         replace(path, fill)
+        return path
 
     def _batches(
         self,
@@ -183,7 +178,7 @@ class Session:
         protocol: Protocol,
         num_images: int,
         batch: int | None,
-        what: str | None,
+        what: str,
     ) -> Iterator[tuple[int, np.ndarray]]:
         """Yield the number of the first drawing, and a batch of pictures, as they arrive."""
         size = batch or self.batch_size
@@ -191,9 +186,7 @@ class Session:
             DrawTask(qconfig, protocol, i, min(i + size, num_images))
             for i in range(0, num_images, size)
         ]
-        for i, result in tqdm(
-            self.pool.map(tasks), what, len(tasks), disable=None if what else True, unit="batch"
-        ):
+        for i, result in tqdm(self.pool.map(tasks), what, len(tasks), disable=None, unit="batch"):
             if isinstance(result, Failure):
                 raise EvaluationError(
                     f"configuration {qconfig.digest[:12]} draws no pictures: {result.reason}"
@@ -246,7 +239,6 @@ def open_session(
     subject: Subject,
     engine: Engine,
     batch_size: int = 16,
-    quantized: bool = True,
     shard: int = 1024,
     check: bool = True,
 ) -> Iterator[Session]:
@@ -256,7 +248,6 @@ def open_session(
         subject: what is measured.
         engine: where workers run.
         batch_size: number of drawings at a time, at most.
-        quantized: False if only full precision is drawn.
         shard: number of drawings per task; a configuration of more is drawn by several workers.
         check: whether to refuse prompts that the pipeline cannot draw now, rather than when
             something is drawn. It imports the pipeline's class, which takes seconds.
@@ -274,7 +265,7 @@ def open_session(
             f"batch_size and shard must be positive (got {batch_size} and {shard})"
         )
     model, space = subject.model, subject.space
-    packed = subject.packed if quantized else None
+    packed = subject.packed
     if check:
         _check(model)
     with engine.open(WorkerStart(model, space.graph, packed, batch_size)) as pool:
