@@ -79,10 +79,13 @@ class Holding:
     Attributes:
         kind: the engine's type, in the words of the format's writer.
         limit: what is lost; empty if nothing is.
+        substitute: whether values of another kind are stored, such as a uniform grid for a
+            codebook.
     """
 
     kind: str
     limit: str = ""
+    substitute: bool = False
 
 
 def holding(engine: str, table: Mapping[str, Holding], method: QuantMethod) -> Holding:

@@ -91,14 +91,16 @@ DIFFUSERS_READS = {
 _UNIFORM = Holding(
     "uniform", "uniform: GGUF has scales for groups of 16 or 32 values, by its own search"
 )
-_CODEBOOK = Holding("uniform", "codebooks: GGUF has none, a uniform type is taken")
+_CODEBOOK = Holding("uniform", "codebooks: GGUF has none, a uniform type is taken", substitute=True)
 HOLDS: dict[str, Holding] = {
     "fp": Holding("f16"),
     **dict.fromkeys(("uaq", "uaq_refined", "uaq_asym", "uaq_g32", "uaq_g64", "uaq_g128"), _UNIFORM),
     "kmeans_c": _CODEBOOK,
     "kmeans_a": _CODEBOOK,
-    NF4_G64.name: Holding("iq4_nl", "nf4 becomes iq4_nl: other fixed levels, in groups of 32"),
-    "fp8_e4m3": Holding("q8_0", "8-bit floats: GGUF has none, q8_0 is taken"),
+    NF4_G64.name: Holding(
+        "iq4_nl", "nf4 becomes iq4_nl: other fixed levels, in groups of 32", substitute=True
+    ),
+    "fp8_e4m3": Holding("q8_0", "8-bit floats: GGUF has none, q8_0 is taken", substitute=True),
 }
 """What GGUF has for each method: a type, or the uniform type of the same bits."""
 
@@ -125,6 +127,22 @@ def holds(method: QuantMethod) -> Holding:
         RecipeError: the table has no such method.
     """
     return holding("GGUF", HOLDS, method)
+
+
+def can_hold(layer: Layer, method: QuantMethod) -> bool:
+    """Tell whether GGUF stores values of the method's kind at the method's bits.
+
+    Args:
+        layer: that is quantized; the length of its rows decides which types it can have.
+        method: of it.
+    """
+    if method.name not in HOLDS or HOLDS[method.name].substitute:
+        return False
+    if method.is_full:
+        return True
+    kind = nearest(layer, method)
+    is_kept = any(kept(name, layer, kind) is not None for name in layer.parameters)
+    return not is_kept and TYPES[kind][0].bits == method.bits
 
 
 def read(graph: Graph, text: str, default: QuantMethod, loader: Loader | None = None) -> Read:

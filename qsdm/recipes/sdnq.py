@@ -73,7 +73,9 @@ HOLDS: dict[str, Holding] = {
     "kmeans_c": Holding("codebook per row", _LLOYD),
     "kmeans_a": Holding("codebook per tensor", _LLOYD),
     NF4_G64.name: Holding(
-        "uint", "nf4: SDNQ has no table of fixed levels, uint4 in groups of 64 is taken"
+        "uint",
+        "nf4: SDNQ has no table of fixed levels, uint4 in groups of 64 is taken",
+        substitute=True,
     ),
     "fp8_e4m3": Holding("float8_e4m3fn"),
 }
@@ -90,6 +92,16 @@ def holds(method: QuantMethod) -> Holding:
         RecipeError: the table has no such method.
     """
     return holding("SDNQ", HOLDS, method)
+
+
+def can_hold(_layer: Layer, method: QuantMethod) -> bool:
+    """Tell whether SDNQ stores values of the method's kind at the method's bits.
+
+    Args:
+        _layer: that is quantized; SDNQ holds every shape.
+        method: of it.
+    """
+    return method.name in HOLDS and not HOLDS[method.name].substitute
 
 
 def read(

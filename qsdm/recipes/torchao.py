@@ -55,13 +55,16 @@ _UNIFORM = Holding(
 _CODEBOOK = Holding(
     "intx",
     "codebooks: no config that loads from JSON has them, a uniform one of the same bits is taken",
+    substitute=True,
 )
 HOLDS: dict[str, Holding] = {
     "fp": Holding("plain"),
     **dict.fromkeys(("uaq", "uaq_refined", "uaq_asym", "uaq_g32", "uaq_g64", "uaq_g128"), _UNIFORM),
     "kmeans_c": _CODEBOOK,
     "kmeans_a": _CODEBOOK,
-    NF4_G64.name: Holding("intx", "nf4: torchao has no config for it, uniform int4 is taken"),
+    NF4_G64.name: Holding(
+        "intx", "nf4: torchao has no config for it, uniform int4 is taken", substitute=True
+    ),
     "fp8_e4m3": Holding("float8"),
 }
 """What torchao has for each method, as JSON."""
@@ -84,6 +87,18 @@ def holds(method: QuantMethod) -> Holding:
         RecipeError: the table has no such method.
     """
     return holding("torchao", HOLDS, method)
+
+
+def can_hold(layer: Layer, method: QuantMethod) -> bool:
+    """Tell whether torchao stores values of the method's kind at the method's bits.
+
+    Args:
+        layer: that is quantized.
+        method: of it.
+    """
+    if method.name not in HOLDS or HOLDS[method.name].substitute:
+        return False
+    return method.is_full or config_of(layer, method)[0] is not None
 
 
 # ---- reading
