@@ -1,7 +1,8 @@
 """The main job: from a pipeline to a measured mixed-precision configuration of its denoiser.
 
     python -m qsdm +model=emoji_unet
-    python -m qsdm +model=emoji_unet avg_bits=3.25 candidates=12
+    python -m qsdm +model=emoji_unet budget.avg_bits=3.25 candidates=12
+    python -m qsdm +model=emoji_unet budget.size_bytes=1.6e6 limit.psnr=26 pin.conv_in=uaq-4
     python -m qsdm +model=emoji_unet force=true
 
 Runs trace, calibrate, probe, measure, train, attribute, search (with rounds) and realize. A stage
@@ -21,7 +22,7 @@ import inspect
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -35,9 +36,11 @@ from qsdm.graph import canonical
 from qsdm.outcome import Objective
 from qsdm.predictor.probes import is_probe
 from qsdm.qconfig import OutsideSpace
+from qsdm.recipes.targets import held_by
 from qsdm.store import Store
 from qsdm.store.artifacts import Artifact
 from qsdm.store.files import decode
+from qsdm.strategies.constraints import Constraints, read_budget
 from qsdm.text import MANY, Log, ignore, require
 from qsdm.workspace import Workspace, takes_workspace
 
@@ -59,6 +62,9 @@ COMMANDS = (
     "recipe",
     "compare",
 )
+DEFAULT_BITS = 3.5
+"""The budget, where none is given."""
+
 # They change no result, or are digested apart.
 SKIPPED_ARGUMENTS = {"workspace", "log", "engine", "batch_size", "page"}
 
@@ -143,14 +149,19 @@ def main(
     num_labels: int = 40,
     num_images: int = 256,
     seed_set: int = 0,
-    budget: int = 10_000,
-    avg_bits: float = 3.5,
+    budget: Mapping[str, float] | float | None = None,
+    limit: Mapping[str, float] | None = None,
+    pin: Mapping[str, str] | Sequence[str] | None = None,
+    forbid: Sequence[str] = (),
+    target: str | None = None,
+    evaluations: int = 10_000,
     rounds: int = 1,
     per_round: int = 4,
     candidates: int = 1,
     num_random: int = 3,
     batch_size: int = 16,
     seed: int = 0,
+    avg_bits: float | None = None,
     force: bool = False,
     log: Log = ignore,
 ) -> dict[str, Any]:
@@ -168,9 +179,14 @@ def main(
         num_labels: number of labels that the predictor needs; missing ones are measured.
         num_images: pictures per measured configuration.
         seed_set: of the starting noise of the labels; the final table uses the next one.
-        budget: number of configurations that the search may have predicted.
-        avg_bits: the most bits per weight that the chosen configuration may have; rounds look for
-            the best one.
+        budget: the most that the chosen configuration may take, as budget.size_bytes=1.2e9 or
+            budget.avg_bits=3.5; rounds look for the best one, and the front ends there. Without
+            one, 3.5 bits, and the front is whole.
+        limit: the worst allowed value of a metric, as limit.psnr=28, predicted and measured.
+        pin: method of a weight, or of all that match a pattern, as pin.conv_in=uaq-4.
+        forbid: methods that no weight may have, with or without bits, as [uaq-3,kmeans_a].
+        target: engine that must hold the result: torchao, gguf, sdnq or qsdm.
+        evaluations: number of configurations that the search may have predicted.
         rounds: how often the search measures what promises most, and searches again.
         per_round: configurations that a round measures.
         candidates: number of points of the last front that are measured, too; the best of them and
@@ -178,6 +194,7 @@ def main(
         num_random: number of random configurations of the same size in the final table.
         batch_size: pictures that are drawn at a time.
         seed: of sampling, folds and search.
+        avg_bits: old spelling of budget.avg_bits.
         force: rerun stages that are up to date; no configuration is measured again.
         log: receives what the stages report.
 
@@ -190,10 +207,18 @@ def main(
     require(1, MANY, per_round=per_round)
     require(2, MANY, probe_images=probe_images)
     require(0, MANY, num_random=num_random, rounds=rounds)
-    require(1, budget=budget, avg_bits=avg_bits)
+    require(1, evaluations=evaluations, avg_bits=avg_bits)
+    budget, evaluations = read_budget(budget, evaluations, avg_bits=avg_bits)
+    constraints = Constraints.of(budget, limit, pin, forbid, target)
+    parameters |= {"budget": budget, "evaluations": evaluations, "avg_bits": None}
     # The final table is measured on seeds that no label used.
     renamed: dict[str, dict[str, Any]] = {
-        "realize": {"label_seed_set": seed_set, "seed_set": seed_set + 1},
+        "search": {} if budget else {"avg_bits": DEFAULT_BITS},
+        "realize": {
+            "budget": budget or {"avg_bits": DEFAULT_BITS},
+            "label_seed_set": seed_set,
+            "seed_set": seed_set + 1,
+        },
         "measure": {"num_configs": num_labels},
         "probe": {"num_images": probe_images},
     }
@@ -208,6 +233,8 @@ def main(
                 k: v for k, v in (parameters | renamed.get(stage.name, {})).items() if k in accepted
             }
             heading = f"[{number}/{len(ordered)}] {stage.name}"
+            if stage.name == "calibrate":  # the graph is there, and nothing costly has run
+                constraints.restrict(workspace.space, held_by(target, workspace.space.graph))
             why = reason_to_skip(stage, weights, objective, arguments, force)
             seconds[f"{stage.name}_s"] = 0.0
             if why is not None:

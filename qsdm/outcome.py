@@ -374,6 +374,8 @@ class Objective:
 
     Attributes:
         weights: by name of a metric or of a cost (``avg_bits``), as {"fid": -1, "avg_bits": -150}.
+        fidelity: metric of how close pictures are to those of full precision, which a search keeps
+            as an axis of its own, not as a part of the sum; None for none.
 
     Raises:
         ValueError: there are no weights, or one is not finite.
@@ -386,6 +388,7 @@ class Objective:
     """
 
     weights: Mapping[str, float]
+    fidelity: str | None = None
 
     def __post_init__(self) -> None:
         if not self.weights or not all(math.isfinite(w) for w in self.weights.values()):

@@ -1,10 +1,17 @@
 """Search for configurations: the best predicted quality at every size.
 
     python -m qsdm.search +model=emoji_unet
-    python -m qsdm.search +model=emoji_unet strategy=random budget=5000
-    python -m qsdm.search +model=emoji_unet max_bits=3.5 kappa=1
-    python -m qsdm.search +model=emoji_unet rounds=3 avg_bits=3.5   # measure, learn, search again
+    python -m qsdm.search +model=emoji_unet budget.avg_bits=3.5 limit.lite0_distance=60
+    python -m qsdm.search +model=emoji_unet budget.size_bytes=1.2e9 pin.conv_in=uaq-4 forbid=[uaq-3]
+    python -m qsdm.search +model=emoji_unet target=torchao feasible=true
+    python -m qsdm.search +model=emoji_unet strategy=random evaluations=5000 kappa=1
+    python -m qsdm.search +model=emoji_unet rounds=3 budget.avg_bits=3.5   # measure, learn, search
     python -m qsdm.search +model=emoji_unet rounds=3 plan=true price_per_hour=2.5
+
+The objective may have an axis of fidelity (``objective=balanced``): the distance to the
+full-precision picture of the same noise is minimized beside quality and bytes, and the front is a
+surface. Limits and this axis are predicted by closed models of the labels' metrics
+(`qsdm.predictor.by_metric`).
 
 With ``rounds``, each round measures the configurations that promise the largest gain, and the next
 search knows what came out (`qsdm.measurement.rounds`). What a round proposes is written to
@@ -15,10 +22,12 @@ The networks are not trained again: outcomes of proposals condition their predic
 Writes ``search/<space>.json``::
 
     schema              qsdm/front/1
-    denoiser, space, objective, strategy, seed, budget, kappa, max_bits
+    denoiser, space, objective, fidelity, strategy, seed, evaluations, kappa
+    constraints         budget, limit, pin, forbid, target
     num_evaluations     configurations that the predictor was asked for, baselines included
-    points              the front of all of them, by rising bytes:
-                        qconfig, predicted, std (of what measuring would give), avg_bits, size_bytes
+    axes                metrics that are objectives beside quality and bytes
+    points              the front of all that keep the constraints, by rising bytes: qconfig,
+                        predicted, std (of what measuring would give), avg_bits, size_bytes, metrics
     baselines           by name: points (predicted, std, avg_bits, size_bytes; its own front) of
                         greedy (predicted sensitivity per byte), greedy_error (weight error per
                         byte), random, uniform
@@ -33,9 +42,8 @@ Writes ``search/<space>.json``::
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,13 +52,15 @@ from qsdm import text
 from qsdm.engine.local import Local
 from qsdm.engine.serial import Serial
 from qsdm.outcome import Objective
-from qsdm.qconfig import Space
+from qsdm.recipes.targets import held_by
 from qsdm.store import StoreError
 from qsdm.store.provenance import provenance
 from qsdm.store.schemas import FRONT, RoundsReport
 from qsdm.strategies import Problem, StrategyOptions
-from qsdm.strategies.front import front, hypervolume
-from qsdm.strategies.greedy import path, spread
+from qsdm.strategies.archive import Goal, OfPart, Predict
+from qsdm.strategies.constraints import Constraints, read_budget
+from qsdm.strategies.explorer import Explorer
+from qsdm.strategies.feasible import reachable
 from qsdm.text import MANY, Log, ignore, require
 from qsdm.workspace import Workspace, takes_workspace
 
@@ -60,10 +70,8 @@ if TYPE_CHECKING:
     from qsdm.measurement.rounds import Limits
     from qsdm.measurement.session import Session
     from qsdm.predictor import Predictor
+    from qsdm.predictor.by_metric import MetricModel
     from qsdm.predictor.update import Updated
-
-Predict = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""Genes, int64 [B, W] => mean and standard deviation of the quality, float64 [B] each."""
 
 
 @takes_workspace("model", "space", "objective", "strategy", "store")
@@ -71,30 +79,44 @@ def search(
     workspace: Workspace,
     objective: Objective,
     strategy: StrategyOptions,
-    max_bits: float | None = None,
-    budget: int = 10_000,
+    budget: Mapping[str, float] | float | None = None,
+    limit: Mapping[str, float] | None = None,
+    pin: Mapping[str, str] | Sequence[str] | None = None,
+    forbid: Sequence[str] = (),
+    target: str | None = None,
+    feasible: bool = False,
+    evaluations: int = 10_000,
     kappa: float = 0.0,
     max_points: int = 200,
     seed: int = 0,
     rounds: int = 0,
     per_round: int = 4,
-    avg_bits: float | None = None,
     max_pictures: int | None = None,
     patience: int = 2,
     batch_size: int = 16,
     engine: Engine = Local(),  # noqa: B008 (a frozen value)
     plan: bool = False,
     price_per_hour: float | None = None,
+    max_bits: float | None = None,
+    avg_bits: float | None = None,
     log: Log = ignore,
 ) -> dict[str, Any]:
     """Minimize minus the predicted quality and the bytes, and store the front.
 
     Args:
         workspace: model, space and store.
-        objective: for which the predictor was trained.
+        objective: for which the predictor was trained; its axis of fidelity is minimized, too.
         strategy: how configurations are proposed.
-        max_bits: average bits above which configurations are of no interest; None for no limit.
-        budget: number of configurations that the strategy may have predicted, in all rounds
+        budget: the most that a configuration may take, as budget.size_bytes=1.2e9 or
+            budget.avg_bits=3.5; rounds look for the best one within it. Without one, the whole
+            front counts.
+        limit: the worst allowed predicted value of a metric, as limit.psnr=28.
+        pin: method of a weight, or of all that match a pattern, as pin.conv_in=uaq-4.
+        forbid: methods that no weight may have, with or without bits, as [uaq-3,kmeans_a].
+        target: engine that must hold the result: torchao, gguf, sdnq or qsdm. It gets only methods
+            that the engine stores as values of the same kind and bits.
+        feasible: only print what the constraints leave: the reachable bits and bytes.
+        evaluations: number of configurations that the strategy may have predicted, in all rounds
             together.
         kappa: number of standard deviations that are subtracted from the predicted mean, not
             negative.
@@ -103,49 +125,85 @@ def search(
         rounds: how often to measure what promises most, and to search again; those of earlier runs
             count.
         per_round: configurations that a round measures.
-        avg_bits: rounds improve the best configuration of at most this many bits; None: the whole
-            front.
         max_pictures: of all rounds together, full precision apart; None for no limit.
         patience: rounds without gain, in a row, after which there are no more.
         batch_size: pictures that are drawn at a time.
         engine: where rounds measure.
         plan: only print what rounds may still draw, how long it takes and what it costs.
         price_per_hour: of one worker, in any currency; for the plan.
+        max_bits: old spelling of budget.avg_bits.
+        avg_bits: bits that rounds aim at, if the front shall not end there; by default the budget.
         log: receives the progress, the hypervolumes and the reports of rounds.
 
     Returns:
-        What was written; with ``plan`` nothing.
+        What was written; with ``plan`` nothing, with ``feasible`` what was printed.
 
     Raises:
         StoreError: an earlier stage has not run, or for another objective.
         EvaluationError: rounds cannot draw pictures.
-        ValueError: a value is out of range, or nothing in the space has at most ``max_bits``.
+        Infeasible: nothing in the space keeps the constraints.
+        ValueError: a value is out of range, or a name does not exist.
 
     Example:
         >>> import qsdm
         >>> from qsdm.outcome import Objective
         >>> from qsdm.search import search
         >>> from qsdm.strategies.random import Random
-        >>> quality = Objective({"fd_lite0": -1})
-        >>> front = search(qsdm.open("emoji_unet"), quality, Random(), budget=100)
+        >>> emoji, quality = qsdm.open("emoji_unet"), Objective({"fd_lite0": -1})
+        >>> front = search(emoji, quality, Random(), {"avg_bits": 3.5}, evaluations=100)
         >>> front["points"][0]["size_bytes"] < front["points"][-1]["size_bytes"]
+        True
+        >>> max(point["avg_bits"] for point in front["points"]) <= 3.5
         True
     """
     from qsdm.measurement.plan import plan_rounds
-    from qsdm.measurement.rounds import Journal, Loop, region_of, table
+    from qsdm.measurement.rounds import Journal, Loop, region_of
+    from qsdm.measurement.rounds import table as table_of_rounds
     from qsdm.measurement.session import open_session
 
     require(1, MANY, max_points=max_points, per_round=per_round, patience=patience)
     require(1, MANY, batch_size=batch_size)
     require(1, max_pictures=max_pictures)
     require(0, MANY, rounds=rounds)
-    require(1, budget=budget, max_bits=max_bits, avg_bits=avg_bits)
+    require(1, evaluations=evaluations, max_bits=max_bits, avg_bits=avg_bits)
     require(0, kappa=kappa, price_per_hour=price_per_hour)
-    predictor, space = workspace.predictor(objective), workspace.space
-    problem = Problem.of(space, workspace.table)
-    _max_bytes(problem, avg_bits, "avg_bits")
+    budget, evaluations = read_budget(budget, evaluations, max_bits=max_bits)
+    constraints = Constraints.of(budget, limit, pin, forbid, target)
+    if feasible:
+        space = workspace.space
+        held = held_by(target, space.graph)
+        metrics = learned_metrics(workspace, objective, constraints.limit)
+        table = workspace.table if metrics else None
+        result, lines = reachable(space, table, constraints, held, metrics)
+        print("\n".join(lines))
+        return result
+    space = workspace.space
+    restriction = constraints.restrict(space, held_by(target, space.graph))
+    predictor = workspace.predictor(objective)
+    whole = Problem.of(space, workspace.table)
+    max_bytes = constraints.max_bytes(space.graph.num_values)
+    aim = None if np.isinf(max_bytes) else 8 * max_bytes / space.graph.num_values
+    if avg_bits is not None:
+        Constraints(avg_bits=avg_bits).require_reachable(restriction.space)
+        aim = avg_bits if aim is None else min(aim, avg_bits)
+    axes = (objective.fidelity,) if objective.fidelity else ()
+    metrics = learned_metrics(workspace, objective, [*axes, *constraints.limit])
+    goal = Goal(
+        tuple(OfPart(metric, restriction.whole) for metric in metrics),
+        axes,
+        constraints.limit,
+        max_bytes,
+    )
     explorer = Explorer(
-        problem, strategy, max_bits, -(-budget // (rounds + 1)), kappa, max_points, seed, log
+        Problem(restriction.space, restriction.errors(whole.error)),
+        strategy,
+        goal,
+        -(-evaluations // (rounds + 1)),
+        kappa,
+        max_points,
+        seed,
+        log,
+        restriction.whole,
     )
     about: dict[str, Any] = {
         "denoiser": workspace.name,
@@ -171,28 +229,66 @@ def search(
             print(f"rounds, at most: {planned}", flush=True)
             if plan:
                 return {}
-            region = region_of(space, problem, labels, avg_bits)
+            region = region_of(space, whole, labels, aim)
             loop = Loop(
                 ready,
                 objective,
                 labels,
-                problem,
+                whole,
                 region,
                 journal,
                 updater(predictor),
                 explorer.candidates,
             )
             model, reports = loop.run(limits, log)
-        report = loop.report(avg_bits, reports)
-        print(table(report))
+        report = loop.report(aim, reports)
+        print(table_of_rounds(report))
     else:
         model = predictor_of(predictor, workspace, objective)
     result = explorer.search(model)
-    result |= {"budget": budget, "rounds": report, "provenance": provenance()}
-    result = {"schema": FRONT.schema, **about, **result}
+    result |= {"fidelity": objective.fidelity, "constraints": constraints.to_json()}
+    result |= {"evaluations": evaluations, "seed": seed, "rounds": report}
+    result = {"schema": FRONT.schema, **about, **result, "provenance": provenance()}
     FRONT.write(workspace.path(f"search/{workspace.space_name}.json"), result)
     print_front(result)
     return result
+
+
+def learned_metrics(
+    workspace: Workspace, objective: Objective, names: Iterable[str]
+) -> list[MetricModel]:
+    """Learn metrics from the predictor's labels, and tell how well they are predicted.
+
+    Args:
+        workspace: model, space and store.
+        objective: that the predictor was trained for.
+        names: of the metrics; a name may come twice.
+
+    Returns:
+        A model of each.
+
+    Raises:
+        ValueError: a metric is not measured, or the labels do not hold it.
+        StoreError: there are no labels.
+    """
+    from qsdm.predictor.by_metric import metric_model
+    from qsdm.predictor.encode import encode
+
+    models: list[MetricModel] = []
+    if not (chosen := dict.fromkeys(names)):
+        return models
+    measured = workspace.model.metrics
+    for name in chosen:
+        if name not in measured:
+            raise ValueError(f"{name!r} is not measured; the metrics are {', '.join(measured)}")
+    labels, _ = learned_from(workspace, objective)
+    bank, table = workspace.bank(), workspace.table
+    encoding = encode(workspace.space, table)
+    for name in chosen:
+        larger = measured[name].larger_is_better
+        models.append(metric_model(bank, encoding, table, labels, name, larger))
+        print(f"{name}: closed model, srcc {models[-1].srcc:.3f} on left-out labels")
+    return models
 
 
 def updater(predictor: Predictor) -> Callable[[np.ndarray, np.ndarray], Updated]:
@@ -310,388 +406,6 @@ def limits_of(
     return Limits(rounds, per_round, most, patience)
 
 
-@dataclass(slots=True, eq=False)
-class Explorer:
-    """Searches one after the other, each from the last one's front.
-
-    Attributes:
-        problem: see `search_front`; so are all others.
-        strategy: how configurations are proposed.
-        max_bits: of interest.
-        budget: of each search.
-        kappa: number of standard deviations.
-        max_points: of a stored front.
-        seed: of the first search; each later one has the next.
-        log: receives the progress.
-    """
-
-    problem: Problem
-    strategy: StrategyOptions
-    max_bits: float | None
-    budget: int
-    kappa: float
-    max_points: int
-    seed: int
-    log: Log
-    _last: Archive | None = None
-    _searches: int = 0
-
-    def search(self, predict: Predict) -> dict[str, Any]:
-        """Search with a predictor.
-
-        Args:
-            predict: predicts the quality of configurations.
-
-        Returns:
-            What `search_front` returns.
-        """
-        begin = None if self._last is None else self._last.front()
-        self._last, result = explore(
-            predict,
-            self.problem,
-            self.strategy,
-            self.max_bits,
-            self.budget,
-            self.kappa,
-            self.max_points,
-            self.seed + self._searches,
-            self.log,
-            begin,
-        )
-        self._searches += 1
-        return result | {"seed": self.seed}
-
-    def candidates(self, predict: Predict) -> np.ndarray:
-        """Search, and list all configurations that the search came by.
-
-        Args:
-            predict: predicts the quality of configurations.
-
-        Returns:
-            Genes, int64 [B, W].
-        """
-        self.search(predict)
-        assert self._last is not None
-        return self._last.genes
-
-
-def search_front(
-    predict: Predict,
-    problem: Problem,
-    strategy: StrategyOptions,
-    max_bits: float | None = None,
-    budget: int = 10_000,
-    kappa: float = 0.0,
-    max_points: int = 200,
-    seed: int = 0,
-    log: Log = ignore,
-) -> dict[str, Any]:
-    """Search on any predictor.
-
-    Args:
-        predict: predicts the quality of configurations.
-        problem: the space with sizes and errors of its options.
-        strategy: see `search`.
-        max_bits: see `search`.
-        budget: see `search`.
-        kappa: see `search`.
-        max_points: see `search`.
-        seed: see `search`.
-        log: see `search`.
-
-    Returns:
-        What `search` writes, apart from names and provenance.
-
-    Raises:
-        ValueError: a value is out of range, or nothing in the space has at most ``max_bits``.
-    """
-    return explore(
-        predict, problem, strategy, max_bits, budget, kappa, max_points, seed, log, None
-    )[1]
-
-
-def explore(
-    predict: Predict,
-    problem: Problem,
-    strategy: StrategyOptions,
-    max_bits: float | None,
-    budget: int,
-    kappa: float,
-    max_points: int,
-    seed: int,
-    log: Log,
-    begin: np.ndarray | None,
-) -> tuple[Archive, dict[str, Any]]:
-    """Search on any predictor, from given configurations on.
-
-    Args:
-        predict: see `search_front`; so are all others.
-        problem: the space with sizes and errors of its options.
-        strategy: how configurations are proposed.
-        max_bits: of interest.
-        budget: of the strategy.
-        kappa: number of standard deviations.
-        max_points: of the returned front.
-        seed: of the random configurations and the strategy.
-        log: receives the progress and the hypervolumes.
-        begin: genes, int64 [B, W], good configurations of an earlier search; None for none.
-
-    Returns:
-        Everything that was evaluated, and what `search_front` returns.
-
-    Raises:
-        ValueError: a value is out of range, or nothing in the space has at most ``max_bits``.
-    """
-    from tqdm import tqdm
-
-    if budget < 1 or max_points < 1:
-        raise ValueError(
-            f"budget and max_points must be at least 1 (got {budget} and {max_points})"
-        )
-    if not kappa >= 0:
-        raise ValueError(f"kappa must not be negative (got {kappa})")
-    max_bytes = _max_bytes(problem, max_bits)
-    rng = np.random.default_rng(seed)
-    archive = Archive(problem, predict, kappa)
-    progress = tqdm(total=budget, desc="search", unit="config", disable=None)
-
-    starts = {
-        "uniform": uniform_genes(problem.space),
-        "random": problem.sample(rng, min(500, budget)),
-        "greedy_error": spread(path(problem, problem.error), 200),
-    }
-    values = {name: archive.evaluate(genes) for name, genes in starts.items()}
-    harm = sensitivity(archive, references(problem, rng))
-    starts["greedy"] = spread(path(problem, harm), 200)
-    values["greedy"] = archive.evaluate(starts["greedy"])
-
-    seeds = seeds_of(starts) + ([] if begin is None else [spread(begin, 40)])
-    affordable = np.concatenate([genes[problem.size_of(genes) <= max_bytes] for genes in seeds])
-    search = strategy.start(problem, np.unique(affordable, axis=0), rng)
-    proposed = [np.empty((0, 2))]
-    scale = np.concatenate(list(values.values()))
-    worst, box = scale.max(axis=0), np.ptp(scale, axis=0) + 1e-12
-    spent = 0
-    while spent < budget:
-        genes = search.ask()
-        if not len(genes):
-            break
-        score = archive.evaluate(genes)
-        over = score[:, 1] > max_bytes
-        proposed.append(score[~over])
-        # What is too large is worse than anything else, the more so the larger it is.
-        excess = np.where(over, (score[:, 1] - max_bytes) / box[1], 0.0)[:, None]
-        search.tell(genes, np.where(over[:, None], worst + box * (1 + excess), score))
-        spent += len(genes)
-        progress.update(len(genes))
-        log(
-            {
-                "search/evaluations": spent,
-                "search/best_predicted": float(-np.concatenate(proposed)[:, 0].min(initial=np.inf)),
-            }
-        )
-    progress.close()
-
-    everything = archive.values
-    low, high = everything.min(axis=0), everything.max(axis=0)
-    span = np.maximum(high - low, 1e-12)
-    areas = {"front": everything, "strategy": np.concatenate(proposed), **values}
-    # The reference point lies 1 % outside, so that the ends of a front count as well.
-    volume = {
-        name: hypervolume((v - low) / span, np.full(2, 1.01)) / 1.01**2 for name, v in areas.items()
-    }
-    log({f"search/hypervolume_{name}": value for name, value in volume.items()})
-    baselines = {
-        name: {"hypervolume": volume[name], "points": archive.points(starts[name], max_points=100)}
-        for name in starts
-    }
-    return archive, {
-        "strategy": _described(strategy),
-        "seed": seed,
-        "budget": budget,
-        "kappa": kappa,
-        "max_bits": max_bits,
-        "num_evaluations": len(everything),
-        "points": archive.points(max_points=max_points, max_bytes=max_bytes, qconfigs=True),
-        "baselines": baselines,
-        "hypervolume": volume,
-    }
-
-
-@dataclass(slots=True, eq=False)
-class Archive:
-    """Every configuration that was predicted, once each.
-
-    Attributes:
-        problem: the space with sizes of its options.
-        predict: predicts the quality of configurations.
-        kappa: number of standard deviations that are subtracted from the predicted mean.
-    """
-
-    problem: Problem
-    predict: Predict
-    kappa: float
-    _rows: dict[bytes, int] = field(default_factory=dict)
-    _genes: list[np.ndarray] = field(default_factory=list)
-    _known: list[tuple[float, float, int]] = field(default_factory=list)  # mean, std, bytes
-
-    @property
-    def genes(self) -> np.ndarray:
-        """Every configuration, int64 [B, W]."""
-        return np.stack(self._genes)
-
-    def front(self) -> np.ndarray:
-        """Genes of the front, int64 [B, W], by rising bytes."""
-        return self.genes[front(self.values)]
-
-    @property
-    def values(self) -> np.ndarray:
-        """Values to minimize, float64 [B, 2]: minus the quality, and bytes."""
-        mean, std, size = np.array(self._known, dtype=np.float64).reshape(-1, 3).T
-        return np.stack([self.kappa * std - mean, size], axis=1)
-
-    def evaluate(self, genes: np.ndarray) -> np.ndarray:
-        """Predict configurations that were not predicted before.
-
-        Args:
-            genes: int64 [B, W].
-
-        Returns:
-            Values to minimize, float64 [B, 2]: minus the quality, and bytes.
-
-        Raises:
-            ValueError: a prediction is not finite.
-        """
-        keys = [row.tobytes() for row in np.ascontiguousarray(genes, dtype=np.int64)]
-        new = list({key: i for i, key in enumerate(keys) if key not in self._rows}.values())
-        if new:
-            mean, std = self.predict(genes[new])
-            if not (np.isfinite(mean).all() and np.isfinite(std).all()):
-                raise ValueError("the predictor gave a value that is not finite: train it again")
-            for i, *known in zip(new, mean, std, self.problem.size_of(genes[new]), strict=True):
-                self._rows[keys[i]] = len(self._genes)
-                self._genes.append(genes[i])
-                self._known.append((float(known[0]), float(known[1]), int(known[2])))
-        known_rows = np.array([self._known[self._rows[key]] for key in keys]).reshape(-1, 3)
-        return np.stack(
-            [self.kappa * known_rows[:, 1] - known_rows[:, 0], known_rows[:, 2]], axis=1
-        )
-
-    def points(
-        self,
-        among: np.ndarray | None = None,
-        max_points: int = 200,
-        max_bytes: float = np.inf,
-        qconfigs: bool = False,
-    ) -> list[dict[str, Any]]:
-        """List the front of the evaluated configurations, by rising bytes.
-
-        Args:
-            among: genes, int64 [B, W], of evaluated configurations; None for all of them.
-            max_points: number of points at most, evenly spaced over the front.
-            max_bytes: configurations of more are left out.
-            qconfigs: whether points contain their configuration.
-
-        Returns:
-            predicted, std, avg_bits and size_bytes of each point.
-        """
-        genes = (
-            self._genes
-            if among is None
-            else [self._genes[self._rows[row.tobytes()]] for row in among]
-        )
-        rows = np.array([self._rows[row.tobytes()] for row in genes], dtype=np.int64)
-        rows = rows[self.values[rows, 1] <= max_bytes]
-        best = rows[front(self.values[rows])]
-        found = []
-        for row in spread(best[:, None], max_points)[:, 0]:
-            mean, std, size = self._known[row]
-            cost = {
-                "avg_bits": 8 * size / self.problem.space.graph.num_values,
-                "size_bytes": int(size),
-            }
-            made = (
-                {"qconfig": self.problem.space.decode(self._genes[row]).to_json()}
-                if qconfigs
-                else {}
-            )
-            found.append(made | {"predicted": mean, "std": std} | cost)
-        return found
-
-
-def sensitivity(archive: Archive, contexts: np.ndarray) -> np.ndarray:
-    """Compute what each option of each weight costs in predicted quality.
-
-    Args:
-        archive: predicts.
-        contexts: genes, int64 [R, W], of configurations into which the options are placed; costs
-            are averaged over them.
-
-    Returns:
-        Float64 [W, O]; 0 for a weight's best option, infinite beyond its options.
-    """
-    problem = archive.problem
-    placed = []
-    for weight, num in enumerate(problem.num_options):
-        genes = np.repeat(contexts, num, axis=0)
-        genes[:, weight] = np.tile(np.arange(num), len(contexts))
-        placed.append(genes)
-    losses = np.split(
-        archive.evaluate(np.concatenate(placed))[:, 0],
-        np.cumsum([len(genes) for genes in placed])[:-1],
-    )
-    harm = np.full(problem.size_bytes.shape, np.inf)
-    for weight, num in enumerate(problem.num_options):
-        loss = losses[weight].reshape(len(contexts), num).mean(axis=0)
-        harm[weight, :num] = loss - loss.min()
-    return harm
-
-
-def references(problem: Problem, rng: np.random.Generator, num: int = 4) -> np.ndarray:
-    """Draw configurations into which single options are placed, from the smallest to the largest.
-
-    Args:
-        problem: the space with sizes of its options.
-        rng: source of random numbers.
-        num: how many.
-
-    Returns:
-        Genes, int64 [num, W].
-    """
-    drawn = problem.sample(rng, 25 * num)
-    order = np.argsort(problem.size_of(drawn), kind="stable")
-    return drawn[order[np.linspace(0, len(order) - 1, num + 2)[1:-1].astype(np.int64)]]
-
-
-def uniform_genes(space: Space) -> np.ndarray:
-    """List the uniform configurations of a space: one per method that is on offer.
-
-    Args:
-        space: of the configurations.
-
-    Returns:
-        Genes, int64 [B, W].
-    """
-    return np.unique([space.encode(space.uniform(method)) for method in space.methods], axis=0)
-
-
-def seeds_of(starts: dict[str, np.ndarray], num: int = 40) -> list[np.ndarray]:
-    """Choose what the strategy begins with: all uniform configurations and some of the greedy ones.
-
-    Args:
-        starts: genes of the baselines, by name.
-        num: number of configurations of the better greedy path; of the other, half as many.
-
-    Returns:
-        Genes, int64 [B, W] each.
-    """
-    return [
-        starts["uniform"],
-        spread(starts["greedy"], num),
-        spread(starts["greedy_error"], num // 2),
-    ]
-
-
 def print_front(result: dict[str, Any], rows: int = 8) -> None:
     """Print a front and the hypervolumes.
 
@@ -709,25 +423,6 @@ def print_front(result: dict[str, Any], rows: int = 8) -> None:
         "hypervolume: "
         + ", ".join(f"{name} {value:.4f}" for name, value in result["hypervolume"].items())
     )
-
-
-def _max_bytes(problem: Problem, max_bits: float | None, key: str = "max_bits") -> float:
-    if max_bits is None:
-        return np.inf
-    offered = np.arange(problem.size_bytes.shape[1]) < problem.num_options[:, None]
-    smallest = np.where(offered, problem.size_bytes, np.iinfo(np.int64).max).min(axis=1).sum()
-    num_values = problem.space.graph.num_values
-    if not max_bits * num_values / 8 >= smallest:
-        least = 8 * smallest / num_values
-        raise ValueError(
-            f"{key}={max_bits:g} is below the smallest configuration of the space, {least:.3f} bits"
-        )
-    return max_bits * num_values / 8
-
-
-def _described(strategy: StrategyOptions) -> dict[str, Any]:
-    name = {"name": type(strategy).__name__.lower()}
-    return name | dataclasses.asdict(strategy) if dataclasses.is_dataclass(strategy) else name  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from qsdm.metrics.frechet import FrechetLite0
 from qsdm.outcome import Outcome, Protocol
 from qsdm.qconfig import QuantConfig, QuantMethod, Space, SpaceSpec
 from qsdm.qconfig.cost import size_bytes
-from qsdm.search import search_front
 from qsdm.store import Store
 from qsdm.store.outcomes import OutcomeDatabase
 from qsdm.store.provenance import provenance
@@ -33,6 +32,7 @@ from qsdm.store.schemas import (
 from qsdm.store.tensors import write_tensors
 from qsdm.strategies import Problem
 from qsdm.strategies.evolution import Evolution
+from qsdm.strategies.explorer import search_front
 from qsdm.strategies.random import near
 
 NAME = "fabricated"
@@ -152,7 +152,7 @@ def fabricate(root: Path, num_outcomes: int = 60) -> Store:
         )
         database.add(tested, protocol)
 
-    front = search_front(lambda g: quality(problem, g), problem, Evolution(20, 20), budget=400)
+    front = search_front(lambda g: quality(problem, g), problem, Evolution(20, 20), evaluations=400)
     about = {"denoiser": NAME, "space": "traced", "objective": {"fd_lite0": -1.0}}
     about["provenance"] = provenance()
     FRONT.write(store.path("search/traced.json"), about | front | {"rounds": rounds_of(front)})

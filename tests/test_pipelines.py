@@ -37,10 +37,10 @@ from qsdm.qconfig import QuantConfig, SpaceSpec
 from qsdm.quant.calibrated import read_table
 from qsdm.realize import realize
 from qsdm.run import conf
-from qsdm.search import search_front
 from qsdm.store import Store
 from qsdm.store.files import read_json, write_json
 from qsdm.strategies import Problem
+from qsdm.strategies.explorer import search_front
 from qsdm.strategies.random import Random
 from qsdm.trace import prepare, trace
 from qsdm.workspace import Workspace
@@ -150,7 +150,8 @@ def write_front(place: Store, space: Any) -> None:
         "objective": {"fd_lite0": -1},
     }
     write_json(
-        place.path("search/small.json"), about | search_front(predict, problem, Random(), budget=20)
+        place.path("search/small.json"),
+        about | search_front(predict, problem, Random(), evaluations=20),
     )
 
 

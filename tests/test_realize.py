@@ -19,12 +19,12 @@ from qsdm.outcome import Objective, Outcome
 from qsdm.qconfig import QuantConfig, Space, SpaceSpec, cost
 from qsdm.quant.calibrated import read_table
 from qsdm.realize import best_points, of_rounds, random_of_size, realize
-from qsdm.search import search_front
 from qsdm.store import Store, StoreError
 from qsdm.store.files import read_json
 from qsdm.store.schemas import FRONT, REPORT
 from qsdm.store.tensors import check_tensors
 from qsdm.strategies import Problem
+from qsdm.strategies.explorer import search_front
 from qsdm.strategies.random import Random, near
 from qsdm.trace import trace
 from qsdm.workspace import Workspace
@@ -64,7 +64,7 @@ def searched(tiny_model: Model, traced: Path, space: Space) -> Path:
     def predict(genes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return genes.sum(axis=1) / genes.shape[1], np.zeros(len(genes))
 
-    front = search_front(predict, problem, Random(), budget=100)
+    front = search_front(predict, problem, Random(), evaluations=100)
     about = {
         "schema": "qsdm/front/1",
         "denoiser": "tiny",

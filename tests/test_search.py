@@ -14,10 +14,12 @@ from qsdm.denoisers import Model
 from qsdm.graph import Graph, Node, Op, Weight
 from qsdm.outcome import Objective
 from qsdm.qconfig import QuantConfig, Space, SpaceSpec
-from qsdm.search import limits_of, search, search_front
+from qsdm.search import limits_of, search
 from qsdm.store import StoreError
 from qsdm.strategies import Problem
+from qsdm.strategies.archive import Goal
 from qsdm.strategies.evolution import Evolution
+from qsdm.strategies.explorer import search_front
 from qsdm.strategies.greedy import Greedy
 from qsdm.strategies.random import Random
 from qsdm.workspace import Workspace
@@ -59,7 +61,11 @@ class Additive:
 
 
 def run(problem: Problem, strategy=EVOLUTION, **options) -> dict:
-    return search_front(Additive(problem), problem, strategy, **{"budget": 800, **options})
+    return search_front(Additive(problem), problem, strategy, **{"evaluations": 800, **options})
+
+
+def at_most(problem: Problem, bits: float) -> Goal:
+    return Goal(max_bytes=bits * problem.space.graph.num_values / 8)
 
 
 def test_front_rises_and_can_be_read_back(problem):
@@ -87,7 +93,7 @@ def test_no_baseline_has_more_volume_than_the_front_of_everything(problem):
 
 
 def test_more_evaluations_find_no_smaller_volume(problem):
-    few, many = (run(problem, budget=budget)["hypervolume"]["strategy"] for budget in (100, 2000))
+    few, many = (run(problem, evaluations=num)["hypervolume"]["strategy"] for num in (100, 2000))
     assert many >= few
 
 
@@ -95,7 +101,10 @@ def test_more_evaluations_find_no_smaller_volume(problem):
     "strategy", [EVOLUTION, Random(50), Greedy(50)], ids=lambda s: type(s).__name__
 )
 def test_limit_and_seed(problem, strategy):
-    first, second = (run(problem, strategy, max_bits=3.5, budget=200, seed=3) for _ in range(2))
+    first, second = (
+        run(problem, strategy, goal=at_most(problem, 3.5), evaluations=200, seed=3)
+        for _ in range(2)
+    )
     assert first == second
     assert max(point["avg_bits"] for point in first["points"]) <= 3.5
     assert first["strategy"]["name"] == type(strategy).__name__.lower()
@@ -105,7 +114,7 @@ def test_limit_concentrates_the_search_below_it(problem):
     def best(result):
         return max(point["predicted"] for point in result["points"] if point["avg_bits"] <= 3.4)
 
-    assert best(run(problem, max_bits=3.4)) >= best(run(problem, Random(50)))
+    assert best(run(problem, goal=at_most(problem, 3.4))) >= best(run(problem, Random(50)))
 
 
 def test_aversion_to_risk_prefers_what_the_folds_agree_on(problem):
@@ -125,9 +134,8 @@ def test_stored_points_are_thinned_with_their_ends(problem):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"budget": 0}, "budget"),
+        ({"evaluations": 0}, "evaluations"),
         ({"kappa": -1.0}, "kappa"),
-        ({"max_bits": 2.0}, "smallest"),
         ({"max_points": 0}, "max_points"),
     ],
 )
@@ -141,12 +149,12 @@ def test_a_predictor_that_is_not_finite_is_refused(problem):
         return np.full(len(genes), np.nan), np.zeros(len(genes))
 
     with pytest.raises(ValueError, match="not finite"):
-        search_front(broken, problem, Random(10), budget=10)
+        search_front(broken, problem, Random(10), evaluations=10)
 
 
 def test_what_was_predicted_once_is_not_predicted_again(problem):
     predict = Additive(problem)
-    result = search_front(predict, problem, EVOLUTION, budget=400)
+    result = search_front(predict, problem, EVOLUTION, evaluations=400)
     assert predict.calls == result["num_evaluations"]
 
 

@@ -103,7 +103,7 @@ def build(folder: Path) -> None:
     options = FitOptions(folds=2, width=8, hops=1, epochs=2)
     train(workspace, objective, options, num_images=4)
     attribute(workspace, objective, AttributionOptions(num_configs=4, steps=2))
-    search(workspace, objective, Random(), budget=100)
+    search(workspace, objective, Random(), evaluations=100)
     realize(workspace, objective, 3.9, candidates=1, num_images=4, num_random=1, engine=Serial())
     entry = {"inputs": "0" * 64, "makes": {"graph.json": "1" * 64}}
     STAGES.write(workspace.path("stages.json"), {"stages": {"trace": entry}})

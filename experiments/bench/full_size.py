@@ -90,10 +90,10 @@ def run(graph_file: Path, work: Work) -> dict[str, float]:
     from qsdm.predictor.scores import srcc
     from qsdm.qconfig import QuantConfig, SpaceSpec
     from qsdm.qconfig.cost import MethodTable
-    from qsdm.search import search_front
     from qsdm.sensitivity.attribution import integrated_gradients
     from qsdm.strategies import Problem
     from qsdm.strategies.evolution import Evolution
+    from qsdm.strategies.explorer import search_front
 
     figures: dict[str, float] = {}
 
@@ -154,7 +154,9 @@ def run(graph_file: Path, work: Work) -> dict[str, float]:
         within.append(time.process_time() - before)
         return values
 
-    front = timed("search", lambda: search_front(predict, problem, Evolution(), budget=work.budget))
+    front = timed(
+        "search", lambda: search_front(predict, problem, Evolution(), evaluations=work.budget)
+    )
     figures["search without predictor CPU s"] = figures["search CPU s"] - sum(within)
     chosen = [space.encode(QuantConfig.from_json(point["qconfig"])) for point in front["points"]]
     figures["true label of the front"] = float(planted.labels(np.stack(chosen)).mean())

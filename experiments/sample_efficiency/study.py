@@ -230,7 +230,7 @@ def untrained(study: Study, name: str) -> Fitted:
 
 def network(study: Study, workspace: Workspace) -> Fitted:
     """Today's network, trained on all labels by `python -m qsdm.train`, and its single changes."""
-    from qsdm.search import Archive, references, sensitivity
+    from qsdm.strategies.archive import Archive, references, sensitivity
 
     trained = workspace.predictor(QUALITY)
 
@@ -239,7 +239,7 @@ def network(study: Study, workspace: Workspace) -> Fitted:
 
     rng = np.random.default_rng(0)
     archive = Archive(study.problem, trained.predict, 0.0)
-    harm = sensitivity(archive, references(study.problem, rng))
+    harm = sensitivity(archive, references(study.problem, rng))[0]
     genes = path(study.problem, harm)
     size = 8 * study.problem.size_of(genes) / study.space.graph.num_values
     return Fitted(mean, None, [genes[int(np.argmax(size <= bits))] for bits in BUDGETS])

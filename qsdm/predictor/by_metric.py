@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qsdm.cost import MethodTable
 from qsdm.measurement.labels import Bank, Labels
 from qsdm.outcome import Objective
 from qsdm.predictor.encode import Encoding
 from qsdm.predictor.informed import Lessons
 from qsdm.predictor.scores import srcc
 from qsdm.qconfig import OutsideSpace
+from qsdm.qconfig.cost import MethodTable
 
 OF_FULL_PRECISION = {"lite0_distance": 0.0, "lpips": 0.0, "ssim": 1.0}
 """Metrics of fidelity, and what full precision has by definition; a dB has no such value."""

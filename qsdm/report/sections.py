@@ -9,6 +9,7 @@ from typing import Any
 from qsdm.outcome import SIGNIFICANT_Z
 from qsdm.report.results import Results
 from qsdm.report.summary import FULL, OURS, kind_of, main_metric, rows, shown_pictures, verdict
+from qsdm.store.schemas import Front
 from qsdm.text import size
 
 TITLES = {FULL: "full precision", OURS: "ours"}
@@ -418,12 +419,30 @@ def about(results: Results) -> list[tuple[str, str]]:
             name = f"measured rows, {key.replace('_', ' ')}"
             entries.append((name, str(results.summary[key])))
     if front := results.front:
-        limit = "" if front["max_bits"] is None else f", at most {front['max_bits']:g} bits"
-        budget = f"budget {front['budget']:,}, kappa {front['kappa']:g}, seed {front['seed']}"
-        entries.append(("search", f"{front['strategy']['name']}, {budget}{limit}"))
+        spent = f"{front['evaluations']:,} evaluations, kappa {front['kappa']:g}"
+        given = f"{front['strategy']['name']}, {spent}, seed {front['seed']}"
+        entries.append(("search", ", ".join([given, *constraints_of(front)])))
         terms = [f"{weight:+g} × {name}" for name, weight in front["objective"].items()]
         entries.append(("objective", ", ".join(terms)))
     return entries + _origin(results)
+
+
+def constraints_of(front: Front) -> list[str]:
+    """Spell the constraints of a search as its command line does.
+
+    Args:
+        front: what `search` wrote.
+
+    Returns:
+        A text for each.
+    """
+    if (given := front.get("constraints")) is None:
+        return []
+    texts = [f"{key}={value}" for key in ("target",) if (value := given[key])]
+    texts += [f"budget.{name}={value:g}" for name, value in given["budget"].items()]
+    texts += [f"limit.{name}={value:g}" for name, value in given["limit"].items()]
+    texts += [f"pin.{name}={method}" for name, method in given["pin"].items()]
+    return texts + [f"forbid {method}" for method in given["forbid"]]
 
 
 def _origin(results: Results) -> list[tuple[str, str]]:

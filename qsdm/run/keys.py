@@ -9,7 +9,7 @@ import math
 import re
 import sys
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from types import UnionType
@@ -25,6 +25,9 @@ SHORT = {
     "frames": "model.frames",
 }
 """Keys that stand for one inside a group, for every command that takes the group."""
+
+TEXTS_BY_NAME = Mapping[str, str]
+"""Part of the type of keys such as ``pin.NAME=TEXT``, whose names may hold dots and more."""
 
 FLAGS_WITH_VALUE = (
     *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn"),
@@ -213,7 +216,7 @@ def spelled(arguments: Sequence[str], function: Callable[..., Any]) -> list[str]
         for key in defaults(f"model/{model}")
     }
     flags, first, parts, rest = [], [], [], []
-    for argument in arguments:
+    for argument in named_texts(arguments, function):
         match = re.fullmatch(r"([+~]*)([^=@]*)(@[^=]*)?(=.*)?", argument, re.DOTALL)
         assert match is not None
         sign, key, package, value = (part or "" for part in match.groups())
@@ -242,6 +245,30 @@ def spelled(arguments: Sequence[str], function: Callable[..., Any]) -> list[str]
         else:
             rest.append(argument)
     return flags + first + parts + rest
+
+
+def named_texts(arguments: Sequence[str], function: Callable[..., Any]) -> list[str]:
+    """Gather ``pin.NAME=TEXT`` in ``pin=[NAME=TEXT]``: Hydra splits names at dots, refuses ``#``.
+
+    Args:
+        arguments: of the command line.
+        function: of the command; it concerns keys that take texts by name or a list of them.
+
+    Returns:
+        The arguments, each such key once, at its end.
+    """
+    kinds = {name: _hint(function, p) for name, p in parameters(function).items()}
+    taken = {name for name, kind in kinds.items() if TEXTS_BY_NAME in typing.get_args(kind)}
+    gathered: dict[str, list[str]] = {}
+    others = []
+    for argument in arguments:
+        key, _, rest = argument.lstrip("+").partition(".")
+        if key in taken and "=" in rest:
+            gathered.setdefault(key, []).append(rest)
+        else:
+            others.append(argument)
+    lists = [f"{key}=[{','.join(map(_quoted, texts))}]" for key, texts in gathered.items()]
+    return others + lists
 
 
 def keywords(function: Callable[..., Any], cfg: Any) -> dict[str, Any]:

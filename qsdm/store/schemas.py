@@ -44,13 +44,14 @@ class Point(Costs):
 
 
 class FrontPoint(Point):
-    """A point of the front, with its configuration."""
+    """A point of the front, with its configuration, and predictions of limits and axes."""
 
     qconfig: ConfigurationFile
+    metrics: NotRequired[dict[str, float]]
 
 
 class Baseline(TypedDict):
-    """The front that another strategy reached with the same budget."""
+    """The front that another strategy reached."""
 
     hypervolume: float
     points: list[Point]
@@ -96,6 +97,16 @@ class Rounds(TypedDict):
     provenance: NotRequired[dict[str, Any]]
 
 
+class ConstraintsFile(TypedDict):
+    """See `qsdm.strategies.constraints.Constraints`."""
+
+    budget: dict[str, float]
+    limit: dict[str, float]
+    pin: dict[str, str]
+    forbid: list[str]
+    target: str | None
+
+
 class Front(TypedDict):
     """search/<space>.json, see `qsdm.search`."""
 
@@ -104,9 +115,11 @@ class Front(TypedDict):
     objective: dict[str, float]
     strategy: dict[str, str | float | bool | None]
     seed: int
-    budget: int
+    evaluations: int
     kappa: float
-    max_bits: float | None
+    fidelity: NotRequired[str | None]
+    constraints: NotRequired[ConstraintsFile]
+    axes: NotRequired[list[str]]
     num_evaluations: int
     points: list[FrontPoint]
     baselines: dict[str, Baseline]
@@ -429,6 +442,17 @@ def digest_of_attributions(sensitivities: Mapping[str, Any]) -> str:
 
 
 def _front(data: Any) -> Front:
+    if isinstance(data, dict) and "budget" in data:  # as qsdm 0.2 spelled it
+        data = {**data, "evaluations": data["budget"]}
+        if data.get("max_bits") is not None:
+            budget = {"avg_bits": data["max_bits"]}
+            data["constraints"] = {
+                "budget": budget,
+                "limit": {},
+                "pin": {},
+                "forbid": [],
+                "target": None,
+            }
     front = decode(data, Front)
     for i, point in enumerate(front["points"]):
         _check(f"$.points[{i}].qconfig", QuantConfig.from_json, point["qconfig"])

@@ -77,12 +77,15 @@ class Problem:
         space: W weights and the methods on offer for each.
         error: float64 [W, O], relative squared error of the weight (see `MethodTable`); infinite
             beyond a weight's options.
+        harm: float64 [K - 1, W, O], predicted loss of quality (and of further axes) by single
+            changes, see `qsdm.strategies.archive.sensitivity`; None where nothing was predicted.
         num_options: int64 [W], number of options.
         size_bytes: int64 [W, O], size of the weight; 0 beyond a weight's options.
     """
 
     space: Space
     error: np.ndarray
+    harm: np.ndarray | None = None
     num_options: np.ndarray = field(init=False)
     size_bytes: np.ndarray = field(init=False)
 

@@ -18,7 +18,9 @@ import numpy as np
 
 from qsdm.graph import Weight
 from qsdm.qconfig import QuantConfig, QuantMethod, Space
+from qsdm.store.files import warn_once
 from qsdm.strategies import sizes_of
+from qsdm.text import require
 
 BUDGETS = ("size_bytes", "avg_bits")
 Holds = Callable[[Weight, QuantMethod], bool]
@@ -270,6 +272,41 @@ class Restriction:
         return np.where(np.arange(taken.shape[1]) < left[:, None], taken, np.inf)
 
 
+def read_budget(
+    budget: Mapping[str, float] | float | None, evaluations: int = 1, **bits: float | None
+) -> tuple[dict[str, float], int]:
+    """Read a budget in its old spellings too, with a note.
+
+    Args:
+        budget: by name; a number is the old spelling of ``evaluations``.
+        evaluations: as it was given.
+        **bits: old spellings of ``budget.avg_bits``, by key; None where it was not given.
+
+    Returns:
+        The budget by name, and the evaluations.
+
+    Raises:
+        ValueError: a value is out of range, or two spellings disagree.
+    """
+    if isinstance(budget, int | float):
+        require(1, budget=budget)
+        if isinstance(budget, bool) or int(budget) != budget:
+            raise ValueError(f"wanted budget.size_bytes or budget.avg_bits (got budget={budget})")
+        warn_once(f"budget={budget:g} is now spelled evaluations={budget:g}; a budget is of bytes")
+        budget, evaluations = None, int(budget)
+    elif not (budget is None or isinstance(budget, Mapping)):
+        raise ValueError(f"wanted budget.size_bytes or budget.avg_bits (got budget={budget!r})")
+    result = dict(budget or {})
+    for key, value in bits.items():
+        if value is None:
+            continue
+        if result.get("avg_bits", value) != value:
+            raise ValueError(f"{key} is the old spelling of budget.avg_bits: give one of them")
+        warn_once(f"{key}={value:g} is now spelled budget.avg_bits={value:g}")
+        result["avg_bits"] = value
+    return result, evaluations
+
+
 def reach(space: Space) -> tuple[int, int]:
     """Compute the size of the smallest and of the largest configuration.
 
@@ -357,6 +394,4 @@ def matched_names(pin: Mapping[str, str], names: Sequence[str]) -> dict[str, Qua
 
 
 def _is_number(value: object) -> bool:
-    return (
-        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    )
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,7 +1,13 @@
 """Evolutionary search by NSGA-II, with operators for configurations and no duplicates.
 
+With a third objective, NSGA-III keeps the population spread: crowding distances tell little of a
+surface, reference directions do.
+
 References:
     A Fast and Elitist Multiobjective Genetic Algorithm: NSGA-II (Deb et al., 2002).
+
+    An Evolutionary Many-Objective Optimization Algorithm Using Reference-Point-Based Nondominated
+    Sorting Approach, Part I (Deb and Jain, 2014): NSGA-III.
 """
 
 from __future__ import annotations
@@ -51,7 +57,7 @@ class Evolution:
 
 
 class EvolutionSearch:
-    """One run of NSGA-II.
+    """One run of NSGA-II, or of NSGA-III if there are more than two objectives.
 
     The first `ask` returns the seeds, and random configurations up to the size of the population.
 
@@ -66,11 +72,14 @@ class EvolutionSearch:
         self, options: Evolution, problem: Problem, seeds: np.ndarray, rng: np.random.Generator
     ) -> None:
         from pymoo.algorithms.moo.nsga2 import NSGA2
+        from pymoo.algorithms.moo.nsga3 import NSGA3
         from pymoo.core.problem import Problem as PymooProblem
+        from pymoo.util.ref_dirs import get_reference_directions
 
+        num_objectives = 2 if problem.harm is None else 1 + len(problem.harm)
         self._problem = PymooProblem(
             n_var=len(problem.num_options),
-            n_obj=2,
+            n_obj=num_objectives,
             xl=0,
             xu=problem.num_options - 1,
             vtype=int,
@@ -79,14 +88,21 @@ class EvolutionSearch:
         random = problem.sample(rng, max(0, options.population - len(seeds)))
         first = np.unique(np.concatenate([seeds, random]), axis=0)
         crossover, mutation, duplicates = _operators(options, problem, rng)
-        self._algorithm = NSGA2(
-            pop_size=options.population,
-            n_offsprings=options.offspring,
-            sampling=first,
-            crossover=crossover,
-            mutation=mutation,
-            eliminate_duplicates=duplicates,
-        )
+        settings: dict[str, Any] = {
+            "pop_size": options.population,
+            "n_offsprings": options.offspring,
+            "sampling": first,
+            "crossover": crossover,
+            "mutation": mutation,
+            "eliminate_duplicates": duplicates,
+        }
+        if num_objectives == 2:
+            self._algorithm = NSGA2(**settings)
+        else:
+            directions = get_reference_directions(
+                "das-dennis", num_objectives, n_partitions=_partitions(options.population)
+            )
+            self._algorithm = NSGA3(directions, **settings)
         self._algorithm.setup(
             self._problem,
             termination=("n_gen", 10**9),
@@ -105,7 +121,7 @@ class EvolutionSearch:
 
         Args:
             genes: int64 [B, W], as `ask` returned them.
-            values: float64 [B, 2], to be minimized.
+            values: float64 [B, K], to be minimized.
 
         Raises:
             ValueError: the genes are not those of the last `ask`.
@@ -118,6 +134,14 @@ class EvolutionSearch:
         Evaluator().eval(StaticProblem(self._problem, F=values), self._asked)
         self._algorithm.tell(infills=self._asked)
         self._asked = None
+
+
+def _partitions(population: int) -> int:
+    """Divisions of the simplex's edges that give at most as many directions of three objectives."""
+    divisions = 1
+    while (divisions + 2) * (divisions + 3) // 2 <= population:
+        divisions += 1
+    return divisions
 
 
 def _operators(

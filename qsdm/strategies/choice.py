@@ -1,0 +1,146 @@
+"""Which configuration to take of a front: the best one, or the knee of quality and fidelity.
+
+The *knee* of the two at a budget is the point farthest from the line between the front's ends, each
+axis in units of the ends' difference. That is the point of the largest
+
+    quality ÷ span of quality - distance to full precision ÷ span of distance,
+
+so measured values can be compared by it, too, whatever the offset of their predictions.
+
+References:
+    Finding Knees in Multi-objective Optimization (Branke et al., 2004), section 1: knees as what a
+    user without further preferences takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from qsdm.strategies.front import front
+
+
+@dataclass(frozen=True, slots=True)
+class Tradeoff:
+    """How much of the distance to full precision a unit of quality is worth.
+
+    Attributes:
+        metric: of fidelity.
+        sign: 1 if larger is better, else -1.
+        quality_span: between the ends of the front.
+        metric_span: between the ends of the front.
+    """
+
+    metric: str
+    sign: int
+    quality_span: float
+    metric_span: float
+
+    def score(self, quality: float, value: float) -> float:
+        """Compute how good a point is; larger is better.
+
+        Args:
+            quality: by the objective.
+            value: of the metric.
+        """
+        return quality / self.quality_span + self.sign * value / self.metric_span
+
+    @staticmethod
+    def of(metric: str, sign: int, quality: np.ndarray, values: np.ndarray) -> Tradeoff:
+        """Measure the front of quality and fidelity, whatever the bytes.
+
+        Args:
+            metric: of fidelity.
+            sign: 1 if larger is better, else -1.
+            quality: float64 [B], B is positive.
+            values: float64 [B], of the metric.
+
+        Returns:
+            The tradeoff; a span is 1 where the front is one point.
+        """
+        best = front(np.stack([-quality, -sign * values], axis=1))
+        spans = (float(np.ptp(quality[best])) or 1.0, float(np.ptp(values[best])) or 1.0)
+        return Tradeoff(metric, sign, *spans)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What was chosen.
+
+    Attributes:
+        index: of the candidate.
+        why: one sentence.
+    """
+
+    index: int
+    why: str
+
+
+def choose(
+    quality: Sequence[float],
+    metrics: Sequence[Mapping[str, float | None]],
+    signs: Mapping[str, int],
+    limit: Mapping[str, float],
+    tradeoff: Tradeoff | None = None,
+) -> Choice:
+    """Choose among measured candidates.
+
+    Args:
+        quality: of each, by the objective.
+        metrics: of each.
+        signs: of the metrics with a limit, 1 if larger is better, else -1.
+        limit: worst allowed value by metric.
+        tradeoff: of quality and fidelity; None for quality alone.
+
+    Returns:
+        The choice.
+
+    Raises:
+        ValueError: no candidate keeps the limits.
+    """
+
+    def excess(values: Mapping[str, float | None]) -> dict[str, float]:
+        measured = {name: values.get(name) for name in limit}
+        return {
+            name: value
+            for name, value in measured.items()
+            if value is None or signs[name] * (value - limit[name]) < 0
+        }
+
+    kept = [i for i, values in enumerate(metrics) if not excess(values)]
+    if not kept:
+        worst = "; ".join(_nearest(name, metrics, signs[name], limit[name]) for name in limit)
+        raise ValueError(
+            f"none of {len(metrics)} measured candidates keeps the limits ({worst}): give more "
+            "candidates, a larger budget, or search with a stricter limit"
+        )
+    given = ", ".join(f"limit.{name}={value:g}" for name, value in limit.items())
+    among = f"{len(kept)} of {len(metrics)} measured candidates that keep {given}"
+    if not limit:
+        among = "the measured candidates" if len(metrics) > 1 else "the only candidate"
+    if tradeoff is None:
+        best = max(kept, key=lambda i: quality[i])
+        return Choice(best, f"chosen for the best objective, {quality[best]:.4g}, of {among}")
+
+    def score(i: int) -> float:
+        value = metrics[i].get(tradeoff.metric)
+        return -np.inf if value is None else tradeoff.score(quality[i], value)
+
+    best = max(kept, key=score)
+    top = max(kept, key=lambda i: quality[i])
+    return Choice(
+        best,
+        f"chosen as the knee of the objective ({quality[best]:.4g}; the best has "
+        f"{quality[top]:.4g}) and {tradeoff.metric} ({metrics[best][tradeoff.metric]:.4g}; there "
+        f"{metrics[top][tradeoff.metric]:.4g}) among {among}",
+    )
+
+
+def _nearest(
+    name: str, metrics: Sequence[Mapping[str, float | None]], sign: int, limit: float
+) -> str:
+    values = [value for one in metrics if (value := one.get(name)) is not None]
+    best = f"{sign * max(sign * value for value in values):.4g}" if values else "not measured"
+    return f"limit.{name}={limit:g}, the best has {best}"
