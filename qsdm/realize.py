@@ -1,13 +1,15 @@
 """Measure the best configurations of the search, choose one and compare it with others.
 
     python -m qsdm.realize +model=emoji_unet
-    python -m qsdm.realize +model=emoji_unet avg_bits=3.25 candidates=12
+    python -m qsdm.realize +model=emoji_unet budget.avg_bits=3.25 candidates=12
+    python -m qsdm.realize +model=emoji_unet budget.size_bytes=1.6e6 limit.psnr=26
 
-The front's best predicted points are measured under the protocol of the labels, and the best of
-them and of what the search's rounds have measured is chosen. Being chosen by what it measured
-flatters it. So it is measured again on fresh seeds, which no choice has seen, beside full
-precision, every uniform configuration, and random ones of its size; differences are paired (the
-same captions and noise). What the store holds of these is not measured again: random
+The front's best predicted points within the budget are measured under the protocol of the labels.
+Of them and of what the search's rounds have measured, the one with the best objective that keeps
+the limits is chosen, or, if the objective has an axis of fidelity, the knee of both. Being chosen
+by what it measured flatters it. So it is measured again on fresh seeds, which no choice has seen,
+beside full precision, every uniform configuration, and random ones of its size; differences are
+paired (the same captions and noise). What the store holds of these is not measured again: random
 configurations of a test set on the fresh seeds serve as random ones.
 
 Writes ``summary.json`` (measured values only), ``chosen.json`` (the configuration), ``checkpoint/``
@@ -29,11 +31,12 @@ from qsdm import run, text
 from qsdm.engine.local import Local
 from qsdm.graph import canonical
 from qsdm.metrics import description
-from qsdm.outcome import EvaluationError, Objective, Outcome
+from qsdm.outcome import Objective, Outcome
 from qsdm.qconfig import OutsideSpace, QuantConfig, Space, cost
 from qsdm.store import StoreError, memo
 from qsdm.store.provenance import provenance
 from qsdm.store.schemas import CHOSEN, FRONT, REPORT, SUMMARY
+from qsdm.strategies.constraints import Constraints, read_budget
 from qsdm.text import MANY, Log, ignore, require
 from qsdm.workspace import Workspace, takes_workspace
 
@@ -49,7 +52,11 @@ NUM_SHOWN = 16  # pictures in a grid
 def realize(
     workspace: Workspace,
     objective: Objective,
-    avg_bits: float = 3.5,
+    budget: Mapping[str, float] | None = None,
+    limit: Mapping[str, float] | None = None,
+    pin: Mapping[str, str] | Sequence[str] | None = None,
+    forbid: Sequence[str] = (),
+    target: str | None = None,
     candidates: int = 6,
     num_images: int = 256,
     label_seed_set: int = 0,
@@ -58,14 +65,20 @@ def realize(
     seed: int = 0,
     batch_size: int = 16,
     engine: Engine = Local(),  # noqa: B008 (a frozen value)
+    avg_bits: float | None = None,
     log: Log = ignore,
 ) -> dict[str, Any]:
     """Choose among the front's points by measuring them, and compare the chosen one with others.
 
     Args:
         workspace: model, space and store.
-        objective: by which the best candidate is chosen.
-        avg_bits: the most bits per weight that the chosen configuration may have.
+        objective: by which the best candidate is chosen; with an axis of fidelity, the knee.
+        budget: the most that the chosen configuration may take, as budget.size_bytes=1.2e9 or
+            budget.avg_bits=3.5, which is the default.
+        limit: the worst allowed measured value of a metric, as limit.psnr=28.
+        pin: method of a weight, or of all that match a pattern, as pin.conv_in=uaq-4.
+        forbid: methods that no weight may have, with or without bits, as [uaq-3,kmeans_a].
+        target: engine that must hold the result: torchao, gguf, sdnq or qsdm.
         candidates: number of points of the front that are measured, beside what rounds measured.
         num_images: pictures per configuration, in both rounds.
         label_seed_set: starting noise of the first round, that of the labels.
@@ -74,6 +87,7 @@ def realize(
         seed: of the random configurations.
         batch_size: pictures that are drawn at a time.
         engine: where workers run.
+        avg_bits: old spelling of budget.avg_bits.
         log: receives the metrics of every outcome, the pictures and the page.
 
     Returns:
@@ -81,7 +95,7 @@ def realize(
 
     Raises:
         StoreError: an earlier stage has not run.
-        ValueError: a value is out of range, or the front has nothing of at most ``avg_bits``.
+        ValueError: a value is out of range, or the front has nothing that keeps the constraints.
         EvaluationError: a configuration that the table needs cannot be measured.
 
     Example:
@@ -91,16 +105,19 @@ def realize(
         >>> from qsdm.realize import realize
         >>> emoji, quality = qsdm.open("emoji_unet"), Objective({"fd_lite0": -1})
         >>> few = {"candidates": 1, "num_random": 0, "num_images": 4, "engine": Serial()}
-        >>> summary = realize(emoji, quality, avg_bits=4.0, **few)
+        >>> summary = realize(emoji, quality, {"avg_bits": 4.0}, **few)
         >>> [row["name"] for row in summary["rows"]][::7]
         ['fp', 'ours']
     """
+    from qsdm.measurement.candidates import Terms, best_points, of_rounds
     from qsdm.measurement.session import open_session
 
     require(1, MANY, candidates=candidates, batch_size=batch_size)
     require(2, MANY, num_images=num_images)
     require(0, MANY, num_random=num_random)
     require(1, avg_bits=avg_bits)
+    budget, _ = read_budget(budget, avg_bits=avg_bits)
+    constraints = Constraints.of(budget or {"avg_bits": 3.5}, limit, pin, forbid, target)
     if seed_set == label_seed_set:
         raise ValueError(
             f"wanted fresh noise, a seed_set other than label_seed_set (got {seed_set} for both)"
@@ -114,16 +131,20 @@ def realize(
         )
     with open_session(workspace, engine, batch_size, check=False) as ready:
         front = ready.store.read(FRONT, f"search/{space_name}.json")
-        points = best_points(front, avg_bits, candidates)
+        terms = Terms(ready.space, objective, constraints, workspace.model.metrics)
+        points = terms.allowed_points(front)
+        tradeoff = terms.tradeoff(points)
+        points = best_points(points, candidates, tradeoff)
         proposed = [QuantConfig.from_json(point["qconfig"]) for point in points]
         labels = ready.protocol(label_seed_set, num_images)
         measured = ready.measure(proposed, labels, "candidates", log)
-        for entry, outcome in of_rounds(ready, front, labels, avg_bits):
-            if outcome.qconfig.digest not in measured.outcomes:
+        for entry, outcome in of_rounds(ready, front, labels):
+            if outcome.qconfig.digest not in measured.outcomes and terms.allow(outcome.qconfig):
                 measured.outcomes[outcome.qconfig.digest] = outcome
                 points.append(entry)
                 proposed.append(outcome.qconfig)
-        ours = choose(ready.space, objective, measured, proposed)
+        ours, why = terms.choose(measured, proposed, tradeoff)
+        print(why)
         CHOSEN.write(ready.store.path("chosen.json"), ours.to_json())
 
         fresh = ready.protocol(seed_set, num_images)
@@ -136,7 +157,9 @@ def realize(
             "space": space_name,
             "objective": dict(objective.weights),
             "metrics": {n: description(m) for n, m in workspace.model.metrics.items()},
-            "max_avg_bits": avg_bits,
+            "max_avg_bits": 8 * terms.max_bytes / ready.space.graph.num_values,
+            "constraints": constraints.to_json(),
+            "why": why,
             "num_images": num_images,
             "seed_set": seed_set,
             "label_seed_set": label_seed_set,
@@ -158,106 +181,6 @@ def realize(
         draw(ready, rows, summary["rows"], fresh)
     finish(ready, summary, memory, log)
     return summary
-
-
-def best_points(front: Mapping[str, Any], avg_bits: float, candidates: int) -> list[dict[str, Any]]:
-    """Choose the best predicted points of a front.
-
-    Neighbors on a front are near copies of each other: points that differ in fewer than one weight
-    in twenty from a better one are taken only where nothing else is left.
-
-    Args:
-        front: what `search` wrote.
-        avg_bits: the most bits per weight.
-        candidates: number of points.
-
-    Returns:
-        The points, best first.
-
-    Raises:
-        ValueError: there is none.
-    """
-    points = sorted(
-        (p for p in front["points"] if p["avg_bits"] <= avg_bits),
-        key=lambda point: -point["predicted"],
-    )
-    if not points:
-        least = min((point["avg_bits"] for point in front["points"]), default=float("nan"))
-        raise ValueError(
-            f"wanted a larger avg_bits: the front's smallest point has {least:.4f} (got {avg_bits})"
-        )
-    distinct: list[dict[str, Any]] = []
-    for point in points:
-        if all(
-            20 * num_changed(point["qconfig"], other["qconfig"]) >= len(point["qconfig"]["methods"])
-            for other in distinct
-        ):
-            distinct.append(point)
-    copies = [point for point in points if point not in distinct]
-    return (distinct + copies)[:candidates]
-
-
-def num_changed(a: Mapping[str, Any], b: Mapping[str, Any]) -> int:
-    """Count the weights whose method differs between two configurations.
-
-    Args:
-        a: a configuration as JSON.
-        b: another one.
-    """
-    return sum(method != b["methods"].get(name) for name, method in a["methods"].items())
-
-
-def choose(
-    space: Space, objective: Objective, measured: Measured, proposed: Sequence[QuantConfig]
-) -> QuantConfig:
-    """Choose the candidate with the best measured outcome.
-
-    Args:
-        space: of the candidates.
-        objective: makes a value of an outcome's metrics.
-        measured: outcomes of the candidates.
-        proposed: the candidates.
-
-    Returns:
-        The best one.
-
-    Raises:
-        EvaluationError: no candidate could be measured.
-    """
-
-    def quality(qconfig: QuantConfig) -> float:
-        bits = cost.avg_bits(space.graph, qconfig, space.full_bits)
-        return objective({**measured.outcomes[qconfig.digest].metrics, "avg_bits": bits})
-
-    finite = [qconfig for qconfig in proposed if qconfig.digest in measured.outcomes]
-    if not finite:
-        reason = next(iter(measured.failures.values()), "there is none")
-        raise EvaluationError(f"no candidate could be measured: {reason}")
-    return max(finite, key=quality)
-
-
-def of_rounds(
-    ready: Session, front: Mapping[str, Any], labels: Protocol, avg_bits: float
-) -> list[tuple[dict[str, Any], Outcome]]:
-    """Find what the search's rounds have measured within the budget.
-
-    Args:
-        ready: the running session.
-        front: what `search` wrote.
-        labels: protocol of the labels.
-        avg_bits: the most bits per weight.
-
-    Returns:
-        Proposals with their outcomes; none if rounds measured under another protocol.
-    """
-    stored = {outcome.qconfig.digest: outcome for outcome in ready.store.outcomes(labels)}
-    report = front.get("rounds") or {"rounds": []}
-    return [
-        (entry, stored[entry["digest"]])
-        for one_round in report["rounds"]
-        for entry in one_round["proposals"]
-        if entry["avg_bits"] <= avg_bits and entry["digest"] in stored
-    ]
 
 
 def random_of_size(

@@ -193,6 +193,7 @@ def search(
         axes,
         constraints.limit,
         max_bytes,
+        np.inf if aim is None else aim * space.graph.num_values / 8,
     )
     explorer = Explorer(
         Problem(restriction.space, restriction.errors(whole.error)),

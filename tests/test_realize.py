@@ -14,16 +14,19 @@ from PIL import Image
 from qsdm.calibrate import calibrate
 from qsdm.denoisers import Model
 from qsdm.engine.serial import Serial
+from qsdm.measurement.candidates import Terms, best_points, of_rounds
 from qsdm.measurement.worker import WorkerStart
+from qsdm.metrics.fidelity import Psnr
 from qsdm.outcome import Objective, Outcome
 from qsdm.qconfig import QuantConfig, Space, SpaceSpec, cost
 from qsdm.quant.calibrated import read_table
-from qsdm.realize import best_points, of_rounds, random_of_size, realize
+from qsdm.realize import random_of_size, realize
 from qsdm.store import Store, StoreError
 from qsdm.store.files import read_json
 from qsdm.store.schemas import FRONT, REPORT
 from qsdm.store.tensors import check_tensors
 from qsdm.strategies import Problem
+from qsdm.strategies.constraints import Constraints
 from qsdm.strategies.explorer import search_front
 from qsdm.strategies.random import Random, near
 from qsdm.trace import trace
@@ -33,7 +36,7 @@ SPEC = SpaceSpec("small", ("uaq-3", "uaq-4", "kmeans_a-3", "kmeans_a-4"))
 LIMIT = 3.7
 QUALITY = Objective({"fd_lite0": -1})
 FEW: dict[str, Any] = {
-    "avg_bits": LIMIT,
+    "budget": {"avg_bits": LIMIT},
     "candidates": 2,
     "num_images": 4,
     "num_random": 2,
@@ -257,11 +260,15 @@ def test_what_rounds_have_measured_is_chosen_from(space: Space) -> None:
     ]
     front = {"rounds": {"rounds": [{"proposals": entries[:1]}, {"proposals": entries[1:]}]}}
     ready = SimpleNamespace(store=SimpleNamespace(outcomes=lambda _: stored))
+    measured = of_rounds(ready, front, None)  # type: ignore[arg-type]
+    assert [(entry, outcome.qconfig) for entry, outcome in measured] == [
+        (entries[0], small),
+        (entries[1], large),
+    ]
     limit = entries[0]["avg_bits"] + 0.01
-    found = of_rounds(ready, front, None, limit)  # type: ignore[arg-type]
-    assert [(entry, outcome.qconfig) for entry, outcome in found] == [(entries[0], small)]
-    assert len(of_rounds(ready, front, None, 16)) == 2  # type: ignore[arg-type]
-    assert of_rounds(ready, {"rounds": None}, None, 16) == []  # type: ignore[arg-type]
+    terms = Terms(space, Objective({"psnr": 1}), Constraints(avg_bits=limit), {})
+    assert [terms.allow(outcome.qconfig) for _, outcome in measured] == [True, False]
+    assert of_rounds(ready, {"rounds": None}, None) == []  # type: ignore[arg-type]
 
 
 def test_takes_the_best_predicted_points_below_the_limit() -> None:
@@ -279,15 +286,34 @@ def test_takes_the_best_predicted_points_below_the_limit() -> None:
         point(3.5, -1.5, "uaq-3", "uaq-4"),  # a copy of the one above, taken last
         point(3.6, 0.0, "uaq-4", "uaq-4"),
     ]
-    assert [p["predicted"] for p in best_points({"points": points}, 3.5, 4)] == [
-        -1.0,
-        -2.0,
-        -3.0,
-        -1.5,
+    assert [p["predicted"] for p in best_points(points[:4], 4)] == [-1.0, -2.0, -3.0, -1.5]
+    assert [p["avg_bits"] for p in best_points(points[:4], 2)] == [3.5, 3.3]
+
+
+def test_points_must_keep_the_constraints(space: Space) -> None:
+    three, four = space.uniform("uaq-3"), space.uniform("uaq-4")
+    bits = [cost.avg_bits(space.graph, qconfig, 16) for qconfig in (three, four)]
+    points = [
+        {"qconfig": qconfig.to_json(), "avg_bits": b, "predicted": b}
+        for qconfig, b in zip((three, four), bits, strict=True)
     ]
-    assert [p["avg_bits"] for p in best_points({"points": points}, 3.5, 2)] == [3.5, 3.3]
-    with pytest.raises(ValueError, match=r"larger avg_bits.*3\.1000 \(got 3\)"):
-        best_points({"points": points}, 3, 2)
+
+    def allowed(front: dict, **given) -> list[float]:
+        terms = Terms(space, Objective({"fd": -1}), Constraints.of(**given), {})
+        return [point["avg_bits"] for point in terms.allowed_points(front)]
+
+    assert allowed({"points": points}, budget={"avg_bits": bits[1]}) == bits
+    assert allowed({"points": points}, budget={"avg_bits": bits[1] - 0.01}) == bits[:1]
+    assert allowed({"points": points}, forbid="uaq-3") == bits[1:]
+    with pytest.raises(ValueError, match=r"no point .* keeps budget.avg_bits=3.1 .*same constrain"):
+        allowed({"points": points[1:]}, budget={"avg_bits": 3.1})
+    narrow = {"points": points[:1], "constraints": {"budget": {"avg_bits": 3.2}}}
+    with pytest.raises(ValueError, match=r"within budget.avg_bits=3.2, which is less than .*=3.5"):
+        allowed(narrow, budget={"avg_bits": 3.5})
+    with pytest.raises(ValueError, match=r"cannot be met: .* reach from"):
+        allowed({"points": points}, budget={"avg_bits": 2.5})
+    with pytest.raises(ValueError, match="'fd_lite' is not measured; the metrics are psnr"):
+        Terms(space, Objective({"fd": -1}, "fd_lite"), Constraints(), {"psnr": Psnr()})
 
 
 def test_bad_input_names_the_remedy(tiny_model: Model, traced: Path, tmp_path: Path) -> None:

@@ -159,6 +159,8 @@ class Summary(TypedDict):
     space: str
     objective: dict[str, float]
     max_avg_bits: float
+    constraints: NotRequired[ConstraintsFile]
+    why: NotRequired[str]
     num_images: int
     seed_set: int
     label_seed_set: int

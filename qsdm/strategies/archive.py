@@ -71,12 +71,14 @@ class Goal:
         axes: names of those that are minimized or maximized, too.
         limit: worst allowed value by name of a metric.
         max_bytes: of interest.
+        aim_bytes: size at which the tradeoff of quality and axes matters most.
     """
 
     metrics: tuple[Metric, ...] = ()
     axes: tuple[str, ...] = ()
     limit: Mapping[str, float] = field(default_factory=dict)
     max_bytes: float = np.inf
+    aim_bytes: float = np.inf
 
     def excess(self, values: np.ndarray) -> np.ndarray:
         """How far metrics lie beyond their limits.
@@ -218,9 +220,18 @@ class Archive:
             predicted, std, avg_bits, size_bytes and, if any are predicted, metrics of each point.
         """
         rows = np.flatnonzero(self.allowed) if among is None else self.rows_of(among)
-        best = rows[front(self._values(self._selected(rows)))]
+        values = self._values(self._selected(rows))
+        best = front(values)
+        kept = spread(best[:, None], max_points)[:, 0]
+        if self.goal.axes:  # of a surface, what a budget leaves to choose from comes first
+            within = np.flatnonzero(values[:, 1] <= self.goal.aim_bytes)
+            choice = within[front(np.delete(values[within], 1, axis=1))]
+            choice = spread(np.intersect1d(choice, best)[:, None], max_points // 2)[:, 0]
+            others = spread(best[:, None], max(max_points - len(choice), 2))[:, 0]
+            kept = np.union1d(choice, others)
+            kept = kept[np.argsort(values[kept, 1], kind="stable")]
         points = []
-        for row in spread(best[:, None], max_points)[:, 0]:
+        for row in rows[kept]:
             mean, std, size, *metrics = self._predicted[row]
             point: dict[str, Any] = {
                 "predicted": mean,

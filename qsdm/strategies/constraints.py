@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from qsdm.graph import Weight
-from qsdm.qconfig import QuantConfig, QuantMethod, Space
+from qsdm.qconfig import QuantMethod, Space
 from qsdm.store.files import warn_once
 from qsdm.strategies import sizes_of
 from qsdm.text import require
@@ -167,22 +167,6 @@ class Constraints:
                 f"{self.budget_text} cannot be met: configurations reach from {8 * low / num:.3f} "
                 f"to {8 * high / num:.3f} bits, {low:,} to {high:,} bytes"
             )
-
-    def allows(self, qconfig: QuantConfig, size_bytes: float, num_values: int) -> bool:
-        """Whether a configuration keeps budget, pins and forbidden methods.
-
-        Args:
-            qconfig: of the space.
-            size_bytes: its size.
-            num_values: of the graph's quantizable weights.
-        """
-        if size_bytes > self.max_bytes(num_values):
-            return False
-        pinned = matched_names(self.pin, list(qconfig.methods))
-        if any(qconfig.methods[name] != method for name, method in pinned.items()):
-            return False
-        names = {text for m in qconfig.methods.values() for text in (m.name, str(m))}
-        return not names & set(self.forbid)
 
     def to_json(self) -> dict[str, Any]:
         """What is constrained, for artifacts."""

@@ -1,0 +1,220 @@
+"""Which points of a front are measured, and which of those is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qsdm.measurement.session import Measured, Session
+from qsdm.outcome import EvaluationError, Objective, Outcome
+from qsdm.qconfig import QuantConfig, QuantMethod, Space, cost
+from qsdm.recipes.targets import held_by
+from qsdm.strategies.choice import Tradeoff, choose
+from qsdm.strategies.constraints import Constraints, reach
+
+if TYPE_CHECKING:
+    from qsdm.metrics import Metric
+    from qsdm.outcome import Protocol
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Terms:
+    """By what candidates are chosen.
+
+    Attributes:
+        space: of the candidates.
+        objective: what is good; with an axis of fidelity, the knee of both is chosen.
+        constraints: that a candidate must keep; limits are of what it measures.
+        metrics: that are measured, by name.
+
+    Raises:
+        Infeasible: nothing in the space keeps the constraints.
+        ValueError: a name does not exist.
+    """
+
+    space: Space
+    objective: Objective
+    constraints: Constraints
+    metrics: Mapping[str, Metric]
+    _offered: Mapping[str, Sequence[QuantMethod]] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in (*self.constraints.limit, *filter(None, [self.objective.fidelity])):
+            if name not in self.metrics:
+                raise ValueError(
+                    f"{name!r} is not measured; the metrics are {', '.join(self.metrics)}"
+                )
+        graph = self.space.graph
+        part = self.constraints.restrict(self.space, held_by(self.constraints.target, graph)).space
+        offered = {w.name: options for w, options in zip(graph.weights, part.options, strict=True)}
+        object.__setattr__(self, "_offered", offered)
+
+    @property
+    def max_bytes(self) -> float:
+        """The budget."""
+        return self.constraints.max_bytes(self.space.graph.num_values)
+
+    def allow(self, qconfig: QuantConfig) -> bool:
+        """Whether a configuration keeps budget, pins, forbidden methods and target.
+
+        Args:
+            qconfig: of the space.
+        """
+        if cost.size_bytes(self.space.graph, qconfig, self.space.full_bits) > self.max_bytes:
+            return False
+        return all(method in self._offered[name] for name, method in qconfig.methods.items())
+
+    def sign(self, metric: str) -> int:
+        """1 if a larger value of a metric is better, else -1."""
+        return 1 if self.metrics[metric].larger_is_better else -1
+
+    def tradeoff(self, points: Sequence[Mapping[str, Any]]) -> Tradeoff | None:
+        """Measure the predicted tradeoff of quality and fidelity.
+
+        Args:
+            points: of the front, those that keep the constraints.
+
+        Returns:
+            The tradeoff; None if fidelity is no axis, or there are no points.
+
+        Raises:
+            ValueError: the front was searched without this axis.
+        """
+        if (name := self.objective.fidelity) is None or not points:
+            return None
+        if any(name not in point.get("metrics", {}) for point in points):
+            raise ValueError(
+                f"the front was searched without the axis {name!r}: run python -m qsdm.search "
+                "with this objective, or realize with objective=quality"
+            )
+        quality = np.array([point["predicted"] for point in points])
+        values = np.array([point["metrics"][name] for point in points])
+        return Tradeoff.of(name, self.sign(name), quality, values)
+
+    def allowed_points(self, front: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Select the points of a front that keep the constraints.
+
+        Args:
+            front: what `search` wrote.
+
+        Returns:
+            The points.
+
+        Raises:
+            ValueError: there is none, or the front ends below the budget.
+        """
+        searched = Constraints.of((front.get("constraints") or {}).get("budget"))
+        end = searched.max_bytes(self.space.graph.num_values)
+        if end < min(self.max_bytes, reach(self.space)[1]):
+            raise ValueError(
+                f"the front was searched within {searched.budget_text}, which is less than "
+                f"{self.constraints.budget_text}: run python -m qsdm.search with this budget first"
+            )
+        points = [p for p in front["points"] if self.allow(QuantConfig.from_json(p["qconfig"]))]
+        if not points:
+            bits = [point["avg_bits"] for point in front["points"]]
+            raise ValueError(
+                f"no point of the front keeps {self.constraints.budget_text} and what else was "
+                f"asked for (it reaches from {min(bits):.4f} to {max(bits):.4f} bits): run "
+                "python -m qsdm.search with the same constraints first"
+            )
+        return points
+
+    def choose(
+        self, measured: Measured, proposed: Sequence[QuantConfig], tradeoff: Tradeoff | None
+    ) -> tuple[QuantConfig, str]:
+        """Choose the candidate with the best measured outcome.
+
+        Args:
+            measured: outcomes of the candidates.
+            proposed: the candidates.
+            tradeoff: of quality and fidelity.
+
+        Returns:
+            The best one, and why.
+
+        Raises:
+            EvaluationError: no candidate could be measured.
+            ValueError: no candidate keeps the limits.
+        """
+        finite = [qconfig for qconfig in proposed if qconfig.digest in measured.outcomes]
+        if not finite:
+            reason = next(iter(measured.failures.values()), "there is none")
+            raise EvaluationError(f"no candidate could be measured: {reason}")
+        metrics = [measured.outcomes[qconfig.digest].metrics for qconfig in finite]
+        bits = [cost.avg_bits(self.space.graph, q, self.space.full_bits) for q in finite]
+        pairs = zip(metrics, bits, strict=True)
+        quality = [self.objective({**values, "avg_bits": b}) for values, b in pairs]
+        limit = self.constraints.limit
+        choice = choose(quality, metrics, {n: self.sign(n) for n in limit}, limit, tradeoff)
+        return finite[choice.index], choice.why
+
+
+def best_points(
+    points: Sequence[dict[str, Any]], num: int, tradeoff: Tradeoff | None = None
+) -> list[dict[str, Any]]:
+    """Choose the best predicted points of a front.
+
+    Neighbors on a front are near copies of each other: points that differ in fewer than one weight
+    in twenty from a better one are taken only where nothing else is left.
+
+    Args:
+        points: of the front.
+        num: how many.
+        tradeoff: by which points are compared; None for the predicted objective alone.
+
+    Returns:
+        The points, best first.
+    """
+
+    def score(point: Mapping[str, Any]) -> float:
+        if tradeoff is None:
+            return float(point["predicted"])
+        return tradeoff.score(point["predicted"], point["metrics"][tradeoff.metric])
+
+    ordered = sorted(points, key=score, reverse=True)
+    distinct: list[dict[str, Any]] = []
+    for point in ordered:
+        if all(
+            20 * num_changed(point["qconfig"], other["qconfig"]) >= len(point["qconfig"]["methods"])
+            for other in distinct
+        ):
+            distinct.append(point)
+    copies = [point for point in ordered if point not in distinct]
+    return (distinct + copies)[:num]
+
+
+def num_changed(a: Mapping[str, Any], b: Mapping[str, Any]) -> int:
+    """Count the weights whose method differs between two configurations.
+
+    Args:
+        a: a configuration as JSON.
+        b: another one.
+    """
+    return sum(method != b["methods"].get(name) for name, method in a["methods"].items())
+
+
+def of_rounds(
+    ready: Session, front: Mapping[str, Any], labels: Protocol
+) -> list[tuple[dict[str, Any], Outcome]]:
+    """Find what the search's rounds have measured.
+
+    Args:
+        ready: the running session.
+        front: what `search` wrote.
+        labels: protocol of the labels.
+
+    Returns:
+        Proposals with their outcomes; none if rounds measured under another protocol.
+    """
+    stored = {outcome.qconfig.digest: outcome for outcome in ready.store.outcomes(labels)}
+    report = front.get("rounds") or {"rounds": []}
+    return [
+        (entry, stored[entry["digest"]])
+        for one_round in report["rounds"]
+        for entry in one_round["proposals"]
+        if entry["digest"] in stored
+    ]
