@@ -9,15 +9,19 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from test_conf import compose
 
+from qsdm.__main__ import main
 from qsdm.denoisers import Model
 from qsdm.graph import Graph, Node, Op, Weight
 from qsdm.outcome import Objective
 from qsdm.qconfig import QuantConfig, Space, SpaceSpec
+from qsdm.run import keys
 from qsdm.search import limits_of, search
 from qsdm.store import StoreError
 from qsdm.strategies import Problem
 from qsdm.strategies.archive import Goal
+from qsdm.strategies.constraints import Constraints, read_budget
 from qsdm.strategies.evolution import Evolution
 from qsdm.strategies.explorer import search_front
 from qsdm.strategies.greedy import Greedy
@@ -195,3 +199,30 @@ def test_rounds_out_of_range_are_refused(bad, message, tmp_path):
     workspace = Workspace(model, SpaceSpec("traced", METHODS), tmp_path)
     with pytest.raises(ValueError, match=message):
         search(workspace, Objective({"fd_lite0": -1}), EVOLUTION, **bad)
+
+
+def test_constraints_are_spelled_by_name() -> None:
+    """Names of weights hold dots, ``#`` and wildcards, which Hydra's keys do not."""
+    arguments = [
+        "+model=emoji_unet",
+        "budget.size_bytes=1.2e6",
+        "limit.psnr=26",
+        "pin.up.0.conv1#0=uaq-4",
+        "pin.*.to_q=uaq-3",
+        "forbid=[kmeans_a,uaq-3]",
+        "target=torchao",
+    ]
+    function, cfg = compose("search", keys.spelled(arguments, search))
+    values = keys.values_of(function, cfg)
+    given = {name: values[name] for name in ("budget", "limit", "pin", "forbid", "target")}
+    constraints = Constraints.of(**given)
+    assert constraints == Constraints(
+        1.2e6,
+        None,
+        {"psnr": 26},
+        {"up.0.conv1#0": "uaq-4", "*.to_q": "uaq-3"},
+        ("kmeans_a", "uaq-3"),
+        "torchao",
+    )
+    function, cfg = compose("main", keys.spelled(["+model=emoji_unet", "budget=5000"], main))
+    assert read_budget(keys.values_of(function, cfg)["budget"]) == ({}, 5000)
