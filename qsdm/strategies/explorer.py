@@ -203,7 +203,8 @@ def greedy_paths(problem: Problem, harm: np.ndarray, num: int = 200) -> np.ndarr
         return spread(path(problem, harm[0]), num)
     offered = np.arange(harm.shape[2]) < problem.num_options[:, None]
     # Total harm, so that both count alike in the middle.
-    sizes = [max(float(np.where(offered, one, 0).max(axis=1).sum()), 1e-12) for one in harm]
+    harm = np.where(offered, harm, 0)
+    sizes = [max(float(one.max(axis=1).sum()), 1e-12) for one in harm]
     paths = []
     for share in np.linspace(0, 1, MIXES):
         mix = [1 - share, *[share / (len(harm) - 1)] * (len(harm) - 1)]
