@@ -6,6 +6,8 @@ quantize and dequantize     ns per weight of a 1280 x 1280 layer with heavy tail
 draw                        pictures per second of the shipped pipeline at full precision
 verify                      seconds and CPU-seconds of reading an artifact of 500 MB from the page
                             cache: with its checksums, without any, and by safetensors
+load                        seconds of loading a packed denoiser by load_quantized, with its
+                            checksums and without any
 commands                    CPU-seconds of train, attribute, search and realize of emoji_unet when
                             nothing is left to measure, beside those of an earlier commit, in turns
 """
@@ -20,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +143,45 @@ def verifying(size: int = 500_000_000, repeats: int = 15) -> None:
     print("target: verification 5 %")
 
 
+def loading(name: str = "pixart_alpha", repeats: int = 5) -> None:
+    """The fastest of several loads of a packed denoiser, with and without its checksums."""
+    from unittest import mock
+
+    from checkpoint import random_denoiser
+
+    from qsdm import tracing
+    from qsdm.checkpoint import load_quantized, save_denoiser
+    from qsdm.checkpoint.quantizer import QsdmQuantizer
+    from qsdm.qconfig import SpaceSpec
+    from qsdm.trace import prepare
+
+    denoiser, model = random_denoiser(name)
+    module, inputs, _ = prepare(model)
+    graph = tracing.trace(module, inputs, name)
+    space = SpaceSpec("bench", ["uaq-4"]).of(graph, model.full_bits)
+    unchecked = mock.patch.object(
+        QsdmQuantizer, "maybe_update_state_dict", lambda _self, state_dict: state_dict
+    )
+    best = {"checksums": float("inf"), "none": float("inf")}
+    with tempfile.TemporaryDirectory() as folder:
+        uniform = space.uniform(space.methods[0])
+        size = save_denoiser(denoiser, space.graph, uniform, Path(folder)).total_bytes
+        del denoiser
+        for _ in range(repeats):
+            for kind, context in (("checksums", nullcontext()), ("none", unchecked)):
+                with context:
+                    began = time.perf_counter()
+                    loaded = load_quantized(Path(folder), torch.bfloat16)
+                    for tensor in loaded.state_dict().values():  # a byte of each mapped page
+                        tensor.flatten().view(torch.uint8)[::4096].sum()
+                    best[kind] = min(best[kind], time.perf_counter() - began)
+    print(
+        f"load        {name}, {size / 1e6:.0f} MB packed"
+        + "".join(f"  {kind} {value:.3f} s" for kind, value in best.items())
+        + f"  verification {100 * (best['checksums'] / best['none'] - 1):.1f} %"
+    )
+
+
 @contextmanager
 def checked_out(commit: str, folder: Path) -> Iterator[Path]:
     """The files of a commit in a folder, for as long as the block runs."""
@@ -199,6 +240,7 @@ def main() -> None:
         quantizers()
         drawing()
         verifying()
+        loading()
     with tempfile.TemporaryDirectory() as folder:
         try:
             commands(args.commit, Path(folder))
