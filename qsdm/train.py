@@ -12,9 +12,9 @@ are) and ``report.json`` beside them::
     denoiser, space, objective, predictor, seed, protocol, num_outcomes, seconds
     cheap               num, num_images, and srcc of labels read off few pictures
                         (see `qsdm.predictor.cheap_labels`), or null
-    scores              by name (gnn, informed, no_probes, additive, ridge, hamming, probes,
-                        error_sum, avg_bits): srcc and ndcg_at_10 on held-out configurations,
-                        {mean, std, folds}
+    scores              by name (gnn, mean, informed, drawn, forward, no_probes, additive, ridge,
+                        hamming, probes, error_sum, avg_bits): srcc and ndcg_at_10 on held-out
+                        configurations, {mean, std, folds}
     noise               halves (rank correlation of two halves' labels, mean over the ways to halve,
                         with quantiles), reliability, ceiling; null without halves
     test                one entry per seed set and number of pictures of the test set: srcc by
@@ -106,6 +106,7 @@ def train(
     from qsdm.predictor.fit import fit_folds
     from qsdm.predictor.informed import Lessons
     from qsdm.predictor.judge import Judge, noise, score, test_report
+    from qsdm.predictor.mean import Priors
     from qsdm.predictor.posterior import calibrated
 
     require(2, MANY, num_images=num_images)
@@ -128,24 +129,26 @@ def train(
         )
 
     encoding = encode(space, table)
-    own: Probes | None
+    own: dict[str, Probes] = {}
     if from_:
-        own = taught(workspace, encoding, objective, from_, seed_set, num_images)
-    else:
-        own = usable_probes(bank, table, objective, full) if probes else None
+        own["transferred"] = taught(workspace, encoding, objective, from_, seed_set, num_images)
+    elif probes:
+        own = usable_probes(bank, table, objective, full)
+    best = next(iter(own.values()), None)
     at_full = full_precision(bank, full, objective)
-    lessons = Lessons.of(encoding, table, objective, labels, own, at_full)
-    informed = lessons.model if lessons.probes is not None and predictor.additive else None
+    lessons = Lessons.of(encoding, table, objective, labels, best, at_full)
+    priors = Priors.of(lessons, dict(list(own.items())[1:]))
+    informed = priors.model if best is not None and predictor.additive else None
     folds = fit_folds(
         encoding, labels.genes, labels.values, predictor, seed, log, informed=informed
     )
     networks = Predictor(encoding, folds, dict(objective.weights))
-    predictions, deviations = Judge(networks, table, labels, lessons).held_out()
+    predictions, deviations = Judge(networks, table, labels, priors).held_out()
     everything = lessons.model(np.arange(len(labels)))
     posterior = calibrated(everything, labels.values, predictions["gnn"], deviations)
     trained = replace(networks, posterior=posterior)
     trained.save(workspace.path(f"predictor/{workspace.space_name}"))
-    judge = Judge(trained, table, labels, lessons)
+    judge = Judge(trained, table, labels, priors)
     judged = [fold.test[fold.test < len(full)] for fold in folds]  # by full labels alone
     report: dict[str, Any] = {
         "schema": REPORT.schema,
@@ -186,7 +189,7 @@ def train(
 
 def usable_probes(
     bank: Bank, table: MethodTable, objective: Objective, labels: Labels
-) -> Probes | None:
+) -> dict[str, Probes]:
     """Choose probes that fit the labels, and tell which, or why there are none.
 
     Args:
@@ -196,22 +199,24 @@ def usable_probes(
         labels: that are learned from.
 
     Returns:
-        The probes; None without complete ones.
+        Complete probes by fidelity, the best ones first.
     """
-    from qsdm.predictor.best_probes import choose_probes
+    from qsdm.predictor.best_probes import best_of_each_fidelity
     from qsdm.predictor.probes import ProbeError, is_probe
 
     if not any(is_probe(outcome) for outcome in bank.outcomes):
-        return None
+        return {}
+    usable: dict[str, Probes] = {}
     try:
-        probes = choose_probes(bank, table, objective)
-        probes.require(bank.space, labels.protocol)
+        for fidelity, probes in best_of_each_fidelity(bank, table, objective).items():
+            probes.require(bank.space, labels.protocol)
+            usable[fidelity] = probes
     except (ProbeError, OutsideSpace) as error:
-        print(f"probes are not used: {error}")
-        return None
-    of = f"of {probes.num_images} pictures each" if probes.num_images else "without pictures"
-    print(f"probes of {len(probes.weights)} weights, {probes.fidelity}, {of}")
-    return probes
+        print(f"{'other ' if usable else ''}probes are not used: {error}")
+    for probes in usable.values():
+        of = f"of {probes.num_images} pictures each" if probes.num_images else "without pictures"
+        print(f"probes of {len(probes.weights)} weights, {probes.fidelity}, {of}")
+    return usable
 
 
 def taught(
@@ -258,7 +263,7 @@ def taught(
             table,
             objective,
             labels,
-            usable_probes(bank, table, objective, labels),
+            next(iter(usable_probes(bank, table, objective, labels).values()), None),
             full_precision(bank, labels, objective),
         )
         model_of_labels = lessons.model(np.arange(len(labels)))

@@ -158,25 +158,36 @@ class Study:
             self.best_of(*models),
         )
 
-    def best_of(self, *models: Informed) -> list[np.ndarray]:
+    def best_of(
+        self,
+        *models: Informed,
+        bits: Sequence[float] = BUDGETS,
+        rng: np.random.Generator | None = None,
+    ) -> list[np.ndarray]:
         """The configuration at each budget: on the path of single contributions, then on that of
-        contributions beside the configuration so far, if it is predicted to be better."""
-        table = np.mean([model.contributions() for model in models], axis=0)
-        forms = [(model.form(), model.prior.amplitude) for model in models]
+        contributions beside the configuration so far, if it is predicted to be better. With a
+        source of random numbers, predictions are draws from the models' posteriors, half as far
+        from the mean."""
+        coefficients = [m.coefficients() if rng is None else m.sampled(rng, 0.5) for m in models]
+        pairs = list(zip(models, coefficients, strict=True))
+        table = np.mean([model.contributions(b) for model, b in pairs], axis=0)
+        forms = [(model.form(b), model.prior.amplitude) for model, b in pairs]
         rows = np.arange(self.num_weights)
         best = []
-        for bits in BUDGETS:
-            genes = self.at(table, bits)
-            tried = [genes]
+        for budget in bits:
+            tried = [self.at(table, budget)]
             for _ in range(3):
                 columns = self.encoding.columns[rows, tried[-1]]
                 beside = [
                     2 * (form @ amplitude[rows, columns])[:, None] * amplitude
                     for form, amplitude in forms
                 ]
-                tried.append(self.at(table + np.mean(beside, axis=0), bits))
+                tried.append(self.at(table + np.mean(beside, axis=0), budget))
             hot = self.encoding.one_hot(np.stack(tried))
-            values = np.mean([model.predict(hot)[0] for model in models], axis=0)
+            values = np.einsum("bwm,wm->b", hot, table)
+            for form, amplitude in forms:
+                chosen = np.einsum("bwm,wm->bw", hot, amplitude)
+                values += ((chosen @ form) * chosen).sum(axis=1) / len(models)
             best.append(tried[int(np.argmax(values))])
         return best
 

@@ -7,6 +7,7 @@
 - ``layer``, ``attention``: one layer of the network, compiled
 - ``losses`` and ``fit``: how it is trained, with folds and early stopping
 - ``informed``, ``prior``, ``kernels`` and ``probes``: what each weight alone says, in closed form
+- ``mean``: closed models that start from different probes, and their mean
 - ``posterior``: how sure a prediction is
 - ``update``: a trained predictor that has seen some more outcomes
 - ``scores``: rank correlation, NDCG@10 and the noise ceiling
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from qsdm.predictor.fit import Fold
     from qsdm.predictor.posterior import Posterior
 
-SCHEMA = "qsdm/predictor/3"
+SCHEMA = "qsdm/predictor/4"
 RANKING = ("none", "spearman", "lambda_rank", "hybrid")
 
 
@@ -129,6 +130,7 @@ class FoldFile(TypedDict):
     objective: dict[str, float]
     width: int
     hops: int
+    forms: int
     mean: float
     deviation: float
     epochs: int
@@ -241,6 +243,7 @@ class Predictor:
                 "objective": self.objective,
                 "width": fold.gnn.width,
                 "hops": fold.gnn.hops,
+                "forms": fold.gnn.forms,
                 "mean": fold.mean,
                 "deviation": fold.deviation,
                 "epochs": fold.epochs,
@@ -306,7 +309,7 @@ class Predictor:
             }
             rest = {name: array for name, array in arrays.items() if not name.startswith("gnn.")}
             try:
-                gnn = Gnn(encoding, about["width"], about["hops"])
+                gnn = Gnn(encoding, about["width"], about["hops"], about["forms"])
                 gnn.load_state_dict(state)
                 numbers = {name: about[name] for name in ("mean", "deviation", "epochs")}
                 folds.append(Fold(gnn.eval().requires_grad_(False), **numbers, **rest))  # type: ignore[arg-type]

@@ -16,10 +16,7 @@ points better; with 64 or 256, ranks were no better (experiments/sample_efficien
 
 
 def choose_probes(bank: Bank, table: MethodTable, objective: Objective) -> Probes:
-    """Choose the best complete probes of a space: those in units of the objective before distances,
-    those of today's captions before others, and those of most pictures. Those of few pictures are
-    steadied by the pictures' distances to full precision, if these were measured (see
-    `qsdm.predictor.fused`).
+    """Choose the best complete probes of a space: those in units of the objective before distances.
 
     Args:
         bank: everything that was measured of the model.
@@ -32,11 +29,33 @@ def choose_probes(bank: Bank, table: MethodTable, objective: Objective) -> Probe
     Raises:
         ProbeError: no complete probes are there; the message tells of those that lack least.
     """
+    return next(iter(best_of_each_fidelity(bank, table, objective).values()))
+
+
+def best_of_each_fidelity(
+    bank: Bank, table: MethodTable, objective: Objective
+) -> dict[str, Probes]:
+    """Choose the best complete probes of each fidelity: of today's captions before others, and
+    those of most pictures. Those of the objective and of few pictures are steadied by the pictures'
+    distances to full precision, if these were measured (see `qsdm.predictor.fused`).
+
+    Args:
+        bank: everything that was measured of the model.
+        table: errors of the space's weights under the probed methods.
+        objective: whose loss is harm.
+
+    Returns:
+        Probes by fidelity, those in units of the objective before distances.
+
+    Raises:
+        ProbeError: no complete probes are there; the message tells of those that lack least.
+    """
     probed = [outcome for outcome in bank.outcomes if is_probe(outcome)]
     full = [outcome for outcome in bank.outcomes if not outcome.qconfig.methods]
     model = bank.model
     reason: ProbeError | None = None
     measures: list[Objective | str] = [objective, *DISTANCES]
+    best: dict[str, Probes] = {}
     for measure in measures:
         names = [measure] if isinstance(measure, str) else measure.metrics
         measured = [
@@ -57,8 +76,11 @@ def choose_probes(bank: Bank, table: MethodTable, objective: Objective) -> Probe
                 reason = reason or error
                 continue
             if probes.fidelity == "full" and probes.num_images < FEW:
-                return steadied(probes, bank, table, measured, protocol)
-            return probes
+                probes = steadied(probes, bank, table, measured, protocol)
+            best.setdefault(probes.fidelity, probes)
+            break
+    if best:
+        return best
     denoiser = bank.space.graph.denoiser
     raise reason or ProbeError(
         f"no weight of {denoiser!r} was measured alone: run python -m qsdm.probe +model={denoiser}"

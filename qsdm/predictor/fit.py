@@ -22,9 +22,9 @@ from tqdm import tqdm
 from qsdm.predictor import FitOptions, one_thread
 from qsdm.predictor.encode import Encoding
 from qsdm.predictor.gnn import Gnn
-from qsdm.predictor.informed import Informed
 from qsdm.predictor.linear import Additive, fit_additive
 from qsdm.predictor.losses import ranking_loss
+from qsdm.predictor.mean import Mean
 from qsdm.predictor.scores import relevance, srcc
 from qsdm.text import Log, ignore
 
@@ -88,7 +88,7 @@ def fit_folds(
     options: FitOptions,
     seed: int = 0,
     log: Log = ignore,
-    informed: Callable[[np.ndarray], Informed] | None = None,
+    informed: Callable[[np.ndarray], Mean] | None = None,
 ) -> list[Fold]:
     """Train one network per fold.
 
@@ -99,8 +99,8 @@ def fit_folds(
         options: how the networks are trained.
         seed: of the split, the initial parameters and the order of configurations.
         log: receives the losses of every epoch.
-        informed: fits the closed model, of which the networks learn what is left, on the labels of
-            some indices; None for the additive model of the decisions, if ``options`` want one.
+        informed: fits closed models, of whose mean the networks learn what is left, on the labels
+            of some indices; None for the additive model of the decisions, if ``options`` want one.
 
     Returns:
         The trained networks.
@@ -127,7 +127,8 @@ def fit_folds(
             course = _course(encoding, columns, labels, train, options, informed, rng)
             with _seeding, torch.random.fork_rng(devices=[]):
                 torch.manual_seed(int(rng.integers(2**31)))
-                gnn = Gnn(encoding, options.width, options.hops)
+                forms = len(course.closed.models) if isinstance(course.closed, Mean) else 1
+                gnn = Gnn(encoding, options.width, options.hops, forms)
 
             def tell(figures: dict[str, float]) -> None:
                 if ending.is_set():
@@ -170,7 +171,7 @@ class _Course:
     labels: np.ndarray
     mean: float
     deviation: float
-    closed: Informed | Additive | None
+    closed: Mean | Additive | None
     standard: Tensor
     target: Tensor
     gain: Tensor
@@ -184,12 +185,12 @@ def _course(
     labels: np.ndarray,
     train: np.ndarray,
     options: FitOptions,
-    informed: Callable[[np.ndarray], Informed] | None,
+    informed: Callable[[np.ndarray], Mean] | None,
     rng: np.random.Generator,
 ) -> _Course:
     mean, deviation = float(labels[train].mean()), float(labels[train].std()) or 1.0
     standard = torch.from_numpy((labels - mean) / deviation).float()
-    closed: Informed | Additive | None = None
+    closed: Mean | Additive | None = None
     left_out = np.zeros(len(train))
     if informed is not None:
         closed = informed(train)
@@ -300,10 +301,10 @@ def _close(gnn: Gnn, course: _Course) -> None:
         gnn.additive.copy_(torch.from_numpy(closed.contributions))
         gnn.offset.fill_(closed.offset)
     elif closed is not None:  # in units of the labels
-        gnn.additive.copy_(torch.from_numpy(closed.contributions() / deviation))
-        gnn.offset.fill_((closed.prior.offset - mean) / deviation)
-        gnn.amplitude.copy_(torch.from_numpy(closed.prior.amplitude / deviation**0.5))
-        gnn.pairs.copy_(torch.from_numpy(closed.form()))
+        gnn.additive.copy_(torch.from_numpy(closed.contributions / deviation))
+        gnn.offset.fill_((closed.offset - mean) / deviation)
+        gnn.amplitude.copy_(torch.from_numpy(closed.amplitudes / deviation**0.5))
+        gnn.pairs.copy_(torch.from_numpy(closed.forms))
 
 
 def _finished(gnn: Gnn, course: _Course, best: _Best, test: np.ndarray) -> Fold:

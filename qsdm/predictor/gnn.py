@@ -56,13 +56,14 @@ class Gnn(nn.Module):
 
     The label is a closed model of the decisions (zero until it is fitted) plus ``share`` times what
     the network learned: the mean over weights of a contribution that is computed from the weight's
-    last embedding. The closed model is a sum over decisions and, where one was fitted with pairs, a
-    quadratic form of amplitudes (see `qsdm.predictor.informed`).
+    last embedding. The closed model is a sum over decisions and, where one was fitted with pairs,
+    quadratic forms of amplitudes (see `qsdm.predictor.informed` and `qsdm.predictor.mean`).
 
     Args:
         encoding: of the space.
         width: size of every embedding.
         hops: number of attention layers.
+        forms: number of quadratic forms, each of amplitudes of its own.
     """
 
     static: Tensor
@@ -73,9 +74,9 @@ class Gnn(nn.Module):
     pairs: Tensor
     share: Tensor
 
-    def __init__(self, encoding: Encoding, width: int = 64, hops: int = 4) -> None:
+    def __init__(self, encoding: Encoding, width: int = 64, hops: int = 4, forms: int = 1) -> None:
         super().__init__()
-        self.width, self.hops = width, hops
+        self.width, self.hops, self.forms = width, hops, forms
         self.wiring = Wiring(encoding, hops)
         num_weights, num_columns = encoding.decisions.shape[:2]
         for name in ("static", "decisions"):
@@ -83,8 +84,8 @@ class Gnn(nn.Module):
             self.register_buffer(name, array, persistent=False)
         self.register_buffer("additive", torch.zeros(num_weights, num_columns))
         self.register_buffer("offset", torch.zeros(()))
-        self.register_buffer("amplitude", torch.zeros(num_weights, num_columns))
-        self.register_buffer("pairs", torch.zeros(num_weights, num_weights))
+        self.register_buffer("amplitude", torch.zeros(forms, num_weights, num_columns))
+        self.register_buffer("pairs", torch.zeros(forms, num_weights, num_weights))
         self.register_buffer("share", torch.ones(()))
         self.embed_static = nn.Linear(encoding.static.shape[1], width)
         self.embed_decision = nn.Linear(encoding.decisions.shape[2], width, bias=False)
@@ -111,7 +112,7 @@ class Gnn(nn.Module):
         chosen = torch.cat([chosen, nothing])[torch.from_numpy(self.wiring.node_weight)]
         first = self.embed_static(self.static)[:, None] + chosen
         additive = torch.einsum("bwm,wm->b", configurations, self.additive)
-        amplitude = torch.einsum("bwm,wm->bw", configurations, self.amplitude)
+        amplitude = torch.einsum("bwm,jwm->jbw", configurations, self.amplitude)
         return self._predict(first.flatten(0, 1), rows, additive, amplitude)
 
     def at(self, columns: Tensor, rows: Rows, keep: bool = True) -> Prediction:
@@ -134,14 +135,15 @@ class Gnn(nn.Module):
         table = torch.cat([table, table.new_zeros(1, self.width)])  # of nodes without a weight
         first = nn.functional.embedding(torch.from_numpy(node), self.embed_static(self.static))
         first = first + nn.functional.embedding(torch.from_numpy(decision), table)
-        decisions = torch.arange(num_weights), columns
-        additive = self.additive[decisions].sum(dim=1)
-        return self._predict(first, rows, additive, self.amplitude[decisions], keep)
+        weights = torch.arange(num_weights)
+        additive = self.additive[weights, columns].sum(dim=1)
+        return self._predict(first, rows, additive, self.amplitude[:, weights, columns], keep)
 
     def _predict(
         self, first: Tensor, rows: Rows, additive: Tensor, amplitude: Tensor, keep: bool = True
     ) -> Prediction:
-        """Labels from first embeddings, before their activation, and parts of the closed model."""
+        """Labels from first embeddings, before their activation, and parts of the closed model: the
+        sum over decisions, [B], and amplitudes, [forms, B, W]."""
         hops = [torch.relu(first)]
         for i, hop in enumerate(rows.hops):
             conv, norm = cast(Attention, self.convs[i]), cast(nn.BatchNorm1d, self.norms[i])
@@ -152,7 +154,7 @@ class Gnn(nn.Module):
         learned = mean(self.contribution(last), rows.contributions).flatten()
         value = (
             additive
-            + (amplitude @ self.pairs * amplitude).sum(dim=1)
+            + (amplitude @ self.pairs * amplitude).sum(dim=(0, 2))
             + self.offset
             + self.share * learned * len(rows.contributions) ** 0.5
         )

@@ -190,18 +190,58 @@ class Informed:
             for scale, part in zip(self.scales[:-2], self.parts, strict=True)
         ]
 
-    def contributions(self) -> np.ndarray:
-        """Compute what each decision adds to the label of full precision, float64 [W, M + 1]."""
+    def sampled(self, rng: np.random.Generator, spread: float = 1.0) -> list[np.ndarray]:
+        """Draw each part's coefficients from the posterior, float64 [P] each.
+
+        A draw from the prior, moved by what the labels say against it (Matheron's rule; Wilson et
+        al., "Efficiently Sampling Functions from Gaussian Process Posteriors", 2020, Eq. 9).
+
+        Args:
+            rng: source of the draw.
+            spread: factor of the draw's distance from the mean; 1 for the posterior itself.
+        """
+        features, scales = [p.features(self.configurations) for p in self.parts], self.scales[:-2]
+        drawn = [s * rng.standard_normal(f.shape[1]) for s, f in zip(scales, features, strict=True)]
+        noise = np.sqrt(self.noise_variance(self.configurations))
+        labels = noise * rng.standard_normal(len(noise))
+        for feature, values in zip(features, drawn, strict=True):
+            labels += feature @ values
+        away = self.dual - self.inverse @ labels
+        return [
+            mean + spread * (values + scale**2 * (feature.T @ away) - mean)
+            for mean, values, scale, feature in zip(
+                self.coefficients(), drawn, scales, features, strict=True
+            )
+        ]
+
+    def contributions(self, coefficients: Sequence[np.ndarray] | None = None) -> np.ndarray:
+        """Compute what each decision adds to the label of full precision.
+
+        Args:
+            coefficients: of each part; by default their posterior means.
+
+        Returns:
+            Float64 [W, M + 1].
+        """
         total = self.prior.contributions
-        for part, values in zip(self.parts, self.coefficients(), strict=True):
+        coefficients = self.coefficients() if coefficients is None else coefficients
+        for part, values in zip(self.parts, coefficients, strict=True):
             if isinstance(part, Sums):
                 total = total + part.contributions(values)
         return total
 
-    def form(self) -> np.ndarray:
-        """Compute the interactions as a quadratic form of the amplitudes, float64 [W, W]."""
+    def form(self, coefficients: Sequence[np.ndarray] | None = None) -> np.ndarray:
+        """Compute the interactions as a quadratic form of the amplitudes.
+
+        Args:
+            coefficients: of each part; by default their posterior means.
+
+        Returns:
+            Float64 [W, W].
+        """
         total = np.zeros((len(self.prior.amplitude),) * 2)
-        for part, values in zip(self.parts, self.coefficients(), strict=True):
+        coefficients = self.coefficients() if coefficients is None else coefficients
+        for part, values in zip(self.parts, coefficients, strict=True):
             if isinstance(part, Pairs):
                 total += part.form(values)
         return total

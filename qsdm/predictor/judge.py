@@ -6,7 +6,7 @@ configurations of a test set by all folds.
 
 from __future__ import annotations
 
-import dataclasses
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -19,8 +19,8 @@ from qsdm.measurement.labels import Labels
 from qsdm.predictor import Predictor, baselines
 from qsdm.predictor.fit import evaluate
 from qsdm.predictor.hamming import fit_hamming
-from qsdm.predictor.informed import Lessons
 from qsdm.predictor.linear import fit_additive
+from qsdm.predictor.mean import INFORMED, MEAN, Mean, Priors
 from qsdm.predictor.scores import ndcg, noise_ceiling, srcc
 from qsdm.qconfig.cost import MethodTable
 from qsdm.store.schemas import Agreement, Noise, Scores, Spread, TestReport, TestSet
@@ -34,21 +34,25 @@ class Judge:
         predictor: the predictor.
         table: errors of the space's weights under its methods.
         labels: labels that it was trained on.
-        lessons: these labels, and the probes.
+        priors: these labels, and the probes.
     """
 
     predictor: Predictor
     table: MethodTable
     labels: Labels
-    lessons: Lessons
+    priors: Priors
 
-    @property
-    def closed(self) -> dict[str, Lessons]:
-        """What the closed model learns from, by name: with the probes, and without them."""
-        if self.lessons.probes is None:
-            return {"informed": self.lessons}
-        without = dataclasses.replace(self.lessons, probes=None)
-        return {"informed": self.lessons, "no_probes": without}
+    def closed(self, rows: np.ndarray) -> dict[str, Mean]:
+        """Fit closed models on some labels.
+
+        Args:
+            rows: int64 [B'], their indices.
+
+        Returns:
+            Models by name: the mean, if there is one, and each alone.
+        """
+        alone = {n: Mean((one.model(rows),)) for n, one in self.priors.lessons.items()}
+        return {MEAN: self.priors.model(rows), **alone} if self.priors.is_mean else alone
 
     def held_out(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Predict each configuration of the labels by the fold that has not seen it.
@@ -59,17 +63,16 @@ class Judge:
         """
         encoding, genes, values = self.predictor.encoding, self.labels.genes, self.labels.values
         hot, choices = encoding.one_hot(genes), baselines.one_hot(encoding.space, genes)
-        names = ("gnn", *self.closed, "additive", "ridge", "hamming")
-        fitted = {name: np.empty(len(values)) for name in names}
+        fitted: dict[str, np.ndarray] = defaultdict(lambda: np.empty(len(values)))
         columns = torch.from_numpy(encoding.columns_of(genes))
         deviations = np.empty(len(values))
         for fold in self.predictor.folds:
             test, rest = fold.test, np.setdiff1d(np.arange(len(values)), fold.test)
             learned = evaluate(fold.gnn, columns[test]).value
             fitted["gnn"][test] = fold.mean + fold.deviation * learned
-            for name, lessons in self.closed.items():
-                fitted[name][test], deviation = lessons.model(rest).predict(hot[test])
-                if name == "informed":
+            for name, closed in self.closed(rest).items():
+                fitted[name][test], deviation = closed.predict(hot[test])
+                if name == INFORMED:
                     deviations[test] = deviation
             additive = fit_additive(encoding, hot[rest], values[rest])
             fitted["additive"][test] = additive(hot[test])
@@ -90,9 +93,7 @@ class Judge:
         additive = fit_additive(encoding, encoding.one_hot(self.labels.genes), values)
         ridge = baselines.fit_ridge(baselines.one_hot(encoding.space, self.labels.genes), values)
         hamming = fit_hamming(self.labels.genes, values)
-        closed = {
-            name: lessons.model(np.arange(len(values))) for name, lessons in self.closed.items()
-        }
+        closed = self.closed(np.arange(len(values)))
         return [
             {
                 "gnn": self.predictor.predict(test.genes)[0],
@@ -111,10 +112,11 @@ class Judge:
     def _untrained(self, genes: np.ndarray) -> dict[str, np.ndarray]:
         encoding = self.predictor.encoding
         space = encoding.space
-        unlabeled = self.lessons.model(np.empty(0, dtype=np.int64)).prior
+        lessons = self.priors.best
+        unlabeled = lessons.model(np.empty(0, dtype=np.int64)).prior
         probes = (
             {}
-            if self.lessons.probes is None
+            if lessons.probes is None
             else {"probes": unlabeled.expected(encoding.one_hot(genes))}
         )
         return {

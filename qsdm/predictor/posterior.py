@@ -1,13 +1,15 @@
 """How sure a trained predictor is: the posterior of the informed model, as a file of its own.
 
 Networks of different folds agree where all of them are wrong. So a prediction's deviation is that
-of the closed Gaussian model of all labels (`qsdm.predictor.informed`) and what the networks add:
+of the closed Gaussian model of all labels and the best probes (`qsdm.predictor.informed`), and what
+the networks add:
 
     deviation² = (calibration × deviation of the closed model)² + variance of the networks' parts
 
 The calibration is the root mean square of the errors on held-out labels, each in units of the
 deviation that the closed model of its fold gives it. A fold finds scales of its own: predictions
-that leave out one label only would not show that the scales were fitted to all of them.
+that leave out one label only would not show that the scales were fitted to all of them. Where the
+networks complete a mean of closed models (`qsdm.predictor.mean`), the errors are those of the mean.
 """
 
 from __future__ import annotations
@@ -201,8 +203,8 @@ def learned_parts(folds: Sequence[Fold], columns: np.ndarray, values: np.ndarray
     for fold, predicted in zip(folds, values, strict=True):
         tables = (fold.gnn.additive, fold.gnn.amplitude, fold.gnn.pairs)
         additive, amplitude, pairs = (table.numpy().astype(np.float64) for table in tables)
-        chosen = amplitude[rows, columns]
+        chosen = amplitude[:, rows, columns]
         closed = additive[rows, columns].sum(axis=1) + float(fold.gnn.offset)
-        closed += ((chosen @ pairs) * chosen).sum(axis=1)
+        closed += ((chosen @ pairs) * chosen).sum(axis=(0, 2))
         parts.append(predicted - fold.mean - fold.deviation * closed)
     return np.stack(parts)

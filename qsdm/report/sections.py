@@ -15,7 +15,10 @@ from qsdm.text import size
 TITLES = {FULL: "full precision", OURS: "ours"}
 PREDICTORS = {
     "gnn": "graph network",
+    "mean": "mean of the closed models",
     "informed": "probes and labels, in closed form",
+    "drawn": "distances of pictures and labels, in closed form",
+    "forward": "errors of outputs and labels, in closed form",
     "no_probes": "labels alone, in closed form",
     "additive": "additive model of weights",
     "ridge": "ridge on one-hot methods",

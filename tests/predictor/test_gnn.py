@@ -19,7 +19,7 @@ from qsdm.qconfig import Space
 def gnn(encoding: Encoding) -> Gnn:
     """With batch statistics, contributions and an additive part unlike those of the start."""
     torch.manual_seed(0)
-    made = Gnn(encoding, width=32, hops=3)
+    made = Gnn(encoding, width=32, hops=3, forms=2)
     torch.nn.init.normal_(made.contribution[-1].weight)
     made.additive.normal_()
     made(random_one_hot(encoding, 32))
@@ -57,9 +57,9 @@ def reference(gnn: Gnn, encoding: Encoding, x: torch.Tensor) -> tuple[torch.Tens
         hops.append(h)
     units = torch.stack(hops)[:, :, torch.from_numpy(gnn.wiring.weight_node)]
     learned = gnn.contribution(units[-1]).mean(dim=(1, 2)) * x.shape[1] ** 0.5
-    amplitude = torch.einsum("bwm,wm->bw", x, gnn.amplitude)
+    amplitude = torch.einsum("bwm,jwm->jbw", x, gnn.amplitude)
     closed = torch.einsum("bwm,wm->b", x, gnn.additive) + gnn.offset
-    closed = closed + torch.einsum("bv,vw,bw->b", amplitude, gnn.pairs, amplitude)
+    closed = closed + torch.einsum("jbv,jvw,jbw->b", amplitude, gnn.pairs, amplitude)
     return closed + gnn.share * learned, units.mean(dim=2).abs().sum(dim=-1)
 
 
@@ -136,7 +136,7 @@ def test_the_order_of_nodes_does_not_matter(toy: Toy, encoding: Encoding, gnn: G
     assert [w.name for w in other.weights] != [w.name for w in graph.weights]
     moved = [[w.name for w in graph.weights].index(weight.name) for weight in other.weights]
     space = Space(other, tuple(toy.space.options[i] for i in moved))
-    twin = Gnn(encode(space, toy.table), width=32, hops=3)
+    twin = Gnn(encode(space, toy.table), width=32, hops=3, forms=2)
     twin.load_state_dict(gnn.state_dict() | {"additive": gnn.additive[moved]})
     x = random_one_hot(encoding, 4)
     torch.testing.assert_close(twin.eval()(x[:, moved]).value, gnn(x).value, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,156 @@
+"""What is found by labels that a search asks for, within 12 % of the pictures of 240 labels?
+
+    python experiments/sample_efficiency/asked.py --name emoji_unet --out found
+    python experiments/sample_efficiency/compare.py --name emoji_unet --bits 3.5 \\
+        --write chosen.json --keys "asked 172+6x27x16/0"
+
+Starts from the first 16 pictures of each weight alone and of random labels, which the store has.
+Each of six rounds samples configurations of at most 3.5 average bits: each is the best one for one
+draw from the posterior of a closed model (Thompson sampling, with half the deviation), of the
+models in turn that start without probes, from the probes' distances, and from their harm. Then it
+measures 16 pictures of each, with the captions and noise of seed set 0, and learns. Half of the
+pictures that probes leave go to the random labels, half to the rounds. After each round comes the
+best configuration that the mean of the models predicts, as `study.py` finds it.
+
+A killed run goes on: what a round proposes is written before it is measured, and outcomes are
+stored as they arrive.
+
+References:
+    On the Likelihood that One Unknown Probability Exceeds Another in View of the Evidence of Two
+    Samples (Thompson, 1933).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from study import BUDGETS, BUDGETS_OF_PICTURES, QUALITY, Study
+
+from qsdm.engine.serial import Serial
+from qsdm.measurement.labels import PROPOSED, Bank, Labels
+from qsdm.measurement.rounds import joined
+from qsdm.measurement.session import Session, open_session
+from qsdm.predictor.informed import Informed
+from qsdm.qconfig import QuantConfig
+from qsdm.store.files import write_json
+from qsdm.workspace import named
+
+BITS = 3.5
+IMAGES = 16  # of each probe and of each label
+ROUNDS = 6
+Rounds = list[list[dict]]
+"""Configurations that each round has proposed, as JSON."""
+
+
+class Asking:
+    """The rounds of one pipeline.
+
+    Args:
+        study: of the pipeline.
+        ready: the running session.
+        labels: random ones, of all their pictures.
+    """
+
+    def __init__(self, study: Study, ready: Session, labels: Labels) -> None:
+        self.study, self.ready, self.random = study, ready, labels
+        self.protocol = ready.protocol(study.labels.protocol.seed_set, IMAGES)
+        self.priors = [
+            None,
+            study.probes(IMAGES, "lite0_distance"),
+            study.probes(IMAGES),
+        ]
+
+    def measured(self, rounds: Rounds) -> Labels:
+        """Measure what the rounds have proposed, as far as that was not done before.
+
+        Random labels come first, then those of the rounds.
+        """
+        study = self.study
+        qconfigs = [QuantConfig.from_json(entry) for points in rounds for entry in points]
+        if not qconfigs:
+            return self.random
+        self.ready.measure(qconfigs, self.protocol, "rounds")
+        outcomes = tuple(self.ready.store.outcomes(self.protocol))
+        bank = Bank(study.space, outcomes, {self.protocol.digest: self.protocol})
+        (labels,) = bank.sets(QUALITY, PROPOSED, [self.protocol])
+        wanted = {qconfig.digest for qconfig in qconfigs}
+        own = [i for i, digest in enumerate(labels.digests) if digest in wanted]
+        return joined(self.random, labels.take(own))
+
+    def models(self, labels: Labels) -> list[Informed]:
+        """Learn from all labels so far, once from each prior."""
+        rows = np.arange(len(labels))
+        return [self.study.lessons(prior, labels, IMAGES).model(rows) for prior in self.priors]
+
+    def propose(
+        self, models: Sequence[Informed], labels: Labels, num: int, rng: np.random.Generator
+    ) -> list[dict]:
+        """Sample configurations that were not measured yet, from the models in turn."""
+        known = {genes.tobytes() for genes in labels.genes}
+        points: list[dict] = []
+        for i in range(20 * num):
+            if len(points) == num:
+                break
+            genes = self.study.best_of(models[i % len(models)], bits=(BITS,), rng=rng)[0]
+            if genes.tobytes() not in known:
+                known.add(genes.tobytes())
+                points.append(self.study.space.decode(genes).to_json())
+        return points
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--name", default="emoji_unet")
+    parser.add_argument("--store", default="store")
+    parser.add_argument("--out", type=Path, default=Path("found"))
+    parser.add_argument(
+        "--draw", type=int, default=0, help="of the random labels and of the rounds"
+    )
+    args = parser.parse_args()
+    workspace = named(args.name, store=args.store)
+    study = Study(workspace)
+    drawn = IMAGES * (study.num_weights + 1)  # probes, and full precision
+    affordable = (BUDGETS_OF_PICTURES[1] - drawn) // IMAGES
+    num = affordable // (2 * ROUNDS)
+    num_random = affordable - num * ROUNDS
+    order = np.random.default_rng(args.draw).permutation(len(study.labels))[:num_random]
+    args.out.mkdir(parents=True, exist_ok=True)
+    journal = args.out / f"{args.name}.rounds.json"
+    rounds_of: dict[str, Rounds] = read(journal)
+    rounds = rounds_of.setdefault(f"{num}x{IMAGES}/{args.draw}", [])
+    with open_session(workspace, Serial()) as ready:
+        asking = Asking(study, ready, study.few(IMAGES).take(order))
+        for number in range(ROUNDS + 1):
+            if number == len(rounds) + 1:
+                rng = np.random.default_rng((args.draw, number))
+                rounds.append(asking.propose(models, labels, num, rng))
+                write_json(journal, rounds_of)
+            labels = asking.measured(rounds[:number])
+            models = asking.models(labels)
+            found = study.best_of(*models)
+            harms = "  ".join(f"{study.harm(genes):.1f}" for genes in found)
+            key = f"asked {num_random}+{number}x{num}x{IMAGES}/{args.draw}"
+            print(
+                f"{args.name} {key}: {drawn + IMAGES * len(labels):,} pictures, "
+                f"best label {-labels.values.max():.1f}, harm found {harms}",
+                flush=True,
+            )
+            configurations = {
+                str(bits): study.space.decode(genes).to_json()
+                for bits, genes in zip(BUDGETS, found, strict=True)
+            }
+            path = args.out / f"{args.name}.json"
+            write_json(path, read(path) | {key: configurations})
+
+
+def read(path: Path) -> dict:
+    """Contents of a JSON file; nothing if there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+if __name__ == "__main__":
+    main()
