@@ -124,8 +124,9 @@ def main() -> None:
     rounds = rounds_of.setdefault(f"{num}x{IMAGES}/{args.draw}", [])
     with open_session(workspace, Serial()) as ready:
         asking = Asking(study, ready, study.few(IMAGES).take(order))
+        labels, models = asking.random, asking.models(asking.random)
         for number in range(ROUNDS + 1):
-            if number == len(rounds) + 1:
+            if number > len(rounds):
                 rng = np.random.default_rng((args.draw, number))
                 rounds.append(asking.propose(models, labels, num, rng))
                 write_json(journal, rounds_of)
