@@ -256,7 +256,9 @@ def test_a_test_set_is_reported_and_not_trained_on(
     ]
 
 
-def add_probes(root: Path, toy: Toy, num: int | None = None, **changes: Any) -> None:
+def add_probes(
+    root: Path, toy: Toy, num: int | None = None, has_distances: bool = False, **changes: Any
+) -> None:
     """Each weight alone, or the first ``num``, by the toy's law, under the protocol of its labels.
 
     ``changes`` are of the protocol.
@@ -269,7 +271,10 @@ def add_probes(root: Path, toy: Toy, num: int | None = None, **changes: Any) -> 
     values = [20.0, *toy.true_fd(alone).tolist()]
     for qconfig, value in list(zip([full, *alone], values, strict=True))[: num and num + 1]:
         stage = {"stage": "probe"}
-        outcome = Outcome(qconfig, protocol.digest, {"fd_lite0": value}, 64, provenance=stage)
+        metrics: dict[str, float | None] = {"fd_lite0": value}
+        if has_distances:
+            metrics["lite0_distance"] = abs(value - 20.0) ** 0.5
+        outcome = Outcome(qconfig, protocol.digest, metrics, 64, provenance=stage)
         database.add(outcome, protocol)
 
 
@@ -319,9 +324,19 @@ def test_probes_in_the_store_are_learned_from(
     refused = train(workspace, QUALITY, QUICK, num_images=64, probes=False)
     assert refused["scores"] == without["scores"]
 
-    train(workspace, QUALITY, QUICK, num_images=64)
+    add_probes(tmp_path, toy, has_distances=True)
+    capsys.readouterr()
+    several = train(workspace, QUALITY, QUICK, num_images=64)
+    printed = capsys.readouterr().out
+    assert "probes of 27 weights, drawn, of 64 pictures each" in printed
+    assert {"mean", "informed", "drawn", "no_probes"} <= several["scores"].keys()
+    assert several["scores"]["informed"] == with_probes["scores"]["informed"]
+    assert [line.split()[0] for line in printed.splitlines() if "±" in line][:5] == [
+        "gnn", "mean", "informed", "drawn", "no_probes"
+    ]  # fmt: skip
     loaded = workspace.predictor(QUALITY)
     fold = loaded.folds[0]
+    assert fold.gnn.forms == 3
     assert float(fold.gnn.pairs.abs().max()) > 0
     genes = workspace.labels(QUALITY, 0, 64).genes[:9]
     import torch
