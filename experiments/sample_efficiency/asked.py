@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +33,7 @@ from qsdm.engine.serial import Serial
 from qsdm.measurement.labels import PROPOSED, Bank, Labels
 from qsdm.measurement.rounds import joined
 from qsdm.measurement.session import Session, open_session
-from qsdm.predictor.informed import Informed
+from qsdm.predictor.mean import Mean
 from qsdm.qconfig import QuantConfig
 from qsdm.store.files import write_json
 from qsdm.workspace import named
@@ -42,6 +41,7 @@ from qsdm.workspace import named
 BITS = 3.5
 IMAGES = 16  # of each probe and of each label
 ROUNDS = 6
+SPREAD = 0.5  # of draws from a posterior, in units of its deviation
 Rounds = list[list[dict]]
 """Configurations that each round has proposed, as JSON."""
 
@@ -81,13 +81,12 @@ class Asking:
         own = [i for i, digest in enumerate(labels.digests) if digest in wanted]
         return joined(self.random, labels.take(own))
 
-    def models(self, labels: Labels) -> list[Informed]:
+    def model(self, labels: Labels) -> Mean:
         """Learn from all labels so far, once from each prior."""
-        rows = np.arange(len(labels))
-        return [self.study.lessons(prior, labels, IMAGES).model(rows) for prior in self.priors]
+        return self.study.model(self.priors, labels, IMAGES)
 
     def propose(
-        self, models: Sequence[Informed], labels: Labels, num: int, rng: np.random.Generator
+        self, model: Mean, labels: Labels, num: int, rng: np.random.Generator
     ) -> list[dict]:
         """Sample configurations that were not measured yet, from the models in turn."""
         known = {genes.tobytes() for genes in labels.genes}
@@ -95,7 +94,8 @@ class Asking:
         for i in range(20 * num):
             if len(points) == num:
                 break
-            genes = self.study.best_of(models[i % len(models)], bits=(BITS,), rng=rng)[0]
+            one = Mean((model.models[i % len(model.models)],))
+            genes = self.study.best_of(one, (BITS,), one.sampled(rng, SPREAD))[0]
             if genes.tobytes() not in known:
                 known.add(genes.tobytes())
                 points.append(self.study.space.decode(genes).to_json())
@@ -124,15 +124,15 @@ def main() -> None:
     rounds = rounds_of.setdefault(f"{num}x{IMAGES}/{args.draw}", [])
     with open_session(workspace, Serial()) as ready:
         asking = Asking(study, ready, study.few(IMAGES).take(order))
-        labels, models = asking.random, asking.models(asking.random)
+        labels, model = asking.random, asking.model(asking.random)
         for number in range(ROUNDS + 1):
             if number > len(rounds):
                 rng = np.random.default_rng((args.draw, number))
-                rounds.append(asking.propose(models, labels, num, rng))
+                rounds.append(asking.propose(model, labels, num, rng))
                 write_json(journal, rounds_of)
             labels = asking.measured(rounds[:number])
-            models = asking.models(labels)
-            found = study.best_of(*models)
+            model = asking.model(labels)
+            found = study.best_of(model)
             harms = "  ".join(f"{study.harm(genes):.1f}" for genes in found)
             key = f"asked {num_random}+{number}x{num}x{IMAGES}/{args.draw}"
             print(

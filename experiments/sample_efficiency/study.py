@@ -36,8 +36,9 @@ from qsdm.predictor.cheap_labels import cheap_labels
 from qsdm.predictor.encode import Encoding, encode, errors
 from qsdm.predictor.fused import fused
 from qsdm.predictor.hamming import fit_hamming
-from qsdm.predictor.informed import Informed, Lessons
+from qsdm.predictor.informed import Lessons
 from qsdm.predictor.linear import fit_additive
+from qsdm.predictor.mean import Coefficients, Mean
 from qsdm.predictor.probes import Probes, probes_of
 from qsdm.predictor.scores import noise_ceiling, srcc
 from qsdm.strategies import Problem
@@ -135,10 +136,20 @@ class Study:
     ) -> Lessons:
         return Lessons.of(self.encoding, self.table, QUALITY, labels, probes, self.full(num_images))
 
+    def model(
+        self,
+        several: Sequence[Probes | None],
+        labels: Labels,
+        num_images: int = LABEL_IMAGES,
+    ) -> Mean:
+        """Closed models that start from different probes, learned from all of the labels."""
+        rows = np.arange(len(labels))
+        return Mean(tuple(self.lessons(p, labels, num_images).model(rows) for p in several))
+
     def informed(
         self, probes: Probes | None, labels: Labels, num_images: int = LABEL_IMAGES
     ) -> Fitted:
-        model = self.lessons(probes, labels, num_images).model(np.arange(len(labels)))
+        model = self.model([probes], labels, num_images)
         same = num_images == LABEL_IMAGES  # else the test labels have another unit
         return Fitted(
             lambda x: model.predict(x)[0],
@@ -149,45 +160,33 @@ class Study:
     def mean(
         self, several: Sequence[Probes | None], labels: Labels, num_images: int = LABEL_IMAGES
     ) -> Fitted:
-        """The mean of models that start from different probes."""
-        rows = np.arange(len(labels))
-        models = [self.lessons(probes, labels, num_images).model(rows) for probes in several]
-        return Fitted(
-            lambda x: np.mean([model.predict(x)[0] for model in models], axis=0),
-            None,
-            self.best_of(*models),
-        )
+        model = self.model(several, labels, num_images)
+        return Fitted(lambda x: model.predict(x)[0], None, self.best_of(model))
 
     def best_of(
         self,
-        *models: Informed,
+        model: Mean,
         bits: Sequence[float] = BUDGETS,
-        rng: np.random.Generator | None = None,
+        coefficients: Coefficients | None = None,
     ) -> list[np.ndarray]:
         """The configuration at each budget: on the path of single contributions, then on that of
-        contributions beside the configuration so far, if it is predicted to be better. With a
-        source of random numbers, predictions are draws from the models' posteriors, half as far
-        from the mean."""
-        coefficients = [m.coefficients() if rng is None else m.sampled(rng, 0.5) for m in models]
-        pairs = list(zip(models, coefficients, strict=True))
-        table = np.mean([model.contributions(b) for model, b in pairs], axis=0)
-        forms = [(model.form(b), model.prior.amplitude) for model, b in pairs]
+        contributions beside the configuration so far, if it is predicted to be better; by the
+        model's expectations, or by other coefficients of its parts."""
+        table, forms = model.contributions(coefficients), model.forms(coefficients)
+        amplitudes = model.amplitudes
         rows = np.arange(self.num_weights)
         best = []
         for budget in bits:
             tried = [self.at(table, budget)]
             for _ in range(3):
                 columns = self.encoding.columns[rows, tried[-1]]
-                beside = [
-                    2 * (form @ amplitude[rows, columns])[:, None] * amplitude
-                    for form, amplitude in forms
-                ]
-                tried.append(self.at(table + np.mean(beside, axis=0), budget))
+                slopes = np.einsum("jwv,jv->jw", forms, amplitudes[:, rows, columns])
+                beside = 2 * np.einsum("jw,jwm->wm", slopes, amplitudes)
+                tried.append(self.at(table + beside, budget))
             hot = self.encoding.one_hot(np.stack(tried))
+            chosen = np.einsum("bwm,jwm->jbw", hot, amplitudes)
             values = np.einsum("bwm,wm->b", hot, table)
-            for form, amplitude in forms:
-                chosen = np.einsum("bwm,wm->bw", hot, amplitude)
-                values += ((chosen @ form) * chosen).sum(axis=1) / len(models)
+            values += np.einsum("jbv,jvw,jbw->b", chosen, forms, chosen, optimize=True)
             best.append(tried[int(np.argmax(values))])
         return best
 

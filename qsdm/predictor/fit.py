@@ -301,10 +301,10 @@ def _close(gnn: Gnn, course: _Course) -> None:
         gnn.additive.copy_(torch.from_numpy(closed.contributions))
         gnn.offset.fill_(closed.offset)
     elif closed is not None:  # in units of the labels
-        gnn.additive.copy_(torch.from_numpy(closed.contributions / deviation))
+        gnn.additive.copy_(torch.from_numpy(closed.contributions() / deviation))
         gnn.offset.fill_((closed.offset - mean) / deviation)
         gnn.amplitude.copy_(torch.from_numpy(closed.amplitudes / deviation**0.5))
-        gnn.pairs.copy_(torch.from_numpy(closed.forms))
+        gnn.pairs.copy_(torch.from_numpy(closed.forms()))
 
 
 def _finished(gnn: Gnn, course: _Course, best: _Best, test: np.ndarray) -> Fold:

@@ -13,13 +13,16 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from qsdm.predictor.informed import Informed, Lessons
 from qsdm.predictor.probes import Probes
+
+Coefficients = Sequence[Sequence[np.ndarray]]
+"""Of each model, those of each of its parts."""
 
 MEAN = "mean"
 INFORMED = "informed"
@@ -60,19 +63,42 @@ class Mean:
         return float(np.mean([model.prior.offset for model in self.models]))
 
     @property
-    def contributions(self) -> np.ndarray:
-        """What each decision adds to the offset, float64 [W, M + 1]."""
-        return np.mean([model.contributions() for model in self.models], axis=0)
-
-    @property
     def amplitudes(self) -> np.ndarray:
         """Amplitude of each decision in each model, float64 [J, W, M + 1]."""
         return np.stack([model.prior.amplitude for model in self.models])
 
-    @property
-    def forms(self) -> np.ndarray:
-        """Quadratic forms of these amplitudes, whose sum is the interactions, [J, W, W]."""
-        return np.stack([model.form() for model in self.models]) / len(self.models)
+    def sampled(self, rng: np.random.Generator, spread: float = 1.0) -> Coefficients:
+        """Draw coefficients of each model from its posterior, see `Informed.sampled`.
+
+        Args:
+            rng: source of the draws.
+            spread: factor of a draw's distance from the posterior's mean.
+        """
+        return [model.sampled(rng, spread) for model in self.models]
+
+    def contributions(self, coefficients: Coefficients | None = None) -> np.ndarray:
+        """Compute what each decision adds to the offset.
+
+        Args:
+            coefficients: of each model; by default their posterior means.
+
+        Returns:
+            Float64 [W, M + 1].
+        """
+        pairs = zip(self.models, coefficients or [None] * len(self.models), strict=True)
+        return np.mean([model.contributions(values) for model, values in pairs], axis=0)
+
+    def forms(self, coefficients: Coefficients | None = None) -> np.ndarray:
+        """Compute the quadratic forms of `amplitudes` whose sum is the interactions.
+
+        Args:
+            coefficients: of each model; by default their posterior means.
+
+        Returns:
+            Float64 [J, W, W].
+        """
+        pairs = zip(self.models, coefficients or [None] * len(self.models), strict=True)
+        return np.stack([model.form(values) for model, values in pairs]) / len(self.models)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

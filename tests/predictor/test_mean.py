@@ -15,6 +15,7 @@ from qsdm.predictor.encode import Encoding
 from qsdm.predictor.fit import fit_folds
 from qsdm.predictor.informed import Informed, Lessons
 from qsdm.predictor.mean import Priors
+from qsdm.predictor.posterior import learned_parts
 from qsdm.predictor.probes import Probes, probes_of
 
 
@@ -80,6 +81,9 @@ def test_networks_start_from_the_mean(priors: Priors, encoding: Encoding) -> Non
     np.testing.assert_allclose(predictor.at(encoding.columns_of(genes)), expected, rtol=1e-5)
     relaxed = predictor.by_fold(torch.from_numpy(hot).float()).detach().numpy()
     np.testing.assert_allclose(relaxed, expected, rtol=1e-5)
+    columns = encoding.columns_of(genes)
+    learned = learned_parts(folds, columns, predictor.at(columns))
+    np.testing.assert_allclose(learned / np.abs(expected), 0, atol=1e-5)
 
 
 def test_draws_have_the_posteriors_mean_and_covariance(priors: Priors, encoding: Encoding) -> None:
@@ -89,14 +93,14 @@ def test_draws_have_the_posteriors_mean_and_covariance(priors: Priors, encoding:
     rng = np.random.default_rng(0)
     draws = np.stack([
         sum(f @ b for f, b in zip(features, model.sampled(rng), strict=True))
-        for _ in range(1500)
+        for _ in range(500)
     ])  # fmt: skip
     mean = model.predict(hot)[0] - model.prior.expected(hot)
     covariance = model.covariance(hot, hot)
     spread = np.sqrt(np.diag(covariance))
-    np.testing.assert_allclose((draws.mean(axis=0) - mean) / spread, 0, atol=0.1)
+    np.testing.assert_allclose((draws.mean(axis=0) - mean) / spread, 0, atol=0.16)
     units = np.outer(spread, spread)
-    np.testing.assert_allclose(np.cov(draws.T) / units, covariance / units, atol=0.12)
+    np.testing.assert_allclose(np.cov(draws.T) / units, covariance / units, atol=0.2)
     still = model.sampled(rng, spread=0.0)
     for values, expected in zip(still, model.coefficients(), strict=True):
         np.testing.assert_allclose(values, expected)
