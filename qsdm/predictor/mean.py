@@ -67,6 +67,11 @@ class Mean:
         """Amplitude of each decision in each model, float64 [J, W, M + 1]."""
         return np.stack([model.prior.amplitude for model in self.models])
 
+    @property
+    def coefficients(self) -> Coefficients:
+        """Posterior means of each model's coefficients."""
+        return [model.coefficients() for model in self.models]
+
     def sampled(self, rng: np.random.Generator, spread: float = 1.0) -> Coefficients:
         """Draw coefficients of each model from its posterior, see `Informed.sampled`.
 
@@ -85,7 +90,7 @@ class Mean:
         Returns:
             Float64 [W, M + 1].
         """
-        pairs = zip(self.models, coefficients or [None] * len(self.models), strict=True)
+        pairs = zip(self.models, coefficients or self.coefficients, strict=True)
         return np.mean([model.contributions(values) for model, values in pairs], axis=0)
 
     def forms(self, coefficients: Coefficients | None = None) -> np.ndarray:
@@ -97,7 +102,7 @@ class Mean:
         Returns:
             Float64 [J, W, W].
         """
-        pairs = zip(self.models, coefficients or [None] * len(self.models), strict=True)
+        pairs = zip(self.models, coefficients or self.coefficients, strict=True)
         return np.stack([model.form(values) for model, values in pairs]) / len(self.models)
 
 
