@@ -61,6 +61,7 @@ COMMANDS = (
     "realize",
     "recipe",
     "compare",
+    "why",
 )
 DEFAULT_BITS = 3.5
 """The budget, where none is given."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from tiny import build_tiny_model
-from toy_unet import Toy, make_toy
+from toy_unet import Explained, Toy, explain, make_toy
 
 from qsdm.denoisers import Model
 
@@ -58,3 +58,9 @@ def tiny_pipeline(tiny_model: Model) -> DiffusionPipeline:
 def toy() -> Toy:
     """27 weights."""
     return make_toy(levels=2, repeats=1)
+
+
+@pytest.fixture(scope="session")
+def explained(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> Explained:
+    """The toy's store after `attribute`."""
+    return explain(tmp_path_factory.mktemp("explained"), toy)

@@ -10,54 +10,27 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from toy_unet import MODEL, SPACE, Toy, fill_store
+from toy_unet import MODEL, SPACE, Explained, Toy, fill_store
 
 from qsdm.attribute import Measuring, attribute, certify
 from qsdm.engine.serial import Serial
-from qsdm.measure import one_by_one
 from qsdm.measurement.intake import Measured
 from qsdm.outcome import Objective, Outcome, Protocol
-from qsdm.predictor import FitOptions
 from qsdm.qconfig import QuantMethod, Space
-from qsdm.sensitivity import AttributionOptions, Sensitivity
+from qsdm.sensitivity import Sensitivity
 from qsdm.sensitivity.certificate import CurveOptions
 from qsdm.store import Store, StoreError
 from qsdm.store.files import read_json
-from qsdm.store.outcomes import OutcomeDatabase
 from qsdm.store.schemas import CERTIFICATE
 from qsdm.text import Log
-from qsdm.train import train
 from qsdm.workspace import Workspace
 
 QUALITY = Objective({"fd_lite0": -1})
 
 
-def measure_alone(store: Store, toy: Toy) -> None:
-    """Add outcomes of each weight quantized alone, under the protocol of the labels."""
-    _, protocol = toy.outcomes(1)
-    qconfigs = one_by_one(toy.space, "uaq-3")
-    for qconfig, fd in zip(qconfigs, toy.true_fd(qconfigs), strict=True):
-        outcome = Outcome(qconfig, protocol.digest, {"fd_lite0": float(fd)}, 64)
-        OutcomeDatabase(store.path("outcomes.sqlite")).add(outcome, protocol)
-
-
-def test_attribute_finds_the_hidden_sensitivities(
-    toy: Toy,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    measure_alone(fill_store(tmp_path, toy, 60), toy)
-    train(
-        Workspace(MODEL, SPACE, tmp_path),
-        QUALITY,
-        FitOptions(folds=2, width=16, hops=2, epochs=2),
-        num_images=64,
-    )
-    result = attribute(
-        Workspace(MODEL, SPACE, tmp_path), QUALITY, AttributionOptions(num_configs=12, steps=8)
-    )
-    folder = tmp_path / "toy_unet/sensitivity"
+def test_attribute_finds_the_hidden_sensitivities(toy: Toy, explained: Explained) -> None:
+    result = explained.result
+    folder = explained.root / "toy_unet/sensitivity"
     assert read_json(folder / "traced.json") == result
     for name in ("role", "block", "weights", "interventions"):
         assert (folder / f"traced-{name}.png").stat().st_size > 5000
@@ -79,12 +52,10 @@ def test_attribute_finds_the_hidden_sensitivities(
     for rows in result["tables"].values():
         total = sum(row["integrated_gradients"] for row in rows)
         assert total == pytest.approx(result["completeness"]["harm"], rel=0.05)
-    printed = capsys.readouterr().out
-    assert "conv_in" in printed
-    assert "attributions miss" in printed
+    assert "conv_in" in explained.printed
+    assert "attributions miss" in explained.printed
     with pytest.raises(StoreError, match="objective"):
-        attribute(Workspace(MODEL, SPACE, tmp_path), Objective({"clip_score": 1}))
-    certified(toy, tmp_path, capsys, monkeypatch)
+        attribute(Workspace(MODEL, SPACE, explained.root), Objective({"clip_score": 1}))
 
 
 @dataclass
@@ -113,14 +84,15 @@ class Drawn:
         return measured
 
 
-def certified(
+def test_the_certificate_is_planned_measured_and_stored(
     toy: Toy,
-    root: Path,
+    explained: Explained,
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The certificate of the attributions in a store, without drawing."""
-    workspace = Workspace(MODEL, SPACE, root)
+    """Without drawing: the toy's law stands for pictures."""
+    workspace = Workspace(MODEL, SPACE, explained.copy(tmp_path))
     session = Drawn(toy, SimpleNamespace(metrics={"fd_lite0": None}), toy.space, workspace.store)
     monkeypatch.setattr(
         "qsdm.measurement.session.open_session", lambda *_, **__: nullcontext(session)

@@ -24,6 +24,7 @@ COMMANDS = {
     "realize",
     "recipe",
     "compare",
+    "why",
 }
 
 ALLOWED: dict[str, set[str]] = (

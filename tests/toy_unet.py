@@ -4,9 +4,13 @@ and its readers.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -242,6 +246,43 @@ MODEL = Model(
     "toy_unet", "zoo", "UNet2DConditionModel", "unet", resolution_px=32, steps=10, guidance=2.0
 )
 SPACE = SpaceSpec("traced", METHODS, splits=".*")
+
+
+@dataclass(frozen=True)
+class Explained:
+    """A store of the toy with a trained predictor and attributions; tests that write copy it."""
+
+    root: Path
+    result: dict[str, Any]
+    printed: str
+
+    def copy(self, target: Path) -> Path:
+        shutil.copytree(self.root, target, dirs_exist_ok=True)
+        return target
+
+
+def explain(root: Path, toy: Toy) -> Explained:
+    """Measure labels and each weight alone, train and attribute."""
+    from qsdm.attribute import attribute
+    from qsdm.measure import one_by_one
+    from qsdm.outcome import Objective
+    from qsdm.predictor import FitOptions
+    from qsdm.sensitivity import AttributionOptions
+    from qsdm.train import train
+    from qsdm.workspace import Workspace
+
+    store = fill_store(root, toy, 60)
+    _, protocol = toy.outcomes(1)
+    qconfigs = one_by_one(toy.space, "uaq-3")
+    for qconfig, fd in zip(qconfigs, toy.true_fd(qconfigs), strict=True):
+        outcome = Outcome(qconfig, protocol.digest, {"fd_lite0": float(fd)}, 64)
+        OutcomeDatabase(store.path("outcomes.sqlite")).add(outcome, protocol)
+    workspace, quality = Workspace(MODEL, SPACE, root), Objective({"fd_lite0": -1})
+    quick = FitOptions(folds=2, width=16, hops=2, epochs=2)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        train(workspace, quality, quick, num_images=64)
+        result = attribute(workspace, quality, AttributionOptions(num_configs=12, steps=8))
+    return Explained(root, result, printed.getvalue())
 
 
 def fill_store(root: Path, toy: Toy, num: int, seed: int = 0) -> Store:

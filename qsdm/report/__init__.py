@@ -4,6 +4,7 @@
     summary     what the measured rows say: verdict, sentence, table
     figures     plain data => every figure, once: for the page, the notebooks and PNG files
     page        `Results` => one self-contained HTML page
+    cards       why single weights have their methods, as text and for the page
     sections    what the sections of the page say
     graph_page  a graph => one self-contained interactive HTML page
     grids       pictures => one picture

@@ -136,7 +136,7 @@ def write(folder: Path, content: Comparison, measured: Sequence[ContenderOutcome
     numbers = [caption["number"] for caption in content["captions"]]
     pictures = {one.contender.name: one.pictures.firsts(numbers) for one in measured}
     COMPARISON.write(folder / DATA, content)
-    small = {name: np.stack([thumbnail(i) for i in images]) for name, images in pictures.items()}
+    small = {name: grids.thumbnails(i, THUMBNAIL_PX) for name, i in pictures.items()}
     grids.write(folder / GRID, grids.strips({_broken(n): images for n, images in small.items()}))
     write_text(folder / PAGE, render(content, small))
 
@@ -144,24 +144,6 @@ def write(folder: Path, content: Comparison, measured: Sequence[ContenderOutcome
 def _broken(name: str, width: int = 18) -> str:
     """A name in lines that fit beside a row of pictures."""
     return "\n".join(name[i : i + width] for i in range(0, len(name), width))
-
-
-def thumbnail(image: np.ndarray) -> np.ndarray:
-    """Scale a picture down to at most `THUMBNAIL_PX`.
-
-    Args:
-        image: uint8 [H, W, 3].
-
-    Returns:
-        uint8 [H', W', 3].
-    """
-    from PIL import Image
-
-    edge = max(image.shape[:2])
-    if edge <= THUMBNAIL_PX:
-        return image
-    height, width = (round(side * THUMBNAIL_PX / edge) for side in image.shape[:2])
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BOX))
 
 
 def render(content: Content, pictures: Mapping[str, np.ndarray]) -> str:

@@ -81,6 +81,26 @@ def enlarged(images: np.ndarray) -> np.ndarray:
     return images.repeat(factor, axis=1).repeat(factor, axis=2)
 
 
+def thumbnails(images: np.ndarray, edge_px: int = 192) -> np.ndarray:
+    """Scale pictures down; small ones stay as they are.
+
+    Args:
+        images: uint8 [N, H, W, 3].
+        edge_px: of the longer edge, at most.
+
+    Returns:
+        Uint8 [N, H', W', 3].
+    """
+    from PIL import Image
+
+    height, width = images.shape[1:3]
+    if (edge := max(height, width)) <= edge_px:
+        return images
+    size = round(width * edge_px / edge), round(height * edge_px / edge)
+    scaled = [Image.fromarray(image).resize(size, Image.Resampling.BOX) for image in images]
+    return np.stack([np.asarray(image) for image in scaled])
+
+
 def write(path: Path, image: np.ndarray) -> None:
     """Write a picture as PNG.
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qsdm.report import figures, sections
+from qsdm.report import cards, figures, sections
 from qsdm.report.results import NotRun, Results
 from qsdm.report.summary import sentence
 from qsdm.store.files import write_text
@@ -92,6 +92,8 @@ def render(results: Results) -> str:
         rounds_hint=sections.rounds_hint(results.front),
         sensitivity_hint=sections.sensitivity_hint(results.sensitivity),
         alone_hint=sections.alone_hint(results.sensitivity, results.predictor),
+        cards=cards.shown(results),
+        cards_hint="" if results.why is None else cards.about(results.why),
         certificate_hint=sections.certificate_hint(results),
         certificate_rows=sections.certificate_rows(results),
         certificate_rule=sections.certificate_rule(results),

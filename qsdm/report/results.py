@@ -14,7 +14,7 @@ import numpy as np
 from qsdm.graph import Graph, merge_splits
 from qsdm.measurement.labels import Bank, Labels, avg_bits
 from qsdm.outcome import Objective
-from qsdm.qconfig import QuantMethod, Space, cost
+from qsdm.qconfig import QuantConfig, QuantMethod, Space, cost
 from qsdm.store import Store, StoreError
 from qsdm.store.artifacts import Artifact
 from qsdm.store.schemas import (
@@ -25,7 +25,9 @@ from qsdm.store.schemas import (
     REPORT,
     SENSITIVITIES,
     SUMMARY,
+    WHY,
     Certificate,
+    Why,
     digest_of_attributions,
 )
 from qsdm.store.tensors import read_tensors
@@ -66,6 +68,8 @@ class Results:
         sensitivity: of weights, ops, roles, blocks (`attribute`).
         certificate: what pictures say of these attributions (`attribute certificate=true`); None,
             too, if it is about earlier ones.
+        why: cards of decisions of the chosen configuration (`why`).
+        why_pictures: PNG by the file that a card names.
         front: of the search (`search`).
         summary: the measured table (`realize`).
         chosen: method by weight name of the configuration that was chosen.
@@ -88,6 +92,8 @@ class Results:
     predictor: Mapping[str, Any] | None = None
     sensitivity: Mapping[str, Any] | None = None
     certificate: Mapping[str, Any] | None = None
+    why: Why | None = None
+    why_pictures: Mapping[str, bytes] = field(default_factory=dict)
     front: Mapping[str, Any] | None = None
     summary: Mapping[str, Any] | None = None
     chosen: Mapping[str, str] | None = None
@@ -120,13 +126,17 @@ def read(store: Store, space: str = "traced", full_bits: int = 16) -> Results:
     folder = _path(store, "pictures")
     pictures = sorted(folder.glob("*.png")) if folder else []
     sensitivity = _optional(store, SENSITIVITIES, f"sensitivity/{space}.json")
+    certificate = certificate_of(store, space, sensitivity)
+    why, why_pictures = cards_of(store, chosen, certificate)
     return Results(
         denoiser=store.denoiser,
         graph=graph,
         outcomes=table_of(labels, calibrated, objective) if labels and calibrated else (),
         predictor=_optional(store, REPORT, f"predictor/{space}/report.json"),
         sensitivity=sensitivity,
-        certificate=certificate_of(store, space, sensitivity),
+        certificate=certificate,
+        why=why,
+        why_pictures=why_pictures,
         front=front,
         summary=_optional(store, SUMMARY, "summary.json"),
         chosen=None if chosen is None else {k: str(m) for k, m in chosen.methods.items()},
@@ -156,6 +166,33 @@ def certificate_of(
     if measured is None or sensitivity is None:
         return None
     return measured if measured["attributions"] == digest_of_attributions(sensitivity) else None
+
+
+def cards_of(
+    store: Store, chosen: QuantConfig | None, certificate: Certificate | None
+) -> tuple[Why | None, dict[str, bytes]]:
+    """Read the cards of the chosen configuration, and their pictures.
+
+    Args:
+        store: of the model.
+        chosen: the configuration; None if there is none.
+        certificate: of the present attributions, which may be younger than the cards.
+
+    Returns:
+        The cards, None if there are none; and PNG by the file that a card names.
+
+    Raises:
+        StoreError: they are damaged.
+    """
+    if chosen is None:
+        return None, {}
+    why = _optional(store, WHY, f"why/{chosen.digest[:16]}.json")
+    if why is None:
+        return None, {}
+    files = [card["pictures"]["file"] for card in why["cards"] if card["pictures"] is not None]
+    paths = {file: store.path(f"why/{file}") for file in files}
+    why["certified"] = None if certificate is None else certificate["holds"]
+    return why, {file: path.read_bytes() for file, path in paths.items() if path.exists()}
 
 
 def calibrated_space(store: Store, graph: Graph, name: str, full_bits: int) -> Space | None:

@@ -366,6 +366,102 @@ class Certificate(TypedDict):
     provenance: NotRequired[dict[str, Any]]
 
 
+class MeasuredChange(TypedDict):
+    """Quality after a swap minus quality before, on the same captions and noise."""
+
+    value: float
+    low: float | None
+    high: float | None
+    num_images: int
+
+
+class Swap(TypedDict):
+    """Another method of one weight: its bytes, and the change of quality (positive is better).
+
+    The interval is that of the folds' predictions.
+    """
+
+    method: str
+    is_full: bool
+    size_bytes: int
+    predicted: float
+    low: float
+    high: float
+    measured: MeasuredChange | None
+
+
+class Alone(TypedDict):
+    """Measured harm of a weight that was quantized alone."""
+
+    method: str
+    harm: float
+    low: float | None
+    high: float | None
+    num_images: int
+
+
+class CardInteraction(TypedDict):
+    """A confirmed pair: the weight's part, the other part, and harm beyond the sum of both."""
+
+    own: list[str]
+    other: list[str]
+    excess: float
+    low: float
+    high: float
+
+
+class CardPictures(TypedDict):
+    """A strip of pictures with and without a swap, and the PSNR between them."""
+
+    file: str
+    swap: str
+    num_images: int
+    psnr: float | None
+
+
+class Card(TypedDict):
+    """Why a weight has its method, see `qsdm.sensitivity.cards`."""
+
+    weight: str
+    op: str
+    role: str
+    block: str
+    shape: list[int]
+    share_of_values: float
+    method: str
+    bits: int
+    size_bytes: int
+    saved_bytes: int
+    swaps: list[Swap]
+    runner_up: str | None
+    attribution: float | None
+    attribution_rank: int
+    num_weights: int
+    hops: list[float]
+    hop_rank: int | None
+    probe: dict[str, float | str | int] | None
+    alone: list[Alone]
+    interactions: list[CardInteraction]
+    pictures: CardPictures | None
+
+
+class Why(TypedDict):
+    """why/<configuration>.json, see `qsdm.why`: cards of the weights that were asked for.
+
+    ``certified`` tells whether pictures confirm the attributions; None if that was not measured.
+    """
+
+    denoiser: str
+    space: str
+    objective: dict[str, float]
+    qconfig: str
+    predicted: float
+    price: float | None
+    certified: bool | None
+    cards: list[Card]
+    provenance: NotRequired[dict[str, Any]]
+
+
 class Contestant(TypedDict):
     """One pipeline of a comparison: its metrics, and what its pictures took.
 
@@ -509,4 +605,5 @@ SUMMARY: Artifact[Summary] = Artifact("qsdm/summary/1", "realize", typed(Summary
 REPORT = Artifact("qsdm/predictor-report/1", "train", _report)
 SENSITIVITIES = Artifact("qsdm/sensitivities/1", "attribute", _sensitivities)
 CERTIFICATE: Artifact[Certificate] = Artifact("qsdm/certificate/1", "attribute", typed(Certificate))
+WHY: Artifact[Why] = Artifact("qsdm/why/1", "why", typed(Why))
 COMPARISON: Artifact[Comparison] = Artifact("qsdm/comparison/1", "compare", typed(Comparison))

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qsdm.report import comparison
-from qsdm.report.comparison import thumbnail
+from qsdm.report import comparison, grids
 
 METRICS = {
     "fid": {"label": "FID", "larger_is_better": False, "digits": 1},
@@ -124,9 +123,9 @@ def test_names_are_text_and_limits_are_said(text: str) -> None:
 def test_large_pictures_are_scaled_down_and_small_ones_kept() -> None:
     large = np.zeros((1024, 512, 3), np.uint8)
     large[:512] = 200
-    small = thumbnail(large)
+    small = grids.thumbnails(large[None], 256)[0]
     assert small.shape == (256, 128, 3)
     assert (small[:128] == 200).all()
     assert not small[128:].any()
-    kept = np.zeros((32, 32, 3), np.uint8)
-    assert thumbnail(kept) is kept
+    kept = np.zeros((2, 32, 32, 3), np.uint8)
+    assert grids.thumbnails(kept, 256) is kept
