@@ -4,6 +4,7 @@
 - ``hops``: norms of hop embeddings as scores of a weight and of what feeds it
 - ``faithfulness``: whether scores agree with measured labels and with the predictor's estimates
 - ``curves``, ``stability`` and ``certificate``: whether pictures confirm the attributions
+- ``cards``: everything that is known of one decision
 - ``tables``: results per role, op and block
 
 All scores are harms, in units of the objective: the amount by which a decision lowers the predicted

@@ -6,6 +6,7 @@
     store/<denoiser>/predictor/<space>/           train: fold-K.safetensors, report.json
     store/<denoiser>/sensitivity/<space>.json     attribute; <space>-certificate.json
     store/<denoiser>/search/<space>.json          search
+    store/<denoiser>/why/<configuration>.json     why: cards; pictures of swaps beside them
     store/<denoiser>/summary.json, report.html    realize
     store/<denoiser>/compare/<others>/            compare: compare.json, compare.html
     store/<denoiser>/stages.json                  the main job: stages that need no rerun
