@@ -194,7 +194,9 @@ def certify(
     from qsdm.measurement.plan import plan_session
     from qsdm.measurement.session import open_session
     from qsdm.predictor import FitOptions
+    from qsdm.predictor.best_probes import best_of_each_fidelity
     from qsdm.predictor.informed import Lessons
+    from qsdm.predictor.mean import Priors
     from qsdm.predictor.probes import ProbeError
     from qsdm.report import figures
     from qsdm.report.results import Results
@@ -242,11 +244,14 @@ def certify(
     num_images = bank.protocols[report["protocol"]].num_images
     labels = bank.labels(objective, report["seed_set"], num_images)
     full = full_precision(bank.outcomes, report["protocol"], objective, space.full_bits)
-    taught = probes if "probes" in report["scores"] else None
+    # Without probes, train has nothing to compare their model with.
+    kinds = best_of_each_fidelity(bank, table, objective) if "no_probes" in report["scores"] else {}
+    best, *others = kinds.items() or [("", None)]
     predictor = workspace.predictor(objective)
-    lessons = Lessons.of(predictor.encoding, table, objective, labels, taught, full)
+    lessons = Lessons.of(predictor.encoding, table, objective, labels, best[1], full)
+    priors = Priors.of(lessons, dict(others))
     options = FitOptions(**report["predictor"])
-    steady = stability(predictor, lessons, options, begin, curves.trainings, curves.seed)
+    steady = stability(predictor, priors, options, begin, curves.trainings, curves.seed)
     content = {
         "denoiser": workspace.name,
         "space": name,

@@ -90,7 +90,6 @@ def why(
         >>> from qsdm.outcome import Objective
         >>> from qsdm.why import why
         >>> result = why(qsdm.open("emoji_unet"), Objective({"fd_lite0": -1}), "conv_in")
-        conv_in ...
         >>> [card["weight"] for card in result["cards"]]
         ['conv_in']
     """

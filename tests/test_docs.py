@@ -33,6 +33,7 @@ IN_ORDER = [
     "qsdm.attribute.attribute",
     "qsdm.search.search",
     "qsdm.realize.realize",
+    "qsdm.why.why",
 ]
 """What the docstrings of the Python entry show; each reads what those before it have written."""
 

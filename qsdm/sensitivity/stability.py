@@ -12,8 +12,9 @@ References:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ from qsdm.sensitivity import balanced_genes, by_decision
 
 if TYPE_CHECKING:
     from qsdm.predictor.informed import Lessons
+    from qsdm.predictor.mean import Priors
 
 NUM_CONFIGS, STEPS = 12, 12  # that are explained: ranks need fewer than harms
 PARTS = (2, 4)  # the labels are divided by
@@ -65,7 +67,7 @@ class Stability:
 
 def stability(
     predictor: Predictor,
-    lessons: Lessons,
+    priors: Priors,
     options: FitOptions,
     qconfig: QuantConfig,
     trainings: int,
@@ -75,7 +77,7 @@ def stability(
 
     Args:
         predictor: whose attributions are in question.
-        lessons: what it has learned from.
+        priors: what it has learned from.
         options: how it was trained.
         qconfig: the attributions of its decisions are compared.
         trainings: how often shuffled measurements are learned; 0 leaves out the smaller numbers of
@@ -95,20 +97,20 @@ def stability(
     ]
     whole = np.mean(by_fold, axis=0)
 
-    def agreement(other: Lessons) -> float:
+    def agreement(other: Priors) -> float:
         return srcc(decisions(learned(other, options, seed), explained, qconfig), whole)
 
     counts: dict[int, float] = {}
-    order = rng.permutation(len(lessons.values))
+    order = rng.permutation(len(priors.best.values))
     for part in PARTS if trainings else ():
         rows = order[: len(order) // part]
         if len(rows) >= max(LEAST_LABELS, LEAST_PER_FOLD * options.folds):
-            counts[len(rows)] = agreement(only(lessons, rows))
+            counts[len(rows)] = agreement(each(priors, partial(only, rows=rows)))
     return Stability(
         len(whole),
         [srcc(first, second) for first, second in combinations(by_fold, 2)],
         counts,
-        [agreement(shuffled(lessons, rng)) for _ in range(trainings)],
+        [agreement(shuffled(priors, rng)) for _ in range(trainings)],
     )
 
 
@@ -132,11 +134,11 @@ def decisions(predictor: Predictor, genes: np.ndarray, qconfig: QuantConfig) -> 
     return harms[rows, predictor.encoding.columns_of(space.encode(qconfig)[None])[0]]
 
 
-def learned(lessons: Lessons, options: FitOptions, seed: int) -> Predictor:
+def learned(priors: Priors, options: FitOptions, seed: int) -> Predictor:
     """Train a predictor as `qsdm.train` does.
 
     Args:
-        lessons: what it learns from.
+        priors: what it learns from.
         options: how.
         seed: of the folds and of the initial parameters.
 
@@ -145,11 +147,21 @@ def learned(lessons: Lessons, options: FitOptions, seed: int) -> Predictor:
     """
     from qsdm.predictor.fit import fit_folds
 
-    informed = lessons.model if lessons.probes is not None and options.additive else None
-    folds = fit_folds(
-        lessons.encoding, lessons.genes, lessons.values, options, seed, informed=informed
-    )
-    return Predictor(lessons.encoding, folds, dict(lessons.objective.weights))
+    best = priors.best
+    informed = priors.model if best.probes is not None and options.additive else None
+    folds = fit_folds(best.encoding, best.genes, best.values, options, seed, informed=informed)
+    return Predictor(best.encoding, folds, dict(best.objective.weights))
+
+
+def each(priors: Priors, change: Callable[[Lessons], Lessons]) -> Priors:
+    """Change what each closed model learns from.
+
+    Args:
+        priors: of all models.
+        change: of the lessons of one.
+    """
+    changed = {name: change(lessons) for name, lessons in priors.lessons.items()}
+    return dataclasses.replace(priors, lessons=changed)
 
 
 def only(lessons: Lessons, rows: np.ndarray) -> Lessons:
@@ -165,19 +177,22 @@ def only(lessons: Lessons, rows: np.ndarray) -> Lessons:
     )
 
 
-def shuffled(lessons: Lessons, rng: np.random.Generator) -> Lessons:
+def shuffled(priors: Priors, rng: np.random.Generator) -> Priors:
     """Let labels change places among configurations, and probes among weights.
 
     Args:
-        lessons: the right ones.
+        priors: the right ones.
         rng: source of random numbers.
     """
-    order = rng.permutation(len(lessons.values))
-    mixed = dataclasses.replace(only(lessons, order), genes=lessons.genes)
-    if (probes := lessons.probes) is None:
-        return mixed
-    places = rng.permutation(len(probes.weights))
-    harm, deviation = probes.harm[places], probes.standard_error[places]
-    return dataclasses.replace(
-        mixed, probes=dataclasses.replace(probes, harm=harm, standard_error=deviation)
-    )
+    order = rng.permutation(len(priors.best.values))
+    places = rng.permutation(priors.best.encoding.num_weights)
+
+    def mixed(lessons: Lessons) -> Lessons:
+        other = dataclasses.replace(only(lessons, order), genes=lessons.genes)
+        if (probes := lessons.probes) is None:
+            return other
+        harm, deviation = probes.harm[places], probes.standard_error[places]
+        moved = dataclasses.replace(probes, harm=harm, standard_error=deviation)
+        return dataclasses.replace(other, probes=moved)
+
+    return each(priors, mixed)

@@ -11,6 +11,7 @@ from toy_unet import Toy
 from qsdm.outcome import Objective, Outcome
 from qsdm.predictor import FitOptions, Predictor
 from qsdm.predictor.informed import Lessons
+from qsdm.predictor.mean import Priors
 from qsdm.predictor.probes import probes_of_errors
 from qsdm.qconfig import QuantConfig
 from qsdm.qconfig.cost import size_bytes
@@ -196,14 +197,18 @@ def test_attributions_of_folds_and_of_wrong_labels(toy: Toy, predictor: Predicto
     values = -np.array([outcome.metrics["fd_lite0"] for outcome in outcomes], dtype=np.float64)
     probes = probes_of_errors(toy.space, toy.table)
     lessons = Lessons(predictor.encoding, toy.table, QUALITY, genes, values, None, probes, -20.0)
-    mixed = shuffled(lessons, np.random.default_rng(0))
+    priors = Priors.of(lessons, {"other": probes_of_errors(toy.space, toy.table)})
+    mixed, other = list(shuffled(priors, np.random.default_rng(0)).lessons.values())[:2]
+    assert (mixed.values == other.values).all()
     assert (mixed.values != values).any()
     assert sorted(mixed.values) == sorted(values)
     assert mixed.probes is not None
     assert (mixed.probes.harm != probes.harm).any()
     assert (mixed.genes == genes).all()
     quick = FitOptions(folds=2, width=8, hops=1, epochs=1)
-    result = stability(predictor, lessons, quick, start(toy.space, "uaq-3"), trainings=1)
+    result = stability(
+        predictor, Priors.of(lessons, {}), quick, start(toy.space, "uaq-3"), trainings=1
+    )
     assert len(result.folds) == 1
     assert sorted(result.label_counts) == [20]
     assert len(result.shuffled) == 1
