@@ -34,6 +34,7 @@ from qsdm.measurement.labels import PROPOSED, Bank, Labels
 from qsdm.measurement.rounds import joined
 from qsdm.measurement.session import Session, open_session
 from qsdm.predictor.mean import Mean
+from qsdm.predictor.scores import srcc
 from qsdm.qconfig import QuantConfig
 from qsdm.store.files import write_json
 from qsdm.workspace import named
@@ -134,9 +135,14 @@ def main() -> None:
             model = asking.model(labels)
             found = study.best_of(model)
             harms = "  ".join(f"{study.harm(genes):.1f}" for genes in found)
-            key = f"asked {num_random}+{number}x{num}x{IMAGES}/{args.draw}"
+            name = f"asked {num_random}+{number}x{num}x{IMAGES}"
+            pictures = drawn + IMAGES * len(labels)
+            ranks = [
+                srcc(model.predict(study.encoding.one_hot(test.genes))[0], test.values)
+                for test in study.tests
+            ]
             print(
-                f"{args.name} {key}: {drawn + IMAGES * len(labels):,} pictures, "
+                f"{args.name} {name}/{args.draw}: {pictures:,} pictures, "
                 f"best label {-labels.values.max():.1f}, harm found {harms}",
                 flush=True,
             )
@@ -145,7 +151,11 @@ def main() -> None:
                 for bits, genes in zip(BUDGETS, found, strict=True)
             }
             path = args.out / f"{args.name}.json"
-            write_json(path, read(path) | {key: configurations})
+            write_json(path, read(path) | {f"{name}/{args.draw}": configurations})
+            if args.draw == 0:
+                path = args.out / f"{args.name}.curve.json"
+                ranking = {"pictures": pictures, "srcc": ranks, "deviation": [0.0] * len(ranks)}
+                write_json(path, read(path) | {name: ranking})
 
 
 def read(path: Path) -> dict:

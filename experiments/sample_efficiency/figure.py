@@ -40,6 +40,7 @@ MEASURED = CURVES | {
     "fused-16": CURVES["mean-16"],
     "probes-16": CURVES["mean-16"],
     "lite0_distance-16": CURVES["mean-16"],
+    "asked": ("probes of 16 pictures, and labels that a search asks for", PALETTE["full"]),
     "mean": ("probes of 256 pictures, and labels", PALETTE["harm"]),
     "probes-256": ("probes of 256 pictures, and labels", PALETTE["harm"]),
 }
@@ -81,7 +82,7 @@ def differences(
     figure, side_by_side = canvas(11, 4.2, len(curves))
     for axes, (name, curve) in zip(side_by_side, curves.items(), strict=True):
         families: dict[tuple[str, str], list[tuple[float, ...]]] = {
-            MEASURED[start]: [] for start in ("no probes", "mean-16", "probes-64", "mean")
+            MEASURED[start]: [] for start in ("no probes", "mean-16", "asked", "probes-64", "mean")
         }
         for key, entry in measured[name].get(BITS, {}).items():
             predictor, _, draw = key.rpartition("/")
@@ -93,7 +94,9 @@ def differences(
                 point = (curve[predictor]["pictures"], *entry[REFERENCE])
                 families[family].append(point)
         for (label, color), points in families.items():
-            x, y, error = np.array(sorted(points)).reshape(-1, 3).T
+            if not points:
+                continue
+            x, y, error = np.array(sorted(points)).T
             axes.errorbar(x, y, error, color=color, label=label, marker="o", linestyle="")
         for key, (label, color) in OTHERS.items():
             value = measured[name][BITS][f"{key}/0"][REFERENCE][0]
