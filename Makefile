@@ -72,7 +72,7 @@ bench-cuda: install ## measure the CUDA kernels; needs an NVIDIA GPU
 	$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[cuda]'
 	$(PY) experiments/bench/gpu.py
 
-bench-sdxl: install ## SDXL at full size: pack, switch, write, load, run; 8 GB of disk, 10 minutes
+bench-sdxl: install ## SDXL at full size: pack, switch, write, load, run; 13 GB of disk, 10 minutes
 	$(PY) experiments/bench/checkpoint.py
 
 $(PEERS)/.installed: pyproject.toml constraints.txt

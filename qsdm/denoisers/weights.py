@@ -50,6 +50,24 @@ def denoiser_tensors(model: Model) -> Callable[[str], torch.Tensor]:
     """
     if model.file is not None:
         return denoiser_of_file(model).get_parameter
+    return mapped_tensors(model) or denoiser_of(load_pipeline(model), model).get_parameter
+
+
+def mapped_tensors(model: Model) -> Callable[[str], torch.Tensor] | None:
+    """Map a denoiser's parameters from its safetensors files, as `denoiser_tensors` does.
+
+    Args:
+        model: whose denoiser is read.
+
+    Returns:
+        A function from a parameter's name to its tensor, as it is stored; None if there are no such
+        files, or if ``model.load`` changes their values.
+
+    Raises:
+        ModelError: a file is missing or damaged.
+    """
+    if model.file is not None:
+        return None
     files: list[Path] = []
     if not set(model.load) - SAME_WEIGHTS - _other_components(model):
         try:
@@ -62,7 +80,7 @@ def denoiser_tensors(model: Model) -> Callable[[str], torch.Tensor]:
                 fault = component_fault(folder, model.load.get("variant"))
                 raise ModelError(fault or str(error)) from error
     if not files or any(file.suffix != ".safetensors" for file in files):
-        return denoiser_of(load_pipeline(model), model).get_parameter
+        return None
     from safetensors import SafetensorError, safe_open
 
     tensors: dict[str, tuple[Any, str]] = {}  # open file, and the name in it

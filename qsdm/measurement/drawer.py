@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from qsdm.denoisers import (
     Model,
+    ModelError,
     arguments,
     computed_in,
     denoiser_of,
@@ -26,6 +27,7 @@ from qsdm.denoisers import (
     pipeline_index,
 )
 from qsdm.denoisers.conditioning import is_batched
+from qsdm.denoisers.weights import mapped_tensors
 from qsdm.graph import Graph
 from qsdm.measurement.frames import pictures_of
 from qsdm.outcome import EvaluationError
@@ -33,7 +35,7 @@ from qsdm.prompts import Prompt
 from qsdm.qconfig import QuantConfig, QuantMethod
 from qsdm.quant.calibrated import PackedWeights
 from qsdm.quant.packed import PackedLayer
-from qsdm.quant.swap import Switch
+from qsdm.quant.swap import Originals, Switch
 
 
 class Packed(Interface):
@@ -114,7 +116,7 @@ class Drawer:
             self.pipeline.encode_prompt = remembered(self.pipeline.encode_prompt)
         self._switch: Switch | None = None
         if packed is not None:
-            self._switch = Switch(self.denoiser, graph, packed.dequantize)
+            self._switch = Switch(self.denoiser, graph, packed.dequantize, stored_in(model))
 
     def switch(self, qconfig: QuantConfig) -> int:
         """Realize a configuration in the denoiser.
@@ -254,6 +256,29 @@ def is_quantized_elsewhere(module: nn.Module) -> bool:
     if getattr(module, "hf_quantizer", None) is None:
         return False
     return not any(isinstance(layer, PackedLayer) for layer in module.modules())
+
+
+def stored_in(model: Model) -> Originals:
+    """Find full-precision values in a model's files, where they can be mapped.
+
+    Args:
+        model: whose denoiser is meant.
+
+    Returns:
+        A function from a parameter's name to its values; to None where they cannot be mapped.
+    """
+    try:
+        read = mapped_tensors(model)
+    except ModelError:  # the pipeline was loaded, but not from files of its own
+        read = None
+
+    def originals(name: str) -> torch.Tensor | None:
+        try:
+            return None if read is None else read(name)
+        except ModelError:  # a tied weight is stored once
+            return None
+
+    return originals
 
 
 def channels_last(*modules: nn.Module | None) -> None:

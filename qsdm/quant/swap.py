@@ -16,20 +16,34 @@ Dequantize = Callable[[str, QuantMethod, torch.Tensor | None], torch.Tensor]
 """(weight's name, method, float32 output or None) => float32 values on the CPU."""
 
 
+PIECE = 1 << 20  # values that are compared at a time
+
+Originals = Callable[[str], torch.Tensor | None]
+"""Parameter's name => its full-precision values, such as those of a mapped file; None: unknown."""
+
+
 class Switch:
-    """A module whose weights follow a configuration, and one copy of the original weights.
+    """A module whose weights follow a configuration, and the original weights.
 
     Args:
         module: the denoiser, changed in place; parameters keep their identity, type and device.
         graph: of the configurations' space (``space.graph``).
         dequantize: gives the quantized values of a weight, for example
             `qsdm.quant.calibrated.PackedWeights.dequantize`.
+        originals: where full-precision values can be read again, so that no copy of them is kept.
+            What differs from the module's values, as a fused adapter does, is copied all the same.
 
     Raises:
         ValueError: the module lacks a parameter of the graph, or has it in another shape.
     """
 
-    def __init__(self, module: nn.Module, graph: Graph, dequantize: Dequantize) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        graph: Graph,
+        dequantize: Dequantize,
+        originals: Originals = lambda _name: None,
+    ) -> None:
         self.graph, self.dequantize = graph, dequantize
         parameters = dict(module.named_parameters(remove_duplicate=False))
         names = dict.fromkeys(
@@ -44,7 +58,8 @@ class Switch:
         for weight in graph.weights:
             _check(weight, self._parameters[weight.parameter])
         self._originals = {
-            name: parameter.detach().clone() for name, parameter in self._parameters.items()
+            name: _kept(parameter.detach(), originals(name))
+            for name, parameter in self._parameters.items()
         }
         # For parameters of another type: a new tensor each time would cost more than decoding.
         self._scratch = torch.empty(
@@ -137,6 +152,18 @@ def sliced(parameter: torch.Tensor, weight: Weight) -> torch.Tensor:
         A view.
     """
     return parameter.detach()[:, weight.start : weight.start + weight.shape[1]]
+
+
+def _kept(parameter: torch.Tensor, stored: torch.Tensor | None) -> torch.Tensor:
+    """The stored values if they are the parameter's, else a copy of the parameter."""
+    if stored is None or stored.shape != parameter.shape:
+        return parameter.clone()
+    # Piece by piece: freed copies of whole parameters would leave holes of gigabytes in the heap.
+    rows = max(1, PIECE * len(parameter) // max(parameter.numel(), 1))
+    pairs = zip(stored.split(rows), parameter.split(rows), strict=True)
+    if all(torch.equal(piece.to(own.device, own.dtype), own) for piece, own in pairs):
+        return stored
+    return parameter.clone()
 
 
 def _check(weight: Weight, parameter: torch.Tensor) -> None:

@@ -90,6 +90,28 @@ def test_any_order_of_configurations_leads_to_the_same_weights(toy: Toy) -> None
     assert all(torch.equal(p, direct[name]) for name, p in toy.named_parameters())
 
 
+def test_stored_originals_are_read_again_and_others_are_copied(toy: Toy) -> None:
+    fits = Fits(toy)
+    stored = {name: p.detach().clone() for name, p in toy.named_parameters()}
+    with torch.no_grad():
+        toy.a.weight[0, 0] += 1  # as a fused adapter does: the file has other values
+    before = {name: p.detach().clone() for name, p in toy.named_parameters()}
+    asked: list[str] = []
+
+    def originals(name: str) -> torch.Tensor | None:
+        asked.append(name)
+        return None if name == "d.weight" else stored[name]  # a tied weight is stored once
+
+    switch = Switch(toy, GRAPH, fits, originals)
+    assert set(asked) == {"a.weight", "b.weight", "c.weight", "d.weight"}
+    kept = {name for name, own in switch._originals.items() if own is stored[name]}
+    assert kept == {"b.weight", "c.weight"}
+    switch.to(QuantConfig("toy", dict.fromkeys(["a", "b#0", "b#1", "c"], UAQ4)))
+    assert not torch.equal(toy.b.weight, before["b.weight"])
+    assert switch.restore() == 4
+    assert all(torch.equal(p, before[name]) for name, p in toy.named_parameters())
+
+
 def test_an_error_leaves_the_module_restored(toy: Toy) -> None:
     fits = Fits(toy)
     with (
