@@ -218,7 +218,7 @@ def certify(
         damage = probes.damage(space, table)
     except ProbeError as error:
         print(f"the order of probes is left out: {error}")
-        probes = damage = None
+        damage = None
     begin = certificate.start(space, curves.method)
     scores = scores_of(begin, space, table, gradients, damage)
     orders = ways(begin, scores, curves.num_random, curves.seed)
@@ -246,11 +246,15 @@ def certify(
     full = full_precision(bank.outcomes, report["protocol"], objective, space.full_bits)
     # Without probes, train has nothing to compare their model with.
     kinds = best_of_each_fidelity(bank, table, objective) if "no_probes" in report["scores"] else {}
-    best, *others = kinds.items() or [("", None)]
+    best = next(iter(kinds), None)
+    others = {kind: probes for kind, probes in kinds.items() if kind != best}
     predictor = workspace.predictor(objective)
-    lessons = Lessons.of(predictor.encoding, table, objective, labels, best[1], full)
-    priors = Priors.of(lessons, dict(others))
-    options = FitOptions(**report["predictor"])
+    lessons = Lessons.of(
+        predictor.encoding, table, objective, labels, None if best is None else kinds[best], full
+    )
+    priors = Priors.of(lessons, others)
+    given: dict[str, Any] = dict(report["predictor"])
+    options = FitOptions(**given)
     steady = stability(predictor, priors, options, begin, curves.trainings, curves.seed)
     content = {
         "denoiser": workspace.name,

@@ -246,13 +246,20 @@ def search(
         print(table_of_rounds(report))
     else:
         model = predictor_of(predictor, workspace, objective)
-    result = explorer.search(model)
-    result |= {"fidelity": objective.fidelity, "constraints": constraints.to_json()}
-    result |= {"evaluations": evaluations, "seed": seed, "rounds": report}
-    result = {"schema": FRONT.schema, **about, **result, "provenance": provenance()}
-    FRONT.write(workspace.path(f"search/{workspace.space_name}.json"), result)
-    print_front(result)
-    return result
+    front = {
+        "schema": FRONT.schema,
+        **about,
+        **explorer.search(model),
+        "fidelity": objective.fidelity,
+        "constraints": constraints.to_json(),
+        "evaluations": evaluations,
+        "seed": seed,
+        "rounds": report,
+        "provenance": provenance(),
+    }
+    FRONT.write(workspace.path(f"search/{workspace.space_name}.json"), front)
+    print_front(front)
+    return front
 
 
 def learned_metrics(

@@ -293,12 +293,12 @@ def with_pictures(
     if not missing:
         return result
     with open_session(workspace, drawing.engine, drawing.batch_size) as ready:
-        full = ready.draw(QuantConfig(qconfig.denoiser, {}), protocol, num, "full precision")
-        before = ready.draw(qconfig, protocol, num, "as chosen")
+        full = ready.pictures(QuantConfig(qconfig.denoiser, {}), protocol, num)
+        before = ready.pictures(qconfig, protocol, num)
         for i, (path, swap) in missing.items():
             name = cards[i]["weight"]
             instead = swapped(qconfig, name, QuantMethod.parse(swap))
-            after = ready.draw(instead, protocol, num, f"{name}: {swap}")
+            after = ready.pictures(instead, protocol, num)
             chosen = qconfig.methods[name]
             rows = {"full precision": full, f"chosen:\n{chosen}": before, f"swap:\n{swap}": after}
             thumbnails = {label: grids.thumbnails(images) for label, images in rows.items()}

@@ -212,7 +212,8 @@ def shown(results: Results) -> list[Mapping[str, Any]]:
     """
     if results.why is None:
         return []
-    free, entries = MOST_PICTURE_BYTES, []
+    free = MOST_PICTURE_BYTES
+    entries: list[Mapping[str, Any]] = []
     for card in sorted(results.why["cards"], key=telling, reverse=True)[:NUM_SHOWN]:
         uri = None
         file = card["pictures"] and card["pictures"]["file"]

@@ -9,7 +9,6 @@ from typing import Any
 from qsdm.outcome import SIGNIFICANT_Z
 from qsdm.report.results import Results
 from qsdm.report.summary import FULL, OURS, kind_of, main_metric, rows, shown_pictures, verdict
-from qsdm.store.schemas import Front
 from qsdm.text import size
 
 TITLES = {FULL: "full precision", OURS: "ours"}
@@ -430,7 +429,7 @@ def about(results: Results) -> list[tuple[str, str]]:
     return entries + _origin(results)
 
 
-def constraints_of(front: Front) -> list[str]:
+def constraints_of(front: Mapping[str, Any]) -> list[str]:
     """Spell the constraints of a search as its command line does.
 
     Args:

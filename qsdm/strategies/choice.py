@@ -101,15 +101,11 @@ def choose(
         ValueError: no candidate keeps the limits.
     """
 
-    def excess(values: Mapping[str, float | None]) -> dict[str, float]:
-        measured = {name: values.get(name) for name in limit}
-        return {
-            name: value
-            for name, value in measured.items()
-            if value is None or signs[name] * (value - limit[name]) < 0
-        }
+    def keeps(values: Mapping[str, float | None], name: str) -> bool:
+        value = values.get(name)
+        return value is not None and signs[name] * (value - limit[name]) >= 0
 
-    kept = [i for i, values in enumerate(metrics) if not excess(values)]
+    kept = [i for i, values in enumerate(metrics) if all(keeps(values, name) for name in limit)]
     if not kept:
         worst = "; ".join(_nearest(name, metrics, signs[name], limit[name]) for name in limit)
         raise ValueError(

@@ -274,13 +274,15 @@ def read_budget(
     """
     if isinstance(budget, int | float):
         require(1, budget=budget)
+        result: dict[str, float]
         if isinstance(budget, bool) or int(budget) != budget:
             raise ValueError(f"wanted budget.size_bytes or budget.avg_bits (got budget={budget})")
         warn_once(f"budget={budget:g} is now spelled evaluations={budget:g}; a budget is of bytes")
-        budget, evaluations = None, int(budget)
-    elif not (budget is None or isinstance(budget, Mapping)):
+        result, evaluations = {}, int(budget)
+    elif budget is None or isinstance(budget, Mapping):
+        result = dict(budget or {})
+    else:
         raise ValueError(f"wanted budget.size_bytes or budget.avg_bits (got budget={budget!r})")
-    result = dict(budget or {})
     for key, value in bits.items():
         if value is None:
             continue

@@ -61,7 +61,7 @@ def certificate(results: Results, width: float = WIDTH_IN) -> Figure:
             axes.plot(percent, one["harms"], line, label=label, **look)
             if order == "attribution" and one["errors"] is not None:
                 harms, half = np.array(one["harms"]), SIGNIFICANT_Z * np.array(one["errors"])
-                band = {"color": color, "alpha": 0.15, "linewidth": 0}
+                band: dict[str, Any] = {"color": color, "alpha": 0.15, "linewidth": 0}
                 axes.fill_between(percent, harms - half, harms + half, **band)
             dots = axes.scatter(percent, one["harms"], s=14, color=color, linewidths=0, zorder=3)
             tip(
