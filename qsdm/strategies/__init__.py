@@ -79,6 +79,7 @@ class Problem:
             beyond a weight's options.
         harm: float64 [K - 1, W, O], predicted loss of quality (and of further axes) by single
             changes, see `qsdm.strategies.archive.sensitivity`; None where nothing was predicted.
+        max_bytes: size above which configurations are of no interest.
         num_options: int64 [W], number of options.
         size_bytes: int64 [W, O], size of the weight; 0 beyond a weight's options.
     """
@@ -86,6 +87,7 @@ class Problem:
     space: Space
     error: np.ndarray
     harm: np.ndarray | None = None
+    max_bytes: float = np.inf
     num_options: np.ndarray = field(init=False)
     size_bytes: np.ndarray = field(init=False)
 

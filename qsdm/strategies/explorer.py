@@ -14,10 +14,8 @@ from qsdm.strategies import Problem, StrategyOptions
 from qsdm.strategies.archive import Archive, Goal, Predict, references, sensitivity
 from qsdm.strategies.constraints import Infeasible
 from qsdm.strategies.front import hypervolume
-from qsdm.strategies.greedy import path, spread
+from qsdm.strategies.greedy import mixes, path, spread
 from qsdm.text import Log, ignore, require
-
-MIXES = 5  # greedy paths between quality alone and fidelity alone
 
 
 @dataclass(slots=True, eq=False)
@@ -88,7 +86,7 @@ class Explorer:
         if self._last is not None:
             seeds.append(spread(self._last.front(), 40))
         affordable = np.concatenate([g[problem.size_of(g) <= max_bytes] for g in seeds])
-        informed = dataclasses.replace(problem, harm=harm)
+        informed = dataclasses.replace(problem, harm=harm, max_bytes=max_bytes)
         search = self.strategy.start(informed, np.unique(affordable, axis=0), rng)
         proposed = [np.empty((0, values["greedy"].shape[1]))]
         scale = np.concatenate(list(values.values()))
@@ -199,18 +197,13 @@ def greedy_paths(problem: Problem, harm: np.ndarray, num: int = 200) -> np.ndarr
     Returns:
         Genes, int64 [B, W].
     """
-    if len(harm) == 1:
-        return spread(path(problem, harm[0]), num)
-    offered = np.arange(harm.shape[2]) < problem.num_options[:, None]
-    # Total harm, so that both count alike in the middle.
-    harm = np.where(offered, harm, 0)
-    sizes = [max(float(one.max(axis=1).sum()), 1e-12) for one in harm]
-    paths = []
-    for share in np.linspace(0, 1, MIXES):
-        mix = [1 - share, *[share / (len(harm) - 1)] * (len(harm) - 1)]
-        total = sum(part / size * one for part, size, one in zip(mix, sizes, harm, strict=True))
-        paths.append(spread(path(problem, np.asarray(total)), num // MIXES))
-    return np.unique(np.concatenate(paths), axis=0)
+    harm = np.where(np.isfinite(harm), harm, 0)  # beyond a weight's options
+    weights = mixes(problem, harm)
+    paths = [
+        spread(path(problem, np.tensordot(mix, harm, 1)), max(num // len(weights), 2))
+        for mix in weights
+    ]
+    return paths[0] if len(paths) == 1 else np.unique(np.concatenate(paths), axis=0)
 
 
 def uniform_genes(space: Space) -> np.ndarray:
@@ -270,5 +263,14 @@ def _unmet(archive: Archive) -> str:
 
 
 def _described(strategy: StrategyOptions) -> dict[str, Any]:
-    name = {"name": type(strategy).__name__.lower()}
-    return name | dataclasses.asdict(strategy) if dataclasses.is_dataclass(strategy) else name  # type: ignore[arg-type]
+    about: dict[str, Any] = {"name": type(strategy).__name__.lower()}
+    for key, value in _fields(strategy).items():
+        parts = _fields(value)
+        about |= {f"{key}.{part}": inner for part, inner in parts.items()} or {key: value}
+    return about
+
+
+def _fields(options: object) -> dict[str, Any]:
+    if not dataclasses.is_dataclass(options):
+        return {}
+    return {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}

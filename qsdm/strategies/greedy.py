@@ -78,6 +78,29 @@ def _slope(size: np.ndarray, harm: np.ndarray, a: int, b: int) -> float:
     return float((harm[b] - harm[a]) / (size[a] - size[b]))
 
 
+def mixes(problem: Problem, harm: np.ndarray, num: int = 5) -> np.ndarray:
+    """Weigh quality and further axes against each other, from the one alone to the other alone.
+
+    Args:
+        problem: the space as arrays.
+        harm: float64 [K - 1, W, O], of single changes.
+        num: of mixes, if there is more than the quality.
+
+    Returns:
+        Float64 [num, K - 1], [1, 1] for the quality alone; 1 is the total harm of the worst
+        options, so that all count alike in the middle.
+    """
+    if len(harm) == 1:
+        return np.ones((1, 1))
+    offered = np.arange(harm.shape[2]) < problem.num_options[:, None]
+    totals = np.where(offered, harm, 0).max(axis=2).sum(axis=1)
+    share = np.linspace(0, 1, num)[:, None]
+    others = len(harm) - 1
+    return np.concatenate([1 - share, *[share / others] * others], axis=1) / np.maximum(
+        totals, 1e-12
+    )
+
+
 def spread(genes: np.ndarray, num: int) -> np.ndarray:
     """Pick evenly spaced configurations of a path, its ends included.
 
