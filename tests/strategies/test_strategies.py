@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -11,9 +12,11 @@ from qsdm.graph import Graph, Node, Op, Weight
 from qsdm.qconfig import Space
 from qsdm.qconfig.cost import size_bytes
 from qsdm.strategies import Problem
+from qsdm.strategies.argmax import ArgMax, Block, settings_of
 from qsdm.strategies.evolution import Evolution
 from qsdm.strategies.front import front, hypervolume
 from qsdm.strategies.greedy import Greedy, path, spread
+from qsdm.strategies.local import Swaps
 from qsdm.strategies.random import Random, near
 
 METHODS = ["uaq-3", "uaq-4", "kmeans_c-3", "kmeans_c-4", "kmeans_a-3", "kmeans_a-4"]
@@ -226,3 +229,125 @@ def test_near_says_what_the_space_reaches():
 def test_options_out_of_range_are_refused(bad):
     with pytest.raises(ValueError, match="got"):
         Evolution(**bad)
+
+
+def additive(problem: Problem) -> np.ndarray:
+    """Harm of single changes on a problem whose values are their sum."""
+    rows = np.where(np.isfinite(problem.error), problem.error, 0)
+    return (rows - problem.error.min(axis=1, keepdims=True))[None]
+
+
+def drive(options, problem: Problem, values, evaluations: int) -> tuple[np.ndarray, np.ndarray]:
+    search = options.start(problem, no_seeds(problem), np.random.default_rng(0))
+    asked: list[np.ndarray] = []
+    while sum(map(len, asked)) < evaluations and len(genes := search.ask()):
+        asked.append(genes)
+        search.tell(genes, values(problem, genes))
+    genes = np.concatenate(asked)
+    return genes, values(problem, genes)
+
+
+def test_swaps_find_what_single_changes_do_not_tell():
+    """Two weights that hurt each other: the greedy path does not know it, swaps find out."""
+
+    def interacting(problem: Problem, genes: np.ndarray) -> np.ndarray:
+        values = values_of(problem, genes)
+        low = problem.error[np.arange(genes.shape[1]), genes] > np.median(problem.error[:, :2])
+        values[:, 0] += 0.02 * low[:, 0] * low[:, 1]
+        return values
+
+    problem = toy(6)
+    known = dataclasses.replace(problem, harm=additive(problem))
+    every = interacting(problem, everything(problem))
+    genes, values = drive(Swaps(points=30, batch=50), known, interacting, 3000)
+    walked = interacting(problem, path(problem, problem.error))
+    reference = every.max(axis=0) * 1.01
+    assert hypervolume(values, reference) > hypervolume(walked, reference)
+    assert hypervolume(values, reference) > 0.998 * hypervolume(every, reference)
+    assert len(np.unique(genes, axis=0)) > 0.8 * len(genes)
+
+
+def test_swaps_keep_the_bytes_of_the_budget():
+    problem = toy(8)
+    sizes = problem.size_of(path(problem, problem.error))
+    limited = dataclasses.replace(
+        problem, harm=additive(problem), max_bytes=float(np.median(sizes)) + 3
+    )
+    genes, values = drive(Swaps(points=20, batch=40), limited, values_of, 2000)
+    assert problem.size_of(genes).max() <= limited.max_bytes
+    best = values[:, 0].min()
+    walked = values_of(problem, path(problem, problem.error))
+    assert best <= walked[walked[:, 1] <= limited.max_bytes, 0].min()
+
+
+def test_evolution_goes_on_from_what_swaps_have_found():
+    problem = dataclasses.replace(toy(6), harm=additive(toy(6)))
+    search = Swaps(points=10, batch=20, local=40).start(
+        problem, no_seeds(problem), np.random.default_rng(0)
+    )
+    seen: set[bytes] = set()
+    for _ in range(8):
+        genes = search.ask()
+        search.tell(genes, values_of(problem, genes))
+        seen |= {row.tobytes() for row in genes}
+    assert search._evolution is not None
+    assert len(seen) > 100
+
+
+def test_three_objectives_are_searched_as_a_surface():
+    problem = toy(6)
+    other = problem.error[:, ::-1]
+    harm = np.stack([additive(problem)[0], other])
+    known = dataclasses.replace(problem, harm=np.where(np.isfinite(harm), harm, 0))
+
+    def three(of: Problem, genes: np.ndarray) -> np.ndarray:
+        third = np.nan_to_num(other[np.arange(6), genes], posinf=1.0).sum(axis=1)
+        return np.column_stack([values_of(of, genes), third])
+
+    for options in (Swaps(points=40, batch=40), Evolution(population=40, offspring=40)):
+        _, values = drive(options, known, three, 800)
+        kept = values[front(values)]
+        assert kept.shape[1] == 3
+        assert len(kept) > 20
+        for row in values:
+            assert (kept <= row).all(axis=1).any()
+
+
+def test_arg_max_of_weights_is_the_greedy_path():
+    problem = dataclasses.replace(toy(6), harm=additive(toy(6)))
+    genes, _ = drive(ArgMax(), problem, values_of, 10**6)
+    assert {row.tobytes() for row in genes} == {
+        row.tobytes() for row in path(problem, problem.harm[0])
+    }
+
+
+def combined(blocks: list[Block], settings: np.ndarray) -> np.ndarray:
+    genes = np.empty(sum(len(block.weights) for block in blocks), dtype=np.int64)
+    for block, setting in zip(blocks, settings, strict=True):
+        genes[block.weights] = block.genes[setting]
+    return genes
+
+
+def test_arg_max_of_blocks_gives_a_block_one_method_and_is_the_best_of_its_size():
+    space = chain(6)
+    nodes = tuple(
+        dataclasses.replace(node, block=f"block{i // 3}")
+        for i, node in enumerate(space.graph.nodes)
+    )
+    blocks = Space.of(Graph("chain", nodes, space.graph.edges), METHODS)
+    problem = Problem(blocks, toy(6).error)
+    genes, values = drive(ArgMax("block"), problem, values_of, 10**6)
+    scored = 4 * sum(len(block.genes) for block in settings_of(problem))  # in four contexts
+    chosen = genes[scored:]
+    assert len(chosen) > 2
+    for row in chosen:
+        methods = list(blocks.decode(row).methods.values())
+        for part in (methods[:3], methods[3:5]):
+            assert len(set(part)) == 1
+    every = np.array(list(itertools.product(*(range(len(b.genes)) for b in settings_of(problem)))))
+    joint = np.stack([combined(settings_of(problem), row) for row in every])
+    all_values = values_of(problem, joint)
+    for value, size in values[scored:]:
+        assert value <= all_values[all_values[:, 1] <= size, 0].min() + 1e-12
+    with pytest.raises(ValueError, match="level must be one of op, block"):
+        ArgMax("layer")

@@ -124,13 +124,17 @@ def _search(axes: Axes, results: Results) -> None:
     bits, mean, std = (
         np.array([point[key] for point in points]) for key in ("avg_bits", "predicted", "std")
     )
-    axes.fill_between(bits, mean - std, mean + std, color=PALETTE["ours"], alpha=0.15, linewidth=0)
-    axes.plot(bits, mean, color=PALETTE["ours"], label="predicted, front")
     tips = [
         f"front: {b:.3f} bits, {short(m)} ± {s:.2g}"
         for b, m, s in zip(bits, mean, std, strict=True)
     ]
-    _dots(axes, points, "predicted", tips, s=14, color=PALETTE["ours"], linewidths=0)
+    if names := results.front.get("axes"):
+        _surface(axes, points, names[0], tips)
+    else:
+        shade = {"color": PALETTE["ours"], "linewidth": 0}
+        axes.fill_between(bits, mean - std, mean + std, alpha=0.15, **shade)
+        axes.plot(bits, mean, color=PALETTE["ours"], label="predicted, front")
+        _dots(axes, points, "predicted", tips, s=14, color=PALETTE["ours"], linewidths=0)
     stars = candidates(results.summary, results.front)
     tips = [
         f"candidate: {star['avg_bits']:.3f} bits, {short(star['quality'])}, "
@@ -141,6 +145,24 @@ def _search(axes: Axes, results: Results) -> None:
     _dots(axes, stars, "quality", tips, label="measured, candidates of the front", **look)
     title(axes, BITS, "quality (more is better)")
     legend(axes)
+
+
+def _surface(
+    axes: Axes, points: Sequence[Mapping[str, Any]], metric: str, tips: Sequence[str]
+) -> None:
+    """Scatter a front of three objectives; color is the third."""
+    values = [point["metrics"][metric] for point in points]
+    told = [f"{tip}, {metric} {short(v)}" for tip, v in zip(tips, values, strict=True)]
+    look = {"s": 22, "c": values, "cmap": "viridis", "linewidths": 0, "zorder": 2}
+    dots = axes.scatter(
+        [point["avg_bits"] for point in points],
+        [point["predicted"] for point in points],
+        label="predicted, surface",
+        **look,
+    )
+    tip(dots, told)
+    bar = axes.figure.colorbar(dots, ax=axes)
+    bar.set_label(f"{metric}, predicted", fontsize=FONT_PT["note"], color=INK)
 
 
 def _dots(
