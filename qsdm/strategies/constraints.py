@@ -272,7 +272,7 @@ def read_budget(
     Raises:
         ValueError: a value is out of range, or two spellings disagree.
     """
-    if budget is not None and isinstance(budget, int | float):
+    if isinstance(budget, int | float):
         require(1, budget=budget)
         result: dict[str, float]
         if isinstance(budget, bool) or int(budget) != budget:

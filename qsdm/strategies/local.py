@@ -23,6 +23,7 @@ from qsdm.strategies.greedy import mixes, path, spread
 from qsdm.text import require
 
 LISTED = 400  # swaps of a point that are kept in order
+PAIRED = 300  # changes that gain most, and that pay least, per byte: swaps are made of these
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,13 +185,20 @@ class SwapSearch:
         other = offered & (np.arange(harm.shape[1]) != one.genes[:, None])
         # One change alone, and pairs: the first gains quality, the second pays with bytes.
         alone = np.argwhere(other & (grows <= slack))
-        up, down = np.argwhere(other & (loss < 0)), np.argwhere(other & (grows < 0))
+        per_byte = loss / np.maximum(np.abs(grows), 1)
+        up, down = (
+            changes[np.argsort(per_byte[tuple(changes.T)], kind="stable")[:PAIRED]]
+            for changes in (np.argwhere(other & (loss < 0)), np.argwhere(other & (grows < 0)))
+        )
         gain, pay = loss[tuple(up.T)], loss[tuple(down.T)]
         total = gain[:, None] + pay[None]
         more = grows[tuple(up.T)][:, None] + grows[tuple(down.T)][None]
         total[(more > slack) | (up[:, :1] == down[None, :, 0])] = np.inf
-        best = np.argsort(total, axis=None, kind="stable")[:LISTED]
-        best = best[np.isfinite(total.ravel()[best])]
+        flat = total.ravel()
+        best = (
+            np.argpartition(flat, LISTED)[:LISTED] if len(flat) > LISTED else np.arange(len(flat))
+        )
+        best = best[np.isfinite(flat[best])]
         i, j = np.unravel_index(best, total.shape)
         pairs = np.concatenate([up[i], down[j]], axis=1)
         swaps = np.concatenate([np.concatenate([alone, alone], axis=1), pairs])
