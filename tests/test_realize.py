@@ -15,6 +15,7 @@ from qsdm.calibrate import calibrate
 from qsdm.denoisers import Model
 from qsdm.engine.serial import Serial
 from qsdm.measurement.candidates import Terms, best_points, of_rounds
+from qsdm.measurement.intake import Measured
 from qsdm.measurement.worker import WorkerStart
 from qsdm.metrics.fidelity import Psnr
 from qsdm.outcome import Objective, Outcome
@@ -314,6 +315,43 @@ def test_points_must_keep_the_constraints(space: Space) -> None:
         allowed({"points": points}, budget={"avg_bits": 2.5})
     with pytest.raises(ValueError, match="'fd_lite' is not measured; the metrics are psnr"):
         Terms(space, Objective({"fd": -1}, "fd_lite"), Constraints(), {"psnr": Psnr()})
+
+
+def test_with_an_axis_of_fidelity_the_knee_is_chosen(space: Space) -> None:
+    """By what was measured, in units of the predicted front."""
+    rng = np.random.default_rng(8)
+    qconfigs = [space.sample(rng, share) for share in (0.1, 0.5, 0.9)]
+    points = [
+        {
+            "qconfig": qconfig.to_json(),
+            "size_bytes": cost.size_bytes(space.graph, qconfig, 16),
+            "avg_bits": 3.5,
+            "predicted": quality,
+            "metrics": {"psnr": psnr},
+        }
+        for qconfig, quality, psnr in zip(
+            qconfigs, (-300.0, -310.0, -340.0), (20.0, 24.0, 25.0), strict=True
+        )
+    ]
+    terms = Terms(space, Objective({"fd": -1}, "psnr"), Constraints(), {"psnr": Psnr()})
+    tradeoff = terms.tradeoff(terms.allowed_points({"points": points}))
+    assert tradeoff is not None
+    assert (tradeoff.quality_span, tradeoff.metric_span) == (40.0, 5.0)
+    assert [p["predicted"] for p in best_points(points, 1, tradeoff)] == [-310.0]
+    outcomes = [
+        Outcome(qconfig, "p", {"fd": fd, "psnr": psnr}, 4)
+        for qconfig, fd, psnr in zip(
+            qconfigs, (290.0, 305.0, 306.0), (20.0, 23.0, 24.0), strict=True
+        )
+    ]
+    measured = Measured({outcome.qconfig.digest: outcome for outcome in outcomes})
+    chosen, why = terms.choose(measured, qconfigs, tradeoff)
+    assert chosen == qconfigs[2]
+    assert "knee of the objective (-306; the best has -290) and psnr (24; there 20)" in why
+    plain = Terms(space, Objective({"fd": -1}), Constraints(), {"psnr": Psnr()})
+    assert plain.choose(measured, qconfigs, None)[0] == qconfigs[0]
+    with pytest.raises(ValueError, match=r"searched without the axis 'psnr': run .*qsdm\.search"):
+        terms.tradeoff([{**points[0], "metrics": {}}])
 
 
 def test_bad_input_names_the_remedy(tiny_model: Model, traced: Path, tmp_path: Path) -> None:
