@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from qsdm.measurement.paired import Difference, mean_difference
 from qsdm.outcome import Outcome
 from qsdm.qconfig import QuantConfig
-from qsdm.report.figures.canvas import GRID, PALETTE, canvas, legend, title, write
+from qsdm.report.figures.canvas import FONT_PT, GRID, INK, PALETTE, canvas, title, write
 from qsdm.store.files import write_json, write_text
 
 if TYPE_CHECKING:
@@ -77,12 +77,12 @@ class Row:
         return "" if one is None else one.verdict(METRICS[metric])
 
 
-def collect(name: str, store: str, chosen: Path, num_images: int) -> dict[str, Any]:
+def collect(name: str, folder: str, chosen: Path, num_images: int) -> dict[str, Any]:
     """Read what was measured of what was chosen.
 
     Args:
         name: of the pipeline.
-        store: folder of the artifacts.
+        folder: of the artifacts.
         chosen: that `choose.py` wrote.
         num_images: pictures of each configuration.
 
@@ -92,15 +92,15 @@ def collect(name: str, store: str, chosen: Path, num_images: int) -> dict[str, A
     from qsdm.cost import avg_bits, size_bytes
     from qsdm.workspace import named
 
-    workspace = named(name, "wide", store)
-    bank, graph = workspace.bank(), workspace.space.graph
+    workspace = named(name, "wide", folder)
+    store, graph = workspace.store, workspace.space.graph
     rules = json.loads((chosen / f"{name}.json").read_text(encoding="utf-8"))
     digests = {
         p.digest
-        for p in bank.protocols.values()
+        for p in store.protocols().values()
         if (p.seed_set, p.num_images) == (SEED_SET, num_images)
     }
-    measured = {o.qconfig.digest: o for o in bank.outcomes if o.protocol in digests}
+    measured = {o.qconfig.digest: o for o in store.outcomes() if o.protocol in digests}
     chosen_by = {
         bits: {rule: QuantConfig.from_json(qconfig) for rule, qconfig in by_rule.items()}
         for bits, by_rule in rules.items()
@@ -194,9 +194,33 @@ def rivals(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.name not in (VARIANT, FULL)]
 
 
+def summary(everything: Mapping[str, Mapping[str, Any]], budget: str) -> list[str]:
+    """Format ours minus all rivals at one budget, with standard errors; no line of a rival that was
+    measured nowhere."""
+    of = {name: rows for name, b, _, rows in compared_rows(everything) if b == budget}
+    if not of:
+        return []
+    names = list(dict.fromkeys(one.name for rows in of.values() for one in rivals(rows)))
+    lines = [
+        f"### Ours minus the rival at {float(budget):g} bits",
+        "",
+        "| | " + " | ".join(f"`{name}`: fd_lite0 | PSNR, dB" for name in of) + " |",
+        "|---" * (1 + 2 * len(of)) + "|",
+    ]
+    for rival in (*names, VARIANT):
+        cells = []
+        for rows in of.values():
+            one = next((row for row in rows if row.name == rival), None)
+            for metric, digits in (("fd_lite0", 1), ("psnr", 2)):
+                cells.append("" if one is None else cell(one, metric, digits, ends=False))
+        lines.append(f"| {rival} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
 def markdown(everything: Mapping[str, Mapping[str, Any]]) -> str:
     """Format all tables."""
-    lines = []
+    budgets = {budget for results in everything.values() for budget in results["rules"]}
+    lines = [line for b in sorted(budgets, key=float) for line in summary(everything, b)]
     for name, results in everything.items():
         for budget in sorted(results["rules"], key=float):
             compared = rows_of(results, budget)
@@ -224,12 +248,12 @@ def markdown(everything: Mapping[str, Mapping[str, Any]]) -> str:
                 )
                 + " |",
             ]
-            lines += [line(one) for one in rows]
+            lines += [row_of(one) for one in rows]
             lines += ["", conclusion(rows), ""]
     return "\n".join(lines)
 
 
-def line(one: Row) -> str:
+def row_of(one: Row) -> str:
     cells = [one.name, f"{one.bits:.3f}"]
     for metric, digits in (("fd_lite0", 1), ("psnr", 2), ("lite0_distance", 1)):
         value = one.value(metric)
@@ -238,19 +262,18 @@ def line(one: Row) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def cell(one: Row, metric: str, digits: int) -> str:
-    """A difference with its standard error and 95 % interval; bold where ours is better, with an
-    exclamation mark where it is worse."""
+def cell(one: Row, metric: str, digits: int, ends: bool = True) -> str:
+    """A difference with its standard error and, if asked, the ends of its 95 % interval; bold
+    where ours is better, with an exclamation mark where it is worse."""
     difference = one.differences[metric]
     if difference is None:
         return ""
     if difference.interval is None:
         return f"{difference.value:+.{digits}f}"
     low, high = difference.interval
-    text = (
-        f"{difference.value:+.{digits}f} ± {difference.standard_error:.{digits}f} "
-        f"({low:+.{digits}f} to {high:+.{digits}f})"
-    )
+    text = f"{difference.value:+.{digits}f} ± {difference.standard_error:.{digits}f}"
+    if ends:
+        text += f" ({low:+.{digits}f} to {high:+.{digits}f})"
     verdict = one.verdict(metric)
     return f"**{text}**" if verdict == "better" else text + " !" * (verdict == "worse")
 
@@ -303,9 +326,10 @@ def compared_rows(
 
 def figure(everything: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Differences in both metrics with their intervals; ours is at the crossing."""
-    drawn, side_by_side = canvas(11, 4.4, len(everything))
-    for axes, name in zip(side_by_side, everything, strict=True):
-        seen = set()
+    names = list(dict.fromkeys(name for name, _, _, _ in compared_rows(everything)))
+    drawn, side_by_side = canvas(11, 4.8, max(1, len(names)))
+    handles: dict[str, Any] = {}
+    for axes, name in zip(side_by_side, names, strict=False):
         for _, _, _, rows in compared_rows({name: everything[name]}):
             for one in rows:
                 if one.name == FULL or one.name.startswith("random, best"):
@@ -315,7 +339,7 @@ def figure(everything: Mapping[str, Mapping[str, Any]]) -> Figure:
                 x, y = (one.differences[metric] for metric in JUDGED)
                 if x is None or y is None:
                     continue
-                axes.errorbar(
+                handles[label] = axes.errorbar(
                     x.value,
                     y.value,
                     xerr=1.96 * (x.standard_error or 0),
@@ -325,12 +349,9 @@ def figure(everything: Mapping[str, Mapping[str, Any]]) -> Figure:
                     markersize=5,
                     linestyle="",
                     elinewidth=0.8,
-                    label="" if label in seen else label,
                 )
-                seen.add(label)
         axes.axhline(0, color=GRID, linewidth=1)
         axes.axvline(0, color=GRID, linewidth=1)
-        axes.set_xscale("symlog", linthresh=20)
         first = axes is side_by_side[0]
         title(
             axes,
@@ -338,7 +359,16 @@ def figure(everything: Mapping[str, Mapping[str, Any]]) -> Figure:
             "PSNR in dB, ours - rival (above: ours is better)" * first,
             name,
         )
-    legend(side_by_side[-1], "lower left")
+    ordered = [label for label, _, _ in RULES.values() if label in handles]
+    drawn.legend(
+        [handles[label] for label in ordered],
+        ordered,
+        loc="outside upper left",
+        ncols=5,
+        frameon=False,
+        fontsize=FONT_PT["tick"],
+        labelcolor=INK,
+    )
     return drawn
 
 
