@@ -359,7 +359,7 @@ def main() -> None:
 
 
 def bits_of(workspace: Workspace, qconfig: QuantConfig) -> float:
-    from qsdm.cost import avg_bits
+    from qsdm.qconfig.cost import avg_bits
 
     return avg_bits(workspace.space.graph, qconfig, workspace.model.full_bits)
 

@@ -89,7 +89,7 @@ def collect(name: str, folder: str, chosen: Path, num_images: int) -> dict[str, 
     Returns:
         What ``results/NAME.json`` holds.
     """
-    from qsdm.cost import avg_bits, size_bytes
+    from qsdm.qconfig.cost import avg_bits, size_bytes
     from qsdm.workspace import named
 
     workspace = named(name, "wide", folder)
