@@ -104,6 +104,7 @@ def attribute(
         ['block', 'op', 'role']
     """
     from qsdm.predictor import one_thread
+    from qsdm.report.tracked import track
 
     require(1, MANY, batch_size=batch_size)
     require(0, price_per_hour=price_per_hour)
@@ -133,7 +134,7 @@ def attribute(
     result = {"schema": SENSITIVITIES.schema, **about, **result, "provenance": provenance()}
     target = workspace.path(f"sensitivity/{workspace.space_name}.json")
     SENSITIVITIES.write(target, result)
-    log({f"attribute/{name}": path for name, path in draw(result, target).items()})
+    draw(result, target)
     log(
         {
             f"attribute/harm_{kind}_{row['name']}": row["integrated_gradients"]
@@ -143,6 +144,7 @@ def attribute(
         | {"attribute/completeness_gap": result["completeness"]["gap"]}
     )
     print_sensitivity(result)
+    track(log, "attribute", workspace.store, workspace.space_name, workspace.model.full_bits)
     if certificate or plan:
         certify(
             workspace, objective, curves, Measuring(batch_size, engine, plan, price_per_hour), log

@@ -49,6 +49,7 @@ def calibrate(
         127
     """
     from qsdm.quant import calibration
+    from qsdm.report.tracked import track
 
     graph, space = workspace.graph, workspace.space
     target = workspace.path(f"calibration/{workspace.space_name}")
@@ -59,6 +60,7 @@ def calibrate(
     table = calibration.calibrate(tensors, space, target, log, error, source)
     graph_page.write(workspace.path("graph.html"), graph, graph_page.errors(graph, table))
     print(summary(space, table))
+    track(log, "calibrate", workspace.store, workspace.space_name, workspace.model.full_bits)
     return table
 
 

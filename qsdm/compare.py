@@ -137,9 +137,9 @@ def compare(
     report.write(Path(folder), content, measured)
     for name in (report.PAGE, report.DATA):
         print(Path(folder) / name)
-    log(
-        {"compare/page": Path(folder) / report.PAGE, "compare/pictures": Path(folder) / report.GRID}
-    )
+    files = {"page": report.PAGE, "pictures": report.GRID, "file": report.DATA}
+    log({f"compare/{key}": Path(folder) / name for key, name in files.items()})
+    log({"compare/differences": list(content["differences"])})
     if exceeded := [line for line in content["limits"] if not line["kept"]]:
         raise LimitExceeded("; ".join(map(report.limit_sentence, exceeded)))
     return content

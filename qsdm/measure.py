@@ -97,6 +97,7 @@ def measure(
     from qsdm.measurement.memory import memory_of
     from qsdm.measurement.plan import plan_session
     from qsdm.measurement.session import open_session
+    from qsdm.report.tracked import track
 
     require(1, MANY, num_configs=num_configs, batch_size=batch_size, shard=shard)
     require(2, MANY, num_images=num_images)
@@ -145,6 +146,7 @@ def measure(
         named = ", ".join(digest[:12] for digest in measured.failures)
         num = len(measured.failures)
         print(f"{num} configurations were set aside and have no outcome: {named}")
+    track(log, "measure", workspace.store, workspace.space_name, workspace.model.full_bits)
     return outcomes
 
 

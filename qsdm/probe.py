@@ -104,6 +104,7 @@ def probe(
     from qsdm.measurement.groups import next_groups
     from qsdm.measurement.protocol import protocol_of
     from qsdm.measurement.session import open_session
+    from qsdm.report.tracked import track
 
     require(1, MANY, num_steps=num_steps, max_probes=max_probes, batch_size=batch_size)
     require(2, MANY, num_images=num_images)
@@ -170,6 +171,7 @@ def probe(
             if not grouped:
                 break
     print_harm(harm)
+    track(log, "probe", workspace.store, workspace.space_name, workspace.model.full_bits)
     return outcomes
 
 

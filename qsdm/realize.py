@@ -398,6 +398,7 @@ def finish(ready: Session, summary: Mapping[str, Any], memory: str, log: Log) ->
     """
     from qsdm.report import page, results
     from qsdm.report.summary import sentence
+    from qsdm.report.tracked import track
 
     names = list(summary["rows"][0]["metrics"])
     rows = [
@@ -429,7 +430,7 @@ def finish(ready: Session, summary: Mapping[str, Any], memory: str, log: Log) ->
         print(f"no page: {error}")
         return
     print(target)
-    log({"realize/pictures": ready.store.path("pictures/comparison.png"), "realize/page": target})
+    track(log, "realize", ready.store, summary["space"], ready.space.full_bits)
 
 
 if __name__ == "__main__":

@@ -160,6 +160,7 @@ def search(
     from qsdm.measurement.rounds import Journal, Loop, region_of
     from qsdm.measurement.rounds import table as table_of_rounds
     from qsdm.measurement.session import open_session
+    from qsdm.report.tracked import track
 
     require(1, MANY, max_points=max_points, per_round=per_round, patience=patience)
     require(1, MANY, batch_size=batch_size)
@@ -259,6 +260,7 @@ def search(
     }
     FRONT.write(workspace.path(f"search/{workspace.space_name}.json"), front)
     print_front(front)
+    track(log, "search", workspace.store, workspace.space_name, workspace.model.full_bits)
     return front
 
 

@@ -19,7 +19,8 @@ MANY = 1_000_000
 
 Log = Callable[[Mapping[str, Any]], None]
 """How long functions report progress: takes numbers, text, lists of rows (a table), and paths of
-pictures and pages, by key. `qsdm.run` sends them to W&B; nothing else knows it."""
+pictures, pages and other files or folders, by key. `qsdm.run` sends them to a tracker; nothing else
+knows it."""
 
 
 def ignore(values: Mapping[str, Any]) -> None:

@@ -23,6 +23,7 @@ from qsdm.denoisers import Model, conditioning
 from qsdm.graph import Graph, Op
 from qsdm.qconfig import QuantConfig, QuantMethod, cost
 from qsdm.report import graph_page
+from qsdm.report.tracked import track
 from qsdm.run.errors import first_line
 from qsdm.store import Store
 from qsdm.store.files import write_text
@@ -113,6 +114,7 @@ def trace(
         write_pyg(target.path("graph.pyg.safetensors"), to_pyg(graph))
     figures = summary(graph, model, module, missing)
     log({f"trace/{name}": value for name, value in figures.items()} | {"trace/seconds": seconds})
+    track(log, "trace", target)
     _print(graph, figures, missing, origin, seconds, target.path("graph.json"))
     print(costs(graph, model.full_bits))
     for line in passed_over(model):

@@ -108,6 +108,7 @@ def train(
     from qsdm.predictor.judge import Judge, noise, score, test_report
     from qsdm.predictor.mean import Priors
     from qsdm.predictor.posterior import calibrated
+    from qsdm.report.tracked import track
 
     require(2, MANY, num_images=num_images)
     require(0, MANY, cheap_images=cheap_images)
@@ -184,6 +185,7 @@ def train(
         }
     )
     print_report(report)
+    track(log, "train", workspace.store, workspace.space_name, workspace.model.full_bits)
     return report
 
 

@@ -1,6 +1,6 @@
 """The door: a command line becomes the keyword arguments of a command's function.
 
-Hydra and W&B are used in this folder only. A command module ends in
+Hydra and trackers are used in this folder only. A command module ends in
 ``if __name__ == "__main__": run.main(train)``. The function's signature is the schema of its keys:
 names, types and defaults; ``conf/<function>.yaml`` adds the groups chosen by default
 (``space: traced``). Nested values are made from their ``_target_``, after their keys were checked
@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from qsdm.run import conf
-from qsdm.run.dashboard import Wandb, wandb_log
 from qsdm.run.errors import tell
 from qsdm.run.help import help_text
 from qsdm.run.keys import keywords, schema, spelled
+from qsdm.run.trackers import Start, Tracker, Wandb, tracked
 
 
 def main(function: Callable[..., Any], arguments: Sequence[str] | None = None) -> NoReturn:
@@ -103,7 +103,8 @@ def _hydra(
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise errors instead of printing them: we do that
     ConfigStore.instance().store(
-        name="signature", node=dataclasses.make_dataclass("Signature", schema(function, wandb=True))
+        name="signature",
+        node=dataclasses.make_dataclass("Signature", schema(function, trackers=True)),
     )
     GlobalHydra.instance().clear()
     before, sys.argv = sys.argv, [sys.argv[0], *arguments, f"hydra.job.name={function.__name__}"]
@@ -121,7 +122,7 @@ def perform(function: Callable[..., Any], cfg: Any, folder: Path, group: str | N
     Args:
         function: of a command.
         cfg: the composed config, without Hydra's own part.
-        folder: of this run, for its provenance and W&B's files.
+        folder: of this run, for its provenance and the tracker's files.
         group: name of the sweep; None for a single run.
 
     Returns:
@@ -138,13 +139,25 @@ def perform(function: Callable[..., Any], cfg: Any, folder: Path, group: str | N
         _seed(seed)
     about = {"command": function.__name__, "arguments": sys.argv[1:], **provenance()}
     write_json(folder / "provenance.json", about)
-    with wandb_log(cfg.get("wandb", Wandb.disabled), function.__name__, folder, group, cfg) as log:
+    mode, tracker = cfg.get("wandb", Wandb.disabled), cfg.get("tracker", Tracker.wandb)
+    is_tracked = tracker is not Tracker.wandb or mode is not Wandb.disabled
+    begin = Start(function.__name__, folder, group, _plain(cfg) if is_tracked else {}, mode)
+    with tracked(tracker, begin) as log:
         if "log" in inspect.signature(function).parameters:
             values["log"] = log
         result = function(**values)
         if isinstance(result, Mapping):
             log({key: value for key, value in result.items() if isinstance(value, int | float)})
     return result
+
+
+def _plain(cfg: Any) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    config: Any = OmegaConf.to_container(
+        OmegaConf.create(cfg), resolve=True, throw_on_missing=False, enum_to_str=True
+    )
+    return dict(config)
 
 
 def _seed(seed: int) -> None:

@@ -65,6 +65,7 @@ def help_text(function: Callable[..., Any]) -> str:
         if full not in reserved
     ]
     rows.append(("wandb=disabled", "where the run is logged to: disabled, offline or online."))
+    rows.append(("tracker=wandb", "what logs it: wandb, or instead mlflow or trackio."))
     margin = max(len(key) for key, _ in rows) + 4
     lines = []
     for key, text in rows:

@@ -16,8 +16,8 @@ from types import UnionType
 from typing import Any
 
 from qsdm.run.conf import OF_MODEL, BadInput, choices, defaults, unknown_key
-from qsdm.run.dashboard import Wandb
 from qsdm.run.errors import first_line
+from qsdm.run.trackers import Tracker, Wandb
 
 SHORT = {
     "path": "model.path",
@@ -28,6 +28,9 @@ SHORT = {
 
 TEXTS_BY_NAME = Mapping[str, str]
 """Part of the type of keys such as ``pin.NAME=TEXT``, whose names may hold dots and more."""
+
+OF_TRACKERS = ("wandb", "tracker")
+"""Keys of every command that its function does not take."""
 
 FLAGS_WITH_VALUE = (
     *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn"),
@@ -83,7 +86,7 @@ def shorthands(function: Callable[..., Any]) -> dict[str, str]:
     }
 
 
-def schema(target: Callable[..., Any], wandb: bool = False) -> list[Any]:
+def schema(target: Callable[..., Any], trackers: bool = False) -> list[Any]:
     """Describe the keys of a function or class as fields of `dataclasses.make_dataclass`.
 
     Numbers, strings, paths and enums keep their type and default. Anything else is not restricted
@@ -91,7 +94,7 @@ def schema(target: Callable[..., Any], wandb: bool = False) -> list[Any]:
 
     Args:
         target: function of a command, or the ``_target_`` of a YAML.
-        wandb: add the key of the dashboard.
+        trackers: add the keys that say where a run is logged to.
 
     Returns:
         Name, type and field of each key.
@@ -106,8 +109,9 @@ def schema(target: Callable[..., Any], wandb: bool = False) -> list[Any]:
         )
         default = str(default) if isinstance(default, Path) else default
         fields.append((name, kind, dataclasses.field(default=default)))
-    if wandb:
+    if trackers:
         fields.append(("wandb", Wandb, dataclasses.field(default=Wandb.disabled)))
+        fields.append(("tracker", Tracker, dataclasses.field(default=Tracker.wandb)))
     return fields
 
 
@@ -203,7 +207,7 @@ def spelled(arguments: Sequence[str], function: Callable[..., Any]) -> list[str]
     groups, chosen = choices(), set(defaults(function.__name__))
     short = shorthands(function)
     owned = OF_MODEL if "model" in parameters(function) else ()
-    keys = [*(name for name, *_ in schema(function)), *short, *owned, "wandb"]
+    keys = [*(name for name, *_ in schema(function)), *short, *owned, *OF_TRACKERS]
     models = [
         argument.partition("=")[2]
         for argument in arguments
@@ -312,7 +316,7 @@ def values_of(function: Callable[..., Any], cfg: Any) -> dict[str, Any]:
 
     taken = parameters(function)
     for key in cfg:
-        if key not in taken and key != "wandb":
+        if key not in taken and key not in OF_TRACKERS:
             raise BadInput(unknown_key(function.__name__, key, list(taken)))
     values: dict[str, Any] = {}
     for name, parameter in taken.items():
