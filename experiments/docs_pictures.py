@@ -41,6 +41,8 @@ def contents(artifacts: results.Results) -> dict[str, bytes]:
     if "comparison" not in artifacts.pictures:
         raise results.NotRun(artifacts.denoiser, "pictures", "realize")
     drawn = {name: figures.png(draw(artifacts)) for name, draw in DRAWN.items()}
+    if artifacts.certificate is not None:  # the demo measures none
+        drawn["certificate"] = figures.png(figures.certificate(artifacts, 9.0))
     return drawn | {"comparison": artifacts.pictures["comparison"]}
 
 

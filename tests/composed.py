@@ -35,7 +35,7 @@ def compose(command: str, overrides: list[str]) -> Any:
     from hydra.core.global_hydra import GlobalHydra
 
     function = function_of(command)
-    node = dataclasses.make_dataclass("Signature", keys.schema(function, wandb=True))
+    node = dataclasses.make_dataclass("Signature", keys.schema(function, trackers=True))
     ConfigStore.instance().store(name="signature", node=node)
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf.CONF), version_base="1.3"):

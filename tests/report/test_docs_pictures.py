@@ -30,7 +30,7 @@ def test_every_picture_of_the_docs_is_drawn(
     drawn = {path.name for path in out.iterdir()}
     others = {path.name for path in (ROOT / "docs").glob("*.png")} - drawn
     scripts = "".join(path.read_text() for path in (ROOT / "experiments").glob("*/*.py"))
-    assert len(drawn) == 4
+    assert len(drawn) == 5
     assert all(name in scripts for name in others), "each other picture has a script"
     for path in out.iterdir():
         with Image.open(path) as picture:
