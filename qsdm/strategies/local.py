@@ -45,6 +45,10 @@ class Swaps:
 
     def __post_init__(self) -> None:
         require(1, points=self.points, batch=self.batch, local=self.local)
+        if not isinstance(self.evolution, Evolution):
+            raise ValueError(
+                f"wanted evolution as an Evolution, as in strategy=memetic (got {self.evolution!r})"
+            )
 
     def start(self, problem: Problem, seeds: np.ndarray, rng: np.random.Generator) -> SwapSearch:
         """Begin a search (see `StrategyOptions.start`)."""
