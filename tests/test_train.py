@@ -48,7 +48,8 @@ def test_train_reports_held_out_scores_beside_the_baselines(
     assert report["scores"]["gnn"]["srcc"]["mean"] > report["scores"]["avg_bits"]["srcc"]["mean"]
     assert 0.9 < report["noise"]["ceiling"] <= 1
     assert any("val/srcc" in values for values in logged)
-    assert "train/srcc_ridge" in logged[-1]
+    assert "train/srcc_ridge" in logged[-2]
+    assert {"train/scores", "train/predictor", "train/rank_correlation"} == set(logged[-1])
     printed = capsys.readouterr().out
     assert "noise ceiling" in printed
     assert all(name in printed for name in report["scores"])

@@ -26,7 +26,7 @@ from qsdm.text import Log, ignore
 from qsdm.train import train
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("trace", "calibrate", "measure", "train", "attribute", "search", "realize")
+COMMANDS = ("trace", "calibrate", "measure", "train", "attribute", "search", "realize", "why")
 
 
 class Mode(Enum):

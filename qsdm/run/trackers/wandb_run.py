@@ -105,5 +105,5 @@ def _panel(value: Any) -> Any:
         return wandb.Image(str(value))
     if is_table(value):
         columns, rows = columns_of(value)
-        return wandb.Table(columns=columns, data=rows)
+        return wandb.Table(columns=[*columns], data=rows)
     return value
