@@ -12,7 +12,7 @@ PEERS := .venv-peers
 LOWEST := .venv-lowest
 UV_FLAGS ?=
 
-.PHONY: help install demo test check soak soak-tests docs lowest bench bench-cuda bench-sdxl peers-table trace-table
+.PHONY: help install demo test check soak soak-tests docs lowest bench bench-cuda bench-sdxl bench-full-size peers-table trace-table
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -74,6 +74,9 @@ bench-cuda: install ## measure the CUDA kernels; needs an NVIDIA GPU
 
 bench-sdxl: install ## SDXL at full size: pack, switch, write, load, run; 13 GB of disk, 10 minutes
 	$(PY) experiments/bench/checkpoint.py
+
+bench-full-size: install ## learn, predict, search and attribute at SDXL's size; 10 minutes
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(PY) experiments/bench/full_size.py
 
 $(PEERS)/.installed: pyproject.toml constraints.txt
 	test -x $(PEERS)/bin/python || "$(PYTHON)" -m venv $(PEERS)

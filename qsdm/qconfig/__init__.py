@@ -194,6 +194,7 @@ class Space:
         options: for each weight of ``graph.weights``, one or more methods, by bits and then as
             listed.
         full_bits: precision of the stored full-precision denoiser, 16 or 32.
+        methods: all methods on offer for any weight, sorted.
 
     Raises:
         ValueError: there is a weight without methods.
@@ -202,6 +203,7 @@ class Space:
     graph: Graph
     options: tuple[tuple[QuantMethod, ...], ...]
     full_bits: int = 16
+    methods: tuple[QuantMethod, ...] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if len(self.options) != len(self.graph.weights) or not all(self.options):
@@ -209,6 +211,8 @@ class Space:
                 "a space needs at least one method for each of the "
                 f"{len(self.graph.weights)} weights (got methods for {len(self.options)})"
             )
+        methods = {method for offered in self.options for method in offered}
+        object.__setattr__(self, "methods", tuple(sorted(methods)))
 
     @staticmethod
     def of(
@@ -241,11 +245,6 @@ class Space:
             for weight in graph.weights
         )
         return Space(graph, options, full_bits)
-
-    @property
-    def methods(self) -> tuple[QuantMethod, ...]:
-        """All methods on offer for any weight, sorted."""
-        return tuple(sorted({method for offered in self.options for method in offered}))
 
     def sample(self, rng: np.random.Generator, share: float | None = None) -> QuantConfig:
         """A random configuration; average bits are spread evenly over the space's range.
