@@ -153,7 +153,7 @@ def _surface(
     """Scatter a front of three objectives; color is the third."""
     values = [point["metrics"][metric] for point in points]
     told = [f"{tip}, {metric} {short(v)}" for tip, v in zip(tips, values, strict=True)]
-    look = {"s": 22, "c": values, "cmap": "viridis", "linewidths": 0, "zorder": 2}
+    look: dict[str, Any] = {"s": 22, "c": values, "cmap": "viridis", "linewidths": 0, "zorder": 2}
     dots = axes.scatter(
         [point["avg_bits"] for point in points],
         [point["predicted"] for point in points],
