@@ -183,19 +183,19 @@ class Chooser:
         """The best configuration by a weighted sum of metrics, each in deviations of its labels:
         on the path of single contributions, then on that of contributions beside it."""
         weights = [s / m.spread for s, m in zip(shares, self.metrics, strict=True)]
-        alone = sum(w * m.contributions for w, m in zip(weights, self.metrics, strict=True))
+        both = list(zip(weights, self.metrics, strict=True))
+        alone = np.sum([weight * metric.contributions for weight, metric in both], axis=0)
         rows = np.arange(len(self.encoding.columns))
         tried = [self.at(alone, bits)]
         for _ in range(3):
             columns = self.encoding.columns[rows, tried[-1]]
-            beside = sum(
+            beside = [
                 w * 2 * (form @ amplitude[rows, columns])[:, None] * amplitude / len(metric.forms)
-                for w, metric in zip(weights, self.metrics, strict=True)
+                for w, metric in both
                 for form, amplitude in metric.forms
-            )
-            tried.append(self.at(alone + beside, bits))
-        values = sum(w * m for w, m in zip(weights, self.predict(tried), strict=True))
-        return tried[int(np.argmax(values))]
+            ]
+            tried.append(self.at(alone + np.sum(beside, axis=0), bits))
+        return tried[int(np.argmax(np.asarray(weights) @ self.predict(tried)))]
 
     def predict(self, genes: Sequence[np.ndarray]) -> np.ndarray:
         """What both metrics are predicted to be, float64 [2, B]; larger is better."""
