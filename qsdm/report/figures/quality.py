@@ -131,8 +131,8 @@ def _search(axes: Axes, results: Results) -> None:
     if names := results.front.get("axes"):
         _surface(axes, points, names[0], tips)
     else:
-        shade = {"color": PALETTE["ours"], "linewidth": 0}
-        axes.fill_between(bits, mean - std, mean + std, alpha=0.15, **shade)
+        low, high = mean - std, mean + std
+        axes.fill_between(bits, low, high, color=PALETTE["ours"], alpha=0.15, linewidth=0)
         axes.plot(bits, mean, color=PALETTE["ours"], label="predicted, front")
         _dots(axes, points, "predicted", tips, s=14, color=PALETTE["ours"], linewidths=0)
     stars = candidates(results.summary, results.front)
