@@ -20,6 +20,7 @@ NAMES = (
     "summary.json",
     "search/traced.json",
     "sensitivity/traced.json",
+    "sensitivity/traced-certificate.json",
     "predictor/traced/report.json",
     "calibration/traced/table.safetensors",
 )

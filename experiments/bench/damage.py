@@ -104,7 +104,8 @@ def build(folder: Path) -> None:
     train(workspace, objective, options, num_images=4)
     attribute(workspace, objective, AttributionOptions(num_configs=4, steps=2))
     search(workspace, objective, Random(), evaluations=100)
-    realize(workspace, objective, 3.9, candidates=1, num_images=4, num_random=1, engine=Serial())
+    few = {"candidates": 1, "num_images": 4, "num_random": 1}
+    realize(workspace, objective, {"avg_bits": 3.9}, engine=Serial(), **few)
     entry = {"inputs": "0" * 64, "makes": {"graph.json": "1" * 64}}
     STAGES.write(workspace.path("stages.json"), {"stages": {"trace": entry}})
     write_outcomes_parquet(folder / "outcomes.parquet", workspace.store.outcomes(), {})

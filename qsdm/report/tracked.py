@@ -71,7 +71,7 @@ def weights(found: Results) -> Rows:
     ]
 
 
-def outcomes(found: Results) -> Rows:
+def labels(found: Results) -> Rows:
     """The measured labels: average bits and metrics.
 
     Args:
@@ -128,7 +128,7 @@ def measured(found: Results) -> Rows:
 
 TABLES: dict[str, dict[str, Callable[[Results], Rows]]] = {
     "trace": {"weights": weights},
-    "measure": {"outcomes": outcomes},
+    "measure": {"labels": labels},
     "train": {"scores": scores},
     "attribute": {"harms": harms},
     "search": {"points": points},

@@ -24,7 +24,17 @@ from qsdm.store.memo import MEMO
 from qsdm.store.outcomes import OutcomeDatabase
 from qsdm.store.parquet import read_outcomes_parquet
 from qsdm.store.repair import problems, repair
-from qsdm.store.schemas import CHOSEN, FRONT, GRAPH, REPORT, SENSITIVITIES, SUMMARY
+from qsdm.store.schemas import (
+    CERTIFICATE,
+    CHOSEN,
+    FRONT,
+    GRAPH,
+    REPORT,
+    ROUNDS,
+    SENSITIVITIES,
+    SUMMARY,
+    WHY,
+)
 from qsdm.store.tensors import check_tensors
 
 ARTIFACTS: dict[str, Artifact] = {
@@ -33,9 +43,14 @@ ARTIFACTS: dict[str, Artifact] = {
     "summary.json": SUMMARY,
     "checkpoint.json": MEMO,
     "predictor/*/report.json": REPORT,
+    "search/*-rounds.json": ROUNDS,
     "search/*.json": FRONT,
+    "sensitivity/*-certificate.json": CERTIFICATE,
     "sensitivity/*.json": SENSITIVITIES,
+    "why/*.json": WHY,
 }
+"""By path in the model's folder; of patterns that match the same file, the first counts."""
+
 TENSORS = {
     "*.safetensors": "python -m qsdm.trace export=pyg",
     "calibration/*/*.safetensors": "python -m qsdm.calibrate",
@@ -56,9 +71,12 @@ def check(folder: Path) -> Iterator[tuple[Path, str]]:
     Yields:
         The artifact's path, and a sentence that says what is wrong with it: empty if nothing is.
     """
+    artifacts: dict[Path, Artifact] = {}
     for pattern, artifact in ARTIFACTS.items():
         for path in sorted(folder.glob(pattern)):
-            yield path, _error_of(partial(artifact.read, path, folder.name))
+            artifacts.setdefault(path, artifact)
+    for path, artifact in artifacts.items():
+        yield path, _error_of(partial(artifact.read, path, folder.name))
     for pattern, remedy in TENSORS.items():
         advice = f"run {remedy} +model={folder.name}" if remedy.startswith("python") else remedy
         for path in sorted(folder.glob(pattern)):
