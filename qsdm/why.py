@@ -2,7 +2,7 @@
 
     python -m qsdm.why +model=emoji_unet                                  # the most telling weights
     python -m qsdm.why +model=emoji_unet weight=down_blocks.0.resnets.0.conv1
-    python -m qsdm.why +model=emoji_unet weight='*.to_k' most=20          # by a pattern
+    python -m qsdm.why +model=emoji_unet weight='down*to_k' most=20        # by a pattern
     python -m qsdm.why +model=emoji_unet weight=mid_block.attentions.0    # by a block
     python -m qsdm.why +model=emoji_unet weight=conv_in pictures=4        # with and without a swap
     python -m qsdm.why +model=emoji_unet weight=conv_in config=FILE swap=uaq-3
@@ -65,8 +65,8 @@ def why(
     Args:
         workspace: model, space and store.
         objective: for which the predictor was trained.
-        weight: name of a weight or of a block, the beginning of names, or a pattern such as *.to_k;
-            by default, the weights whose method is predicted to matter most.
+        weight: name of a weight or of a block, the beginning of names, or a pattern such as
+            ``*.to_k``; by default, the weights whose method is predicted to matter most.
         config: JSON with a configuration of the space; by default, the one that realize has chosen.
         swap: the method that is tried instead in pictures; by default, each weight's runner-up.
         most: number of cards, at most.
