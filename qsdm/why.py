@@ -2,7 +2,7 @@
 
     python -m qsdm.why +model=emoji_unet                                  # the most telling weights
     python -m qsdm.why +model=emoji_unet weight=down_blocks.0.resnets.0.conv1
-    python -m qsdm.why +model=emoji_unet weight='down*to_k' most=20        # by a pattern
+    python -m qsdm.why +model=emoji_unet weight='down*to_k' most=20       # by a pattern
     python -m qsdm.why +model=emoji_unet weight=mid_block.attentions.0    # by a block
     python -m qsdm.why +model=emoji_unet weight=conv_in pictures=4        # with and without a swap
     python -m qsdm.why +model=emoji_unet weight=conv_in config=FILE swap=uaq-3
