@@ -52,13 +52,14 @@ from qsdm import text
 from qsdm.engine.local import Local
 from qsdm.engine.serial import Serial
 from qsdm.outcome import Objective
+from qsdm.qconfig import Space
 from qsdm.recipes.targets import held_by
 from qsdm.store import StoreError
 from qsdm.store.provenance import provenance
 from qsdm.store.schemas import FRONT, RoundsReport
 from qsdm.strategies import Problem, StrategyOptions
 from qsdm.strategies.archive import Goal, OfPart, Predict
-from qsdm.strategies.constraints import Constraints, read_budget
+from qsdm.strategies.constraints import Constraints, Restriction, read_budget
 from qsdm.strategies.explorer import Explorer
 from qsdm.strategies.feasible import reachable
 from qsdm.text import MANY, Log, ignore, require
@@ -171,31 +172,13 @@ def search(
     budget, evaluations = read_budget(budget, evaluations, max_bits=max_bits)
     constraints = Constraints.of(budget, limit, pin, forbid, target)
     if feasible:
-        space = workspace.space
-        held = held_by(target, space.graph)
-        metrics = learned_metrics(workspace, objective, constraints.limit)
-        table = workspace.table if metrics else None
-        result, lines = reachable(space, table, constraints, held, metrics)
-        print("\n".join(lines))
-        return result
+        return print_reach(workspace, objective, constraints)
     space = workspace.space
     restriction = constraints.restrict(space, held_by(target, space.graph))
     predictor = workspace.predictor(objective)
     whole = Problem.of(space, workspace.table)
-    max_bytes = constraints.max_bytes(space.graph.num_values)
-    aim = None if np.isinf(max_bytes) else 8 * max_bytes / space.graph.num_values
-    if avg_bits is not None:
-        Constraints(avg_bits=avg_bits).require_reachable(restriction.space)
-        aim = avg_bits if aim is None else min(aim, avg_bits)
-    axes = (objective.fidelity,) if objective.fidelity else ()
-    metrics = learned_metrics(workspace, objective, [*axes, *constraints.limit])
-    goal = Goal(
-        tuple(OfPart(metric, restriction.whole) for metric in metrics),
-        axes,
-        constraints.limit,
-        max_bytes,
-        np.inf if aim is None else aim * space.graph.num_values / 8,
-    )
+    aim = aim_of(constraints, restriction.space, avg_bits)
+    goal = goal_of(workspace, objective, constraints, restriction, aim)
     explorer = Explorer(
         Problem(restriction.space, restriction.errors(whole.error)),
         strategy,
@@ -262,6 +245,82 @@ def search(
     print_front(front)
     track(log, "search", workspace.store, workspace.space_name, workspace.model.full_bits)
     return front
+
+
+def print_reach(
+    workspace: Workspace, objective: Objective, constraints: Constraints
+) -> dict[str, Any]:
+    """Print what the constraints leave: the reachable bits and bytes.
+
+    Args:
+        workspace: model, space and store.
+        objective: that the predictor was trained for.
+        constraints: what a configuration must keep.
+
+    Returns:
+        What was printed.
+    """
+    space = workspace.space
+    metrics = learned_metrics(workspace, objective, constraints.limit)
+    table = workspace.table if metrics else None
+    held = held_by(constraints.target, space.graph)
+    result, lines = reachable(space, table, constraints, held, metrics)
+    print("\n".join(lines))
+    return result
+
+
+def aim_of(constraints: Constraints, space: Space, avg_bits: float | None) -> float | None:
+    """Choose the bits that rounds aim at.
+
+    Args:
+        constraints: with the budget.
+        space: as the constraints leave it.
+        avg_bits: as it was given; None for the budget.
+
+    Returns:
+        The smaller of both; None without either.
+
+    Raises:
+        Infeasible: nothing in the space has so few bits.
+    """
+    num_values = space.graph.num_values
+    max_bytes = constraints.max_bytes(num_values)
+    of_budget = None if np.isinf(max_bytes) else 8 * max_bytes / num_values
+    if avg_bits is None:
+        return of_budget
+    Constraints(avg_bits=avg_bits).require_reachable(space)
+    return avg_bits if of_budget is None else min(of_budget, avg_bits)
+
+
+def goal_of(
+    workspace: Workspace,
+    objective: Objective,
+    constraints: Constraints,
+    restriction: Restriction,
+    aim: float | None,
+) -> Goal:
+    """Learn the metrics that limits and the axis of fidelity need.
+
+    Args:
+        workspace: model, space and store.
+        objective: that the predictor was trained for.
+        constraints: what a configuration must keep.
+        restriction: the part of the space that they leave.
+        aim: average bits at which the tradeoff matters most; None for no such bits.
+
+    Returns:
+        What counts beside the predicted quality.
+    """
+    num_values = workspace.space.graph.num_values
+    axes = (objective.fidelity,) if objective.fidelity else ()
+    metrics = learned_metrics(workspace, objective, [*axes, *constraints.limit])
+    return Goal(
+        tuple(OfPart(metric, restriction.whole) for metric in metrics),
+        axes,
+        constraints.limit,
+        constraints.max_bytes(num_values),
+        np.inf if aim is None else aim * num_values / 8,
+    )
 
 
 def learned_metrics(
