@@ -227,7 +227,7 @@ def main(
     ordered, began = stages(workspace.space_name), time.perf_counter()
     with kept(engine) as shared:
         for name in ("search", "realize"):  # nothing between them needs the memory
-            renamed.setdefault(name, {})["engine"] = shared
+            renamed[name]["engine"] = shared
         for number, stage in enumerate(ordered, 1):
             accepted = inspect.signature(stage.function).parameters
             arguments = {

@@ -269,18 +269,25 @@ def open_session(
     if check:
         _check(model)
     with engine.open(WorkerStart(model, space.graph, packed, batch_size)) as pool:
-        yield Session(model, space, subject.store, _CheckedPool(pool, model), batch_size, shard)
+        checked = _CheckedPool(pool, model, is_checked=check)
+        yield Session(model, space, subject.store, checked, batch_size, shard)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _CheckedPool:
-    """Workers that get no task before the prompts are known to be ones that can be drawn."""
+    """Workers that get no task before the prompts are known to be ones that can be drawn.
+
+    They are read and checked once: a file of captions may be large.
+    """
 
     pool: Pool
     model: Model
+    is_checked: bool
 
     def map(self, tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-        _check(self.model)
+        if not self.is_checked:
+            _check(self.model)
+            self.is_checked = True
         return self.pool.map(tasks)
 
 
