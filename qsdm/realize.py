@@ -105,7 +105,7 @@ def realize(
         >>> from qsdm.realize import realize
         >>> emoji, quality = qsdm.open("emoji_unet"), Objective({"fd_lite0": -1})
         >>> few = {"candidates": 1, "num_random": 0, "num_images": 4, "engine": Serial()}
-        >>> summary = realize(emoji, quality, {"avg_bits": 4.0}, **few)
+        >>> summary = realize(emoji, quality, {"avg_bits": 3.5}, **few)
         >>> [row["name"] for row in summary["rows"]][::7]
         ['fp', 'ours']
     """
