@@ -63,6 +63,7 @@ def probe(
     max_probes: int = 200,
     pairs: int = 0,
     pairs_of: str = "weights",
+    pairs_by: str = "difference",
     seed_set: int = 0,
     batch_size: int = 16,
     engine: Engine = Local(),  # noqa: B008 (a frozen value)
@@ -84,6 +85,8 @@ def probe(
         pairs: instead of all weights, probe this many pairs under the first method, and both parts
             of each alone.
         pairs_of: ``weights`` or ``blocks``.
+        pairs_by: ``difference``, by the predicted excess where all else keeps full precision, or
+            ``shapley``, by its average over what else is quantized (needs ``qsdm[shapley]``).
         seed_set: which starting noise; labels of the same seed set have the same one.
         batch_size: pictures at a time; halved where memory does not suffice.
         engine: where workers run.
@@ -98,12 +101,13 @@ def probe(
         StoreError: the model is not traced or not calibrated, or the store cannot be written; for
             pairs, no predictor was trained.
         EvaluationError: a probe has no outcome.
-        ValueError: a value is out of range.
+        ValueError: a value is out of range, or an optional package is missing.
     """
     from qsdm.denoisers import prompts_of
     from qsdm.measurement.groups import next_groups
     from qsdm.measurement.protocol import protocol_of
     from qsdm.measurement.session import open_session
+    from qsdm.predictor.interactions import blocks, candidates
     from qsdm.report.tracked import track
 
     require(1, MANY, num_steps=num_steps, max_probes=max_probes, batch_size=batch_size)
@@ -132,8 +136,11 @@ def probe(
         )
     if pairs_of not in ("weights", "blocks"):
         raise ValueError(f"pairs_of must be weights or blocks (got {pairs_of!r})")
-    of_blocks = pairs_of == "blocks"
-    proposed = propose_pairs(workspace, objective, chosen[0], pairs, of_blocks) if pairs else []
+    proposed: list[Candidate] = []
+    if pairs:
+        groups = blocks(space.graph) if pairs_of == "blocks" else None
+        predictor = workspace.predictor(objective)
+        proposed = candidates(predictor, space.uniform(chosen[0]), pairs, groups, pairs_by)
     harm: dict[Group, float] = {}
     outcomes: list[Outcome] = []
     with open_session(workspace, Serial() if plan else engine, batch_size) as ready:
@@ -173,32 +180,6 @@ def probe(
     print_harm(harm)
     track(log, "probe", workspace.store, workspace.space_name, workspace.model.full_bits)
     return outcomes
-
-
-def propose_pairs(
-    workspace: Workspace, objective: Objective, method: QuantMethod, num: int, of_blocks: bool
-) -> list[Candidate]:
-    """Ask the trained predictor which pairs may interact.
-
-    Args:
-        workspace: model, space and store.
-        objective: for which the predictor was trained.
-        method: under which weights are quantized, or its substitute where it is not on offer.
-        num: number of pairs.
-        of_blocks: pairs of blocks instead of weights.
-
-    Returns:
-        The pairs, those of the largest predicted excess first.
-
-    Raises:
-        StoreError: no predictor was trained for the objective.
-        OutsideSpace: no method of these bits is on offer.
-    """
-    from qsdm.predictor.interactions import blocks, candidates
-
-    space = workspace.space
-    groups = blocks(space.graph) if of_blocks else None
-    return candidates(workspace.predictor(objective), space.uniform(method), num, groups)
 
 
 def print_pairs(

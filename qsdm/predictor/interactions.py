@@ -1,7 +1,8 @@
 """Pairs of weights or of blocks whose joint harm is more or less than the sum of their harms.
 
-The predictor proposes pairs by its second difference at full precision; pictures decide. With the
-harm h of a configuration against full precision, the excess of a pair is
+The predictor proposes pairs, by its second difference at full precision or by that averaged over
+what else may be quantized, the Shapley interaction; pictures decide. With the harm h of a
+configuration against full precision, the excess of a pair is
 
     h(both) - h(first) - h(second) = -(label(both) - label(first) - label(second) + label(none))
 
@@ -14,7 +15,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -31,6 +32,12 @@ Group = tuple[str, ...]  # names of weights
 MOST_GROUPS = 48  # whose pairs are predicted: the most harmful ones
 MOST_PAIRS_OF_A_GROUP = 3
 CHUNK = 16  # configurations at a time
+COALITIONS = 4096  # for Shapley interactions: of 48 planted groups, found to a tenth of the largest
+BY = ("difference", "shapley")
+"""How pairs may be proposed."""
+
+Game = Callable[[Sequence[Sequence[int]]], np.ndarray]
+"""Lists of groups that are quantized together => predicted harm of each list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +100,11 @@ def blocks(graph: Graph) -> list[Group]:
 
 
 def candidates(
-    predictor: Predictor, qconfig: QuantConfig, num: int, groups: Sequence[Group] | None = None
+    predictor: Predictor,
+    qconfig: QuantConfig,
+    num: int,
+    groups: Sequence[Group] | None = None,
+    by: str = "difference",
 ) -> list[Candidate]:
     """Choose pairs by the predicted excess, largest first.
 
@@ -103,13 +114,18 @@ def candidates(
         num: number of pairs; fewer where there are fewer. No group is in more than
             `MOST_PAIRS_OF_A_GROUP`.
         groups: disjoint groups of weights that are quantized together; by default, each weight.
+        by: ``difference``, the excess where all else keeps full precision, or ``shapley``, its
+            average over what else is quantized, which needs the package shapiq.
 
     Returns:
         The pairs, among the `MOST_GROUPS` that are predicted to be most harmful alone.
 
     Raises:
         OutsideSpace: a method is not on offer.
+        ValueError: there is no such way, or shapiq is not installed.
     """
+    if by not in BY:
+        raise ValueError(f"pairs are proposed by {' or '.join(BY)} (got {by!r})")
     encoding = predictor.encoding
     space = encoding.space
     chosen = encoding.one_hot(space.encode(qconfig)[None])[0]  # [W, M + 1]
@@ -119,7 +135,7 @@ def candidates(
     groups = [(name,) for name in names] if groups is None else groups
     rows = [[names.index(name) for name in group] for group in groups]
 
-    def harm(parts: Sequence[tuple[int, ...]]) -> np.ndarray:
+    def harm(parts: Sequence[Sequence[int]]) -> np.ndarray:
         hot = np.repeat(full[None], len(parts), axis=0)
         for row, part in zip(hot, parts, strict=True):
             weights = [w for g in part for w in rows[g]]
@@ -132,7 +148,10 @@ def candidates(
     single = np.array(alone) - none
     kept = np.sort(np.argsort(-single, kind="stable")[:MOST_GROUPS])
     pairs = list(combinations(map(int, kept), 2))
-    excess = harm(pairs) - none - np.array([single[a] + single[b] for a, b in pairs])
+    if by == "shapley" and pairs:
+        excess = _shapley(harm, kept)
+    else:
+        excess = harm(pairs) - none - np.array([single[a] + single[b] for a, b in pairs])
     taken = np.zeros(len(groups), dtype=np.int64)
     proposals: list[Candidate] = []
     for i in np.argsort(-np.abs(excess), kind="stable"):
@@ -141,6 +160,24 @@ def candidates(
             taken[pair] += 1
             proposals.append(Candidate((groups[pair[0]], groups[pair[1]]), float(excess[i])))
     return proposals
+
+
+def _shapley(harm: Game, kept: np.ndarray) -> np.ndarray:
+    """Shapley interactions of all pairs of the groups ``kept``, in the order of `combinations`."""
+    try:
+        from shapiq.approximator import KernelSHAPIQ
+    except ImportError as error:
+        raise ValueError(
+            "Shapley interactions need the package shapiq: pip install 'qsdm[shapley]', or propose "
+            "pairs by difference"
+        ) from error
+
+    def game(coalitions: np.ndarray) -> np.ndarray:
+        return harm([tuple(map(int, kept[coalition])) for coalition in coalitions])
+
+    approximator = KernelSHAPIQ(len(kept), max_order=2, index="k-SII", random_state=0)
+    values = approximator.approximate(min(COALITIONS, 2 ** len(kept)), game).get_n_order_values(2)
+    return np.asarray(values[np.triu_indices(len(kept), 1)])
 
 
 def interaction(

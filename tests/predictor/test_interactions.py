@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -48,6 +50,42 @@ def test_candidates_are_the_pairs_of_the_largest_second_difference(
         ((names[0],), (names[1],)),
     ]
     np.testing.assert_allclose([one.excess for one in found], [-6, 4, 0.5], atol=1e-9)
+
+
+def test_shapley_interactions_are_averages_over_what_else_is_quantized(
+    toy: Toy, encoding: Encoding
+) -> None:
+    pytest.importorskip("shapiq")
+    groups = [(weight.name,) for weight in toy.space.graph.weights][:8]
+
+    class Triple(Law):
+        """Three weights that do harm only together: half of it falls on each pair of them."""
+
+        def by_fold(self, configurations: torch.Tensor) -> torch.Tensor:
+            quantized = 1 - configurations[..., -1].double()
+            return super().by_fold(configurations) - 6 * quantized[:, [1, 4, 6]].prod(dim=1)
+
+    law = Triple(encoding, {(2, 5): 4.0})
+    qconfig = toy.space.uniform("uaq-3")
+    proposed = candidates(law, qconfig, 4, groups, by="shapley")  # type: ignore[arg-type]
+    excess = {frozenset(one.groups): one.excess for one in proposed}
+    assert excess.pop(frozenset({groups[2], groups[5]})) == pytest.approx(4, abs=1e-4)
+    triple = [groups[i] for i in (1, 4, 6)]
+    assert set(excess) == {frozenset({a, b}) for a, b in combinations(triple, 2)}
+    assert list(excess.values()) == pytest.approx([3, 3, 3], abs=1e-4)
+    (one, *_) = candidates(law, qconfig, 4, groups)  # type: ignore[arg-type]
+    assert one.excess == pytest.approx(4)
+
+
+def test_ways_to_propose_pairs_are_checked(
+    toy: Toy, encoding: Encoding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    law, qconfig = Law(encoding, {}), toy.space.uniform("uaq-3")
+    with pytest.raises(ValueError, match="by difference or shapley"):
+        candidates(law, qconfig, 1, by="guess")  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "shapiq.approximator", None)
+    with pytest.raises(ValueError, match=r"pip install 'qsdm\[shapley\]'"):
+        candidates(law, qconfig, 1, by="shapley")  # type: ignore[arg-type]
 
 
 def test_no_weight_takes_all_candidates(toy: Toy, encoding: Encoding) -> None:
