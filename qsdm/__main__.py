@@ -438,6 +438,8 @@ def plain(value: Any) -> Any:
 def cli() -> NoReturn:
     """Run one command, ``qsdm COMMAND ...``, or the main job without one."""
     first, rest = (sys.argv[1] if len(sys.argv) > 1 else ""), sys.argv[2:]
+    if first == "recipe":
+        import_module("qsdm.recipe").cli(rest)
     if first in COMMANDS:
         run.main(getattr(import_module(f"qsdm.{first}"), first), rest)
     if re.fullmatch(r"\w+", first):

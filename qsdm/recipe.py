@@ -9,17 +9,24 @@ transformers (bitsandbytes, quanto, torchao, SDNQ), or tensor rules of stable-di
 (``to_q=q4_0,ff\\.net=q8_0``). Writes qsdm, torchao, gguf (such rules) or sdnq. Anything that cannot
 be converted exactly is reported, with the number of affected weights.
 
+    python -m qsdm.recipe audit FILE +model=NAME  # which layer got what, its score, what to change
+
 Writes ``recipes/NAME.*`` into the model's store.
 """
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
+import re
+import sys
 from collections import Counter
+from collections.abc import Sequence
 from enum import StrEnum
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from qsdm import denoisers, run
 from qsdm.graph import Graph
@@ -59,6 +66,9 @@ WRITERS = {
     Format.gguf: gguf.write,
     Format.sdnq: sdnq.write,
 }
+
+WORDS = {"audit": "qsdm.audit"}
+"""Module of what the first argument names, a function of the same name."""
 
 
 @takes_workspace("model", "space", "store", "file")
@@ -288,5 +298,22 @@ def measuring(workspace: Workspace, qconfig: QuantConfig) -> str:
     return f"python -m qsdm.calibrate {command}\npython -m qsdm.measure {command} configs=FILE"
 
 
+def cli(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run ``recipe``, or what its first argument names.
+
+    Args:
+        arguments: of the command line; by default, those of this process.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    first = arguments[0] if arguments else ""
+    if first in WORDS:
+        run.main(getattr(import_module(WORDS[first]), first), arguments[1:])
+    if re.fullmatch(r"[a-z]+", first):
+        close = difflib.get_close_matches(first, WORDS, 1)
+        guess = f"did you mean {close[0]!r}?" if close else f"give one of {', '.join(WORDS)}"
+        sys.exit(f"error: recipe has no {first!r}: {guess}, or file=PATH of a recipe")
+    run.main(recipe, arguments)
+
+
 if __name__ == "__main__":
-    run.main(recipe)
+    cli()

@@ -23,6 +23,7 @@ COMMANDS = {
     "search",
     "realize",
     "recipe",
+    "audit",
     "compare",
     "why",
 }
@@ -40,8 +41,9 @@ ALLOWED: dict[str, set[str]] = (
     | {"workspace": GROUND | MACHINERY | JOINS | {"run"}}
     | {
         name: GROUND | MACHINERY | JOINS | {"sensitivity", "report", "run", "workspace"}
-        for name in COMMANDS
+        for name in COMMANDS - {"audit"}
     }
+    | {"audit": GROUND | MACHINERY | JOINS | {"sensitivity", "report", "workspace", "recipe"}}
     | {
         "__main__": GROUND | MACHINERY | JOINS | COMMANDS | {"sensitivity", "run", "workspace"},
         "__init__": {"workspace"},

@@ -242,7 +242,8 @@ def check(graph: Graph, qconfig: QuantConfig) -> None:
     """
     if qconfig.denoiser != graph.denoiser:
         raise RecipeError(
-            f"wanted a configuration of {graph.denoiser!r} (got one of {qconfig.denoiser!r})"
+            f"wanted a configuration of {graph.denoiser!r} (got one of {qconfig.denoiser!r}): "
+            f"{distance(graph, qconfig.methods)}"
         )
     names = [weight.name for weight in graph.weights]
     if unknown := set(qconfig.methods) - set(names):
@@ -310,6 +311,26 @@ def closest(name: str, names: Iterable[str]) -> str:
     """
     near = difflib.get_close_matches(name, list(names), 1, 0)
     return f"closest to {name!r} is {near[0]!r}" if near else "the graph has no weights"
+
+
+def distance(graph: Graph, names: Iterable[str]) -> str:
+    """Say how far the names of a recipe are from those of a graph.
+
+    Args:
+        graph: of the denoiser.
+        names: of the recipe's weights or tensors.
+
+    Returns:
+        The share of the graph's weights that the recipe names, and the nearest name.
+    """
+    given = list(dict.fromkeys(name.removesuffix(".weight") for name in names))
+    own = {weight.name for weight in graph.weights}
+    own |= {layer.parameters[0].removesuffix(".weight") for layer in layers(graph)}
+    weights = graph.weights
+    named = [w for w in weights if {w.name, w.parameter.removesuffix(".weight")} & set(given)]
+    share = f"it names {len(named)} of the {len(weights)} weights ({len(named) / len(weights):.0%})"
+    strange = next((name for name in given if name not in own), None)
+    return share if strange is None else f"{share}, and {closest(strange, sorted(own))}"
 
 
 def require_overlap(graph: Graph, entries: Iterable[str], matched: set[str]) -> None:
