@@ -8,9 +8,10 @@ Starts from the first 16 pictures of each weight alone and of random labels, whi
 Each of six rounds samples configurations of at most 3.5 average bits: each is the best one for one
 draw from the posterior of a closed model (Thompson sampling, with half the deviation), of the
 models in turn that start without probes, from the probes' distances, and from their harm. Then it
-measures 16 pictures of each, with the captions and noise of seed set 0, and learns. Half of the
-pictures that probes leave go to the random labels, half to the rounds. After each round comes the
-best configuration that the mean of the models predicts, as `study.py` finds it.
+measures 16 pictures of each (or ``--images``), with the captions and noise of seed set 0, and
+learns. Half of the pictures that probes leave go to the random labels, half to the rounds. After
+each round comes the best configuration that the mean of the models predicts, as `study.py` finds
+it.
 
 A killed run goes on: what a round proposes is written before it is measured, and outcomes are
 stored as they arrive.
@@ -40,7 +41,7 @@ from qsdm.store.files import write_json
 from qsdm.workspace import named
 
 BITS = 3.5
-IMAGES = 16  # of each probe and of each label
+PROBE_IMAGES = 16  # of each probe
 ROUNDS = 6
 SPREAD = 0.5  # of draws from a posterior, in units of its deviation
 Rounds = list[list[dict]]
@@ -53,16 +54,18 @@ class Asking:
     Args:
         study: of the pipeline.
         ready: the running session.
-        labels: random ones, of all their pictures.
+        labels: random ones.
+        num_images: of each label.
     """
 
-    def __init__(self, study: Study, ready: Session, labels: Labels) -> None:
+    def __init__(self, study: Study, ready: Session, labels: Labels, num_images: int) -> None:
         self.study, self.ready, self.random = study, ready, labels
-        self.protocol = ready.protocol(study.labels.protocol.seed_set, IMAGES)
+        self.num_images = num_images
+        self.protocol = ready.protocol(study.labels.protocol.seed_set, num_images)
         self.priors = [
             None,
-            study.probes(IMAGES, "lite0_distance"),
-            study.probes(IMAGES),
+            study.probes(PROBE_IMAGES, "lite0_distance"),
+            study.probes(PROBE_IMAGES),
         ]
 
     def measured(self, rounds: Rounds) -> Labels:
@@ -84,7 +87,7 @@ class Asking:
 
     def model(self, labels: Labels) -> Mean:
         """Learn from all labels so far, once from each prior."""
-        return self.study.model(self.priors, labels, IMAGES)
+        return self.study.model(self.priors, labels, self.num_images)
 
     def propose(
         self, model: Mean, labels: Labels, num: int, rng: np.random.Generator
@@ -111,20 +114,22 @@ def main() -> None:
     parser.add_argument(
         "--draw", type=int, default=0, help="of the random labels and of the rounds"
     )
+    parser.add_argument("--images", type=int, default=16, help="of each label")
     args = parser.parse_args()
+    images = args.images
     workspace = named(args.name, store=args.store)
     study = Study(workspace)
-    drawn = IMAGES * (study.num_weights + 1)  # probes, and full precision
-    affordable = (BUDGETS_OF_PICTURES[1] - drawn) // IMAGES
+    drawn = PROBE_IMAGES * study.num_weights + images  # probes, and full precision
+    affordable = (BUDGETS_OF_PICTURES[1] - drawn) // images
     num = affordable // (2 * ROUNDS)
     num_random = affordable - num * ROUNDS
     order = np.random.default_rng(args.draw).permutation(len(study.labels))[:num_random]
     args.out.mkdir(parents=True, exist_ok=True)
     journal = args.out / f"{args.name}.rounds.json"
     rounds_of: dict[str, Rounds] = read(journal)
-    rounds = rounds_of.setdefault(f"{num}x{IMAGES}/{args.draw}", [])
+    rounds = rounds_of.setdefault(f"{num}x{images}/{args.draw}", [])
     with open_session(workspace, Serial()) as ready:
-        asking = Asking(study, ready, study.few(IMAGES).take(order))
+        asking = Asking(study, ready, study.few(images).take(order), images)
         labels, model = asking.random, asking.model(asking.random)
         for number in range(ROUNDS + 1):
             if number > len(rounds):
@@ -135,8 +140,8 @@ def main() -> None:
             model = asking.model(labels)
             found = study.best_of(model)
             harms = "  ".join(f"{study.harm(genes):.1f}" for genes in found)
-            name = f"asked {num_random}+{number}x{num}x{IMAGES}"
-            pictures = drawn + IMAGES * len(labels)
+            name = f"asked {num_random}+{number}x{num}x{images}"
+            pictures = drawn + images * len(labels)
             ranks = [
                 srcc(model.predict(study.encoding.one_hot(test.genes))[0], test.values)
                 for test in study.tests
