@@ -42,7 +42,7 @@ from qsdm import text
 from qsdm.engine.local import Local
 from qsdm.engine.serial import Serial
 from qsdm.outcome import Objective, Outcome
-from qsdm.qconfig import QuantMethod, Space
+from qsdm.qconfig import QuantConfig, QuantMethod, Space
 from qsdm.qconfig.cost import avg_bits
 from qsdm.sensitivity import AttributionOptions, Sensitivity
 from qsdm.sensitivity.certificate import CurveOptions
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 
     from qsdm.engine import Engine
     from qsdm.predictor import Predictor
+    from qsdm.sensitivity.stability import Stability
 
 
 @takes_workspace("model", "space", "objective", "store", "attribution")
@@ -103,6 +104,7 @@ def attribute(
         >>> sorted(result["tables"])
         ['block', 'op', 'role']
     """
+    from qsdm.measurement.labels import label_of_full
     from qsdm.predictor import one_thread
     from qsdm.report.tracked import track
 
@@ -121,7 +123,7 @@ def attribute(
     genes = np.array([space.encode(qconfig) for qconfig, _ in pairs], dtype=np.int64)
     genes = genes.reshape(len(pairs), len(space.options))
 
-    full = full_precision(outcomes, protocol, objective, space.full_bits)
+    full = label_of_full(outcomes, protocol, objective, space.full_bits)
     single = {} if full is None else alone(outcomes, protocol, objective, full, space)
     with one_thread():
         result = attributions(predictor, attribution, genes, labels, single)
@@ -195,34 +197,21 @@ def certify(
     """
     from qsdm.measurement.plan import plan_session
     from qsdm.measurement.session import open_session
-    from qsdm.predictor import FitOptions
-    from qsdm.predictor.best_probes import best_of_each_fidelity
-    from qsdm.predictor.informed import Lessons
-    from qsdm.predictor.mean import Priors
-    from qsdm.predictor.probes import ProbeError
     from qsdm.report import figures
     from qsdm.report.results import Results
     from qsdm.sensitivity import certificate
     from qsdm.sensitivity.curves import counts_of, scores_of, ways
-    from qsdm.sensitivity.stability import stability
 
-    report = workspace.report
-    if curves.seed_set == report["seed_set"]:
+    if curves.seed_set == workspace.report["seed_set"]:
         raise ValueError(
             f"wanted fresh noise, but the predictor's labels have seed_set={curves.seed_set}: "
             "give another curves.seed_set"
         )
-    space, table, name = workspace.space, workspace.table, workspace.space_name
+    space, name = workspace.space, workspace.space_name
     sensitivities = workspace.store.read(SENSITIVITIES, f"sensitivity/{name}.json")
     gradients = Sensitivity.from_json(sensitivities["sensitivities"]["integrated_gradients"])
-    try:
-        probes = workspace.probes(objective)
-        damage = probes.damage(space, table)
-    except ProbeError as error:
-        print(f"the order of probes is left out: {error}")
-        damage = None
     begin = certificate.start(space, curves.method)
-    scores = scores_of(begin, space, table, gradients, damage)
+    scores = scores_of(begin, space, workspace.table, gradients, probed(workspace, objective))
     orders = ways(begin, scores, curves.num_random, curves.seed)
     engine = Serial() if measuring.plan else measuring.engine  # a plan starts no workers
     with open_session(workspace, engine, measuring.batch_size) as ready:
@@ -242,22 +231,7 @@ def certify(
         measured = certificate.measure(
             ready, protocol, objective, begin, orders, curves.points, log
         )
-    bank = workspace.bank()
-    num_images = bank.protocols[report["protocol"]].num_images
-    labels = bank.labels(objective, report["seed_set"], num_images)
-    full = full_precision(bank.outcomes, report["protocol"], objective, space.full_bits)
-    # Without probes, train has nothing to compare their model with.
-    kinds = best_of_each_fidelity(bank, table, objective) if "no_probes" in report["scores"] else {}
-    best = next(iter(kinds), None)
-    others = {kind: probes for kind, probes in kinds.items() if kind != best}
-    predictor = workspace.predictor(objective)
-    lessons = Lessons.of(
-        predictor.encoding, table, objective, labels, None if best is None else kinds[best], full
-    )
-    priors = Priors.of(lessons, others)
-    given: dict[str, Any] = dict(report["predictor"])
-    options = FitOptions(**given)
-    steady = stability(predictor, priors, options, begin, curves.trainings, curves.seed)
+    steady = trained_again(workspace, objective, curves, begin)
     content = {
         "denoiser": workspace.name,
         "space": name,
@@ -278,26 +252,56 @@ def certify(
     return content
 
 
-def full_precision(
-    outcomes: Sequence[Outcome], protocol: str, objective: Objective, full_bits: int
-) -> float | None:
-    """Look up the measured label of full precision.
+def probed(workspace: Workspace, objective: Objective) -> np.ndarray | None:
+    """Compute the damage of each decision that probes predict, for the order that they give.
 
     Args:
-        outcomes: of the model.
-        protocol: digest of the labels' protocol.
-        objective: makes a value of an outcome's metrics.
-        full_bits: bits of full precision.
+        workspace: model, space and store.
+        objective: whose loss is harm.
 
     Returns:
-        The label; None if the protocol has not measured all of its metrics.
+        As `qsdm.predictor.probes.Probes.damage` gives it; None without probes that fit, said with
+        the reason.
     """
-    for outcome in outcomes:
-        if outcome.protocol == protocol and not outcome.qconfig.methods:
-            values = {**outcome.metrics, "avg_bits": float(full_bits)}
-            if all(values.get(name) is not None for name in objective.weights):
-                return objective(values)
-    return None
+    from qsdm.predictor.probes import ProbeError
+
+    try:
+        return workspace.probes(objective).damage(workspace.space, workspace.table)
+    except ProbeError as error:
+        print(f"the order of probes is left out: {error}")
+        return None
+
+
+def trained_again(
+    workspace: Workspace, objective: Objective, curves: CurveOptions, begin: QuantConfig
+) -> Stability:
+    """Train again on other folds, fewer labels and random ones, as `train` did.
+
+    Args:
+        workspace: model, space and store.
+        objective: for which the predictor was trained.
+        curves: how many trainings.
+        begin: whose weights are attributed.
+
+    Returns:
+        How steady the attributions are.
+    """
+    from qsdm.measurement.labels import label_of_full
+    from qsdm.predictor import FitOptions
+    from qsdm.predictor.best_probes import best_of_each_fidelity
+    from qsdm.predictor.mean import priors_of
+    from qsdm.sensitivity.stability import stability
+
+    report, bank = workspace.report, workspace.bank()
+    table, predictor = workspace.table, workspace.predictor(objective)
+    num_images = bank.protocols[report["protocol"]].num_images
+    labels = bank.labels(objective, report["seed_set"], num_images)
+    at_full = label_of_full(bank.outcomes, report["protocol"], objective, workspace.space.full_bits)
+    # Without probes, train has nothing to compare their model with.
+    kinds = best_of_each_fidelity(bank, table, objective) if "no_probes" in report["scores"] else {}
+    priors = priors_of(predictor.encoding, table, objective, labels, kinds, at_full)
+    given: dict[str, Any] = dict(report["predictor"])
+    return stability(predictor, priors, FitOptions(**given), begin, curves.trainings, curves.seed)
 
 
 def alone(
@@ -380,7 +384,6 @@ def attributions(
         progress.update()
     progress.close()
 
-    columns = predictor.encoding.columns_of(genes)
     quantized_alone = single["from_full"].mean(axis=0)
     sensitivities: dict[str, Sensitivity] = {}
     for name, values, used in (
@@ -391,16 +394,17 @@ def attributions(
     ):
         scores = by_decision(space, used, values)
         sensitivity = Sensitivity(names, space.methods, scores, name)
-        faith = {
+        faithfulness: dict[str, float] = {
             "deletion": deletion(
                 predictor, used[0], values[0], np.random.default_rng(options.seed)
             ),
             "agreement": srcc(values.mean(axis=0), quantized_alone),
         }
         if len(labels) > 2:
-            faith["additive_srcc"] = additive_srcc(sensitivity, columns, labels)
-        faith |= interventions(sensitivity, measured)
-        sensitivities[name] = dataclasses.replace(sensitivity, faithfulness=faith)
+            columns = predictor.encoding.columns_of(genes)
+            faithfulness["additive_srcc"] = additive_srcc(sensitivity, columns, labels)
+        faithfulness |= interventions(sensitivity, measured)
+        sensitivities[name] = dataclasses.replace(sensitivity, faithfulness=faithfulness)
     total = harms.sum(axis=1) + gaps
     gradients = sensitivities["integrated_gradients"]
     compared = [

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from qsdm.measurement.labels import Bank, Labels
     from qsdm.predictor.encode import Encoding
     from qsdm.predictor.probes import Probes
+    from qsdm.qconfig import Space
     from qsdm.qconfig.cost import MethodTable
 
 
@@ -99,14 +100,12 @@ def train(
         >>> report["num_outcomes"], report["scores"]["gnn"]["srcc"]["mean"] > 0.8
         (240, True)
     """
-    from qsdm.measurement.labels import require_fitted
+    from qsdm.measurement.labels import label_of_full, require_fitted
     from qsdm.predictor import Predictor
-    from qsdm.predictor.cheap_labels import read_off
     from qsdm.predictor.encode import encode
     from qsdm.predictor.fit import fit_folds
-    from qsdm.predictor.informed import Lessons
     from qsdm.predictor.judge import Judge, noise, score, test_report
-    from qsdm.predictor.mean import Priors
+    from qsdm.predictor.mean import priors_of
     from qsdm.predictor.posterior import calibrated
     from qsdm.report.tracked import track
 
@@ -116,36 +115,29 @@ def train(
     space, table = workspace.space, workspace.table
     bank = workspace.bank()
     require_fitted(workspace.model, table, space.graph, bank.digests)
+    cheap: dict[str, Any] | None = None
     full = bank.labels(objective, seed_set, num_images)
-    labels, cheap = full, None
     if full.note:
         print(full.note)
+    labels = full
     if cheap_images:
         few = bank.labels(objective, seed_set, cheap_images)
-        others, cheap = read_off(full, few, space, table)
-        labels = full.joined(others)
-        print(
-            f"{len(others)} labels read off {cheap_images} pictures, by {len(full)} full ones; "
-            f"left out, these are met with srcc {cheap.srcc:.3f}"
-        )
-
+        labels, cheap = with_cheap(full, few, space, table)
     encoding = encode(space, table)
     own: dict[str, Probes] = {}
     if from_:
         own["transferred"] = taught(workspace, encoding, objective, from_, seed_set, num_images)
     elif probes:
         own = usable_probes(bank, table, objective, full)
-    best = next(iter(own.values()), None)
-    at_full = full_precision(bank, full, objective)
-    lessons = Lessons.of(encoding, table, objective, labels, best, at_full)
-    priors = Priors.of(lessons, dict(list(own.items())[1:]))
-    informed = priors.model if best is not None and predictor.additive else None
+    at_full = label_of_full(bank.outcomes, full.protocol.digest, objective, space.full_bits)
+    priors = priors_of(encoding, table, objective, labels, own, at_full)
+    informed = priors.model if own and predictor.additive else None
     folds = fit_folds(
         encoding, labels.genes, labels.values, predictor, seed, log, informed=informed
     )
     networks = Predictor(encoding, folds, dict(objective.weights))
     predictions, deviations = Judge(networks, table, labels, priors).held_out()
-    everything = lessons.model(np.arange(len(labels)))
+    everything = priors.best.model(np.arange(len(labels)))
     posterior = calibrated(everything, labels.values, predictions["gnn"], deviations)
     trained = replace(networks, posterior=posterior)
     trained.save(workspace.path(f"predictor/{workspace.space_name}"))
@@ -161,9 +153,7 @@ def train(
         "seed_set": seed_set,
         "protocol": full.protocol.digest,
         "num_outcomes": len(full),
-        "cheap": None
-        if cheap is None
-        else {"num": len(cheap.labels), "num_images": cheap_images, "srcc": cheap.srcc},
+        "cheap": cheap,
         "seconds": round(perf_counter() - began, 1),
         "epochs": [fold.epochs for fold in folds],
         "scores": score(predictions, labels.values, judged),
@@ -187,6 +177,31 @@ def train(
     print_report(report)
     track(log, "train", workspace.store, workspace.space_name, workspace.model.full_bits)
     return report
+
+
+def with_cheap(
+    full: Labels, few: Labels, space: Space, table: MethodTable
+) -> tuple[Labels, dict[str, Any]]:
+    """Add labels that are read off few pictures, and tell how well full ones are met.
+
+    Args:
+        full: labels of all their pictures.
+        few: labels of the first pictures alone, those of ``full`` among them.
+        space: of both.
+        table: errors of every weight under every method.
+
+    Returns:
+        All labels, the full ones first, and the report's entry: num, num_images, srcc.
+    """
+    from qsdm.predictor.cheap_labels import read_off
+
+    others, cheap = read_off(full, few, space, table)
+    print(
+        f"{len(others)} labels read off {few.protocol.num_images} pictures, by {len(full)} full "
+        f"ones; left out, these are met with srcc {cheap.srcc:.3f}"
+    )
+    entry = {"num": len(cheap.labels), "num_images": few.protocol.num_images, "srcc": cheap.srcc}
+    return full.joined(others), entry
 
 
 def usable_probes(
@@ -247,6 +262,7 @@ def taught(
         NoTransfer: a model is this one, or has nothing in common with it.
         StoreError: an earlier stage of another model has not run, or measured too little.
     """
+    from qsdm.measurement.labels import label_of_full
     from qsdm.predictor.encode import encode
     from qsdm.predictor.informed import Lessons
     from qsdm.predictor.transfer import NoTransfer, Teacher, transferred
@@ -266,31 +282,12 @@ def taught(
             objective,
             labels,
             next(iter(usable_probes(bank, table, objective, labels).values()), None),
-            full_precision(bank, labels, objective),
+            label_of_full(bank.outcomes, labels.protocol.digest, objective, other.space.full_bits),
         )
         model_of_labels = lessons.model(np.arange(len(labels)))
         teachers.append(Teacher.of(lessons.encoding, table, model_of_labels))
         print(f"learned from {len(labels)} labels of {name}")
     return transferred(teachers, encoding, workspace.table)
-
-
-def full_precision(bank: Bank, labels: Labels, objective: Objective) -> float | None:
-    """Compute the label of full precision.
-
-    Args:
-        bank: everything that was measured of the model.
-        labels: under whose protocol it was measured.
-        objective: that labels measure.
-
-    Returns:
-        The label; None if it was not measured.
-    """
-    for outcome in bank.outcomes:
-        if outcome.protocol == labels.protocol.digest and not outcome.qconfig.methods:
-            values = {**outcome.metrics, "avg_bits": float(bank.space.full_bits)}
-            if all(values.get(name) is not None for name in objective.weights):
-                return objective(values)
-    return None
 
 
 def print_report(report: dict[str, Any]) -> None:

@@ -444,3 +444,25 @@ def require_fitted(
         raise OtherWeights(
             f"the table of methods was computed from other weights of {model.name!r}: {remedy}"
         )
+
+
+def label_of_full(
+    outcomes: Sequence[Outcome], protocol: str, objective: Objective, full_bits: int
+) -> float | None:
+    """Look up the measured label of full precision.
+
+    Args:
+        outcomes: of the model.
+        protocol: digest of the labels' protocol.
+        objective: makes a value of an outcome's metrics.
+        full_bits: bits of full precision.
+
+    Returns:
+        The label; None if the protocol has not measured all of its metrics.
+    """
+    for outcome in outcomes:
+        if outcome.protocol == protocol and not outcome.qconfig.methods:
+            values = {**outcome.metrics, "avg_bits": float(full_bits)}
+            if all(values.get(name) is not None for name in objective.weights):
+                return objective(values)
+    return None

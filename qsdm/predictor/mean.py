@@ -18,8 +18,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from qsdm.measurement.labels import Labels
+from qsdm.outcome import Objective
+from qsdm.predictor.encode import Encoding
 from qsdm.predictor.informed import Informed, Lessons
 from qsdm.predictor.probes import Probes
+from qsdm.qconfig.cost import MethodTable
 
 Coefficients = Sequence[Sequence[np.ndarray]]
 """Of each model, those of each of its parts."""
@@ -160,3 +164,30 @@ class Priors:
             ValueError: a label is not finite.
         """
         return Mean(tuple(self.lessons[name].model(rows) for name in self.averaged))
+
+
+def priors_of(
+    encoding: Encoding,
+    table: MethodTable,
+    objective: Objective,
+    labels: Labels,
+    probes: Mapping[str, Probes],
+    at_full: float | None,
+) -> Priors:
+    """List the priors of labels and of all probes that fit them.
+
+    Args:
+        encoding: of the space.
+        table: errors of every weight under every method.
+        objective: that labels measure.
+        labels: to learn from.
+        probes: by fidelity, the best ones first; may be empty.
+        at_full: label of full precision; None if it was not measured.
+
+    Returns:
+        The priors.
+    """
+    best = next(iter(probes), None)
+    own = None if best is None else probes[best]
+    lessons = Lessons.of(encoding, table, objective, labels, own, at_full)
+    return Priors.of(lessons, {name: other for name, other in probes.items() if name != best})
