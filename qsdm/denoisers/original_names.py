@@ -8,6 +8,7 @@ single value in memory.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, cast
 
 from qsdm.denoisers.classes import denoiser_class, denoiser_config
 from qsdm.denoisers.faults import ModelError
@@ -40,7 +41,8 @@ def origins(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, st
         for i, name in enumerate(names)
     }
     try:
-        converted = entry["checkpoint_mapping_fn"](config=config, checkpoint=numbered)
+        convert = cast(dict[str, Any], entry)["checkpoint_mapping_fn"]
+        converted = convert(config=config, checkpoint=numbered)
     except Exception:  # conversions of files of other models fail anywhere
         return {}
     return {
