@@ -43,7 +43,8 @@ from qsdm.measurement.evaluator import Evaluator
 from qsdm.measurement.protocol import protocol_of, seed_of
 from qsdm.qconfig import QuantConfig, QuantMethod, SpaceSpec
 from qsdm.quant.calibrated import PackedWeights
-from qsdm.quant.fitting import dequantize, fit
+from qsdm.quant.decoding import dequantize
+from qsdm.quant.fitting import fit
 from qsdm.run.conf import CONF
 from qsdm.store.files import read_json
 from qsdm.trace import trace

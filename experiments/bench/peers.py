@@ -23,7 +23,8 @@ from pathlib import Path
 import torch
 
 from qsdm.qconfig import QuantMethod
-from qsdm.quant.fitting import dequantize, fit
+from qsdm.quant.decoding import dequantize
+from qsdm.quant.fitting import fit
 from qsdm.text import table
 
 ROWS = N = 1280

@@ -28,7 +28,8 @@ import torch
 from qsdm.graph import Graph
 from qsdm.qconfig import QuantMethod, Space
 from qsdm.quant import kernels, packing
-from qsdm.quant.fitting import dequantize, fit, fit_all, table
+from qsdm.quant.decoding import dequantize, table
+from qsdm.quant.fitting import fit, fit_all
 from qsdm.workspace import Workspace
 
 NAMES = ("uaq", "kmeans_c", "kmeans_a")

@@ -47,7 +47,8 @@ def seconds(function: Callable[[], Any], repeats: int = 3) -> float:
 
 def quantizers() -> None:
     from qsdm.qconfig import QuantMethod
-    from qsdm.quant.fitting import dequantize, fit
+    from qsdm.quant.decoding import dequantize
+    from qsdm.quant.fitting import fit
 
     generator = torch.Generator().manual_seed(0)
     weight = (

@@ -25,8 +25,9 @@ from qsdm.checkpoint.format import FILE, QUANT_METHOD, SCHEMA, CheckpointError
 from qsdm.graph import Graph
 from qsdm.qconfig import QuantConfig, QuantMethod
 from qsdm.quant.calibration import SAFETENSORS
+from qsdm.quant.decoding import layout
 from qsdm.quant.digests import bytes_of
-from qsdm.quant.fitting import fit, layout
+from qsdm.quant.fitting import fit
 from qsdm.quant.packed import PackedLayer
 from qsdm.quant.packed_model import slices, state_names, unpack
 from qsdm.quant.quantized import Quantized

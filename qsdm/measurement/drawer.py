@@ -47,7 +47,7 @@ class Packed(Interface):
         Args:
             weight: its name.
             method: one of those on offer.
-            out: float32, takes the values; None for a new tensor.
+            out: takes the values, in its own type; None for a new tensor.
 
         Returns:
             The values, in the weight's shape.
@@ -114,6 +114,7 @@ class Drawer:
         channels_last(plain, getattr(self.pipeline, "vae", None))
         if hasattr(self.pipeline, "encode_prompt"):
             self.pipeline.encode_prompt = remembered(self.pipeline.encode_prompt)
+        self._packed = packed
         self._switch: Switch | None = None
         if packed is not None:
             self._switch = Switch(self.denoiser, graph, packed.dequantize, stored_in(model))
@@ -164,7 +165,12 @@ class Drawer:
             try:
                 parts.append(self._batch(qconfig, batch, frames))
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or self.batch_size == 1:
+                if not is_out_of_memory(error):
+                    raise
+                if isinstance(self._packed, PackedWeights) and self._packed.release():
+                    torch.cuda.empty_cache()
+                    continue
+                if self.batch_size == 1:
                     raise
                 self.batch_size = -(-min(self.batch_size, len(batch)) // 2)
                 torch.cuda.empty_cache()

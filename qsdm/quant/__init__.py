@@ -6,7 +6,9 @@
     codebook    a codebook per channel (K-Means-C) or per tensor (K-Means-A) (kernels: kmeans)
     nf4, fp8    formats of other engines, for comparison
     full        full precision, in 16 or 32 bits
-    fitting     fit, dequantize and the stored layout, for any method
+    fitting     codes and errors of a weight, for any method
+    decoding    from codes to values on any device, and the stored layout
+    placement   which codes stay on a GPU
     quantized   a quantized weight as it is stored
     packing     codes of any bit width without gaps; decoding through tables
     calibration all weights of a denoiser under all methods of a space

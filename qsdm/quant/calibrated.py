@@ -11,8 +11,9 @@ import torch
 from qsdm.graph import Graph
 from qsdm.qconfig import QuantMethod
 from qsdm.qconfig.cost import MethodTable, TableFile
+from qsdm.quant.decoding import dequantize
 from qsdm.quant.digests import bytes_of, digest_of
-from qsdm.quant.fitting import dequantize
+from qsdm.quant.placement import Placement
 from qsdm.quant.quantized import Quantized
 from qsdm.quant.swap import sliced
 from qsdm.store import StoreError
@@ -92,6 +93,7 @@ class PackedWeights:
         self.path = Path(path)
         self._parts: dict[tuple[str, str], list[str]] = {}
         self._checked: set[str] = set()
+        self._placement = Placement()
         try:
             self._header = read_header(self.path / WEIGHTS)
             about = decode(self._header.metadata["qsdm"].encode(), PackedFile)
@@ -181,12 +183,22 @@ class PackedWeights:
         Args:
             name: of the weight.
             method: a method that the space offers for it.
-            out: see `qsdm.quant.fitting.dequantize`.
+            out: see `qsdm.quant.decoding.dequantize`; on a GPU, the codes are brought there.
 
         Returns:
-            float32 ``[out, in, *kernel]`` on the CPU.
+            ``out``, or new float32 values ``[out, in, *kernel]`` on the CPU.
 
         Raises:
             StoreError: see `quantized`.
         """
-        return dequantize(self.quantized(name, method), out)
+        device = torch.device("cpu") if out is None else out.device
+        codes = self._placement.on(device, name, method, lambda: self.quantized(name, method))
+        return dequantize(codes, out)
+
+    def release(self) -> bool:
+        """Give back the memory that codes take on GPUs, to which they are streamed from now on.
+
+        Returns:
+            Whether there was any.
+        """
+        return self._placement.release()

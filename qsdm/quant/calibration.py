@@ -20,8 +20,9 @@ from qsdm.graph import canonical
 from qsdm.qconfig import QuantMethod, Space
 from qsdm.qconfig.cost import MethodTable
 from qsdm.quant.calibrated import SCHEMA, TABLE, WEIGHTS
+from qsdm.quant.decoding import layout
 from qsdm.quant.digests import bytes_of, digest_of, values_of
-from qsdm.quant.fitting import VERSION, Fitted, fit_all, layout
+from qsdm.quant.fitting import VERSION, Fitted, fit_all
 from qsdm.quant.rows import sharing
 from qsdm.store.checksum import NUM_DIGITS, checksum
 from qsdm.store.files import replace

@@ -1,4 +1,4 @@
-"""Quantize a weight by any method, and dequantize it again.
+"""Quantize a weight by any method, and compute the errors.
 
 References:
     Loss Aware Post-training Quantization (Nahshan et al., 2019): the norm of errors with p = 2.4.
@@ -15,18 +15,15 @@ import torch
 
 from qsdm.qconfig import QuantMethod
 from qsdm.quant import packing, rows
-from qsdm.quant.full import dtype_of
+from qsdm.quant.decoding import dequantize, tables
 from qsdm.quant.methods import METHODS
 from qsdm.quant.quantized import Quantized
 
-Part = tuple[torch.dtype, tuple[int, ...]]
-"""Type and shape of a stored part."""
-
 VERSION = "3"  # of the fits; a new version means other codes for the same weight
 
-# Larger tensors torch would spread over threads of its own, which then spin beside the kernels'.
-_TABLE = 1 << 15  # entries of a decoding table at a time
-_PIECE = 1 << 14  # values that are converted at a time
+# Values that are converted at a time; larger tensors torch would spread over threads of its own,
+# which then spin beside the kernels'.
+_PIECE = 1 << 14
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,8 +90,9 @@ def fit_all(weight: torch.Tensor, methods: Sequence[QuantMethod]) -> dict[QuantM
         else:
             group = method.group_size or x.shape[1]
             errors = np.zeros(2)
-            for first, last, values in _tables(quantized):
-                errors += rows.coded_power_sums(x[first:last], codes[first:last], values, group)
+            for first, last, values in tables(quantized):
+                part = x[first:last], codes[first:last]
+                errors += rows.coded_power_sums(*part, values.numpy(), group)
         kind = METHODS[method.name]
         divisor = math.prod(shape) / shape[1] if kind.per_tensor else x.shape[1]
         relative, norm = (_ratio(error, norm) for error, norm in zip(errors, norms, strict=True))
@@ -157,85 +155,3 @@ def _ratio(error: float, norm: float) -> float:
     if norm == 0:
         return 0.0 if error == 0 else math.inf
     return float(error / norm)
-
-
-def dequantize(quantized: Quantized, out: torch.Tensor | None = None) -> torch.Tensor:
-    """The values of a quantized weight.
-
-    Args:
-        quantized: on the CPU.
-        out: float32 of the weight's shape, contiguous, on the CPU, to be filled and returned; None:
-            a new tensor.
-
-    Returns:
-        float32 ``[out, in, *kernel]`` on the CPU.
-
-    Raises:
-        ValueError: ``out`` has another shape or type, or is not contiguous.
-    """
-    shape, method = quantized.shape, quantized.method
-    if out is None:
-        out = torch.empty(shape)
-    elif tuple(out.shape) != shape or out.dtype != torch.float32 or not out.is_contiguous():
-        raise ValueError(
-            f"wanted a contiguous float32 output of shape {shape} "
-            f"(got {out.dtype} of shape {tuple(out.shape)})"
-        )
-    if method.is_full:
-        return out.copy_(quantized.codes.view(dtype_of(method.bits)).view(shape))
-    fan_in = math.prod(shape[1:])
-    codes, values = quantized.codes.numpy(), out.view(-1, fan_in).numpy()
-    for first, last, table_values in _tables(quantized):
-        part = codes[
-            first * fan_in * method.bits // 8 : packing.num_bytes(last * fan_in, method.bits)
-        ]
-        group = method.group_size or fan_in
-        packing.decode(
-            part, method.bits, table_values, (last - first, fan_in), group, values[first:last]
-        )
-    return out
-
-
-def _tables(quantized: Quantized) -> Iterator[tuple[int, int, np.ndarray]]:
-    """Blocks of rows whose tables are not too large: first row, one after the last, table.
-
-    Eight rows of codes fill whole bytes, so the codes of every block begin with a byte.
-    """
-    num_rows, bits = quantized.shape[0], quantized.method.bits
-    method = METHODS[quantized.method.name]
-    groups = method.num_groups(math.prod(quantized.shape[1:]))
-    step = num_rows if method.per_tensor else max(8, _TABLE // (groups * 2**bits) // 8 * 8)
-    for first in range(0, num_rows, step):
-        last = min(first + step, num_rows)
-        yield first, last, table(quantized, slice(first * groups, last * groups)).numpy()
-
-
-def table(quantized: Quantized, groups: slice = slice(None)) -> torch.Tensor:
-    """The value of every code.
-
-    Args:
-        quantized: by any method except full precision.
-        groups: which groups; all by default.
-
-    Returns:
-        float32 [groups, 2**bits] on the device of the codes; [1, 2**bits] for K-Means-A.
-    """
-    values = METHODS[quantized.method.name].table
-    assert values is not None, "full precision has no table"
-    return values(quantized.tensors, quantized.method.bits, groups)
-
-
-def layout(method: QuantMethod, shape: tuple[int, ...]) -> dict[str, Part]:
-    """What is stored of a weight.
-
-    Args:
-        method: any method.
-        shape: of the weight, ``[out, in, *kernel]``.
-
-    Returns:
-        Type and shape of ``codes`` and of the method's tensors, by name.
-    """
-    rows, fan_in = shape[0], math.prod(shape[1:])
-    stored = METHODS[method.name].stored(method.bits, rows, fan_in)
-    codes = {"codes": (torch.uint8, (packing.num_bytes(rows * fan_in, method.bits),))}
-    return codes | {name: (getattr(torch, dtype), size) for name, (dtype, size) in stored.items()}

@@ -8,7 +8,6 @@ along the input channels.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -18,9 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from qsdm.qconfig import QuantMethod
-from qsdm.quant import kernels
-from qsdm.quant.fitting import dequantize, layout, table
-from qsdm.quant.full import dtype_of
+from qsdm.quant.decoding import decode, layout
 from qsdm.quant.quantized import Quantized
 
 
@@ -86,51 +83,6 @@ class PackedWeight(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.method}, {'x'.join(map(str, self.shape))}"
-
-
-@torch.library.custom_op("qsdm::decode", mutates_args=())
-def decode(
-    codes: torch.Tensor,
-    others: list[torch.Tensor],
-    method: str,
-    shape: list[int],
-    dtype: torch.dtype,
-) -> torch.Tensor:
-    """The values of a quantized weight, as an operator that torch.compile and torch.export know.
-
-    Args:
-        codes: see `Quantized`.
-        others: the tensors that the method stores beside the codes, in the order of `layout`.
-        method: its text form, as in ``uaq-4``.
-        shape: of the weight, ``[out, in, *kernel]``.
-        dtype: any floating type.
-
-    Returns:
-        ``shape`` on the device of the codes.
-    """
-    parsed = QuantMethod.parse(method)
-    names = [part for part in layout(parsed, tuple(shape)) if part != "codes"]
-    quantized = Quantized(parsed, tuple(shape), codes, dict(zip(names, others, strict=True)))
-    if codes.device.type == "cpu":
-        return dequantize(quantized).to(dtype)
-    if parsed.is_full:
-        return codes.view(dtype_of(parsed.bits)).view(shape).to(dtype, copy=True)
-    rows, fan_in = shape[0], math.prod(shape[1:])
-    values = kernels.lookup(
-        codes, table(quantized), parsed.bits, rows, fan_in, parsed.group_size or fan_in, dtype
-    )
-    return values.view(shape)
-
-
-@decode.register_fake
-def _(
-    codes: torch.Tensor,
-    _others: list[torch.Tensor],
-    _method: str,
-    shape: list[int],
-    dtype: torch.dtype,
-) -> torch.Tensor:
-    return codes.new_empty(shape, dtype=dtype)
 
 
 class Decoded(torch.Tensor):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -12,8 +11,8 @@ from torch import nn
 from qsdm.graph import Graph, Weight
 from qsdm.qconfig import OutsideSpace, QuantConfig, QuantMethod
 
-Dequantize = Callable[[str, QuantMethod, torch.Tensor | None], torch.Tensor]
-"""(weight's name, method, float32 output or None) => float32 values on the CPU."""
+Dequantize = Callable[[str, QuantMethod, torch.Tensor], torch.Tensor]
+"""(weight's name, method, where they go) => its values, written there in that tensor's type."""
 
 
 PIECE = 1 << 20  # values that are compared at a time
@@ -28,7 +27,7 @@ class Switch:
     Args:
         module: the denoiser, changed in place; parameters keep their identity, type and device.
         graph: of the configurations' space (``space.graph``).
-        dequantize: gives the quantized values of a weight, for example
+        dequantize: writes the quantized values of a weight into its parameter, for example
             `qsdm.quant.calibrated.PackedWeights.dequantize`.
         originals: where full-precision values can be read again, so that no copy of them is kept.
             What differs from the module's values, as a fused adapter does, is copied all the same.
@@ -61,10 +60,6 @@ class Switch:
             name: _kept(parameter.detach(), originals(name))
             for name, parameter in self._parameters.items()
         }
-        # For parameters of another type: a new tensor each time would cost more than decoding.
-        self._scratch = torch.empty(
-            max((math.prod(weight.shape) for weight in graph.weights), default=0)
-        )
         self._current: dict[str, QuantMethod | None] = dict.fromkeys(
             weight.name for weight in graph.weights
         )
@@ -108,11 +103,7 @@ class Switch:
             for name in (weight.parameter, *weight.ties):
                 sliced(self._parameters[name], weight).copy_(sliced(self._originals[name], weight))
             return
-        if first.dtype == torch.float32 and first.device.type == "cpu" and first.is_contiguous():
-            self.dequantize(weight.name, method, first)
-        else:
-            scratch = self._scratch[: first.numel()].view(first.shape)
-            first.copy_(self.dequantize(weight.name, method, scratch))
+        self.dequantize(weight.name, method, first)
         for tie in ties:
             tie.copy_(first)
 

@@ -22,7 +22,8 @@ from qsdm.denoisers import Model, load_pipeline
 from qsdm.graph import Graph, Node, Op, Weight
 from qsdm.measurement.drawer import compute_in
 from qsdm.qconfig import QuantConfig, QuantMethod, SpaceSpec, cost
-from qsdm.quant.fitting import dequantize, fit
+from qsdm.quant.decoding import dequantize
+from qsdm.quant.fitting import fit
 from qsdm.quant.packed import PackedLayer
 from qsdm.quant.packed_model import pack
 from qsdm.quant.swap import quantized, sliced

@@ -13,8 +13,9 @@ from qsdm.graph import Graph, Node, Op, Weight
 from qsdm.qconfig import QuantMethod, Space
 from qsdm.quant.calibrated import OtherWeights, PackedWeights, read_table
 from qsdm.quant.calibration import calibrate
+from qsdm.quant.decoding import dequantize
 from qsdm.quant.digests import digest_of, fitted_digest
-from qsdm.quant.fitting import dequantize, fit
+from qsdm.quant.fitting import fit
 from qsdm.store import StoreError
 
 METHODS = [

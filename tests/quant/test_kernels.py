@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -11,7 +12,8 @@ import torch
 
 from qsdm.qconfig import QuantMethod
 from qsdm.quant import kernels, packing
-from qsdm.quant.fitting import dequantize, fit, table
+from qsdm.quant.decoding import dequantize, table
+from qsdm.quant.fitting import fit
 from qsdm.quant.kernels import build, reference
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -27,9 +29,14 @@ def twin(tmp_path_factory: pytest.TempPathFactory) -> Twin:
         pytest.skip("no C++ compiler (g++ or clang++): the kernels' CPU twin cannot be built")
 
     def run(
-        name: str, dtype: torch.dtype, shape: tuple[int, int], inputs: tuple, numbers: tuple
+        name: str,
+        dtype: torch.dtype,
+        shape: tuple[int, int],
+        inputs: tuple,
+        numbers: tuple,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        out = torch.empty(shape, dtype=dtype)
+        out = torch.empty(shape, dtype=dtype) if out is None else out
         place = [
             ctypes.c_void_p(i.data_ptr()) if isinstance(i, torch.Tensor) else i
             for i in (*inputs, out)
@@ -111,6 +118,7 @@ def test_lookup_twin_is_the_reference(
             ctypes.c_int64(group),
             ctypes.c_int(bits),
             ctypes.c_int64(lines),
+            *map(ctypes.c_int64, (n, 1, 1, 1)),
         )
         expected = reference.lookup(codes, lookup, bits, 5, n, group, dtype)
         assert same(twin("lookup", dtype, (5, n), inputs, numbers), expected)
@@ -118,6 +126,78 @@ def test_lookup_twin_is_the_reference(
         out = torch.full((5, n), 7, dtype=dtype)
         kernels.lookup_out(codes, lookup, bits, group, out)
         assert same(out, expected)
+
+
+LAYOUTS: dict[str, Callable[[torch.dtype], torch.Tensor]] = {
+    "contiguous": lambda dtype: torch.full((6, 10, 3, 2), 7, dtype=dtype),
+    "a slice": lambda dtype: torch.full((6, 15, 3, 2), 7, dtype=dtype)[:, 2:12],
+    "a slice of a linear layer": lambda dtype: torch.full((6, 15), 7, dtype=dtype)[:, 3:11],
+    "channels last": lambda dtype: torch.full((6, 3, 2, 10), 7, dtype=dtype).permute(0, 3, 1, 2),
+    "a slice of it": lambda dtype: torch.full((6, 3, 2, 15), 7, dtype=dtype).permute(0, 3, 1, 2)[
+        :, 4:14
+    ],
+    "transposed": lambda dtype: torch.full((8, 6), 7, dtype=dtype).t(),
+    "one position": lambda dtype: torch.full((6, 1, 1, 10), 7, dtype=dtype).permute(0, 3, 1, 2),
+    "1-d": lambda dtype: torch.full((6, 4, 5), 7, dtype=dtype).transpose(1, 2),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@by_dtype
+def test_values_are_written_where_they_belong(twin: Twin, dtype: torch.dtype, layout: str) -> None:
+    out = LAYOUTS[layout](dtype)
+    rows, n, bits = len(out), out[0].numel(), 3
+    rng = np.random.default_rng(n)
+    codes = torch.from_numpy(packing.pack(rng.integers(0, 8, (rows, n)).astype(np.uint8), bits))
+    lookup = torch.from_numpy(rng.normal(size=(rows * -(-n // 8), 8)).astype(np.float32))
+    expected = reference.lookup(codes, lookup, bits, rows, n, 8, dtype).view(out.shape)
+    whole = out if out._base is None else out._base
+    before, strides = whole.clone(), kernels.strides_of(out)
+    kernels.lookup_out(codes, lookup, bits, 8, out)
+    assert same(out.contiguous(), expected)
+    assert (whole == 7).sum() == before.numel() - out.numel()  # nothing beside it
+    out.fill_(7)
+    assert strides is not None
+    numbers = (n, 8, bits, len(lookup), *strides)
+    types = [ctypes.c_int64] * 2 + [ctypes.c_int] + [ctypes.c_int64] * 5
+    arguments = tuple(kind(number) for kind, number in zip(types, numbers, strict=True))
+    inputs = (codes, ctypes.c_int64(codes.numel()), lookup)
+    twin("lookup", dtype, (rows, n), inputs, arguments, out)
+    assert same(out.contiguous(), expected)
+    assert (whole == 7).sum() == before.numel() - out.numel()
+
+
+def test_a_layout_without_one_distance_has_no_strides() -> None:
+    assert kernels.strides_of(torch.zeros(4, 5, 3, 4)[..., :2]) is None
+    assert kernels.strides_of(torch.zeros(4, 5, 2, 3)) == (30, 6, 6, 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ImportError("no cuda"), r"needs pip install 'qsdm\[cuda\]'"),
+        (RuntimeError("NVRTC_ERROR_COMPILATION\nline 3"), "RuntimeError: NVRTC_ERROR_COMPILATION"),
+    ],
+    ids=["the extra is missing", "a kernel does not compile"],
+)
+def test_a_gpu_without_kernels_is_told_in_a_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    reason: str,
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(build, "cuda_kernel", fail)
+    build.usable.cache_clear()
+    assert not kernels.run_on(torch.device("cuda", 3))
+    assert not kernels.run_on(torch.device("cuda", 3))
+    build.usable.cache_clear()
+    text = capsys.readouterr().err
+    assert re.search(rf"do not run on GPU 3 \(.*{reason}\): weights are decoded", text)
+    assert text.count("\n") == 1
+    assert not kernels.run_on(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("n", [1, 31, 257, 1280])
@@ -157,6 +237,7 @@ def test_every_half_is_converted_as_torch_does(twin: Twin) -> None:
             ctypes.c_int64(256),
             ctypes.c_int(8),
             ctypes.c_int64(shape[0]),
+            *map(ctypes.c_int64, (256, 1, 1, 1)),
         )
         assert same(twin("lookup", dtype, shape, inputs, numbers), between.to(dtype))
 

@@ -10,7 +10,8 @@ from torch import nn
 from qsdm.graph import Graph, Node, Op, Weight
 from qsdm.qconfig import OutsideSpace, QuantConfig, QuantMethod
 from qsdm.quant.activations import quantized_activations
-from qsdm.quant.fitting import dequantize, fit
+from qsdm.quant.decoding import dequantize
+from qsdm.quant.fitting import fit
 from qsdm.quant.packed import (
     PackedConv2d,
     PackedLayer,

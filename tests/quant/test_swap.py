@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from qsdm.graph import Graph, Node, Op, Weight
 from qsdm.qconfig import OutsideSpace, QuantConfig, QuantMethod
-from qsdm.quant.fitting import dequantize, fit
+from qsdm.quant import placement
+from qsdm.quant.decoding import dequantize
+from qsdm.quant.fitting import fit
+from qsdm.quant.kernels import build
+from qsdm.quant.quantized import Quantized
 from qsdm.quant.swap import Switch, quantized
 
 UAQ3, UAQ4 = QuantMethod("uaq", 3), QuantMethod("uaq", 4)
@@ -49,9 +55,12 @@ class Fits:
         self, name: str, method: QuantMethod, out: torch.Tensor | None = None
     ) -> torch.Tensor:
         self.calls.append(name)
+        return dequantize(self.quantized(name, method), out)
+
+    def quantized(self, name: str, method: QuantMethod) -> Quantized:
         weight = next(w for w in WEIGHTS if w.name == name)
         slice_ = self.originals[weight.parameter][:, weight.start : weight.start + weight.shape[1]]
-        return dequantize(fit(slice_, method), out)
+        return fit(slice_, method)
 
 
 def test_only_changed_weights_are_touched(toy: Toy) -> None:
@@ -130,3 +139,32 @@ def test_foreign_configurations_and_modules_are_refused(toy: Toy) -> None:
     toy.a = nn.Linear(5, 8)
     with pytest.raises(ValueError, match="different models"):
         Switch(toy, GRAPH, Fits(toy))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not build.cuda_available(), reason="needs an NVIDIA GPU and cuda-core")
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_on_a_gpu_weights_become_those_of_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, is_kept: bool
+) -> None:
+    if not is_kept:
+        monkeypatch.setattr(placement, "room", lambda _: 0)
+    torch.manual_seed(0)
+    here = Toy()
+    here.d.load_state_dict(here.c.state_dict())
+    here = here.to(torch.bfloat16)
+    there = copy.deepcopy(here).cuda()
+    there.b.weight.data = there.b.weight.data.contiguous(memory_format=torch.channels_last)
+    fits, place = Fits(here), placement.Placement()
+
+    def on_gpu(name: str, method: QuantMethod, out: torch.Tensor) -> torch.Tensor:
+        codes = place.on(out.device, name, method, lambda: fits.quantized(name, method))
+        assert codes.codes.is_cuda
+        return dequantize(codes, out)
+
+    pair = Switch(here, GRAPH, fits), Switch(there, GRAPH, on_gpu)
+    for methods in ({"a": UAQ3, "b#1": UAQ4, "c": UAQ3}, {"b#0": UAQ4, "b#1": UAQ3}, {}):
+        for switch in pair:
+            switch.to(QuantConfig("toy", methods))
+        for name, values in here.named_parameters():
+            assert torch.equal(values, there.get_parameter(name).cpu())

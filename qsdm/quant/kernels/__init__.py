@@ -136,7 +136,7 @@ def lookup(
         ValueError: a shape or type is wrong.
     """
     out = torch.empty(rows, n, dtype=dtype, device=codes.device)
-    _lookup(codes, table, bits, group, out)
+    fill_by_lookup(codes, table, bits, group, out)
     return out
 
 
@@ -151,13 +151,13 @@ def lookup_out(
         table: see `lookup`.
         bits: see `lookup`.
         group: see `lookup`.
-        out: [rows, n], contiguous, of any floating type.
+        out: [rows, n] or [rows, channels, *kernel], of any floating type and in any layout, such as
+            a slice of a parameter's channels.
 
     Raises:
         ValueError: a shape or type is wrong.
     """
-    _check_out(out, out.shape, out.dtype)
-    _lookup(codes, table, bits, group, out)
+    fill_by_lookup(codes, table, bits, group, out)
 
 
 @torch.library.custom_op("qsdm::tokens", mutates_args=())
@@ -201,10 +201,22 @@ def _affine(
         out.copy_(reference.affine(x, scale, zero_point, bits, group))
 
 
-def _lookup(
+def fill_by_lookup(
     codes: torch.Tensor, table: torch.Tensor, bits: int, group: int, out: torch.Tensor
 ) -> None:
-    rows, n = out.shape
+    """What `lookup_out` does, for callers that are operators themselves.
+
+    Args:
+        codes: see `lookup`.
+        table: see `lookup`.
+        bits: see `lookup`.
+        group: see `lookup`.
+        out: see `lookup_out`; it may be on another device than codes on the CPU.
+
+    Raises:
+        ValueError: a shape or type is wrong.
+    """
+    rows, n = out.shape[0], math.prod(out.shape[1:])
     num_bytes, num_groups = math.ceil(rows * n * bits / 8), rows * math.ceil(n / group)
     if codes.dtype != torch.uint8 or codes.numel() != num_bytes:
         raise ValueError(
@@ -220,18 +232,43 @@ def _lookup(
             f"(got {table.dtype}, {tuple(table.shape)})"
         )
     codes, table = codes.contiguous(), table.contiguous()
-    if _on_gpu(codes):
-        numbers = (
-            ctypes.c_int64(n),
-            ctypes.c_int64(group),
-            ctypes.c_int(bits),
-            ctypes.c_int64(table.shape[0]),
-        )
-        _launch("lookup", out, (codes, ctypes.c_int64(num_bytes), table, out), numbers)
-    elif codes.device.type == "cpu":
+    if codes.device.type == "cpu":
         cpu.lookup(codes, table, bits, group, out)
+    elif _on_gpu(codes) and str(out.dtype) in build.SUFFIX:
+        target, strides = out, strides_of(out)
+        if strides is None:
+            target = torch.empty_like(out, memory_format=torch.contiguous_format)
+            strides = (n, n // out.shape[1], n // out.shape[1], 1)
+        size, lines = ctypes.c_int64(num_bytes), ctypes.c_int64(table.shape[0])
+        numbers = (ctypes.c_int64(n), ctypes.c_int64(group), ctypes.c_int(bits), lines)
+        places = map(ctypes.c_int64, strides)
+        _launch("lookup", target, (codes, size, table, target), (*numbers, *places))
+        if target is not out:
+            out.copy_(target)
     else:
-        out.copy_(reference.lookup(codes, table, bits, rows, n, group, out.dtype))
+        values = reference.lookup(codes, table, bits, rows, n, group, torch.float32)
+        out.copy_(values.view(out.shape))
+
+
+def strides_of(out: torch.Tensor) -> tuple[int, int, int, int] | None:
+    """How the values of a weight lie in memory.
+
+    Args:
+        out: [rows, channels, *kernel] in any layout.
+
+    Returns:
+        Distance of rows, kernel positions of a channel, distance of channels, distance of
+        positions, all in values; None if positions do not lie at one distance.
+    """
+    along, count = 1, 1
+    for size, stride in zip(reversed(out.shape[2:]), reversed(out.stride()[2:]), strict=True):
+        if size == 1:
+            continue
+        along = stride if count == 1 else along
+        if stride != along * count:
+            return None
+        count *= size
+    return out.stride(0), count, out.stride(1), along
 
 
 @affine_out.register_fake
@@ -323,7 +360,20 @@ def _check_out(out: torch.Tensor, shape: torch.Size, dtype: torch.dtype) -> None
 
 
 def _on_gpu(x: torch.Tensor) -> bool:
-    return x.is_cuda and build.cuda_available()
+    return run_on(x.device)
+
+
+def run_on(device: torch.device) -> bool:
+    """Whether the CUDA kernels run on a device; where they should but cannot, a line says why.
+
+    Args:
+        device: any device.
+    """
+    return device.type == "cuda" and build.usable(_index(device))
+
+
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
 
 
 def _launch(name: str, out: torch.Tensor, data: tuple[Any, ...], numbers: tuple[Any, ...]) -> None:
@@ -331,11 +381,11 @@ def _launch(name: str, out: torch.Tensor, data: tuple[Any, ...], numbers: tuple[
     from cuda.core import Device, LaunchConfig, launch
 
     suffix = build.SUFFIX[str(out.dtype)]
-    index = out.device.index if out.device.index is not None else torch.cuda.current_device()
+    index = _index(out.device)
     device = Device(index)
     device.set_current()
     kernel = build.cuda_kernel(f"{name}_{suffix}", index)
-    rows, n = out.shape
+    rows, n = out.shape[0], math.prod(out.shape[1:])
     threads = min(build.MAX_THREADS, max(32, 1 << (n - 1).bit_length()))
     pointers = [item.data_ptr() if isinstance(item, torch.Tensor) else item for item in data]
     stream = device.create_stream(_TorchStream(torch.cuda.current_stream(index)))

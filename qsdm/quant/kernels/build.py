@@ -10,8 +10,11 @@ import ctypes
 import functools
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 SOURCE = Path(__file__).with_name("fake_quant.cu")
 SUFFIX = {"torch.float32": "f32", "torch.float16": "f16", "torch.bfloat16": "bf16"}
@@ -24,17 +27,34 @@ MAX_THREADS = 256  # as in the source
 
 
 @functools.cache
+def usable(device_index: int) -> bool:
+    """Whether the kernels run on a GPU; if not, one line says why, and what is done instead.
+
+    Args:
+        device_index: of a GPU that torch sees.
+    """
+    try:
+        cuda_kernel(NAMES[0], device_index)
+    except ImportError:
+        reason = "it needs pip install 'qsdm[cuda]'"
+    except Exception as error:  # whatever a driver, NVRTC or an unknown GPU makes of it
+        reason = f"{type(error).__name__}: {(str(error) or repr(error)).splitlines()[0]}"
+    else:
+        return True
+    tqdm.write(
+        f"qsdm's CUDA kernels do not run on GPU {device_index} ({reason}): weights are decoded on "
+        "the CPU, or by torch, to the same values",
+        file=sys.stderr,
+    )
+    return False
+
+
+@functools.cache
 def cuda_available() -> bool:
-    """Whether there is a GPU, and the packages that compile for it."""
+    """Whether torch sees a GPU, and the kernels run on its current one."""
     import torch
 
-    if not torch.cuda.is_available():
-        return False
-    try:
-        from cuda.core import Program  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    return torch.cuda.is_available() and usable(torch.cuda.current_device())
 
 
 def compile_cubin(arch: str) -> Any:

@@ -5,6 +5,7 @@ Comparisons that are false for NaN let it through, like torch.clamp.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from qsdm.quant.rows import exact, extent, over_rows
 
 # Fewest values of a thread, and most of 16-bit inputs at a time, which stay cached as float32.
 _VALUES = 1 << 16
+_COPIED = 1 << 15  # values that torch copies on the calling thread alone
 
 
 def affine(
@@ -69,20 +71,42 @@ def lookup(
 ) -> None:
     """Fill ``out`` with `qsdm.quant.kernels.reference.lookup`.
 
+    Values of another type, layout or device than contiguous float32 on the CPU are decoded some
+    rows at a time, which stay cached.
+
     Args:
         codes: see `qsdm.quant.kernels.lookup`.
         table: see `qsdm.quant.kernels.lookup`.
         bits: of a code, 1 to 8.
         group: values of a row that share a row of the table.
-        out: [rows, n] of any floating type.
+        out: [rows, channels, *kernel] of any floating type, in any layout, on any device.
     """
-    rows, n = out.shape
-    wide = out if out.dtype == torch.float32 else torch.empty(rows, n)
-    packing.decode(
-        codes.numpy(), bits, table.detach().numpy(), (rows, n), group, wide.detach().numpy()
-    )
-    if wide is not out:
-        out.copy_(wide)
+    out = out.detach()
+    num_rows, n = out.shape[0], math.prod(out.shape[1:])
+    packed, lines = codes.numpy(), table.detach().numpy()
+    if out.dtype == torch.float32 and out.is_contiguous() and out.device.type == "cpu":
+        packing.decode(packed, bits, lines, (num_rows, n), group, out.view(num_rows, n).numpy())
+        return
+    groups = len(lines) // num_rows  # 0: one line for all
+    at_once = max(1, _COPIED // max(1, n))  # rows
+    block = -(-at_once // 8) * 8  # eight rows of codes fill whole bytes
+
+    def fill(first: int, last: int) -> None:
+        for a in range(first * block, min(last * block, num_rows), block):
+            b = min(a + block, num_rows)
+            wide = torch.empty((b - a, *out.shape[1:]))
+            packing.decode(
+                packed[a * n * bits // 8 : packing.num_bytes(b * n, bits)],
+                bits,
+                lines[a * groups : b * groups] if groups else lines,
+                (b - a, n),
+                group,
+                wide.view(b - a, n).numpy(),
+            )
+            for target, values in zip(out[a:b].split(at_once), wide.split(at_once), strict=True):
+                target.copy_(values)
+
+    over_rows(fill, -(-num_rows // block), min_rows=max(1, 8 * _VALUES // max(1, block * n)))
 
 
 def tokens(x: torch.Tensor, bits: int, from_zero: bool, out: torch.Tensor) -> None:

@@ -136,20 +136,28 @@ INLINE void affine_backward_row(const T* gradient, const T* x, const float* scal
 }
 
 // Packed codes => values. Code i takes the bits i * bits ... of the stream; table [groups, 2^bits], or one line for all (``lines`` 1).
+// A row of n values is n / inner channels of ``inner`` kernel positions. In memory, rows lie ``pitch`` values apart, channels ``across``
+// and positions ``along``: a slice of a parameter's channels, or the order in which convolutions read, is written in place.
 template <typename T>
 INLINE void lookup_row(const unsigned char* codes, long long num_bytes, const float* table, T* out, long long n, long long group,
-                       int bits, long long lines, int block, int threads, float* shared) {
+                       int bits, long long lines, long long pitch, long long inner, long long across, long long along, int block,
+                       int threads, float* shared) {
     const long long first = block * n, groups = (n + group - 1) / group;
     const int size = 1 << bits;
     const bool staged = lines == 1 || groups == 1;  // the whole row uses one line
+    const bool channels_last = inner > 1 && across < along;
     const float* line = table + (lines == 1 ? 0 : block * groups * size);
+    const unsigned positions = (unsigned)inner, channels = (unsigned)(n / inner);
     THREADS(t) if (staged) for (int k = t; k < size; k += threads) shared[k] = line[k];
     SYNC;
-    THREADS(t) for (long long i = t; i < n; i += threads) {
+    THREADS(t) for (unsigned j = t; j < n; j += threads) {  // in the order of memory, so that neighbors write to neighbors
+        const unsigned channel = channels_last ? j % channels : (inner == 1 ? j : j / positions);
+        const unsigned position = channels_last ? j / channels : (inner == 1 ? 0u : j % positions);
+        const long long i = (long long)channel * inner + position;
         const long long bit = (first + i) * bits, byte = bit >> 3;
         const unsigned next = byte + 1 < num_bytes ? codes[byte + 1] : 0u;
         const unsigned code = ((codes[byte] | next << 8) >> (bit & 7)) & (size - 1);
-        store(out + first + i, staged ? shared[code] : line[i / group * size + code]);
+        store(out + block * pitch + channel * across + position * along, staged ? shared[code] : line[i / group * size + code]);
     }
 }
 
@@ -188,9 +196,11 @@ INLINE void token_row(const T* x, T* out, long long n, float levels, int from_ze
            affine_backward_row(gradient, x, scale, zero, out, n, group, levels, block, threads);                              \
            (void)shared, const T* gradient, const T* x, const float* scale, const float* zero, T* out, long long n,           \
            long long group, float levels)                                                                                     \
-    KERNEL(lookup_##suffix, lookup_row(codes, num_bytes, table, out, n, group, bits, lines, block, threads, shared),          \
+    KERNEL(lookup_##suffix,                                                                                                   \
+           lookup_row(codes, num_bytes, table, out, n, group, bits, lines, pitch, inner, across, along, block, threads,       \
+                      shared),                                                                                                \
            const unsigned char* codes, long long num_bytes, const float* table, T* out, long long n, long long group,         \
-           int bits, long long lines)                                                                                         \
+           int bits, long long lines, long long pitch, long long inner, long long across, long long along)                    \
     KERNEL(tokens_##suffix, token_row(x, out, n, levels, from_zero, block, threads, shared), const T* x, T* out, long long n, \
            float levels, int from_zero)
 
