@@ -17,7 +17,7 @@ from qsdm.quant.rows import exact, extent, over_rows
 
 # Fewest values of a thread, and most of 16-bit inputs at a time, which stay cached as float32.
 _VALUES = 1 << 16
-_COPIED = 1 << 15  # values that torch copies on the calling thread alone
+_DECODED = 1 << 18  # values at a time that are decoded and then converted
 
 
 def affine(
@@ -88,25 +88,23 @@ def lookup(
         packing.decode(packed, bits, lines, (num_rows, n), group, out.view(num_rows, n).numpy())
         return
     groups = len(lines) // num_rows  # 0: one line for all
-    at_once = max(1, _COPIED // max(1, n))  # rows
-    block = -(-at_once // 8) * 8  # eight rows of codes fill whole bytes
+    block = -(-max(1, _DECODED // max(1, n)) // 8) * 8  # eight rows of codes fill whole bytes
 
     def fill(first: int, last: int) -> None:
+        wide = torch.empty((min(block, num_rows), *out.shape[1:]))
         for a in range(first * block, min(last * block, num_rows), block):
             b = min(a + block, num_rows)
-            wide = torch.empty((b - a, *out.shape[1:]))
             packing.decode(
                 packed[a * n * bits // 8 : packing.num_bytes(b * n, bits)],
                 bits,
                 lines[a * groups : b * groups] if groups else lines,
                 (b - a, n),
                 group,
-                wide.view(b - a, n).numpy(),
+                wide[: b - a].view(b - a, n).numpy(),
             )
-            for target, values in zip(out[a:b].split(at_once), wide.split(at_once), strict=True):
-                target.copy_(values)
+            out[a:b].copy_(wide[: b - a])
 
-    over_rows(fill, -(-num_rows // block), min_rows=max(1, 8 * _VALUES // max(1, block * n)))
+    over_rows(fill, -(-num_rows // block))
 
 
 def tokens(x: torch.Tensor, bits: int, from_zero: bool, out: torch.Tensor) -> None:
