@@ -12,7 +12,7 @@ PEERS := .venv-peers
 LOWEST := .venv-lowest
 UV_FLAGS ?=
 
-.PHONY: help install demo test check soak soak-tests docs lowest bench bench-cuda bench-sdxl bench-full-size peers-table trace-table
+.PHONY: help install demo test check soak soak-tests docs lowest bench bench-cuda bench-sdxl bench-full-size peers-table trace-table study
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -89,3 +89,7 @@ peers-table: $(PEERS)/.installed ## quantizers of others on the same layer: the 
 
 trace-table: install ## trace every denoiser class of diffusers: the table of docs/tracing.md
 	OMP_NUM_THREADS=1 $(PY) experiments/trace_table/table.py --write docs/tracing.md
+
+study: install ## the study of a published denoiser: NAME=sdxl_w37, with small=true on random weights or plan=true for its price
+	@test -n "$(NAME)" || { echo "give NAME=pixart_alpha_w34|pixart_sigma_w39|hunyuan_w365|sdxl_w37|sd15|dit_xl2"; exit 1; }
+	OMP_NUM_THREADS=1 $(PY) experiments/studies/study.py $(NAME) $(if $(small),small=$(small)) $(if $(plan),plan=$(plan)) $(ARGS)

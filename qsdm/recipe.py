@@ -10,6 +10,7 @@ transformers (bitsandbytes, quanto, torchao, SDNQ), or tensor rules of stable-di
 be converted exactly is reported, with the number of affected weights.
 
     python -m qsdm.recipe audit FILE +model=NAME  # which layer got what, its score, what to change
+    python -m qsdm.recipe list                    # recipes that ship with qsdm; show NAME, use NAME
 
 Writes ``recipes/NAME.*`` into the model's store.
 """
@@ -67,8 +68,13 @@ WRITERS = {
     Format.sdnq: sdnq.write,
 }
 
-WORDS = {"audit": "qsdm.audit"}
-"""Module of what the first argument names, a function of the same name."""
+WORDS = {
+    "audit": ("qsdm.audit", "audit"),
+    "list": ("qsdm.shelf", "list_recipes"),
+    "show": ("qsdm.shelf", "show_recipe"),
+    "use": ("qsdm.shelf", "use_recipe"),
+}
+"""Module and function of what the first argument names."""
 
 
 @takes_workspace("model", "space", "store", "file")
@@ -307,7 +313,8 @@ def cli(arguments: Sequence[str] | None = None) -> NoReturn:
     arguments = sys.argv[1:] if arguments is None else arguments
     first = arguments[0] if arguments else ""
     if first in WORDS:
-        run.main(getattr(import_module(WORDS[first]), first), arguments[1:])
+        module, function = WORDS[first]
+        run.main(getattr(import_module(module), function), arguments[1:])
     if re.fullmatch(r"[a-z]+", first):
         close = difflib.get_close_matches(first, WORDS, 1)
         guess = f"did you mean {close[0]!r}?" if close else f"give one of {', '.join(WORDS)}"

@@ -24,6 +24,7 @@ COMMANDS = {
     "realize",
     "recipe",
     "audit",
+    "shelf",
     "compare",
     "why",
 }
@@ -41,9 +42,12 @@ ALLOWED: dict[str, set[str]] = (
     | {"workspace": GROUND | MACHINERY | JOINS | {"run"}}
     | {
         name: GROUND | MACHINERY | JOINS | {"sensitivity", "report", "run", "workspace"}
-        for name in COMMANDS - {"audit"}
+        for name in COMMANDS - {"audit", "shelf"}
     }
-    | {"audit": GROUND | MACHINERY | JOINS | {"sensitivity", "report", "workspace", "recipe"}}
+    | dict.fromkeys(
+        ("audit", "shelf"),
+        GROUND | MACHINERY | JOINS | {"sensitivity", "report", "workspace", "recipe"},
+    )
     | {
         "__main__": GROUND | MACHINERY | JOINS | COMMANDS | {"sensitivity", "run", "workspace"},
         "__init__": {"workspace"},
