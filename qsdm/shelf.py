@@ -64,6 +64,9 @@ class Entry(TypedDict):
         metrics: measured values.
         rivals: by name.
         errors: relative squared error of each weight of the graph under its method.
+        rule: of ``experiments/equal_bytes`` that chose it.
+        target: engine that it was made for.
+        teachers: models whose labels it was carried over from.
     """
 
     denoiser: str
@@ -83,7 +86,7 @@ class Entry(TypedDict):
     errors: NotRequired[list[float]]
     rule: NotRequired[str]
     target: NotRequired[str]
-    # `from` is a keyword of Python; msgspec ignores what is not named here.
+    teachers: NotRequired[list[str]]
 
 
 class _IndexFile(TypedDict):

@@ -22,11 +22,12 @@ COMMANDS = (
 )
 
 
+MODULES = {"main": "__main__", "use_recipe": "shelf"}
+"""Modules that are not called like their function."""
+
+
 def function_of(command: str) -> Any:
-    return getattr(
-        importlib.import_module("qsdm.__main__" if command == "main" else f"qsdm.{command}"),
-        command,
-    )
+    return getattr(importlib.import_module(f"qsdm.{MODULES.get(command, command)}"), command)
 
 
 def compose(command: str, overrides: list[str]) -> Any:

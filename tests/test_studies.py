@@ -22,8 +22,12 @@ COMMANDS = [
 @pytest.mark.soak
 @pytest.mark.parametrize("name", study.NAMES)
 def test_a_small_study_runs_to_its_recipe_and_goes_on(
-    name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    name: str,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     arguments = [name, "small=true", f"out={tmp_path}"]
     assert study.main(arguments) == 0, capfd.readouterr().err
     printed = capfd.readouterr().out

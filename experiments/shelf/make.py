@@ -16,22 +16,23 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import qsdm
 from qsdm.graph import Graph
-from qsdm.predictor.encode import encode
-from qsdm.predictor.informed import Lessons
-from qsdm.predictor.transfer import Teacher, transferred
 from qsdm.qconfig import QuantConfig, QuantMethod, Space, SpaceSpec
 from qsdm.qconfig.cost import MethodTable, avg_bits, size_bytes
 from qsdm.recipes import gguf, layers, native, sdnq, torchao
 from qsdm.recipes.targets import held_by
-from qsdm.store.files import write_json, write_text
+from qsdm.shelf import INDEX
+from qsdm.store.files import write_text
 from qsdm.strategies import Problem
 from qsdm.strategies.greedy import path
+
+if TYPE_CHECKING:
+    from qsdm.predictor.transfer import Teacher
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "experiments" / "equal_bytes"))
@@ -116,6 +117,9 @@ def measured(name: str, store: str) -> Iterator[tuple[str, dict[str, Any], Quant
 def teacher(name: str, store: str) -> Teacher:
     """What the labels and probes of a pipeline teach, by features without errors of weights."""
     from qsdm.outcome import Objective
+    from qsdm.predictor.encode import encode
+    from qsdm.predictor.informed import Lessons
+    from qsdm.predictor.transfer import Teacher
     from qsdm.train import full_precision, usable_probes
     from qsdm.workspace import named
 
@@ -147,6 +151,8 @@ def starting_points(
 ) -> Iterator[tuple[str, dict[str, Any], QuantConfig, Graph]]:
     """Configurations of a published denoiser that nobody has measured."""
     from qsdm import tracing
+    from qsdm.predictor.encode import encode
+    from qsdm.predictor.transfer import transferred
     from qsdm.run.conf import load
     from qsdm.trace import prepare
 
@@ -195,7 +201,7 @@ def starting_points(
                     "avg_bits": avg_bits(space.graph, qconfig, model.full_bits),
                     "size_bytes": size_bytes(space.graph, qconfig, model.full_bits),
                     "target": target,
-                    "from": list(ZOO),
+                    "teachers": list(ZOO),
                 },
                 qconfig,
                 space.graph,
@@ -253,20 +259,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--store", default="store", help="with wide and traced calibrations")
     parser.add_argument("--out", type=Path, default=ROOT / "recipes")
-    parser.add_argument("--models", nargs="*", default=PUBLISHED)
+    parser.add_argument("--models", nargs="*", default=[*ZOO, *PUBLISHED], help="by default all")
     args = parser.parse_args()
-    shutil.rmtree(args.out, ignore_errors=True)
-    entries: dict[str, dict[str, Any]] = {}
-    made = [point for name in ZOO for point in measured(name, args.store)]
-    teachers = [teacher(name, args.store) for name in ZOO]
+    teachers: list[Teacher] = []
     for name in args.models:
         print(name, flush=True)
-        made += starting_points(name, teachers)
+        if name not in ZOO:
+            teachers = teachers or [teacher(one, args.store) for one in ZOO]
+        made = measured(name, args.store) if name in ZOO else starting_points(name, teachers)
+        add(args.out, name, list(made))
+
+
+def add(
+    out: Path, denoiser: str, made: list[tuple[str, dict[str, Any], QuantConfig, Graph]]
+) -> None:
+    """Replace what the shelf has of a denoiser."""
+    shutil.rmtree(out / denoiser, ignore_errors=True)
+    index = out / "index.json"
+    before = INDEX.read(index) if index.exists() else {}
+    entries: dict[str, Any] = {n: e for n, e in before.items() if e["denoiser"] != denoiser}
     for name, entry, qconfig, graph in made:
-        write(args.out, name, entry, qconfig, graph)
+        write(out, name, entry, qconfig, graph)
         entries[name] = entry
-    write_json(args.out / "index.json", {"schema": "qsdm/shelf/1", "recipes": entries})
-    write_text(args.out / "README.md", readme(entries))
+    order = [*ZOO, *PUBLISHED]
+    entries = dict(sorted(entries.items(), key=lambda item: order.index(item[1]["denoiser"])))
+    INDEX.write(index, {"recipes": entries})
+    write_text(out / "README.md", readme(entries))
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "predictor.epochs": 2,
     },
     "search": {"rounds": 1, "per_round": 1, "evaluations": 200, "engine": "serial"},
-    "realize": {"candidates": 1, "num_random": 1, "num_images": 4, "engine": "serial"},
+    "realize": {"candidates": 1, "num_random": 0, "num_images": 4, "engine": "serial"},
     "compare": {"num_images": 4, "engine": "serial"},
     "recipe": {},
 }  # fmt: skip
@@ -52,6 +52,7 @@ SMALL_METRICS = {
     "+model.metrics.psnr._target_": "qsdm.metrics.fidelity.Psnr",
 }
 SIZE_PX, STEPS, GUIDANCE = 64, 2, 2.0  # of the small pipelines
+SMALL_BITS = 6.0  # codebooks and scales weigh more in layers of 16 channels
 WITHOUT_MODEL = ("compare",)
 MACHINES = {
     "H100": (300e12, 2.50),
@@ -213,14 +214,14 @@ def small(study: Study, out: Path) -> int:
     def arguments(stage: Stage) -> list[str]:
         keys = {k: v for k, v in stage.keys.items() if k != "objective"}
         keys |= {"store": store} | SMALL[stage.command]
+        if "budget.avg_bits" in keys:
+            keys["budget.avg_bits"] = SMALL_BITS
         if stage.command in WITHOUT_MODEL:
             options = {"steps": STEPS, "guidance": GUIDANCE}
             options |= {k.removeprefix("+model."): v for k, v in call.items()}
             reference = f"{folder}:{','.join(spelled(options))}"
             names = [reference, str(store / name / "checkpoint")]
             return names + spelled(prompts | keys)
-        if "space" in keys:
-            keys["space.max_overhead"] = 4
         return ["+model=any", *spelled(model | prompts | SMALL_METRICS | keys)]
 
     note = (
