@@ -12,14 +12,15 @@ import argparse
 import math
 import re
 import statistics
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from qsdm.graph import Graph, Role
-from qsdm.measurement.paired import Difference, error_of_halves
-from qsdm.outcome import Outcome
+from qsdm.measurement.paired import Difference
+from qsdm.outcome import Outcome, error_of_halves
 from qsdm.workspace import Workspace, named
 
 ZOO = ("emoji_unet", "emoji_mmdit", "emoji_pixart")
@@ -37,22 +38,32 @@ class Evidence:
         alone: outcome of each weight quantized alone to 3 bits, by name.
         full: outcome of full precision.
         labels: random configurations.
+        uniform: one method for all weights, on other noise, by the method that most weights have.
     """
 
     graph: Graph
     alone: dict[str, Outcome]
     full: Outcome
     labels: list[Outcome]
+    uniform: dict[str, Outcome]
 
     @staticmethod
     def read(workspace: Workspace) -> Evidence:
         store = workspace.store
-        digests = {
-            p.digest
-            for p in store.protocols().values()
-            if (p.seed_set, p.num_images) == (SEED_SET, PICTURES)
+        seeds = {
+            p.digest: p.seed_set for p in store.protocols().values() if p.num_images == PICTURES
         }
-        outcomes = [o for o in store.outcomes() if o.protocol in digests and METRIC in o.halves]
+        measured = [o for o in store.outcomes() if METRIC in o.halves]
+        outcomes = [o for o in measured if seeds.get(o.protocol) == SEED_SET]
+        uniform = {}
+        for outcome in measured:
+            kinds = Counter(str(m) for m in outcome.qconfig.methods.values())
+            common = kinds.most_common(1)[0][0] if kinds else ""
+            if seeds.get(outcome.protocol) == SEED_SET + 1 and set(kinds) <= {
+                common,
+                f"kmeans_a-{common[-1:]}",  # the substitute in small layers
+            }:
+                uniform[common] = outcome
         alone, labels, full = {}, [], None
         names = {weight.name for weight in workspace.space.graph.weights}
         for outcome in outcomes:
@@ -64,7 +75,7 @@ class Evidence:
             elif set(low) == names and {m.bits for m in low.values()} <= {3, 4}:
                 labels.append(outcome)
         assert full is not None
-        return Evidence(workspace.space.graph, alone, full, labels)
+        return Evidence(workspace.space.graph, alone, full, labels, uniform)
 
     def named(self, select: Callable[[str], bool]) -> list[Outcome]:
         return [outcome for name, outcome in self.alone.items() if select(name)]
@@ -91,22 +102,27 @@ def contrast(first: Sequence[Outcome], second: Sequence[Outcome]) -> Difference:
 def families(evidence: Evidence, bits: int) -> Difference:
     """Harm of UAQ for all weights minus that of K-Means of the same bits, in a random design.
 
-    Every label draws the method of each weight at random; a linear model of the shares of the six
-    methods therefore tells what a method does, averaged over weights.
+    Every label draws the method of each weight at random. A linear model of the six methods, in
+    which each weight counts by its harm alone at 3 bits, tells what a method does; the difference
+    is that of configurations with one method for all weights.
     """
     methods = [f"{name}-{b}" for b in (3, 4) for name in ("uaq", "kmeans_a", "kmeans_c")]
-    shares = np.array(
+    base = float(evidence.full.metrics[METRIC] or 0)
+    harm = {n: max(float(o.metrics[METRIC] or 0) - base, 0) for n, o in evidence.alone.items()}
+    total = sum(harm.values())
+    design = np.array(
         [
-            [sum(str(m) == one for m in o.qconfig.methods.values()) for one in methods]
+            [
+                sum(harm[n] for n, m in o.qconfig.methods.items() if str(m) == one) / total
+                for one in methods
+            ]
             for o in evidence.labels
-        ],
-        dtype=np.float64,
+        ]
     )
-    shares /= shares.sum(axis=1, keepdims=True)
-    values = np.array([float(o.metrics[METRIC] or 0) for o in evidence.labels])
-    inverse = np.linalg.inv(shares.T @ shares)
-    weights = inverse @ shares.T @ values
-    residual = values - shares @ weights
+    values = np.array([float(o.metrics[METRIC] or 0) - base for o in evidence.labels])
+    inverse = np.linalg.inv(design.T @ design)
+    weights = inverse @ design.T @ values
+    residual = values - design @ weights
     variance = residual @ residual / (len(values) - len(methods))
     c = np.zeros(len(methods))
     c[methods.index(f"uaq-{bits}")] = 1
@@ -155,6 +171,13 @@ def table(everything: dict[str, Evidence]) -> str:
     def prefers(bits: int) -> Callable[[str, Evidence], str]:
         return lambda name, e: cell(families(e, bits), -1 if name == "emoji_unet" else 1)
 
+    def uniform(name: str, e: Evidence) -> str:
+        means = [e.uniform.get(f"kmeans_{kind}-3") for kind in "ac"]
+        own = e.uniform.get("uaq-3")
+        if own is None or not all(means):
+            return "not in the bank"
+        return cell(contrast([own], [m for m in means if m]), -1 if name == "emoji_unet" else 1)
+
     def queries(_: str, e: Evidence) -> str:
         return cell(contrast(e.role(Role.ATTN_K), e.role(Role.ATTN_Q)), 1)
 
@@ -168,6 +191,7 @@ def table(everything: dict[str, Evidence]) -> str:
         ),
         ("U-Nets prefer UAQ, DiTs K-Means (two findings)", "UAQ-3 minus K-Means-3", prefers(3)),
         ("the same at 4 bits", "UAQ-4 minus K-Means-4", prefers(4)),
+        ("the same, one method for all weights", "uniform UAQ-3 minus K-Means-3", uniform),
         ("attention's Q bears 3 bits better than K", "K minus Q, per weight", queries),
         (
             "a choice by block beats one by op",
