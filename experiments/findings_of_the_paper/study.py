@@ -12,7 +12,6 @@ import argparse
 import math
 import re
 import statistics
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -38,14 +37,12 @@ class Evidence:
         alone: outcome of each weight quantized alone to 3 bits, by name.
         full: outcome of full precision.
         labels: random configurations.
-        uniform: one method for all weights, on other noise, by the method that most weights have.
     """
 
     graph: Graph
     alone: dict[str, Outcome]
     full: Outcome
     labels: list[Outcome]
-    uniform: dict[str, Outcome]
 
     @staticmethod
     def read(workspace: Workspace) -> Evidence:
@@ -55,15 +52,6 @@ class Evidence:
         }
         measured = [o for o in store.outcomes() if METRIC in o.halves]
         outcomes = [o for o in measured if seeds.get(o.protocol) == SEED_SET]
-        uniform = {}
-        for outcome in measured:
-            kinds = Counter(str(m) for m in outcome.qconfig.methods.values())
-            common = kinds.most_common(1)[0][0] if kinds else ""
-            if seeds.get(outcome.protocol) == SEED_SET + 1 and set(kinds) <= {
-                common,
-                f"kmeans_a-{common[-1:]}",  # the substitute in small layers
-            }:
-                uniform[common] = outcome
         alone, labels, full = {}, [], None
         names = {weight.name for weight in workspace.space.graph.weights}
         for outcome in outcomes:
@@ -75,7 +63,7 @@ class Evidence:
             elif set(low) == names and {m.bits for m in low.values()} <= {3, 4}:
                 labels.append(outcome)
         assert full is not None
-        return Evidence(workspace.space.graph, alone, full, labels, uniform)
+        return Evidence(workspace.space.graph, alone, full, labels)
 
     def named(self, select: Callable[[str], bool]) -> list[Outcome]:
         return [outcome for name, outcome in self.alone.items() if select(name)]
@@ -171,13 +159,6 @@ def table(everything: dict[str, Evidence]) -> str:
     def prefers(bits: int) -> Callable[[str, Evidence], str]:
         return lambda name, e: cell(families(e, bits), -1 if name == "emoji_unet" else 1)
 
-    def uniform(name: str, e: Evidence) -> str:
-        means = [e.uniform.get(f"kmeans_{kind}-3") for kind in "ac"]
-        own = e.uniform.get("uaq-3")
-        if own is None or not all(means):
-            return "not in the bank"
-        return cell(contrast([own], [m for m in means if m]), -1 if name == "emoji_unet" else 1)
-
     def queries(_: str, e: Evidence) -> str:
         return cell(contrast(e.role(Role.ATTN_K), e.role(Role.ATTN_Q)), 1)
 
@@ -191,7 +172,6 @@ def table(everything: dict[str, Evidence]) -> str:
         ),
         ("U-Nets prefer UAQ, DiTs K-Means (two findings)", "UAQ-3 minus K-Means-3", prefers(3)),
         ("the same at 4 bits", "UAQ-4 minus K-Means-4", prefers(4)),
-        ("the same, one method for all weights", "uniform UAQ-3 minus K-Means-3", uniform),
         ("attention's Q bears 3 bits better than K", "K minus Q, per weight", queries),
         (
             "a choice by block beats one by op",

@@ -116,11 +116,12 @@ def measured(name: str, store: str) -> Iterator[tuple[str, dict[str, Any], Quant
 
 def teacher(name: str, store: str) -> Teacher:
     """What the labels and probes of a pipeline teach, by features without errors of weights."""
+    from qsdm.measurement.labels import label_of_full
     from qsdm.outcome import Objective
     from qsdm.predictor.encode import encode
     from qsdm.predictor.informed import Lessons
     from qsdm.predictor.transfer import Teacher
-    from qsdm.train import full_precision, usable_probes
+    from qsdm.train import usable_probes
     from qsdm.workspace import named
 
     workspace, objective = named(name, "traced", store), Objective({"fd_lite0": -1})
@@ -130,7 +131,7 @@ def teacher(name: str, store: str) -> Teacher:
     lessons = Lessons.of(
         encoding, table, objective, labels,
         next(iter(usable_probes(bank, table, objective, labels).values()), None),
-        full_precision(bank, labels, objective),
+        label_of_full(bank.outcomes, labels.protocol.digest, objective, workspace.model.full_bits),
     )  # fmt: skip
     real = Teacher.of(encoding, table, lessons.model(np.arange(len(labels))))
     space = TEACHING.of(workspace.graph, workspace.model.full_bits)
