@@ -24,7 +24,7 @@ import qsdm
 from qsdm.graph import Graph
 from qsdm.qconfig import QuantConfig, QuantMethod, Space, SpaceSpec
 from qsdm.qconfig.cost import MethodTable, avg_bits, size_bytes
-from qsdm.recipes import gguf, layers, native, sdnq, torchao
+from qsdm.recipes import gguf, native, sdnq, torchao
 from qsdm.recipes.targets import held_by
 from qsdm.shelf import INDEX
 from qsdm.store.files import write_text
@@ -164,6 +164,7 @@ def starting_points(
     table = nominal_table(space)
     damage = transferred(teachers, encode(space, table), table).harm[:, 0]
     full = QuantMethod("fp", model.full_bits)
+    seen: set[str] = set()
     for target, budgets in BITS.items():
         offered = [QuantMethod.parse(m) for m in (GROUPED if target == "gguf" else UNIFORM)]
         holds = held_by(target, space.graph)
@@ -192,6 +193,9 @@ def starting_points(
             decoded = problem.space.decode(genes[fitting[0]])
             methods = {w: m for w, m in decoded.methods.items() if not m.is_full}
             qconfig = QuantConfig(name, methods)
+            if qconfig.digest in seen:  # the engine can hold what is best anyway
+                continue
+            seen.add(qconfig.digest)
             suffix = "" if target == "qsdm" else f"-{target}"
             yield (
                 f"{name}-{bits}{suffix}-unmeasured",
@@ -214,18 +218,15 @@ def write(out: Path, name: str, entry: dict[str, Any], qconfig: QuantConfig, gra
     folder, target = out / entry["denoiser"], entry.get("target", "qsdm")
     files = {"qsdm": f"{name}.json"}
     write_text(folder / files["qsdm"], native.write(graph, qconfig).text)
-    if entry["measured"] or target != "qsdm":
-        owner = {weight.name: layer for layer in layers(graph) for weight in layer.weights}
-        for engine, writer in WRITERS.items():
-            holds = held_by(engine, graph)
-            weights = {w.name: w for w in graph.weights}
-            everything = holds is not None and all(
-                holds(weights[w], m) for w, m in qconfig.methods.items() if w in owner
-            )
-            if everything and target in (engine, "qsdm"):
-                written = writer(graph, qconfig)
-                files[engine] = f"{name}{written.suffix}"
-                write_text(folder / files[engine], written.text)
+    weights = {weight.name: weight for weight in graph.weights}
+    for engine, writer in WRITERS.items():
+        holds = held_by(engine, graph)
+        assert holds is not None
+        everything = all(holds(weights[w], m) for w, m in qconfig.methods.items())
+        if everything and target in (engine, "qsdm"):
+            written = writer(graph, qconfig)
+            files[engine] = f"{name}{written.suffix}"
+            write_text(folder / files[engine], written.text)
     entry["files"] = {engine: f"{entry['denoiser']}/{file}" for engine, file in files.items()}
     entry["digest"], entry["version"] = qconfig.digest, qsdm.__version__
 

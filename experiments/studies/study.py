@@ -35,7 +35,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "trace": {"page": False},
     "calibrate": {},
     "probe": {"num_images": 4, "engine": "serial", "max_probes": 8},
-    "measure": {"num_configs": 12, "num_images": 4, "engine": "serial"},
+    "measure": {"num_configs": 16, "num_images": 4, "engine": "serial"},
     "train": {
         "num_images": 4, "predictor.folds": 2, "predictor.width": 8, "predictor.hops": 1,
         "predictor.epochs": 2,
