@@ -5,13 +5,13 @@
         --write chosen.json --keys "asked 172+6x27x16/0"
 
 Starts from the first 16 pictures of each weight alone and of random labels, which the store has.
-Each of six rounds samples configurations of at most 3.5 average bits: each is the best one for one
-draw from the posterior of a closed model (Thompson sampling, with half the deviation), of the
-models in turn that start without probes, from the probes' distances, and from their harm. Then it
-measures 16 pictures of each (or ``--images``), with the captions and noise of seed set 0, and
-learns. Half of the pictures that probes leave go to the random labels, half to the rounds. After
-each round comes the best configuration that the mean of the models predicts, as `study.py` finds
-it.
+Each of six rounds (or ``--rounds``) samples configurations of at most 3.5 average bits: each is the
+best one for one draw from the posterior of a closed model (Thompson sampling, with half the
+deviation), of the models in turn that start without probes, from the probes' distances, and from
+their harm. Then it measures 16 pictures of each (or ``--images``), with the captions and noise of
+seed set 0, and learns. Half of the pictures that probes leave (or ``--random``) go to the random
+labels, the others to the rounds. After each round comes the best configuration that the mean of the
+models predicts, as `study.py` finds it.
 
 A killed run goes on: what a round proposes is written before it is measured, and outcomes are
 stored as they arrive.
@@ -42,7 +42,6 @@ from qsdm.workspace import named
 
 BITS = 3.5
 PROBE_IMAGES = 16  # of each probe
-ROUNDS = 6
 SPREAD = 0.5  # of draws from a posterior, in units of its deviation
 Rounds = list[list[dict]]
 """Configurations that each round has proposed, as JSON."""
@@ -115,23 +114,25 @@ def main() -> None:
         "--draw", type=int, default=0, help="of the random labels and of the rounds"
     )
     parser.add_argument("--images", type=int, default=16, help="of each label")
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--random", type=float, default=0.5, help="share of random labels")
     args = parser.parse_args()
     images = args.images
     workspace = named(args.name, store=args.store)
     study = Study(workspace)
     drawn = PROBE_IMAGES * study.num_weights + images  # probes, and full precision
     affordable = (BUDGETS_OF_PICTURES[1] - drawn) // images
-    num = affordable // (2 * ROUNDS)
-    num_random = affordable - num * ROUNDS
+    num = int((1 - args.random) * affordable / args.rounds)
+    num_random = affordable - num * args.rounds
     order = np.random.default_rng(args.draw).permutation(len(study.labels))[:num_random]
     args.out.mkdir(parents=True, exist_ok=True)
     journal = args.out / f"{args.name}.rounds.json"
     rounds_of: dict[str, Rounds] = read(journal)
-    rounds = rounds_of.setdefault(f"{num}x{images}/{args.draw}", [])
+    rounds = rounds_of.setdefault(f"{num_random}+{num}x{images}/{args.draw}", [])
     with open_session(workspace, Serial()) as ready:
         asking = Asking(study, ready, study.few(images).take(order), images)
         labels, model = asking.random, asking.model(asking.random)
-        for number in range(ROUNDS + 1):
+        for number in range(args.rounds + 1):
             if number > len(rounds):
                 rng = np.random.default_rng((args.draw, number))
                 rounds.append(asking.propose(model, labels, num, rng))
