@@ -1,12 +1,14 @@
 """Which pairs of weights do more or less harm together than alone?
 
     python -m qsdm.probe +model=emoji_unet pairs=8 num_images=256
+    python -m qsdm.probe +model=emoji_unet pairs=8 pairs_by=shapley num_images=256
     python -m qsdm.probe +model=emoji_unet pairs=4 pairs_of=blocks num_images=256
     python experiments/interactions/pairs.py --name emoji_unet
 
 Adds a pipeline's measured pairs to results.json, prints them as a table, and draws those of all
 pipelines in it: docs/interactions.png. Positive: more harm than the sum. Bars are standard errors
-of the paired difference of four configurations: none, each weight alone, both.
+of the paired difference of four configurations: none, each weight alone, both. Pairs that an
+earlier store measured stay, with what its predictor said.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsdm.outcome import Objective
-from qsdm.predictor.interactions import blocks, candidates, interactions_of
+from qsdm.predictor.interactions import BY, blocks, candidates, interactions_of
 from qsdm.report.figures.canvas import INK, PALETTE, canvas, title, write
 from qsdm.workspace import Workspace, named
 
@@ -35,11 +37,12 @@ def measured(workspace: Workspace) -> list[dict[str, Any]]:
     """Every pair in the store, with the excess that the trained predictor proposes it for."""
     uniform, predictor = workspace.space.uniform(METHOD), workspace.predictor(QUALITY)
     graph = workspace.space.graph
-    predicted = {
-        frozenset(one.groups): one.excess
-        for groups in (None, blocks(graph))
-        for one in candidates(predictor, uniform, MANY, groups)
-    }
+    predicted: dict[frozenset[tuple[str, ...]], dict[str, float]] = {}
+    for by in BY:
+        for groups in (None, blocks(graph)):
+            for one in candidates(predictor, uniform, MANY, groups, by):
+                excess = predicted.setdefault(frozenset(one.groups), {})
+                excess[by] = round(one.excess, 2)
 
     def name(group: tuple[str, ...]) -> str:
         block = graph.node_of(group[0]).block
@@ -52,7 +55,7 @@ def measured(workspace: Workspace) -> list[dict[str, Any]]:
             "joint": round(one.joint, 2),
             "excess": round(one.excess, 2),
             "standard_error": round(one.standard_error, 2),
-            "predicted": round(predicted[frozenset(one.groups)], 2),
+            "predicted": predicted[frozenset(one.groups)],
             "confirmed": one.is_confirmed,
             "pictures": one.num_images,
         }
@@ -63,16 +66,17 @@ def measured(workspace: Workspace) -> list[dict[str, Any]]:
 
 def table(pairs: Sequence[Mapping[str, Any]]) -> str:
     lines = [
-        "| pair | harm alone | of both | beyond the sum | predicted |",
-        "|---|---|---|---|---|",
+        "| pair | harm alone | of both | beyond the sum | second difference | Shapley |",
+        "|---|---|---|---|---|---|",
     ]
     for pair in pairs:
         first, second = pair["pair"]
         bold = "**" * pair["confirmed"]
+        said = [f"{pair['predicted'][by]:+.1f}" if by in pair["predicted"] else "" for by in BY]
         lines.append(
             f"| `{first}` and `{second}` | {pair['harms'][0]:.1f} and {pair['harms'][1]:.1f} "
             f"| {pair['joint']:.1f} | {bold}{pair['excess']:+.1f} ± {pair['standard_error']:.1f}"
-            f"{bold} | {pair['predicted']:+.1f} |"
+            f"{bold} | {said[0]} | {said[1]} |"
         )
     return "\n".join(lines)
 
@@ -92,9 +96,9 @@ def figure(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
         ]
         errors = [pair["standard_error"] for pair in pairs]
         axes.barh(names, values, xerr=errors, color=colors, ecolor=INK)
-        axes.plot(
-            [pair["predicted"] for pair in pairs], names, "|", color=PALETTE["ours"], markersize=10
-        )
+        for by, marker in zip(BY, "|x", strict=True):
+            said = [pair["predicted"].get(by, float("nan")) for pair in pairs]
+            axes.plot(said, names, marker, color=PALETTE["ours"], markersize=7)
         axes.axvline(0, color=INK, linewidth=0.6)
         axes.invert_yaxis()
         axes.tick_params(axis="y", labelsize=5.5)
@@ -110,7 +114,10 @@ def main() -> None:
     args = parser.parse_args()
     path = HERE / "results.json"
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    results[args.name] = measured(named(args.name, store=args.store))
+    pairs = measured(named(args.name, store=args.store))
+    known = [pair["pair"] for pair in pairs]
+    pairs += [pair for pair in results.get(args.name, ()) if pair["pair"] not in known]
+    results[args.name] = sorted(pairs, key=lambda pair: -pair["excess"])
     path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(table(results[args.name]))
     write(args.out, figure(results))
