@@ -1,7 +1,8 @@
 """Checksums of artifacts: a flipped bit is reported instead of computed with.
 
 xxh3_128 is faster than memory and detects accidental damage as well as any 128-bit hash. It does
-not protect against forgery.
+not protect against forgery. Large files are hashed on a thread while the caller reads on, which
+costs no time where a core is idle.
 
 References:
     https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md: XXH3, 128 bits.
@@ -9,8 +10,10 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from qsdm.graph import canonical
@@ -32,6 +35,60 @@ def checksum(data: bytes | memoryview) -> str:
     import xxhash
 
     return xxhash.xxh3_128_hexdigest(data)
+
+
+def checksums(pieces: Iterable[tuple[str, memoryview]]) -> dict[str, str]:
+    """The checksums of several parts.
+
+    Args:
+        pieces: name of a part, and the next of its bytes; those of a part follow one another.
+
+    Returns:
+        `NUM_DIGITS` hexadecimal digits by name, in the order of the parts.
+    """
+    import xxhash
+
+    states: dict[str, Any] = {}
+    for name, piece in pieces:
+        if name not in states:
+            states[name] = xxhash.xxh3_128()
+        states[name].update(piece)
+    return {name: state.hexdigest() for name, state in states.items()}
+
+
+def checksums_beside(pieces: Iterable[tuple[str, memoryview]]) -> dict[str, str]:
+    """As `checksums`, computed on a thread while ``pieces`` goes on to the next.
+
+    Args:
+        pieces: see `checksums`; bytes that stay as they are until this returns.
+
+    Returns:
+        See `checksums`.
+    """
+    queue: SimpleQueue[tuple[str, memoryview] | None] = SimpleQueue()
+    result = begun(iter(queue.get, None))  # type: ignore[arg-type]
+    try:
+        for piece in pieces:
+            queue.put(piece)
+    finally:
+        queue.put(None)
+    return result.result()
+
+
+def begun(pieces: Iterable[tuple[str, memoryview]]) -> Future[dict[str, str]]:
+    """Begin `checksums` on a thread of its own, which ends with them.
+
+    Args:
+        pieces: see `checksums`; asked for on the thread.
+
+    Returns:
+        Its ``result()`` waits for the checksums, and raises what was raised on the thread.
+    """
+    executor = ThreadPoolExecutor(1, "checksums")
+    try:
+        return executor.submit(checksums, pieces)
+    finally:
+        executor.shutdown(wait=False)
 
 
 def checksum_of_file(path: Path) -> str:

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, TypeVar, overload
 
 import numpy as np
 
-from qsdm.store.checksum import NUM_DIGITS, checksum
+from qsdm.store.checksum import NUM_DIGITS, checksum, checksums, checksums_beside
 from qsdm.store.files import StoreError, decode, replace
 from qsdm.store.header import (
     CHECKSUMS,
@@ -28,9 +28,8 @@ from qsdm.store.header import (
     read_header,
 )
 
-# Hashed while it is still in the core's own caches: while no core is idle, a thread that hashes
-# larger chunks beside the reading costs twice as much.
-_CHUNK_BYTES = 1 << 18
+_CHUNK_BYTES = 1 << 18  # hashed while it is still in the core's own caches
+_BESIDE_BYTES = 1 << 21  # so large that handing it to a thread costs little; in the shared cache
 
 T = TypeVar("T")
 Part = tuple[str, tuple[int, ...]]
@@ -138,15 +137,19 @@ class TensorFile:
 
 
 def _chunks(
-    file: BinaryIO, start: int, entry: Entry, into: memoryview | None = None
+    file: BinaryIO,
+    start: int,
+    entry: Entry,
+    into: memoryview | None = None,
+    chunk_bytes: int = _CHUNK_BYTES,
 ) -> Iterator[memoryview]:
     """The bytes of a part in pieces, read into the buffer ``into`` or, if None, a small one."""
     left = entry.data_offsets[1] - entry.data_offsets[0]
-    buffer = memoryview(bytearray(min(_CHUNK_BYTES, left))) if into is None else into
+    buffer = memoryview(bytearray(min(chunk_bytes, left))) if into is None else into
     file.seek(start + entry.data_offsets[0])
     offset = 0
     while left:
-        size = min(_CHUNK_BYTES, left)
+        size = min(chunk_bytes, left)
         chunk = buffer[:size] if into is None else buffer[offset : offset + size]
         if not (count := file.readinto(chunk)):  # type: ignore[attr-defined]
             raise ValueError("it is truncated")
@@ -285,14 +288,25 @@ def load_tensors(path: Path) -> dict[str, np.ndarray]:
 
 def _load(path: Path, header: Header) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
-    with path.open("rb", buffering=0) as file:
+    beside = bool(header.checksums) and header.size_bytes > 2 * _BESIDE_BYTES
+
+    def pieces(file: BinaryIO) -> Iterator[tuple[str, memoryview]]:
         for key, entry in header.parts.items():
             if entry.dtype not in NUMPY:
                 raise ValueError(f"its part {key!r} has the unsupported type {entry.dtype}")
             array = arrays[key] = np.empty(entry.shape, NUMPY[entry.dtype])
-            chunks = _chunks(file, header.start, entry, array.reshape(-1).view(np.uint8).data)
-            if key not in header.checksums:
-                deque(chunks, maxlen=0)
-            elif _checksum_of(chunks) != header.checksums[key]:
-                raise damaged_part(key)
+            into = array.reshape(-1).view(np.uint8).data
+            yield key, into[:0]  # an empty part has a checksum, too
+            size = _BESIDE_BYTES if beside else _CHUNK_BYTES
+            for chunk in _chunks(file, header.start, entry, into, size):
+                yield key, chunk
+
+    with path.open("rb", buffering=0) as file:
+        if not header.checksums:
+            deque(pieces(file), maxlen=0)
+            return arrays
+        actual = checksums_beside(pieces(file)) if beside else checksums(pieces(file))
+    for key, digits in actual.items():
+        if digits != header.checksums[key]:
+            raise damaged_part(key)
     return arrays
