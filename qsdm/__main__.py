@@ -62,6 +62,7 @@ COMMANDS = (
     "recipe",
     "compare",
     "why",
+    "dashboard",
 )
 DEFAULT_BITS = 3.5
 """The budget, where none is given."""

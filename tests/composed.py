@@ -18,6 +18,7 @@ COMMANDS = (
     "search",
     "realize",
     "recipe",
+    "dashboard",
     "main",
 )
 

@@ -27,6 +27,7 @@ COMMANDS = {
     "shelf",
     "compare",
     "why",
+    "dashboard",
 }
 
 ALLOWED: dict[str, set[str]] = (
@@ -59,6 +60,7 @@ DOORS = {
     "hydra": {"run"},
     "omegaconf": {"run"},
     "wandb": {"run"},
+    "wandb_workspaces": {"run"},
     "mlflow": {"run"},
     "trackio": {"run"},
     "diffusers": {"denoisers", "tracing", "checkpoint"},
@@ -74,6 +76,7 @@ HEAVY = {
     "transformers",
     "captum",
     "wandb",
+    "wandb_workspaces",
     "mlflow",
     "trackio",
     "hydra",

@@ -44,7 +44,7 @@ def test_pins_are_exact_and_satisfy_every_bound() -> None:
 
 def test_what_is_installed_by_default_and_for_development_is_pinned() -> None:
     required = PROJECT["dependencies"] + EXTRAS["dev"] + EXTRAS["ray"] + EXTRAS["slurm"]
-    required += EXTRAS["cuda"]
+    required += EXTRAS["cuda"] + EXTRAS["dashboard"]
     names = {canonicalize_name(Requirement(r).name) for r in required} - {PROJECT["name"]}
     assert names - PINS.keys() == set()
 

@@ -7,6 +7,7 @@ rounds of a search without rounds, is left out. Nothing is drawn where nothing i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -136,19 +137,41 @@ TABLES: dict[str, dict[str, Callable[[Results], Rows]]] = {
 }
 """Tables by command and key."""
 
-OWN: dict[str, tuple[str, ...]] = {
-    "attribute": ("certificate", "certificate_areas"),
-    "why": ("cards",),
-    "compare": ("page", "pictures", "file", "differences"),
-}
-"""Keys of pictures, pages and tables that commands log themselves."""
 
-PANELS: dict[str, list[str]] = {
-    command: [
-        f"{command}/{key}"
-        for group in (TABLES, FIGURES, FILES, OWN)
-        for key in group.get(command, ())
-    ]
+class Kind(StrEnum):
+    """How a tracker shows the value of a key."""
+
+    media = "media"
+    """A figure, picture or page."""
+
+    table = "table"
+    file = "file"
+    """A file or folder."""
+
+
+OWN: dict[str, dict[str, Kind]] = {
+    "attribute": {"certificate": Kind.media, "certificate_areas": Kind.table},
+    "why": {"cards": Kind.table},
+    "compare": {
+        "page": Kind.media,
+        "pictures": Kind.media,
+        "file": Kind.file,
+        "differences": Kind.table,
+    },
+}
+"""Keys of pictures, pages, tables and files that commands log themselves."""
+
+
+def _kinds(command: str) -> dict[str, Kind]:
+    kinds = dict.fromkeys(TABLES.get(command, ()), Kind.table)
+    kinds |= dict.fromkeys(FIGURES.get(command, ()), Kind.media)
+    for key, name in FILES.get(command, {}).items():
+        kinds[key] = Kind.media if name.endswith((".html", ".png")) else Kind.file
+    return kinds | OWN.get(command, {})
+
+
+PANELS: dict[str, dict[str, Kind]] = {
+    command: {f"{command}/{key}": kind for key, kind in _kinds(command).items()}
     for command in dict.fromkeys([*TABLES, *FIGURES, *FILES, *OWN])
 }
 """Keys of all tables, figures, pictures, pages and files by command."""
