@@ -18,7 +18,6 @@ COMMANDS = (
     "search",
     "realize",
     "recipe",
-    "dashboard",
     "main",
 )
 
