@@ -69,7 +69,7 @@ WRITERS = {
 }
 
 WORDS = {
-    "audit": ("qsdm.audit", "audit"),
+    "audit": ("qsdm.shelf.audit", "audit"),
     "list": ("qsdm.shelf", "list_recipes"),
     "show": ("qsdm.shelf", "show_recipe"),
     "use": ("qsdm.shelf", "use_recipe"),

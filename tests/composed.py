@@ -22,7 +22,7 @@ COMMANDS = (
 )
 
 
-MODULES = {"main": "__main__", "use_recipe": "shelf"}
+MODULES = {"audit": "shelf.audit", "main": "__main__", "use_recipe": "shelf"}
 """Modules that are not called like their function."""
 
 

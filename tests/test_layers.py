@@ -23,8 +23,6 @@ COMMANDS = {
     "search",
     "realize",
     "recipe",
-    "audit",
-    "shelf",
     "compare",
     "why",
     "dashboard",
@@ -43,12 +41,10 @@ ALLOWED: dict[str, set[str]] = (
     | {"workspace": GROUND | MACHINERY | JOINS | {"run"}}
     | {
         name: GROUND | MACHINERY | JOINS | {"sensitivity", "report", "run", "workspace"}
-        for name in COMMANDS - {"audit", "shelf"}
+        for name in COMMANDS
     }
-    | dict.fromkeys(
-        ("audit", "shelf"),
-        GROUND | MACHINERY | JOINS | {"sensitivity", "report", "workspace", "recipe"},
-    )
+    # Words of `recipe`, which reads what it is given with the command's functions.
+    | {"shelf": GROUND | MACHINERY | JOINS | {"sensitivity", "report", "workspace", "recipe"}}
     | {
         "__main__": GROUND | MACHINERY | JOINS | COMMANDS | {"sensitivity", "run", "workspace"},
         "__init__": {"workspace"},

@@ -30,9 +30,9 @@ from qsdm.store.artifacts import Artifact
 from qsdm.store.files import decode, read_json, write_text
 from qsdm.workspace import Workspace
 
-PACKAGE = Path(__file__).parent
-CHECKOUT = PACKAGE.parent
-SHELF = CHECKOUT / "recipes" if (CHECKOUT / "pyproject.toml").exists() else PACKAGE / "shelf_data"
+HERE = Path(__file__).parent
+CHECKOUT = HERE.parents[1]
+SHELF = (CHECKOUT if (CHECKOUT / "pyproject.toml").exists() else HERE) / "recipes"
 """A checkout's recipes/ comes before the copy that a wheel carries."""
 
 NUM_PICTURES = 256  # of a first measurement

@@ -15,7 +15,6 @@ from composed import compose
 from safetensors.torch import save_file
 from toy_unet import MODEL, SPACE, Explained, Toy
 
-from qsdm.audit import audit, read_published
 from qsdm.outcome import Objective
 from qsdm.predictor.encode import encode
 from qsdm.qconfig import QuantConfig, QuantMethod
@@ -24,6 +23,7 @@ from qsdm.recipes import RecipeError, distance, layers, native
 from qsdm.recipes.published import Checkpoint, Tensor, read_checkpoint
 from qsdm.run.keys import values_of
 from qsdm.sensitivity.audit import StandIns
+from qsdm.shelf.audit import audit, read_published
 from qsdm.store import StoreError
 from qsdm.workspace import Workspace
 
