@@ -63,3 +63,18 @@ def test_an_unknown_study_is_told() -> None:
     )
     assert done.returncode == 1
     assert "no study 'sdxl': give one of pixart_alpha_w34, " in done.stderr
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", study.NAMES)
+def test_a_plan_prints_pictures_hours_disk_and_price(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert study.main([name, "plan=true"]) == 0
+    printed = capsys.readouterr().out
+    print(printed)
+    about = study.Study.read(name)
+    measured = about.number("measure", "num_configs") * about.number("measure", "num_images")
+    assert f"{measured + about.number('measure', 'num_images'):,}" in printed
+    for part in ("H100, hours", "RTX 4090, hours", "dollars", "disk: ", "memory: "):
+        assert part in printed, part
