@@ -76,3 +76,37 @@ def test_mlflow_keeps_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         "grow/page/page.html",
         "grow/predictor/fold-0.bin",
     }
+
+
+@pytest.mark.slow
+def test_trackio_keeps_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read back from its database: values as they are, tables and pictures as media."""
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))  # read when it is imported
+    pytest.importorskip("trackio")
+    from PIL import Image
+    from trackio import Api
+    from trackio.sqlite_storage import SQLiteStorage
+
+    picture = tmp_path / "front.png"
+    Image.new("RGB", (2, 2)).save(picture)
+    begin = Start("grow", tmp_path, "sweep", {"seed": 3})
+    with tracked(Tracker.trackio, begin) as log:
+        for height in (1, 2.5):
+            log({"height": height})
+        log({"grow/rows": [{"a": 1, "b": None}], "grow/note": "green", "grow/front": picture})
+        log({"grow/page": tmp_path / "page.html", "why/conv1#0/uaq-3": -1.0})
+    (run,) = Api().runs("qsdm")
+    config = run.config
+    assert config is not None
+    assert (config["command"], config["seed"]) == ("grow", 3)
+    logs = SQLiteStorage.get_logs("qsdm", run.name)
+    values = {key: value for entry in logs for key, value in entry.items()}
+    assert [entry["grow/height"] for entry in logs if "grow/height" in entry] == [1, 2.5]
+    assert values["grow/note"] == "green"
+    assert values["grow/page"] == str(tmp_path / "page.html")
+    assert values["why/conv1#0/uaq-3"] == -1.0
+    assert values["run/succeeded"] == 1
+    assert values["grow/rows"]["_type"] == "trackio.table"
+    assert values["grow/rows"]["_value"] == [{"a": 1, "b": None}]
+    assert values["grow/front"]["_type"] == "trackio.image"
+    assert list(tmp_path.rglob("media/**/*.png"))
