@@ -216,12 +216,7 @@ class Predictor:
         import torch
 
         rows = self.folds[0].gnn.wiring.separate(len(configurations))
-        return torch.stack(
-            [
-                fold.mean + fold.deviation * fold.gnn(configurations, rows).value
-                for fold in self.folds
-            ]
-        )
+        return torch.stack([fold.predict(configurations, rows) for fold in self.folds])
 
     def save(self, directory: Path) -> None:
         """Write ``fold-K.safetensors`` and the posterior; remove what an earlier training left.

@@ -25,6 +25,7 @@ from qsdm.predictor.gnn import Gnn
 from qsdm.predictor.linear import Additive, fit_additive
 from qsdm.predictor.losses import ranking_loss
 from qsdm.predictor.mean import Mean
+from qsdm.predictor.rows import Rows
 from qsdm.predictor.scores import relevance, srcc
 from qsdm.text import Log, ignore
 
@@ -56,6 +57,19 @@ class Fold:
     hop_mean: np.ndarray
     hop_deviation: np.ndarray
     epochs: int
+
+    def predict(self, configurations: Tensor, rows: Rows | None = None) -> Tensor:
+        """Predict labels, differentiably.
+
+        Args:
+            configurations: float32 [B, W, M + 1], one-hot or relaxed.
+            rows: of B configurations, see `qsdm.predictor.rows.Wiring.separate`; None to list them.
+
+        Returns:
+            Float32 [B].
+        """
+        value: Tensor = self.gnn(configurations, rows).value
+        return self.mean + self.deviation * value
 
 
 def split(num: int, folds: int, rng: np.random.Generator) -> list[np.ndarray]:

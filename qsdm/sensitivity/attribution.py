@@ -17,6 +17,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -57,10 +58,16 @@ def integrated_gradients(
     configurations = torch.from_numpy(predictor.encoding.one_hot(genes))
     full = torch.from_numpy(predictor.encoding.full_precision())
     function = answer(predictor)
-    method = IntegratedGradients(function)
-    # One configuration at a time: a batch of ``steps`` points stays in the cache.
+    rows = predictor.folds[0].gnn.wiring.separate(steps)
+    # One configuration and one fold at a time, as gradients of a mean are the mean of gradients: a
+    # batch of ``steps`` points stays in the cache, and only one network's embeddings are kept.
+    methods = [IntegratedGradients(partial(fold.predict, rows=rows)) for fold in predictor.folds]
     parts = [
-        method.attribute(one[None], baselines=full, n_steps=steps).sum(dim=2)
+        torch.stack(
+            [method.attribute(one[None], baselines=full, n_steps=steps) for method in methods]
+        )
+        .mean(dim=0)
+        .sum(dim=2)
         for one in configurations
     ]
     harms = -torch.cat(parts).detach().double().numpy()

@@ -44,6 +44,20 @@ def test_integrated_gradients_add_up(predictor: Predictor, genes: np.ndarray) ->
     assert np.abs(gaps).mean() < np.abs(coarse).mean()
 
 
+def test_integrated_gradients_of_folds_make_up_those_of_their_mean(
+    predictor: Predictor, genes: np.ndarray
+) -> None:
+    from captum.attr import IntegratedGradients
+
+    harms, _ = integrated_gradients(predictor, genes[:2], steps=8)
+    whole = IntegratedGradients(answer(predictor)).attribute(
+        torch.from_numpy(predictor.encoding.one_hot(genes[:2])),
+        baselines=torch.from_numpy(predictor.encoding.full_precision()),
+        n_steps=8,
+    )
+    np.testing.assert_allclose(harms, -whole.sum(dim=2).detach().numpy(), rtol=1e-3, atol=1e-5)
+
+
 def test_full_precision_harms_nobody(toy: Toy, predictor: Predictor) -> None:
     """A weight that keeps full precision gets nothing, whatever the others do."""
     from captum.attr import IntegratedGradients
