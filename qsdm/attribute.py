@@ -321,6 +321,8 @@ def alone(
     """
     harms = {}
     for outcome in outcomes:
+        if outcome.qconfig.rounds_activations:
+            continue
         if outcome.protocol == protocol and len(outcome.qconfig.methods) == 1:
             values = {
                 **outcome.metrics,

@@ -117,7 +117,7 @@ def measure(
         planned = replace(planned, num_workers=engine.num_workers, price_per_hour=price_per_hour)
         print(planned, flush=True)
         if plan or planned.num_pictures:
-            quantized = [qconfig for qconfig in chosen if qconfig.methods]
+            quantized = [qconfig for qconfig in chosen if not qconfig.is_full]
             memory = memory_of(ready.model, ready.space.graph, quantized)
             print(memory.line(ready.batch_size), flush=True)
         if plan:

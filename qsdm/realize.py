@@ -3,6 +3,7 @@
     python -m qsdm.realize +model=emoji_unet
     python -m qsdm.realize +model=emoji_unet budget.avg_bits=3.25 candidates=12
     python -m qsdm.realize +model=emoji_unet budget.size_bytes=1.6e6 limit.psnr=26
+    python -m qsdm.realize +model=emoji_unet activations=[8,16,6]    # and inputs of layers rounded
 
 The front's best predicted points within the budget are measured under the protocol of the labels.
 Of them and of what the search's rounds have measured, the one with the best objective that keeps
@@ -11,6 +12,10 @@ by what it measured flatters it. So it is measured again on fresh seeds, which n
 beside full precision, every uniform configuration, and random ones of its size; differences are
 paired (the same captions and noise). What the store holds of these is not measured again: random
 configurations of a test set on the fresh seeds serve as random ones.
+
+With ``activations``, the chosen configuration and the best uniform one of each width are measured
+with their activations rounded, too, on the same captions and noise; the checkpoint's layers round
+their inputs to the first of these widths.
 
 Writes ``summary.json`` (measured values only), ``chosen.json`` (the configuration), ``checkpoint/``
 (the pipeline with its denoiser packed, see `qsdm.checkpoint.load_quantized`, and a model card),
@@ -63,6 +68,7 @@ def realize(
     seed_set: int = 1,
     num_random: int = 5,
     seed: int = 0,
+    activations: Sequence[int] = (),
     batch_size: int = 16,
     engine: Engine = Local(),  # noqa: B008 (a frozen value)
     avg_bits: float | None = None,
@@ -85,6 +91,8 @@ def realize(
         seed_set: starting noise of the second round.
         num_random: number of random configurations within 1 % of the chosen one's bytes.
         seed: of the random configurations.
+        activations: bits of activations to measure, 2 to 8 and 16, as [16,8,6]; the checkpoint has
+            the first of them.
         batch_size: pictures that are drawn at a time.
         engine: where workers run.
         avg_bits: old spelling of budget.avg_bits.
@@ -110,8 +118,10 @@ def realize(
         ['fp', 'ours']
     """
     from qsdm.measurement.candidates import Terms, best_points, of_rounds
+    from qsdm.measurement.rounded import measure_rounded, read_widths
     from qsdm.measurement.session import open_session
 
+    widths = read_widths(activations)
     require(1, MANY, candidates=candidates, batch_size=batch_size)
     require(2, MANY, num_images=num_images)
     require(0, MANY, num_random=num_random)
@@ -174,8 +184,14 @@ def realize(
             ],
             "provenance": provenance(),
         }
+        stored = ours
+        if widths:
+            weights = {name: rows[name] for name in ("ours", *best_uniform(ready, summary["rows"]))}
+            summary["activations"], rounded = measure_rounded(ready, weights, widths, fresh, log)
+            stored = ours.with_activations(widths[0])
+            final.outcomes.update(rounded.outcomes)
         summary["checkpoint"], memory = checkpoint(
-            ready, workspace.packed, fresh, (final.of(ours), final.of(rows["fp"]))
+            ready, workspace.packed, fresh, (final.of(stored), final.of(rows["fp"]))
         )
         SUMMARY.write(ready.store.path("summary.json"), summary)
         draw(ready, rows, summary["rows"], fresh)
@@ -397,7 +413,7 @@ def finish(ready: Session, summary: Mapping[str, Any], memory: str, log: Log) ->
         log: receives metrics, pictures and the page.
     """
     from qsdm.report import page, results
-    from qsdm.report.summary import sentence
+    from qsdm.report.summary import activation_table, sentence
     from qsdm.report.tracked import track
 
     names = list(summary["rows"][0]["metrics"])
@@ -406,6 +422,8 @@ def finish(ready: Session, summary: Mapping[str, Any], memory: str, log: Log) ->
         for row in summary["rows"]
     ]
     print(text.table(["", "bits", "bytes", *names], rows))
+    if (rounded := activation_table(summary)) is not None:
+        print(text.table(*rounded, are_texts=True))
     for entry in summary["rows"]:
         log(
             {

@@ -55,6 +55,9 @@ def test_bit_operations_follow_macs_and_bits() -> None:
     assert tera_bops(GRAPH, both(UAQ, UAQ), activation_bits=8) == pytest.approx(
         tera_bops(GRAPH, both(UAQ, UAQ)) / 2
     )
+    rounded = QuantConfig("toy", both(UAQ, UAQ).methods, 8, {"b": 6})
+    assert tera_bops(GRAPH, rounded) == pytest.approx((1e9 * 4 * 8 + 1e10 * 4 * 6) / 1e12)
+    assert size_bytes(GRAPH, rounded) == size_bytes(GRAPH, both(UAQ, UAQ))
 
 
 def test_a_small_case_by_hand() -> None:

@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qsdm.graph import Graph, Node, Op, Weight
-from qsdm.qconfig import OutsideSpace, QuantConfig, QuantMethod, Space, SpaceSpec, tilted
+from qsdm.qconfig import (
+    OutsideSpace,
+    QuantConfig,
+    QuantMethod,
+    Space,
+    SpaceSpec,
+    input_bits,
+    tilted,
+)
 
 PAPER = ("uaq-3", "uaq-4", "kmeans_c-3", "kmeans_c-4", "kmeans_a-3", "kmeans_a-4")
 
@@ -192,3 +200,61 @@ def test_tilted_is_defined_for_one_width_and_for_wide_ones() -> None:
     wide = np.array([[2.0, 16.0], [16.0, 0.0]])
     p = tilted(wide, np.array([[1.0, 1], [1, 0]]), wide, 20.0)
     assert (p * wide).sum() == pytest.approx(20)
+
+
+def test_configurations_without_activations_keep_their_digest() -> None:
+    """Stored outcomes are found by it."""
+    qconfig = QuantConfig("toy", {"a": QuantMethod("uaq", 4), "b": QuantMethod("kmeans_a", 3)})
+    assert qconfig.digest == "60e53ba75ef57681676be3585619f3c3524f03d64b26386e1bffb824fc08ee85"
+    assert qconfig.with_activations(16) == qconfig
+    assert qconfig.with_activations(16).digest == qconfig.digest
+
+
+def test_bits_of_activations_are_read_as_they_are_written() -> None:
+    weights = {"a": QuantMethod("uaq", 4), "b": QuantMethod("kmeans_a", 3)}
+    every = [
+        QuantConfig("toy", weights, activations, inputs)
+        for activations in (None, 8, 6)
+        for inputs in ({}, {"a": 8}, {"a": 6, "c": 4}, {"c": 16})
+    ]
+    for qconfig in every:
+        assert QuantConfig.from_json(json.loads(json.dumps(qconfig.to_json()))) == qconfig
+    assert len({qconfig.digest for qconfig in every}) == len(every)
+    assert every[2].to_json()["methods"] == {"a": "uaq-4+a6", "b": "kmeans_a-3", "c": "a4"}
+    assert not QuantConfig("toy", {}, 8).is_full
+    assert QuantConfig("toy", {}, 16).is_full
+
+
+@pytest.mark.parametrize("bits", [0, 1, 9, 32, True])
+def test_bits_of_activations_out_of_range_are_refused(bits: int) -> None:
+    with pytest.raises(ValueError, match=r"2 to 8 bits, or 16 if they are not rounded \(got"):
+        QuantConfig("toy", {}, bits)
+    with pytest.raises(ValueError, match=r"the activations of 'a' have 2 to 8 bits"):
+        QuantConfig("toy", {}, None, {"a": bits})
+
+
+def test_an_older_version_refuses_a_file_with_activations() -> None:
+    data = QuantConfig("toy", {}, 8).to_json()
+    assert data["schema"] != QuantConfig("toy", {}).to_json()["schema"]
+    with pytest.raises(ValueError, match="a configuration with activations has schema"):
+        QuantConfig.from_json({**data, "schema": "qsdm/qconfig/1"})
+    with pytest.raises(ValueError, match="2 to 8 bits"):
+        QuantConfig.from_json({**data, "methods": {"a": "uaq-4+a9"}})
+
+
+def test_layers_round_what_the_configuration_says() -> None:
+    qconfig = QuantConfig("toy", {}, 8, {"layer1": 6, "layer2": 16})
+    bits = input_bits(graph_of(*[(4, 8)] * 4), qconfig)
+    assert bits == {"layer0.weight": 8, "layer1.weight": 6, "layer3.weight": 8}
+    with pytest.raises(OutsideSpace, match="no weight 'lost': it has those of the layers that the"):
+        input_bits(LARGE, QuantConfig("toy", {}, None, {"lost": 8}))
+    halves = [Weight(f"c#{k}", "c.weight", (4, 8), start=8 * k) for k in (0, 1)]
+    graph = Graph("toy", tuple(Node(w.name, Op.LINEAR, weight=w) for w in halves), ())
+    assert input_bits(graph, QuantConfig("toy", {}, None, {"c#0": 6, "c#1": 6})) == {"c.weight": 6}
+    with pytest.raises(OutsideSpace, match=r"the parts of 'c\.weight' read one input"):
+        input_bits(graph, QuantConfig("toy", {}, None, {"c#0": 6}))
+
+
+def test_a_space_holds_no_bits_of_activations() -> None:
+    with pytest.raises(OutsideSpace, match="not bits of activations"):
+        SPACE.encode(SPACE.uniform("uaq-4").with_activations(8))

@@ -22,9 +22,10 @@ from qsdm.outcome import Objective, Outcome
 from qsdm.qconfig import QuantConfig, Space, SpaceSpec, cost
 from qsdm.quant.calibrated import read_table
 from qsdm.realize import random_of_size, realize
+from qsdm.report.summary import activation_table
 from qsdm.store import Store, StoreError
 from qsdm.store.files import read_json
-from qsdm.store.schemas import FRONT, REPORT
+from qsdm.store.schemas import FRONT, REPORT, SUMMARY
 from qsdm.store.tensors import check_tensors
 from qsdm.strategies import Problem
 from qsdm.strategies.constraints import Constraints
@@ -41,6 +42,7 @@ FEW: dict[str, Any] = {
     "candidates": 2,
     "num_images": 4,
     "num_random": 2,
+    "activations": [16, 4],
     "batch_size": 4,
     "engine": Serial(),
 }
@@ -122,6 +124,31 @@ def test_measures_ours_beside_what_it_must_beat(realized: Store) -> None:
     with Image.open(realized.path("pictures/ours.png")) as image:
         assert np.asarray(image).std() > 1
     assert "<html" in realized.path("report.html").read_text(encoding="utf-8")
+
+
+def test_the_same_weights_are_measured_with_rounded_activations(realized: Store) -> None:
+    summary = SUMMARY.read(realized.path("summary.json"))
+    table = summary["activations"]
+    assert table["bits"] == [16, 4]
+    rows = {(row["name"], row["activations"]): row for row in table["rows"]}
+    names = list(dict.fromkeys(name for name, _ in rows))
+    assert names[0] == "ours"
+    assert [name[-1] for name in names[1:]] == ["4", "3"]  # the best uniform one of each width
+    plain = {row["name"]: row for row in summary["rows"]}
+    for name in names:
+        assert rows[name, 16]["metrics"] == plain[name]["metrics"]
+        assert rows[name, 4]["metrics"]["psnr"] < rows[name, 16]["metrics"]["psnr"]
+        assert rows[name, 4]["tera_bops"] == pytest.approx(rows[name, 16]["tera_bops"] / 4)
+        assert rows[name, 4]["size_bytes"] == plain[name]["size_bytes"]
+    for one in table["differences"]:
+        first, second = (rows[tuple(one[key])]["metrics"]["psnr"] for key in ("first", "second"))  # type: ignore[literal-required]
+        assert one["metrics"]["psnr"][0] == pytest.approx(second - first, rel=1e-6)
+    assert len(table["differences"]) == 3 + 2 * 2  # of rounding, and of uniform ones against ours
+    heads, cells = activation_table(summary)
+    assert [cells[0][0], cells[0][1][-3:], cells[1][1][-2:]] == ["ours", "a16", "a4"]
+    page = realized.path("report.html").read_text(encoding="utf-8")
+    assert "<h2>Activations</h2>" in page
+    assert f"<th>{heads[-1]}</th>" in page
 
 
 def test_ours_is_written_as_a_small_pipeline_that_draws_the_same_pictures(

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from qsdm.checkpoint import format
-from qsdm.checkpoint.format import FILE, QUANT_METHOD, SCHEMA, CheckpointError
+from qsdm.checkpoint.format import FILE, QUANT_METHOD, CheckpointError
 from qsdm.graph import Graph
 from qsdm.qconfig import QuantConfig, QuantMethod
 from qsdm.quant.calibration import SAFETENSORS
@@ -158,7 +158,7 @@ def save_denoiser(
             "the denoiser is packed already: pass the full-precision one, "
             "or save what load_quantized returned by its own save_pretrained"
         )
-    plan = slices(graph, qconfig, full_bits)
+    plan, rounded = slices(graph, qconfig, full_bits), format.activations_of(graph, qconfig)
     names = state_names(plan)
     state = denoiser.state_dict()
     quantized_names = {name for piece in plan for name in piece.parameters}
@@ -203,9 +203,10 @@ def save_denoiser(
     weights = [dataclasses.asdict(piece.weight) | {"method": str(piece.method)} for piece in plan]
     quantization = {
         "quant_method": QUANT_METHOD,
-        "version": SCHEMA,
+        "version": format.schema_of(qconfig),
         "denoiser": qconfig.denoiser,
         "weights": weights,
+        **rounded,
         "checksums": checksums,
     }
     write_json(Path(path) / "config.json", format.seal(about | config, quantization))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from qsdm.graph import Graph
 from qsdm.outcome import Outcome, Protocol
-from qsdm.qconfig import cost
+from qsdm.qconfig import QuantConfig, cost
 
 if TYPE_CHECKING:
     from qsdm.denoisers import Model
@@ -75,6 +75,7 @@ def card(
             f"{graph.num_values * bits // 8:,} in full precision",
         ),
         ("methods", methods(outcome)),
+        *([("activations", rounding(qconfig))] if qconfig.rounds_activations else []),
         ("configuration", f"`{qconfig.digest}`"),
     ]
     return "\n".join(
@@ -153,6 +154,23 @@ def methods(outcome: Outcome) -> str:
         f"{count} {name}"
         for name, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
     )
+
+
+def rounding(qconfig: QuantConfig) -> str:
+    """Say how a configuration rounds activations.
+
+    Args:
+        qconfig: that rounds some.
+    """
+    own = [f"`{name}` {bits}" for name, bits in qconfig.inputs.items()]
+    inputs = "" if not own else f"inputs of single layers in bits: {', '.join(own)}"
+    if qconfig.activations is None:
+        return inputs
+    whole = (
+        f"the inputs of all layers in {qconfig.activations} bits, each token in a range of its "
+        "own; probabilities of attention in 8"
+    )
+    return f"{whole}; {inputs}" if inputs else whole
 
 
 def sizes(model: Model, before: Memory, after: Mapping[str, int]) -> list[tuple[str, str, str]]:

@@ -6,6 +6,10 @@ diffusion_pytorch_model.safetensors.index[.VARIANT].json
     path.packed.K.codes, .scale, ...        the K-th input slice of a quantized weight
     everything else                         biases, norms and weights at full precision, unchanged
     metadata                                the configuration as JSON
+
+A configuration that rounds activations makes schema 2 of ``quantization_config``: that of schema 1
+with ``activations`` and ``inputs`` of the configuration, and in ``rounded`` the bits of the inputs
+of layers by the name of their parameters.
 """
 
 from __future__ import annotations
@@ -16,8 +20,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qsdm.graph import Weight, canonical
-from qsdm.qconfig import QuantConfig, QuantMethod
+from qsdm.graph import Graph, Weight, canonical
+from qsdm.qconfig import QuantConfig, QuantMethod, input_bits
 from qsdm.quant.packed_model import Slice
 from qsdm.store import StoreError, manifest
 from qsdm.store.checksum import checksum, is_whole, with_checksum
@@ -25,6 +29,8 @@ from qsdm.store.files import decode, read_json
 from qsdm.store.header import Header, read_header
 
 SCHEMA = "qsdm/checkpoint/1"
+SCHEMA_OF_ACTIVATIONS = "qsdm/checkpoint/2"
+SCHEMAS = (SCHEMA, SCHEMA_OF_ACTIVATIONS)
 QUANT_METHOD = "qsdm"
 STEM = "diffusion_pytorch_model"
 FILE = f"{STEM}.safetensors"
@@ -40,7 +46,37 @@ def file_metadata(qconfig: QuantConfig) -> dict[str, str]:
     Args:
         qconfig: the denoiser's configuration.
     """
-    return {"qsdm": json.dumps({"schema": SCHEMA, "qconfig": qconfig.to_json()})}
+    schema = schema_of(qconfig)
+    return {"qsdm": json.dumps({"schema": schema, "qconfig": qconfig.to_json()})}
+
+
+def schema_of(qconfig: QuantConfig) -> str:
+    """The schema of a configuration's checkpoint: versions that cannot round refuse the second.
+
+    Args:
+        qconfig: the denoiser's configuration.
+    """
+    return SCHEMA_OF_ACTIVATIONS if qconfig.rounds_activations else SCHEMA
+
+
+def activations_of(graph: Graph, qconfig: QuantConfig) -> dict[str, Any]:
+    """What a ``quantization_config`` says about activations; nothing if they are not rounded.
+
+    Args:
+        graph: of the denoiser.
+        qconfig: the denoiser's configuration.
+
+    Raises:
+        OutsideSpace: the configuration names a weight that the graph lacks.
+    """
+    rounded = input_bits(graph, qconfig)
+    if not qconfig.rounds_activations:
+        return {}
+    return {
+        "activations": qconfig.activations,
+        "inputs": dict(qconfig.inputs),
+        "rounded": rounded,
+    }
 
 
 def plan_of(weights: list[Mapping[str, Any]]) -> list[Slice]:
@@ -95,7 +131,7 @@ def check_config(file: Path, config: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: it is of another version, or damaged.
     """
-    if (version := config["quantization_config"].get("version", SCHEMA)) != SCHEMA:
+    if (version := config["quantization_config"].get("version", SCHEMA)) not in SCHEMAS:
         raise CheckpointError(
             f"wanted a checkpoint of schema {SCHEMA!r} (got {version!r} in {file}): "
             "copy it again, or save it again"
@@ -238,7 +274,7 @@ def header(file: Path) -> Header:
     """
     try:
         contents = read_header(file)
-        if json.loads(contents.metadata["qsdm"])["schema"] != SCHEMA:
+        if json.loads(contents.metadata["qsdm"])["schema"] not in SCHEMAS:
             raise ValueError(f"its schema is not {SCHEMA}")
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(

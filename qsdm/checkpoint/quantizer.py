@@ -20,11 +20,13 @@ from torch import nn
 from qsdm.checkpoint.format import (
     QUANT_METHOD,
     SCHEMA,
+    SCHEMAS,
     CheckpointError,
     file_metadata,
     plan_of,
 )
 from qsdm.qconfig import QuantConfig
+from qsdm.quant.activations import Rounding
 from qsdm.quant.digests import bytes_of
 from qsdm.quant.packed import PackedLayer, PackedWeight
 from qsdm.quant.packed_model import replace_layers, state_names, unpack
@@ -43,7 +45,8 @@ class QsdmConfig(QuantizationConfigMixin):
     Args:
         weights: the packed slices, as `qsdm.checkpoint.format.plan_of` reads them.
         version: the schema.
-        **others: further fields; ``denoiser`` and ``checksums`` (by name of a tensor) are kept.
+        **others: further fields; ``denoiser``, ``checksums`` (by name of a tensor) and those of
+            `qsdm.checkpoint.format.activations_of` are kept.
 
     Raises:
         CheckpointError: it is damaged or of another version.
@@ -52,7 +55,7 @@ class QsdmConfig(QuantizationConfigMixin):
     def __init__(
         self, weights: list[Mapping[str, Any]], version: str = SCHEMA, **others: Any
     ) -> None:
-        if version != SCHEMA:
+        if version not in SCHEMAS:
             raise CheckpointError(
                 f"wanted a checkpoint of schema {SCHEMA!r} (got {version!r}): save it again"
             )
@@ -64,6 +67,10 @@ class QsdmConfig(QuantizationConfigMixin):
         self.weights, self.version = weights, version
         self.denoiser = others.get("denoiser", "")
         self.checksums: dict[str, str] = others.get("checksums", {})
+        if version != SCHEMA:
+            self.activations: int | None = others["activations"]
+            self.inputs: dict[str, int] = others["inputs"]
+            self.rounded: dict[str, int] = others["rounded"]
 
     def to_dict(self) -> dict[str, Any]:
         """The config of a checkpoint that diffusers saves again, in which the rest may be cast."""
@@ -81,7 +88,9 @@ class QsdmConfig(QuantizationConfigMixin):
             for piece in plan_of(self.weights)
             if not piece.method.is_full
         }
-        return file_metadata(QuantConfig(self.denoiser, methods))
+        if self.version == SCHEMA:
+            return file_metadata(QuantConfig(self.denoiser, methods))
+        return file_metadata(QuantConfig(self.denoiser, methods, self.activations, self.inputs))
 
 
 class QsdmQuantizer(DiffusersQuantizer):
@@ -279,6 +288,14 @@ class QsdmQuantizer(DiffusersQuantizer):
         for layer in model.modules():
             if isinstance(layer, PackedLayer):
                 layer.like = layer.like.to(next(layer.packed.buffers()).device)
+        about: Any = self.quantization_config
+        if about.version != SCHEMA:
+            try:
+                Rounding(model, about.rounded, about.activations is not None)
+            except ValueError as error:
+                raise CheckpointError(
+                    f"config.json rounds what the denoiser lacks ({error}): copy it again"
+                ) from error
 
     def _dequantize(self, model: nn.Module) -> nn.Module:
         unpack(model)

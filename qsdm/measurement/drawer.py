@@ -133,7 +133,7 @@ class Drawer:
         """
         if self._switch is not None:
             return self._switch.to(qconfig)
-        if qconfig.methods:
+        if not qconfig.is_full:
             raise EvaluationError(
                 f"no quantized weights of {self.model.name!r} were given: run qsdm.calibrate first"
             )

@@ -126,7 +126,7 @@ class Evaluator:
         Raises:
             EvaluationError: a picture is not finite.
         """
-        frames, quantized = self.protocol.frames, bool(qconfig.methods)
+        frames, quantized = self.protocol.frames, not qconfig.is_full
         part = slice(start * frames, stop * frames)
         began = time.perf_counter()
         images = self.pictures(qconfig, start, stop) if quantized else self.full()[part]

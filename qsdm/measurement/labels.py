@@ -461,7 +461,7 @@ def label_of_full(
         The label; None if the protocol has not measured all of its metrics.
     """
     for outcome in outcomes:
-        if outcome.protocol == protocol and not outcome.qconfig.methods:
+        if outcome.protocol == protocol and outcome.qconfig.is_full:
             values = {**outcome.metrics, "avg_bits": float(full_bits)}
             if all(values.get(name) is not None for name in objective.weights):
                 return objective(values)

@@ -124,7 +124,7 @@ class History:
             if other is None or not {"drawing_s", "scoring_s"} <= set(about):
                 continue
             # For full precision nothing was drawn: its pictures were there.
-            if outcome.qconfig.methods and way_of(other) == way_of(protocol):
+            if not outcome.qconfig.is_full and way_of(other) == way_of(protocol):
                 each = (about["drawing_s"] + about["scoring_s"]) / outcome.num_images
                 seconds[set(outcome.metrics) == set(metrics)].append(each)
         chosen = seconds[True] or seconds[False]
@@ -157,7 +157,7 @@ def plan_of(
     }
     missing = {qconfig.digest: qconfig for qconfig in qconfigs if qconfig.digest not in complete}
     return Plan(
-        sum(bool(qconfig.methods) for qconfig in missing.values()),
+        sum(not qconfig.is_full for qconfig in missing.values()),
         protocol.num_images,
         protocol.num_images if missing and not has_full else 0,
         history.picture_s(protocol, versions),

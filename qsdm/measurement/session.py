@@ -138,7 +138,7 @@ class Session:
             EvaluationError: a picture cannot be drawn.
             StoreError: the file cannot be written.
         """
-        if not qconfig.methods:
+        if qconfig.is_full:
             return read_full(self.full(protocol))[: num_images * protocol.frames]
         return read_full(self._stored(qconfig, protocol, num_images, batch))
 
@@ -147,7 +147,7 @@ class Session:
     ) -> Path:
         """The file of pictures, which are drawn if it is missing or damaged."""
         name, what = full_name(protocol), "full precision"
-        if qconfig.methods:
+        if not qconfig.is_full:
             name = f"pictures/{qconfig.digest[:16]}-{protocol.digest[:16]}.safetensors"
             what = f"configuration {qconfig.digest[:12]}"
         path = self.store.path(name)

@@ -51,7 +51,7 @@ def best_of_each_fidelity(
         ProbeError: no complete probes are there; the message tells of those that lack least.
     """
     probed = [outcome for outcome in bank.outcomes if is_probe(outcome)]
-    full = [outcome for outcome in bank.outcomes if not outcome.qconfig.methods]
+    full = [outcome for outcome in bank.outcomes if outcome.qconfig.is_full]
     model = bank.model
     reason: ProbeError | None = None
     measures: list[Objective | str] = [objective, *DISTANCES]

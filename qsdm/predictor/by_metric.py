@@ -99,7 +99,7 @@ def metric_model(
             (
                 value
                 for outcome in bank.outcomes
-                if not outcome.qconfig.methods and outcome.protocol == own.protocol.digest
+                if outcome.qconfig.is_full and outcome.protocol == own.protocol.digest
                 if (value := outcome.metrics.get(name)) is not None
             ),
             None,

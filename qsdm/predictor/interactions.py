@@ -245,6 +245,8 @@ def _parts(
     whole = dict(both.qconfig.methods)
     for first in outcomes:
         methods = first.qconfig.methods
+        if first.qconfig.rounds_activations:
+            continue
         if first.protocol != both.protocol or not 0 < len(methods) < len(whole):
             continue
         if all(whole.get(name) == method for name, method in methods.items()):

@@ -191,7 +191,7 @@ def probes_of(
     probed = [outcome for outcome in own if is_probe(outcome)]
     if not probed:
         raise ProbeError(f"no weight of {denoiser!r} was measured alone: {again}")
-    full = next((outcome for outcome in own if not outcome.qconfig.methods), None)
+    full = next((outcome for outcome in own if outcome.qconfig.is_full), None)
     if full is None and isinstance(measure, Objective):
         raise ProbeError(f"full precision was not measured beside the probes: {again}")
     chosen = _narrowest(probed)
@@ -244,6 +244,8 @@ def is_probe(outcome: Outcome) -> bool:
         outcome: of any configuration.
     """
     num = len(outcome.qconfig.methods)
+    if outcome.qconfig.rounds_activations:  # which is harm of another kind
+        return False
     return num == 1 or (num > 1 and outcome.provenance.get("stage") == STAGE)
 
 

@@ -1,7 +1,9 @@
 """Which method and bits each weight gets: methods by name, configurations, and their space.
 
 A method's text form is ``name-bits`` (``uaq-4``, ``kmeans_c-3``, ``uaq_g64-4``, ``fp-16``). It
-contains everything that changes the values of a weight.
+contains everything that changes the values of a weight. A configuration may round activations,
+too: those of the whole denoiser, or the input of one layer (``uaq-4+a8``, see
+`qsdm.qconfig.activations`).
 
 References:
     Qua²SeDiMo: Quantifiable Quantization Sensitivity of Diffusion Models (Mills et al., 2025),
@@ -21,10 +23,12 @@ from typing import Any
 import numpy as np
 
 from qsdm.graph import Graph, Weight, canonical, merge_splits
+from qsdm.qconfig import activations as widths
 from qsdm.quant.methods import METHODS
 from qsdm.text import require
 
 SCHEMA = "qsdm/qconfig/1"
+SCHEMA_OF_ACTIVATIONS = "qsdm/qconfig/2"  # that of SCHEMA with bits of activations
 _TEXT = re.compile(r"([a-z0-9_]+)-(\d+)")
 _STEEPEST = 60.0  # exp(-60): an option of so small a share is never drawn
 
@@ -113,37 +117,87 @@ class QuantMethod:
 
 @dataclass(frozen=True, slots=True)
 class QuantConfig:
-    """A method for every weight of a denoiser.
+    """A method for every weight of a denoiser, and bits of activations.
 
     Example:
         >>> from qsdm.qconfig import QuantConfig, QuantMethod
         >>> qconfig = QuantConfig("toy", {"proj": QuantMethod.parse("uaq-4")})
         >>> QuantConfig.from_json(qconfig.to_json()) == qconfig
         True
+        >>> rounded = QuantConfig("toy", qconfig.methods, 8, {"proj": 6})
+        >>> rounded.to_json()["methods"], rounded.to_json()["activations"]
+        ({'proj': 'uaq-4+a6'}, 8)
 
     Attributes:
         denoiser: name of the model.
         methods: by the weight's name; weights that are not named keep full precision.
+        activations: bits of the inputs of all Linear and Conv layers, each token in a range of its
+            own, while probabilities of attention get 8 bits from zero; None: they are not rounded.
+        inputs: bits of the input of a weight's layer, by the weight's name; those that are not
+            named have ``activations``. 16: it is not rounded.
         digest: sha256 of the canonical JSON, 64 hexadecimal digits, by which artifacts refer to it.
+
+    Raises:
+        ValueError: bits of activations are out of range.
     """
 
     denoiser: str
     methods: Mapping[str, QuantMethod]
+    activations: int | None = None
+    inputs: Mapping[str, int] = field(default_factory=dict)
     digest: str = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
+        if self.activations is not None and widths.check(self.activations) == widths.FULL:
+            object.__setattr__(self, "activations", None)
+        for name, bits in self.inputs.items():
+            widths.check(bits, f"the activations of {name!r}")
         object.__setattr__(self, "methods", dict(self.methods))
+        object.__setattr__(self, "inputs", dict(self.inputs))
         object.__setattr__(self, "digest", hashlib.sha256(canonical(self.to_json())).hexdigest())
 
     def __hash__(self) -> int:
         return hash(self.digest)
 
+    @property
+    def rounds_activations(self) -> bool:
+        """Whether it says anything about activations."""
+        return self.activations is not None or bool(self.inputs)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing is quantized: neither weights nor activations."""
+        return not self.methods and not self.rounds_activations
+
+    def with_activations(self, bits: int | None) -> QuantConfig:
+        """The same weights with other bits of activations, for all layers.
+
+        Args:
+            bits: 2 to 8; 16 or None: they are not rounded.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            ValueError: the bits are out of range.
+        """
+        return QuantConfig(self.denoiser, self.methods, bits)
+
     def to_json(self) -> dict[str, Any]:
         """The configuration as an object that JSON can hold."""
+        if not self.rounds_activations:  # as before there were activations: the digest is a key
+            return {
+                "schema": SCHEMA,
+                "denoiser": self.denoiser,
+                "methods": {k: str(m) for k, m in self.methods.items()},
+            }
+        names = [*self.methods, *(name for name in self.inputs if name not in self.methods)]
+        texts = {name: str(method) for name, method in self.methods.items()}
         return {
-            "schema": SCHEMA,
+            "schema": SCHEMA_OF_ACTIVATIONS,
             "denoiser": self.denoiser,
-            "methods": {k: str(m) for k, m in self.methods.items()},
+            "methods": {n: widths.text_of(texts.get(n), self.inputs.get(n)) for n in names},
+            "activations": self.activations,
         }
 
     @staticmethod
@@ -154,17 +208,25 @@ class QuantConfig:
             data: what JSON holds.
 
         Raises:
-            ValueError: it is not a configuration of this schema.
+            ValueError: it is not a configuration of these schemas.
         """
         from qsdm.store.files import decode
 
-        if not isinstance(data, Mapping) or data.get("schema") != SCHEMA:
-            schema = data.get("schema") if isinstance(data, Mapping) else type(data).__name__
+        schema = data.get("schema") if isinstance(data, Mapping) else type(data).__name__
+        if not isinstance(data, Mapping) or schema not in (SCHEMA, SCHEMA_OF_ACTIVATIONS):
             raise ValueError(f"wanted a configuration of schema {SCHEMA!r} (got {schema!r})")
         stored = decode(data, _ConfigurationFile)
+        if schema == SCHEMA and stored.activations is not None:
+            raise ValueError(
+                f"a configuration with activations has schema {SCHEMA_OF_ACTIVATIONS!r} "
+                f"(got {SCHEMA!r}): write that, or remove the activations"
+            )
+        parsed = {name: widths.parse(text) for name, text in stored.methods.items()}
         return QuantConfig(
             stored.denoiser,
-            {name: QuantMethod.parse(text) for name, text in stored.methods.items()},
+            {n: QuantMethod.parse(text) for n, (text, _) in parsed.items() if text is not None},
+            stored.activations,
+            {name: bits for name, (_, bits) in parsed.items() if bits is not None},
         )
 
 
@@ -174,6 +236,39 @@ class _ConfigurationFile:
 
     denoiser: str
     methods: dict[str, str]
+    activations: int | None = None
+
+
+def input_bits(graph: Graph, qconfig: QuantConfig) -> dict[str, int]:
+    """To how many bits the layers of a graph round their inputs.
+
+    Args:
+        graph: of the denoiser.
+        qconfig: the configuration.
+
+    Returns:
+        2 to 8 by the name of a layer's parameter, tied ones included; layers that do not round
+        are not named.
+
+    Raises:
+        OutsideSpace: the configuration names a weight that the graph lacks, as one of a layer that
+            is never called, or the parts of one layer's weight have different bits.
+    """
+    if unknown := {*qconfig.methods, *qconfig.inputs} - {weight.name for weight in graph.weights}:
+        raise OutsideSpace(
+            f"the graph of {graph.denoiser!r} has no weight {min(unknown)!r}: it has those of the "
+            "layers that the denoiser calls"
+        )
+    bits: dict[str, int] = {}
+    for weight in graph.weights:
+        own = qconfig.inputs.get(weight.name, qconfig.activations or widths.FULL)
+        for name in (weight.parameter, *weight.ties):
+            if bits.setdefault(name, own) != own:
+                raise OutsideSpace(
+                    f"the parts of {name!r} read one input, which has one width: give all of them "
+                    f"the same (got a{bits[name]} and a{own})"
+                )
+    return {name: own for name, own in bits.items() if own != widths.FULL}
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,6 +410,8 @@ class Space:
                 f"wanted a configuration of {self.graph.denoiser!r} "
                 f"(got one of {qconfig.denoiser!r})"
             )
+        if qconfig.rounds_activations:
+            raise OutsideSpace("a space has methods of weights alone, not bits of activations")
         names = {weight.name for weight in self.graph.weights}
         if unmatched := sorted(names ^ set(qconfig.methods)):
             raise OutsideSpace(

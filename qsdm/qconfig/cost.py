@@ -13,7 +13,7 @@ from typing import NotRequired, TypedDict
 import numpy as np
 
 from qsdm.graph import Graph
-from qsdm.qconfig import OutsideSpace, QuantConfig, QuantMethod
+from qsdm.qconfig import OutsideSpace, QuantConfig, QuantMethod, input_bits
 
 
 def size_bytes(graph: Graph, qconfig: QuantConfig, full_bits: int = 16) -> int:
@@ -74,24 +74,29 @@ def tera_bops(
 ) -> float:
     """Compute the bit operations of one forward at batch size 1.
 
-    They are the sum over nodes with a weight of MACs × weight bits × activation bits.
+    They are the sum over nodes with a weight of MACs × weight bits × bits of the layer's input.
 
     Args:
         graph: of the denoiser.
         qconfig: methods by weight name; a weight without one has full precision.
         full_bits: bits of full precision.
-        activation_bits: bits of the activations.
+        activation_bits: of the inputs that the configuration does not round.
 
     Returns:
         10^12 bit operations.
 
+    Raises:
+        OutsideSpace: the configuration names a weight that the graph does not have.
+
     References:
         Bayesian Bits (van Baalen et al., 2020), section 2.3.
     """
-    full = QuantMethod("fp", full_bits)
+    full, rounded = QuantMethod("fp", full_bits), input_bits(graph, qconfig)
     return (
         sum(
-            node.macs * qconfig.methods.get(node.weight.name, full).bits * activation_bits
+            node.macs
+            * qconfig.methods.get(node.weight.name, full).bits
+            * rounded.get(node.weight.parameter, activation_bits)
             for node in graph.nodes
             if node.weight is not None
         )

@@ -13,8 +13,9 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 from qsdm.quant import kernels
 
 SOFTMAX_BITS = 8  # of probabilities, whatever the bits of other activations
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def fake_quantize(x: torch.Tensor, bits: int, from_zero: bool = False) -> torch.Tensor:
@@ -47,11 +49,104 @@ def fake_quantize(x: torch.Tensor, bits: int, from_zero: bool = False) -> torch.
     return kernels.tokens(rows, bits, from_zero).view(x.shape)
 
 
+class Rounding:
+    """Hooks that round the inputs of a module's layers, until they are removed.
+
+    Args:
+        module: the denoiser; it is as before once the rounding is removed.
+        bits: 2 to 8 by the name of a layer's parameter.
+        probabilities: whether attention rounds its probabilities, too. Attention that torch
+            computes in one call is computed in steps, as its probabilities are needed.
+
+    Raises:
+        ValueError: the module lacks a layer, or it is neither Linear nor Conv; bits are out of
+            range.
+    """
+
+    def __init__(
+        self, module: nn.Module, bits: Mapping[str, int], probabilities: bool = False
+    ) -> None:
+        layers: dict[nn.Module, int] = {}
+        for name, own in bits.items():
+            if not 2 <= own <= 8:
+                raise ValueError(f"activations have 2 to 8 bits (got {own} for {name!r})")
+            layers[_layer_of(module, name)] = own
+        self._handles = [
+            layer.register_forward_pre_hook(RoundInput(own)) for layer, own in layers.items()
+        ]
+        if probabilities:
+            mode = _Probabilities()
+            self._handles += [
+                module.register_forward_pre_hook(_Enter(mode)),
+                module.register_forward_hook(_Exit(mode), always_call=True),
+            ]
+
+    def remove(self) -> None:
+        """Let the layers read their inputs as they are."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+
+def _layer_of(module: nn.Module, parameter: str) -> nn.Module:
+    try:
+        layer = module.get_submodule(parameter.rpartition(".")[0])
+    except AttributeError as error:
+        raise ValueError(f"the module has no layer of {parameter!r}: trace it again") from error
+    if not isinstance(layer, LAYERS):
+        raise ValueError(
+            f"the input of {parameter!r} cannot be rounded, as its layer is a "
+            f"{type(layer).__name__}, neither Linear nor Conv: give its weight a16"
+        )
+    return layer
+
+
+@dataclass(frozen=True, slots=True)
+class RoundInput:
+    """A hook that rounds the first argument of a layer.
+
+    Attributes:
+        bits: 2 to 8.
+    """
+
+    bits: int
+
+    def __call__(self, _layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (fake_quantize(inputs[0], self.bits), *inputs[1:])
+
+
+@dataclass(frozen=True, slots=True)
+class _Enter:
+    mode: TorchFunctionMode
+
+    def __call__(self, *_: Any) -> None:
+        self.mode.__enter__()
+
+
+@dataclass(frozen=True, slots=True)
+class _Exit:
+    mode: TorchFunctionMode
+
+    def __call__(self, *_: Any) -> None:
+        self.mode.__exit__(None, None, None)
+
+
+def remove_rounding(module: nn.Module) -> None:
+    """Remove every hook of a `Rounding`, also from a copy of the module.
+
+    Args:
+        module: the denoiser.
+    """
+    for layer in module.modules():
+        for hooks in (layer._forward_pre_hooks, layer._forward_hooks):
+            for key in [k for k, h in hooks.items() if isinstance(h, RoundInput | _Enter | _Exit)]:
+                del hooks[key]
+                layer._forward_hooks_always_called.pop(key, None)
+
+
 @contextmanager
 def quantized_activations(module: nn.Module, bits: int) -> Iterator[None]:
     """Round the inputs of every Linear and Conv layer, and attention probabilities, within a block.
-
-    Attention that torch computes in one call is computed in steps, as its probabilities are needed.
 
     Args:
         module: the denoiser; it is as before when the block ends.
@@ -62,20 +157,13 @@ def quantized_activations(module: nn.Module, bits: int) -> Iterator[None]:
     """
     if not 2 <= bits <= 8:
         raise ValueError(f"activations have 2 to 8 bits (got {bits})")
-
-    def round_input(_layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        return fake_quantize(inputs[0], bits), *inputs[1:]
-
-    layers = [
-        layer for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d)
-    ]
-    handles = [layer.register_forward_pre_hook(round_input) for layer in layers]
+    layers = [name for name, layer in module.named_modules() if isinstance(layer, LAYERS)]
+    rounding = Rounding(module, {f"{name}.weight".lstrip("."): bits for name in layers})
     try:
         with _Probabilities():
             yield
     finally:
-        for handle in handles:
-            handle.remove()
+        rounding.remove()
 
 
 class _Probabilities(TorchFunctionMode):

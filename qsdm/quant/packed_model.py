@@ -11,7 +11,8 @@ from typing import Any
 from torch import nn
 
 from qsdm.graph import Graph, Weight
-from qsdm.qconfig import OutsideSpace, QuantConfig, QuantMethod
+from qsdm.qconfig import OutsideSpace, QuantConfig, QuantMethod, input_bits
+from qsdm.quant.activations import Rounding, remove_rounding
 from qsdm.quant.fitting import fit
 from qsdm.quant.packed import PACKED, PackedLayer, PackedWeight
 from qsdm.quant.packed_state import stored_state, values_of_part
@@ -88,7 +89,7 @@ def pack(
         OutsideSpace: the configuration names a weight that the graph lacks.
         ValueError: the module is not the graph's, or a layer's class has no packed form.
     """
-    plan = slices(graph, qconfig, full_bits)
+    plan, rounded = slices(graph, qconfig, full_bits), input_bits(graph, qconfig)
     fitted: dict[str, Quantized] = {}
     for piece in plan:
         name, method = piece.weight.name, piece.method
@@ -98,6 +99,8 @@ def pack(
         else:
             fitted[name] = quantized(name, method)
     replace_layers(module, plan, lambda piece: PackedWeight.of(fitted[piece.weight.name]))
+    if qconfig.rounds_activations:
+        Rounding(module, rounded, qconfig.activations is not None)
     if hasattr(module, "save_pretrained"):
         module.save_pretrained = _refuse_to_save  # type: ignore[assignment]
     return module
@@ -180,7 +183,7 @@ def _load_adapter(
 
 
 def unpack(module: nn.Module) -> nn.Module:
-    """Replace every packed layer by a plain one with its values, in place.
+    """Replace every packed layer by a plain one with its values, which rounds no input, in place.
 
     Args:
         module: the denoiser.
@@ -188,6 +191,7 @@ def unpack(module: nn.Module) -> nn.Module:
     Returns:
         ``module``.
     """
+    remove_rounding(module)
     weights: dict[tuple[int, ...], nn.Parameter] = {}  # what was tied stays tied
     plain: dict[int, nn.Module] = {}
     for parent, name, layer in list(_children(module)):

@@ -1,4 +1,4 @@
-"""Fake quantization in place: a module's weights change from one configuration to the next."""
+"""Fake quantization in place: a module follows one configuration after the other."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from qsdm.graph import Graph, Weight
-from qsdm.qconfig import OutsideSpace, QuantConfig, QuantMethod
+from qsdm.qconfig import QuantConfig, QuantMethod, input_bits
+from qsdm.quant.activations import Rounding
 
 Dequantize = Callable[[str, QuantMethod, torch.Tensor], torch.Tensor]
 """(weight's name, method, where they go) => its values, written there in that tensor's type."""
@@ -22,7 +23,7 @@ Originals = Callable[[str], torch.Tensor | None]
 
 
 class Switch:
-    """A module whose weights follow a configuration, and the original weights.
+    """A module whose weights and activations follow a configuration, and the original weights.
 
     Args:
         module: the denoiser, changed in place; parameters keep their identity, type and device.
@@ -63,10 +64,13 @@ class Switch:
         self._current: dict[str, QuantMethod | None] = dict.fromkeys(
             weight.name for weight in graph.weights
         )
+        self._module = module
+        self._rounding: Rounding | None = None
+        self._rounded: tuple[dict[str, int], bool] = {}, False
 
     @torch.no_grad()
     def to(self, qconfig: QuantConfig) -> int:
-        """Set every weight to its method.
+        """Set every weight to its method, and let layers round their inputs.
 
         Args:
             qconfig: the configuration; weights that it does not name get full precision.
@@ -76,11 +80,9 @@ class Switch:
 
         Raises:
             OutsideSpace: it names a weight that the graph lacks.
+            ValueError: a layer's input cannot be rounded.
         """
-        if unknown := set(qconfig.methods) - set(self._current):
-            raise OutsideSpace(
-                f"the graph of {self.graph.denoiser!r} has no weight {min(unknown)!r}"
-            )
+        self._round(input_bits(self.graph, qconfig), qconfig.activations is not None)
         num_changed = 0
         for weight in self.graph.weights:
             method = qconfig.methods.get(weight.name)
@@ -91,8 +93,18 @@ class Switch:
             num_changed += 1
         return num_changed
 
+    def _round(self, bits: dict[str, int], probabilities: bool) -> None:
+        if self._rounded == (bits, probabilities):
+            return
+        if self._rounding is not None:
+            self._rounding.remove()
+        self._rounding, self._rounded = None, ({}, False)
+        if bits or probabilities:
+            self._rounding = Rounding(self._module, bits, probabilities)
+            self._rounded = bits, probabilities
+
     def restore(self) -> int:
-        """Set every weight to full precision, and return how many changed."""
+        """Set everything to full precision, and return how many weights changed."""
         return self.to(QuantConfig(self.graph.denoiser, {}))
 
     def _set(self, weight: Weight, method: QuantMethod | None) -> None:

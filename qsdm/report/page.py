@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from qsdm.report import cards, figures, sections
 from qsdm.report.results import NotRun, Results
-from qsdm.report.summary import sentence
+from qsdm.report.summary import activation_table, sentence
 from qsdm.store.files import write_text
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def render(results: Results) -> str:
         tiles=sections.tiles(results),
         pictures=sections.pictures(results),
         table=sections.table(results),
+        activations=activation_table(results.summary),
         charts=dict.fromkeys(FIGURES) | dict(_drawn(results)),
         search_hint=sections.search_hint(results.front),
         rounds=sections.rounds(results.front),

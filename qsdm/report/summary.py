@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qsdm.outcome import Objective
+from qsdm.qconfig import activations as widths
 
 if TYPE_CHECKING:
     import pandas
@@ -171,6 +172,48 @@ def table(summary: Summary) -> pandas.DataFrame:
         for row in measured
     ]
     return pandas.DataFrame(entries, index=[row["name"] for row in measured])
+
+
+def activation_table(summary: Summary) -> tuple[list[str], list[list[str]]] | None:
+    """Tabulate what activations of fewer bits do, with paired differences in `main_metric`.
+
+    Args:
+        summary: contents of summary.json.
+
+    Returns:
+        Heads and cells, the rows of the chosen configuration first; None if it was not measured.
+    """
+    found = (summary or {}).get("activations")
+    if not found:
+        return None
+    metric = main_metric(summary) or next(iter(found["rows"][0]["metrics"]))
+    names = [name for name, value in found["rows"][0]["metrics"].items() if value is not None]
+    paired = {
+        (*one["first"], *one["second"]): one["metrics"].get(metric) for one in found["differences"]
+    }
+
+    def against(*key: str | int) -> str:
+        if (pair := paired.get(key)) is None:
+            return "–"
+        value, error = pair
+        return f"{value:+.4g}" + ("" if error is None else f" ± {error:.2g}")
+
+    cells = []
+    for row in found["rows"]:
+        name, bits = row["name"], row["activations"]
+        values = (row["metrics"].get(metric) for metric in names)
+        cells.append(
+            [
+                name,
+                widths.name_of(row["avg_bits"], bits),
+                f"{row['tera_bops']:.4g}",
+                *("–" if value is None else f"{value:.4g}" for value in values),
+                against(name, widths.FULL, name, bits),
+                against(OURS, bits, name, bits),
+            ]
+        )
+    heads = ["", "bits", "tera bit operations", *names]
+    return [*heads, f"{metric}, of rounding", f"{metric}, against ours"], cells
 
 
 def candidates(summary: Summary, front: Mapping[str, Any] | None) -> list[dict[str, float]]:

@@ -300,11 +300,13 @@ def _measured(
 def _alone(evidence: Evidence, name: str) -> list[Alone]:
     """What quantizing the weight alone did to pictures, by method; those with most pictures."""
     names = evidence.objective.metrics
-    full = {o.protocol: o for o in evidence.outcomes if not o.qconfig.methods}
+    full = {o.protocol: o for o in evidence.outcomes if o.qconfig.is_full}
     best: dict[QuantMethod, Alone] = {}
     for outcome in evidence.outcomes:
         reference = full.get(outcome.protocol)
-        if list(outcome.qconfig.methods) != [name] or reference is None:
+        if list(outcome.qconfig.methods) != [name] or outcome.qconfig.rounds_activations:
+            continue
+        if reference is None:
             continue
         if any(o.metrics.get(n) is None for o in (outcome, reference) for n in names):
             continue

@@ -28,6 +28,7 @@ class Artifact(Generic[T]):
 
     Attributes:
         schema: its name and version.
+        later: further schemas that ``build`` reads, which content may name as its own.
         command: the command that writes it.
         build: turns the JSON content into what it means; raises ValueError.
         by_hand: whether users may edit it, so that a wrong checksum is a warning, not an error.
@@ -40,6 +41,7 @@ class Artifact(Generic[T]):
     build: Callable[[Any], T]
     by_hand: bool = False
     unversioned: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    later: tuple[str, ...] = ()
 
     def read(self, path: Path, denoiser: str = "") -> T:
         """The content of a file.
@@ -71,7 +73,7 @@ class Artifact(Generic[T]):
             raise ValueError(f"wanted an object, got {type(data).__name__}")
         if self.unversioned is not None and "schema" not in data:
             data = {"schema": self.schema, **self.unversioned(data)}
-        if data.get("schema") != self.schema:
+        if data.get("schema") not in (self.schema, *self.later):
             raise ValueError(f"wanted schema {self.schema!r}, got {data.get('schema')!r}")
         content = self.build({key: value for key, value in data.items() if key != KEY})
         if not is_whole(data):

@@ -14,7 +14,7 @@ from qsdm.graph import SCHEMA as GRAPH_SCHEMA
 from qsdm.graph import Graph, canonical
 from qsdm.outcome import Objective
 from qsdm.qconfig import SCHEMA as CONFIGURATION_SCHEMA
-from qsdm.qconfig import QuantConfig
+from qsdm.qconfig import SCHEMA_OF_ACTIVATIONS, QuantConfig
 from qsdm.store.artifacts import Artifact, typed
 from qsdm.store.files import decode
 
@@ -152,6 +152,36 @@ class MetricAbout(TypedDict):
     digits: int
 
 
+class ActivationRow(Costs):
+    """A configuration of weights under one width of activations; 16: they are not rounded."""
+
+    name: str
+    activations: int
+    tera_bops: float
+    metrics: Numbers
+    standard_errors: Numbers
+    qconfig: str
+
+
+class ActivationDifference(TypedDict):
+    """Metrics of ``second`` minus those of ``first``, with their paired standard errors.
+
+    Both are the name and the width of a row.
+    """
+
+    first: list[str | int]
+    second: list[str | int]
+    metrics: dict[str, list[float | None]]
+
+
+class ActivationTable(TypedDict):
+    """What activations of fewer bits do to configurations, see `qsdm.measurement.rounded`."""
+
+    bits: list[int]
+    rows: list[ActivationRow]
+    differences: list[ActivationDifference]
+
+
 class Summary(TypedDict):
     """summary.json, see `qsdm.realize`."""
 
@@ -169,6 +199,7 @@ class Summary(TypedDict):
     rows: list[Row]
     candidates: list[Candidate]
     differences: NotRequired[dict[str, dict[str, tuple[float, float | None]]]]
+    activations: NotRequired[ActivationTable]
     checkpoint: NotRequired[dict[str, int]]
     provenance: NotRequired[dict[str, Any]]
 
@@ -598,7 +629,13 @@ def _check(path: str, build: Callable[[Any], object], data: object) -> None:
 
 
 GRAPH = Artifact(GRAPH_SCHEMA, "trace", Graph.from_json)
-CHOSEN = Artifact(CONFIGURATION_SCHEMA, "realize", QuantConfig.from_json, by_hand=True)
+CHOSEN = Artifact(
+    CONFIGURATION_SCHEMA,
+    "realize",
+    QuantConfig.from_json,
+    by_hand=True,
+    later=(SCHEMA_OF_ACTIVATIONS,),
+)
 FRONT = Artifact("qsdm/front/1", "search", _front)
 ROUNDS = Artifact("qsdm/rounds/1", "search", _rounds)
 SUMMARY: Artifact[Summary] = Artifact("qsdm/summary/1", "realize", typed(Summary))

@@ -27,6 +27,7 @@ from qsdm.quant.fitting import fit
 from qsdm.quant.packed import PackedLayer
 from qsdm.quant.packed_model import pack
 from qsdm.quant.swap import quantized, sliced
+from qsdm.store.header import read_header
 from qsdm.trace import trace
 from qsdm.workspace import Workspace
 
@@ -98,6 +99,42 @@ def test_scales_are_stored_in_16_bit_also_of_a_32_bit_denoiser(
     assert actual.packed_bytes == cost.size_bytes(graph, whole, 16)
     assert actual.packed_bytes < cost.size_bytes(graph, whole, 32)
     assert all(actual.plain[name] == 2 * in_16.plain[name] for name in actual.plain)
+
+
+def test_a_loaded_denoiser_rounds_its_activations(
+    saved: Saved, tiny_model: Model, tmp_path: Path
+) -> None:
+    import diffusers
+
+    graph, qconfig, _, _ = saved
+    first = next(iter(qconfig.methods))
+    rounded = QuantConfig(qconfig.denoiser, qconfig.methods, 4, {first: 16})
+    pipeline = load_pipeline(tiny_model, dtype="float16")
+    save_denoiser(pipeline.unet, graph, rounded, tmp_path / "unet")
+    pipeline.unet = pack(pipeline.unet.float(), graph, rounded)
+    expected = latents(pipeline)
+    pipeline.unet = pack(load_pipeline(tiny_model, dtype="float16").unet.float(), graph, qconfig)
+    assert not torch.allclose(latents(pipeline), expected, atol=1e-3)
+    pipeline.unet = load_quantized(tmp_path / "unet")
+    assert torch.equal(latents(pipeline), expected)
+    pipeline.unet.save_pretrained(tmp_path / "again")
+    cls = diffusers.UNet2DConditionModel
+    pipeline.unet = cls.from_pretrained(tmp_path / "again", dtype=torch.float32)
+    assert torch.equal(latents(pipeline), expected)
+    header = read_header(tmp_path / "again" / "diffusion_pytorch_model.safetensors")
+    stored = json.loads(header.metadata["qsdm"])
+    assert QuantConfig.from_json(stored["qconfig"]) == rounded
+    assert stored["schema"] != "qsdm/checkpoint/1"  # a version that would not round refuses it
+
+    config = json.loads((tmp_path / "unet" / "config.json").read_text())
+    about = config["quantization_config"]
+    about["rounded"] = {"lost.weight": 8}
+    about = {k: v for k, v in about.items() if k not in ("checksum", "config_checksum")}
+    (tmp_path / "unet" / "config.json").write_text(
+        json.dumps({**config, "quantization_config": about})
+    )
+    with pytest.raises(CheckpointError, match="rounds what the denoiser lacks"):
+        load_quantized(tmp_path / "unet")
 
 
 @pytest.mark.parametrize("loader", ["ours", "diffusers"])

@@ -9,7 +9,7 @@ from torch import nn
 
 from qsdm.graph import Graph, Node, Op, Weight
 from qsdm.qconfig import OutsideSpace, QuantConfig, QuantMethod
-from qsdm.quant.activations import quantized_activations
+from qsdm.quant.activations import Rounding, fake_quantize, quantized_activations
 from qsdm.quant.decoding import dequantize
 from qsdm.quant.fitting import fit
 from qsdm.quant.packed import (
@@ -19,8 +19,8 @@ from qsdm.quant.packed import (
     PackedWeight,
     decode,
 )
-from qsdm.quant.packed_model import pack
-from qsdm.quant.swap import quantized, sliced
+from qsdm.quant.packed_model import pack, unpack
+from qsdm.quant.swap import Switch, quantized, sliced
 
 METHODS = "uaq-3 uaq-4 uaq_g32-4 kmeans_c-3 kmeans_a-4 nf4_g64-4 fp8_e4m3-8 fp-16 uaq-8".split()  # noqa: SIM905
 WEIGHTS = (
@@ -114,6 +114,54 @@ def test_activations_are_quantized_on_top(toy: Toy, x: torch.Tensor) -> None:
     assert torch.equal(got, expected)
     with torch.no_grad():
         assert not torch.equal(toy(x), expected)
+
+
+def test_packed_layers_round_what_the_configuration_says(toy: Toy, x: torch.Tensor) -> None:
+    toy.half().float()
+    expected, plain = faked(toy, x, 6), faked(toy, x)
+    rounded = QuantConfig("toy", MIXED.methods, 6)
+    with torch.no_grad():
+        pack(toy, GRAPH, rounded)
+        assert torch.equal(toy(x), expected)
+        assert torch.equal(copy.deepcopy(toy)(x), expected)
+        assert torch.equal(unpack(toy)(x), plain)  # plain layers round nothing
+
+
+def test_a_switch_rounds_and_stops_rounding(toy: Toy, x: torch.Tensor) -> None:
+    toy.half().float()
+    expected, plain = faked(toy, x, 6), faked(toy, x)
+    originals = {name: p.detach().clone() for name, p in toy.named_parameters()}
+
+    def values(name: str, method: QuantMethod, out: torch.Tensor | None = None) -> torch.Tensor:
+        weight = next(w for w in WEIGHTS if w.name == name)
+        return dequantize(fit(sliced(originals[weight.parameter], weight), method), out)
+
+    with torch.no_grad():
+        full = toy(x)
+        switch = Switch(toy, GRAPH, values)
+        for _ in range(2):
+            switch.to(QuantConfig("toy", MIXED.methods, 6))
+            assert torch.equal(toy(x), expected)
+            switch.to(MIXED)
+            assert torch.equal(toy(x), plain)
+        switch.to(QuantConfig("toy", {}, None, {"a": 3}))
+        only = toy(x)
+        toy.a.register_forward_pre_hook(lambda _, inputs: fake_quantize(inputs[0], 3))
+        switch.restore()
+        assert torch.equal(toy(x), only)
+        assert not torch.equal(only, full)
+
+
+def test_a_layer_that_cannot_round_is_named(toy: Toy) -> None:
+    with pytest.raises(ValueError, match=r"no layer of 'lost.weight'"):
+        Rounding(toy, {"lost.weight": 8})
+    toy.a = nn.Bilinear(2, 2, 2)
+    with pytest.raises(
+        ValueError, match=r"'a\.weight' cannot be rounded, as its layer is a Bilinear"
+    ):
+        Rounding(toy, {"a.weight": 8})
+    with pytest.raises(OutsideSpace, match="no weight 'never_called'"):
+        pack(toy, GRAPH, QuantConfig("toy", {}, None, {"never_called": 8}))
 
 
 def test_state_dict_round_trip_and_copy(toy: Toy, x: torch.Tensor) -> None:
