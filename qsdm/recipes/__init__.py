@@ -246,13 +246,35 @@ def check(graph: Graph, qconfig: QuantConfig) -> None:
             f"{distance(graph, qconfig.methods)}"
         )
     names = [weight.name for weight in graph.weights]
-    if unknown := set(qconfig.methods) - set(names):
+    if unknown := {*qconfig.methods, *qconfig.inputs} - set(names):
         first = min(unknown)
         raise RecipeError(
             f"the graph of {graph.denoiser!r} has no weight {first!r}: "
             "choose the space that the configuration was made in, with space=NAME "
-            f"({len(unknown)} of the {len(qconfig.methods)} names are unknown; "
+            f"({len(unknown)} of the {len({*qconfig.methods, *qconfig.inputs})} names are unknown; "
             f"{closest(first, names)})"
+        )
+
+
+def refuse_activations(engine: str, qconfig: QuantConfig) -> None:
+    """Refuse a configuration that rounds activations, which a recipe of weights cannot say.
+
+    torchao and SDNQ round activations in ways of their own: Linear layers only, symmetric, and not
+    the probabilities of attention.
+
+    Args:
+        engine: its name.
+        qconfig: to be written.
+
+    Raises:
+        RecipeError: it rounds activations.
+    """
+    if qconfig.rounds_activations:
+        widths = {*qconfig.inputs.values(), *filter(None, [qconfig.activations])}
+        text = ", ".join(f"a{bits}" for bits in sorted(widths))
+        raise RecipeError(
+            f"{engine} has no way to round activations as this configuration does ({text}): write "
+            "it with to=qsdm, or remove its activations to write its weights alone"
         )
 
 

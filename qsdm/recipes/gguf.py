@@ -42,6 +42,7 @@ from qsdm.recipes import (
     decisions,
     holding,
     idle,
+    refuse_activations,
     require_overlap,
     sentences,
 )
@@ -343,7 +344,8 @@ def write(graph: Graph, qconfig: QuantConfig, loader: Loader | None = None) -> W
         The rules, with notes about what they cannot express.
 
     Raises:
-        RecipeError: the configuration belongs to another graph, or `HOLDS` lacks a method.
+        RecipeError: the configuration belongs to another graph or rounds activations, or `HOLDS`
+            lacks a method.
 
     Example:
         >>> import torch
@@ -356,6 +358,7 @@ def write(graph: Graph, qconfig: QuantConfig, loader: Loader | None = None) -> W
         >>> gguf.write(graph, qconfig).suffix
         '.gguf-rules.txt'
     """
+    refuse_activations("gguf", qconfig)
     counts, types = NoteCounts(), dict[str, str]()
     for name, layer, method in decisions(graph, qconfig, counts):
         types[name], limits = type_of(name, layer, method)

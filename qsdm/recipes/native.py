@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qsdm.graph import Graph
-from qsdm.qconfig import SCHEMA, QuantConfig
+from qsdm.qconfig import SCHEMA, SCHEMA_OF_ACTIVATIONS, QuantConfig, activations
 from qsdm.quant.methods import METHODS
 from qsdm.recipes import Loader, Read, RecipeError, Written, check
 
@@ -23,6 +23,11 @@ def schema() -> dict[str, Any]:
         "Method by weight: the module's path, with #k for the k-th part of a weight that is split "
         "by its inputs. Weights that are not named keep full precision."
     )
+    bits = f"a({'|'.join(map(str, activations.WIDTHS))})"
+    of_all = (
+        "Bits of the inputs of all layers, each token in a range of its own; attention's "
+        "probabilities get 8. Null or left out: they are not rounded."
+    )
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": "urn:qsdm:qconfig:1",
@@ -32,7 +37,7 @@ def schema() -> dict[str, Any]:
         "required": ["schema", "denoiser", "methods"],
         "additionalProperties": False,
         "properties": {
-            "schema": {"const": SCHEMA},
+            "schema": {"enum": [SCHEMA, SCHEMA_OF_ACTIVATIONS]},
             "denoiser": {
                 "description": "Name of the traced model.",
                 "type": "string",
@@ -43,11 +48,12 @@ def schema() -> dict[str, Any]:
                 "type": "object",
                 "propertyNames": {"minLength": 1},
                 "additionalProperties": {
-                    "description": "NAME-BITS.",
+                    "description": "NAME-BITS, or NAME-BITS+aBITS or aBITS for the layer's input.",
                     "type": "string",
-                    "pattern": f"^({'|'.join(names)})$",
+                    "pattern": f"^(({'|'.join(names)})([+]{bits})?|{bits})$",
                 },
             },
+            "activations": {"description": of_all, "enum": [None, *activations.WIDTHS]},
         },
     }
 

@@ -45,6 +45,7 @@ from qsdm.recipes import (
     decisions,
     holding,
     idle,
+    refuse_activations,
     require_overlap,
     sentences,
     strings,
@@ -334,7 +335,8 @@ def write(graph: Graph, qconfig: QuantConfig, _loader: Loader | None = None) -> 
         The JSON, with notes about what it cannot express.
 
     Raises:
-        RecipeError: the configuration belongs to another graph, or `HOLDS` lacks a method.
+        RecipeError: the configuration belongs to another graph or rounds activations, or `HOLDS`
+            lacks a method.
 
     Example:
         >>> import torch
@@ -347,6 +349,7 @@ def write(graph: Graph, qconfig: QuantConfig, _loader: Loader | None = None) -> 
         >>> "uint4" in sdnq.write(graph, qconfig).text
         True
     """
+    refuse_activations("sdnq", qconfig)
     counts, full, settings = NoteCounts(), list[str](), dict[str, dict[str, Any]]()
     for name, layer, method in decisions(graph, qconfig, counts):
         if method is None:

@@ -43,6 +43,7 @@ from qsdm.recipes import (
     decisions,
     holding,
     idle,
+    refuse_activations,
     require_overlap,
     sentences,
     strings,
@@ -317,7 +318,8 @@ def write(graph: Graph, qconfig: QuantConfig, loader: Loader | None = None) -> W
         The JSON, with notes about what it cannot express.
 
     Raises:
-        RecipeError: the configuration belongs to another graph, or `HOLDS` lacks a method.
+        RecipeError: the configuration belongs to another graph or rounds activations, or `HOLDS`
+            lacks a method.
 
     Example:
         >>> import torch
@@ -330,6 +332,7 @@ def write(graph: Graph, qconfig: QuantConfig, loader: Loader | None = None) -> W
         >>> "torch.dtype" in torchao.write(graph, qconfig).text
         True
     """
+    refuse_activations("torchao", qconfig)
     counts, configs = NoteCounts(), dict[str, dict[str, Any] | None]()
     for name, layer, method in decisions(graph, qconfig, counts):
         config, limits = (None, []) if method is None else config_of(layer, method)

@@ -89,7 +89,10 @@ def test_the_schema_allows_just_the_methods_that_there_are() -> None:
             assert valid(written) == known, f"{name}-{bits}"
             accepted += known
     assert accepted > 30
-    assert not valid({"schema": "qsdm/qconfig/2", "denoiser": "toy", "methods": {}})
+    assert not valid({"schema": "qsdm/qconfig/3", "denoiser": "toy", "methods": {}})
+    rounded = {"schema": "qsdm/qconfig/2", "denoiser": "toy", "activations": 8}
+    for text, is_right in (("uaq-4+a6", 1), ("a16", 1), ("uaq-4+a9", 0), ("+a8", 0), ("a8+a8", 0)):
+        assert valid({**rounded, "methods": {"a": text}}) == bool(is_right), text
     assert not valid({"schema": "qsdm/qconfig/1", "methods": {}})
 
 
@@ -101,6 +104,21 @@ def test_our_own_form_round_trips_and_keeps_its_schema() -> None:
         text = native.write(graph, qconfig).text
         jsonschema.validate(json.loads(text), schema)
         assert read(graph, text, UAQ4).qconfig == qconfig
+
+
+def test_only_our_own_form_holds_activations() -> None:
+    graph = graph_of(weight("a"))
+    for qconfig in (QuantConfig("toy", {"a": UAQ4}, 8), QuantConfig("toy", {}, None, {"a": 6})):
+        text = native.write(graph, qconfig).text
+        jsonschema.validate(json.loads(text), native.schema())
+        assert read(graph, text, UAQ4).qconfig == qconfig
+        for name, engine in (("torchao", torchao), ("gguf", gguf), ("sdnq", sdnq)):
+            with pytest.raises(
+                RecipeError, match=rf"{name} has no way to round activations .*a[68]"
+            ):
+                engine.write(graph, qconfig)
+    with pytest.raises(RecipeError, match="has no weight 'lost'"):
+        native.write(graph, QuantConfig("toy", {}, None, {"lost": 8}))
 
 
 def test_a_configuration_of_another_graph_is_refused() -> None:
