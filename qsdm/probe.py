@@ -7,6 +7,7 @@
     python -m qsdm.probe +model=sdxl metrics=clip max_probes=200           # groups of weights first
     python -m qsdm.probe +model=emoji_unet pairs=8 num_images=256          # two weights at a time
     python -m qsdm.probe +model=emoji_unet pairs=4 pairs_of=blocks num_images=256
+    python -m qsdm.probe +model=emoji_unet activations=6 num_images=128    # inputs, role by role
     python -m qsdm.probe +model=emoji_unet plan=true price_per_hour=2.5    # only time and price
 
 Probes predict any configuration without a label, and `qsdm.train` learns from labels what they
@@ -21,6 +22,10 @@ a killed run continues where it stopped. Three fidelities, the cheapest first:
 Of a model of more than ``max_probes`` weights, groups (by stage, role and block) are probed, and
 only the most harmful ones are opened.
 
+With ``activations``, weights keep full precision, and the inputs of the layers of one role after
+the other are rounded to so many bits: the table tells which inputs cannot bear them, beside the
+layers whose inputs have the largest outliers.
+
 With ``pairs``, the trained predictor names pairs of weights or of blocks that may do more or less
 harm together than alone, and pictures of both and of each tell whether they do (see
 `qsdm.predictor.interactions`).
@@ -28,6 +33,7 @@ harm together than alone, and pictures of both and of each tell whether they do 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -35,7 +41,7 @@ from typing import TYPE_CHECKING
 from qsdm import run, text
 from qsdm.engine.local import Local
 from qsdm.engine.serial import Serial
-from qsdm.outcome import EvaluationError, Objective, Outcome
+from qsdm.outcome import SIGNIFICANT_Z, EvaluationError, Objective, Outcome
 from qsdm.predictor.probes import DISTANCES, PAIRS, STAGE, harm_of
 from qsdm.qconfig import QuantConfig, QuantMethod, Space
 from qsdm.text import MANY, Log, ignore, require
@@ -64,6 +70,7 @@ def probe(
     pairs: int = 0,
     pairs_of: str = "weights",
     pairs_by: str = "difference",
+    activations: int | None = None,
     seed_set: int = 0,
     batch_size: int = 16,
     engine: Engine = Local(),  # noqa: B008 (a frozen value)
@@ -87,6 +94,8 @@ def probe(
         pairs_of: ``weights`` or ``blocks``.
         pairs_by: ``difference``, by the predicted excess where all else keeps full precision, or
             ``shapley``, by its average over what else is quantized (needs ``qsdm[shapley]``).
+        activations: instead of weights, round the inputs of the layers of each role to this many
+            bits, 2 to 8.
         seed_set: which starting noise; labels of the same seed set have the same one.
         batch_size: pictures at a time; halved where memory does not suffice.
         engine: where workers run.
@@ -105,6 +114,7 @@ def probe(
     """
     from qsdm.denoisers import prompts_of
     from qsdm.measurement.groups import next_groups
+    from qsdm.measurement.inputs import by_role
     from qsdm.measurement.protocol import protocol_of
     from qsdm.measurement.session import open_session
     from qsdm.predictor.interactions import blocks, candidates
@@ -136,6 +146,17 @@ def probe(
         )
     if pairs_of not in ("weights", "blocks"):
         raise ValueError(f"pairs_of must be weights or blocks (got {pairs_of!r})")
+    roles: dict[str, QuantConfig] = {}
+    if activations is not None:
+        if pairs or not 2 <= activations <= 8:
+            raise ValueError(
+                f"activations are probed at 2 to 8 bits, and without pairs (got {activations}, "
+                f"pairs={pairs})"
+            )
+        roles = {
+            role: QuantConfig(space.graph.denoiser, {}, None, dict.fromkeys(names, activations))
+            for role, names in by_role(space.graph).items()
+        }
     proposed: list[Candidate] = []
     if pairs:
         groups = blocks(space.graph) if pairs_of == "blocks" else None
@@ -149,6 +170,16 @@ def probe(
         else:  # needs no metrics of the model
             protocol = protocol_of(ready.model, prompts_of(ready.model), seed_set, num_images)
         steps = num_steps if fidelity == "forward" else None
+        if roles:
+            qconfigs = list(roles.values())
+            tell_plan(ready, qconfigs, protocol, steps, engine.num_workers, price_per_hour)
+            if not plan:
+                found, full = measured(ready, qconfigs, protocol, steps, log)
+                measure = objective if fidelity == "full" else distance_in(found[0].metrics)
+                print_roles(roles, [harm_of(outcome, full, measure) for outcome in found])
+                print_outliers(ready, protocol, num_steps)
+            before = {o.qconfig.digest: o for o in ready.store.outcomes(protocol)}
+            return [before[q.digest] for q in qconfigs if q.digest in before]
         if proposed:
             both = [together(space, sum(pair.groups, ()), chosen[0]) for pair in proposed]
             parts = [group for pair in proposed for group in pair.groups]
@@ -180,6 +211,52 @@ def probe(
     print_harm(harm)
     track(log, "probe", workspace.store, workspace.space_name, workspace.model.full_bits)
     return outcomes
+
+
+def print_roles(roles: Mapping[str, QuantConfig], harms: Sequence[tuple[float, float]]) -> None:
+    """Print what rounding the inputs of each role does, the most harmful first.
+
+    Args:
+        roles: the configurations by role.
+        harms: of each, with their paired standard errors.
+    """
+    rows = [
+        [
+            role,
+            str(len(qconfig.inputs)),
+            f"{harm:+.4g} ± {error:.2g}",
+            "bears them" if harm <= SIGNIFICANT_Z * error else "suffers",
+        ]
+        for (role, qconfig), (harm, error) in sorted(
+            zip(roles.items(), harms, strict=True), key=lambda pair: -pair[1][0]
+        )
+    ]
+    print(text.table(["inputs of", "weights", "harm", ""], rows, are_texts=True))
+
+
+def print_outliers(ready: Session, protocol: Protocol, num_steps: int, rows: int = 8) -> None:
+    """Record inputs, and print the layers with the largest outliers.
+
+    Args:
+        ready: the running session.
+        protocol: of the drawings.
+        num_steps: time steps whose inputs are recorded.
+        rows: number of lines.
+
+    Raises:
+        EvaluationError: the inputs cannot be recorded.
+    """
+    from qsdm.engine import Failure
+    from qsdm.measurement.inputs import InputsTask
+
+    [(_, ratios)] = ready.pool.map([InputsTask(protocol, num_steps)])
+    if isinstance(ratios, Failure):
+        raise EvaluationError(f"the inputs of layers cannot be recorded: {ratios.reason}")
+    pairs = zip(ready.space.graph.weights, ratios.tolist(), strict=True)
+    finite = [(ratio, weight.name) for weight, ratio in pairs if math.isfinite(ratio)]
+    print("layers whose input has the largest outliers, over its standard deviation:")
+    for ratio, name in sorted(finite, reverse=True)[:rows]:
+        print(f"{ratio:>12.1f}  {name}")
 
 
 def print_pairs(

@@ -17,11 +17,12 @@ from qsdm.calibrate import calibrate
 from qsdm.denoisers import Model
 from qsdm.engine.serial import Serial
 from qsdm.measurement.groups import next_groups, partitions
+from qsdm.measurement.inputs import Extent
 from qsdm.measurement.labels import Bank
 from qsdm.outcome import EvaluationError, Objective
 from qsdm.predictor.best_probes import choose_probes
 from qsdm.predictor.encode import Encoding, encode
-from qsdm.predictor.probes import ProbeError
+from qsdm.predictor.probes import ProbeError, is_probe
 from qsdm.probe import nearness_of, probe
 from qsdm.store import Store, StoreError
 from qsdm.trace import trace
@@ -60,6 +61,46 @@ def test_forwards_draw_no_picture_of_a_probe_and_resume(
     again = probe(workspace, QUALITY, fidelity="forward", **QUICK)
     assert again == probes  # provenance, with its time, included
     assert "plan: 0 probes" in capsys.readouterr().out
+
+
+def test_inputs_are_rounded_role_by_role(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rounded = {
+        bits: probe(workspace, QUALITY, fidelity="forward", activations=bits, **QUICK)
+        for bits in (3, 8)
+    }
+    told = capsys.readouterr().out
+    graph = workspace.space.graph
+    names = [name for outcome in rounded[3] for name in outcome.qconfig.inputs]
+    assert sorted(names) == sorted(weight.name for weight in graph.weights)
+    roles = {node.weight.name: str(node.role) for node in graph.nodes if node.weight is not None}
+    for coarse, fine in zip(*rounded.values(), strict=True):
+        assert len({roles[name] for name in coarse.qconfig.inputs}) == 1
+        assert not coarse.qconfig.methods
+        assert coarse.metrics["output_error"] > fine.metrics["output_error"] > 0  # type: ignore[operator]
+        assert not is_probe(coarse)  # harm of another kind than a weight's
+    assert "attn_q" in told
+    assert "largest outliers" in told
+    assert f"plan: {len(rounded[3])} probes" in told
+    again = probe(workspace, QUALITY, fidelity="forward", activations=3, **QUICK)
+    assert again == rounded[3]
+    for wrong in (1, 16):
+        with pytest.raises(ValueError, match=rf"probed at 2 to 8 bits.*got {wrong}"):
+            probe(workspace, QUALITY, activations=wrong, **QUICK)
+
+
+def test_outliers_are_found_in_the_inputs_of_layers() -> None:
+    plain, spiked = torch.randn(2, 400, 8, generator=torch.Generator().manual_seed(0))
+    spiked[0, 0] = 1e3
+    extents = [Extent() for _ in range(3)]
+    for extent, x in zip(extents, (plain, spiked, torch.ones(2)), strict=True):
+        for part in x.split(50):
+            extent(torch.nn.Identity(), (part,))
+    assert extents[0].ratio == pytest.approx(float(plain.abs().max() / plain.std(correction=0)))
+    assert extents[1].ratio == pytest.approx(float(1e3 / spiked.std(correction=0)), rel=1e-5)
+    assert extents[1].ratio > 10 * extents[0].ratio
+    assert np.isnan(extents[2].ratio)
 
 
 @pytest.mark.slow

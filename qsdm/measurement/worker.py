@@ -16,6 +16,7 @@ from qsdm.measurement.drawer import Drawer
 from qsdm.measurement.evaluator import Evaluator
 from qsdm.measurement.forward import Call, ForwardTask, forward_errors, record
 from qsdm.measurement.heap import keep_freed_memory
+from qsdm.measurement.inputs import InputsTask, outliers
 from qsdm.measurement.scoring import ScoredShard
 from qsdm.outcome import Protocol
 from qsdm.qconfig import QuantConfig
@@ -60,7 +61,7 @@ class ScoreTask:
     stop: int
 
 
-Task = DrawTask | ScoreTask | ForwardTask
+Task = DrawTask | ScoreTask | ForwardTask | InputsTask
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,8 @@ class WorkerStart:
         def work(task: Task) -> np.ndarray | ScoredShard:
             if isinstance(task, ForwardTask):
                 return forward_errors(drawer(), task, recorded(task.protocol, task.num_steps))
+            if isinstance(task, InputsTask):
+                return outliers(drawer(), recorded(task.protocol, task.num_steps))
             ready = evaluator(task.protocol)
             if isinstance(task, DrawTask):
                 return ready.pictures(task.qconfig, task.start, task.stop)
