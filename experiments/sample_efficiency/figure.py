@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 ZOO = ("emoji_unet", "emoji_mmdit", "emoji_pixart")
 CURVES = {
-    "mean-16": ("probes of 16 pictures, and labels", PALETTE["ours"]),
-    "probes-64": ("probes of 64 pictures, and labels", PALETTE["candidates"]),
-    "no probes": ("labels alone", PALETTE["uniform"]),
+    "mean-16": ("probes of 16 pictures, random labels", PALETTE["ours"]),
+    "probes-64": ("probes of 64, random labels", PALETTE["candidates"]),
+    "no probes": ("random labels alone", PALETTE["uniform"]),
     "additive": ("labels alone, additive model", PALETTE["random"]),
 }
 """Predictors by the start of their names: label and color."""
@@ -40,9 +40,9 @@ MEASURED = CURVES | {
     "fused-16": CURVES["mean-16"],
     "probes-16": CURVES["mean-16"],
     "lite0_distance-16": CURVES["mean-16"],
-    "asked": ("probes of 16 pictures, and labels that a search asks for", PALETTE["full"]),
-    "mean": ("probes of 256 pictures, and labels", PALETTE["harm"]),
-    "probes-256": ("probes of 256 pictures, and labels", PALETTE["harm"]),
+    "asked": ("probes of 16, labels that were asked for", PALETTE["full"]),
+    "mean": ("probes of 256, random labels", PALETTE["harm"]),
+    "probes-256": ("probes of 256, random labels", PALETTE["harm"]),
 }
 FEW: dict[str, Any] = {"marker": "D", "linestyle": ""}
 """Labels of 64 pictures instead of 256."""
