@@ -34,7 +34,7 @@ NAMES = ("pixart_alpha_w34", "pixart_sigma_w39", "hunyuan_w365", "sdxl_w37", "sd
 SMALL: dict[str, dict[str, Any]] = {
     "trace": {"page": False},
     "calibrate": {},
-    "probe": {"num_images": 4, "engine": "serial", "max_probes": 8},
+    "probe": {"num_images": 4, "engine": "serial", "max_probes": 16},
     "measure": {"num_configs": 16, "num_images": 4, "engine": "serial"},
     "train": {
         "num_images": 4, "predictor.folds": 2, "predictor.width": 8, "predictor.hops": 1,
@@ -260,7 +260,7 @@ def plan(study: Study) -> int:
     rows = []
     for name, part in [*parts.items(), ("all", None)]:
         pictures = total if part is None else part.num_pictures
-        cells: list[object] = [name, pictures]
+        cells = [name, f"{pictures:,}"]
         for speed, price in MACHINES.values():
             timed = replace(Plan(1, pictures), picture_s=operations / speed, price_per_hour=price)
             cells += [f"{(timed.seconds or 0) / 3600:,.1f}", f"{timed.price or 0:,.0f}"]
@@ -270,9 +270,10 @@ def plan(study: Study) -> int:
         heads += [f"{name}, hours", "dollars"]
     print(f"{study.name}: {study.model}, {len(space.options)} weights, {calls} calls a picture of")
     print(f"{operations / 1e12:,.0f} tera operations; estimates, neither machine was tried")
-    print(table(heads, rows))
-    full = cost.size_bytes(graph, QuantConfig(study.model, {}), model.full_bits)
-    methods = sum(cost.size_bytes(graph, space.uniform(m), model.full_bits) for m in space.methods)
+    print(table(heads, rows, are_texts=True))
+    of_space, bits = space.graph, space.full_bits
+    full = cost.size_bytes(of_space, QuantConfig(study.model, {}), bits)
+    methods = sum(cost.size_bytes(of_space, space.uniform(m), bits) for m in space.methods)
     pixels = 3 * model.resolution_px**2
     disk = full + methods + 2 * images * pixels + study.number("compare", "num_images") * 2 * pixels
     print(
