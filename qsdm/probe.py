@@ -124,6 +124,7 @@ def probe(
     require(2, MANY, num_images=num_images)
     require(0, MANY, pairs=pairs)
     require(0, price_per_hour=price_per_hour)
+    require(2, 8, activations=activations)
     if fidelity not in FIDELITIES:
         raise ValueError(f"fidelity must be one of {', '.join(FIDELITIES)} (got {fidelity!r})")
     chosen = [QuantMethod.parse(method) for method in methods]
@@ -148,10 +149,10 @@ def probe(
         raise ValueError(f"pairs_of must be weights or blocks (got {pairs_of!r})")
     roles: dict[str, QuantConfig] = {}
     if activations is not None:
-        if pairs or not 2 <= activations <= 8:
+        if pairs:
             raise ValueError(
-                f"activations are probed at 2 to 8 bits, and without pairs (got {activations}, "
-                f"pairs={pairs})"
+                f"activations are probed role by role, not in pairs (got pairs={pairs}): give one "
+                "of both"
             )
         roles = {
             role: QuantConfig(space.graph.denoiser, {}, None, dict.fromkeys(names, activations))

@@ -86,7 +86,7 @@ def test_inputs_are_rounded_role_by_role(
     again = probe(workspace, QUALITY, fidelity="forward", activations=3, **QUICK)
     assert again == rounded[3]
     for wrong in (1, 16):
-        with pytest.raises(ValueError, match=rf"probed at 2 to 8 bits.*got {wrong}"):
+        with pytest.raises(ValueError, match=rf"wanted activations of at .* \(got {wrong}\)"):
             probe(workspace, QUALITY, activations=wrong, **QUICK)
 
 

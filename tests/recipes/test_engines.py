@@ -12,6 +12,7 @@ import pytest
 
 from qsdm.graph import Graph, Node, Op, Weight
 from qsdm.qconfig import QuantConfig, QuantMethod
+from qsdm.qconfig.activations import WIDTHS
 from qsdm.quant.methods import METHODS
 from qsdm.recipe import read
 from qsdm.recipes import Loader, RecipeError, gguf, native, sdnq, skip_list, torchao
@@ -401,9 +402,10 @@ def test_an_unknown_method_makes_a_writer_raise(
 
 def test_the_schema_lists_the_registry() -> None:
     schema = native.schema()
-    forms = (f"{m.name}-({'|'.join(map(str, m.bits))})" for m in METHODS.values())
+    forms = [f"{m.name}-({'|'.join(map(str, m.bits))})" for m in METHODS.values()]
+    rounded = f"a({'|'.join(map(str, WIDTHS))})"
     assert schema["properties"]["methods"]["additionalProperties"]["pattern"] == (
-        f"^({'|'.join(forms)})$"
+        f"^(({'|'.join(forms)})([+]{rounded})?|{rounded})$"
     )
 
 
