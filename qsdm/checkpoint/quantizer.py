@@ -5,8 +5,7 @@ Methods of `DiffusersQuantizer` keep its parameters' names, as diffusers passes 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Any
 
@@ -30,7 +29,7 @@ from qsdm.quant.activations import Rounding
 from qsdm.quant.digests import bytes_of
 from qsdm.quant.packed import PackedLayer, PackedWeight
 from qsdm.quant.packed_model import replace_layers, state_names, unpack
-from qsdm.store.checksum import begun, checksum, is_whole, with_checksum
+from qsdm.store.checksum import checksum, is_whole, with_checksum
 
 
 class QuantMethodName(str, Enum):  # noqa: UP042 (diffusers wants a str with .value)
@@ -98,10 +97,6 @@ class QsdmQuantizer(DiffusersQuantizer):
 
     use_keep_in_fp32_modules = True
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._checksums: list[Future[dict[str, str]]] = []  # of each file, while it is loaded
-
     @property
     def is_serializable(self) -> bool:
         """``save_pretrained`` works."""
@@ -118,25 +113,27 @@ class QsdmQuantizer(DiffusersQuantizer):
         return True
 
     def maybe_update_state_dict(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """Begin to compare the tensors of a file with the checksums in config.json, if it has any.
+        """Compare the tensors of a file with the checksums in config.json, if there are any.
 
-        The result is waited for once all weights are loaded, before ``from_pretrained`` returns.
+        They are hashed at once, not on a thread: with a thousand small tensors, waiting for the
+        interpreter's lock costs more than hashing.
 
         Args:
             state_dict: tensors by name.
 
         Returns:
             The same.
+
+        Raises:
+            CheckpointError: a tensor was changed after it was saved.
         """
-        expected = self.quantization_config.checksums  # type: ignore[attr-defined]
-        tensors = {name: tensor for name, tensor in state_dict.items() if name in expected}
-
-        def pieces() -> Iterator[tuple[str, memoryview]]:
-            while tensors:  # let go of each: on a GPU, their bytes are copies
-                name, tensor = tensors.popitem()
-                yield name, bytes_of(tensor)
-
-        self._checksums.append(begun(pieces()))
+        checksums = self.quantization_config.checksums  # type: ignore[attr-defined]
+        for name, tensor in state_dict.items():
+            if name in checksums and checksum(bytes_of(tensor)) != checksums[name]:
+                raise CheckpointError(
+                    f"the tensor {name!r} was changed after it was saved: "
+                    "copy or save the checkpoint again"
+                )
         return state_dict
 
     def check_if_quantized_param(
@@ -274,14 +271,6 @@ class QsdmQuantizer(DiffusersQuantizer):
                 layer.compute_dtype = torch.float32
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> None:
-        expected = self.quantization_config.checksums  # type: ignore[attr-defined]
-        while self._checksums:
-            for name, digits in self._checksums.pop().result().items():
-                if digits != expected[name]:
-                    raise CheckpointError(
-                        f"the tensor {name!r} was changed after it was saved: "
-                        "copy or save the checkpoint again"
-                    )
         # diffusers refuses ``.to(dtype)``, and with it IP-Adapters, for quantized models. Packed
         # layers can be cast: codes stay, and weights are decoded to ``dtype``.
         model.is_quantized = False  # type: ignore[assignment]

@@ -66,7 +66,6 @@ def test_a_flipped_bit_of_the_denoiser_is_told(copy: Path, load: Callable, kind:
 
 
 def test_a_flipped_bit_of_any_shard_is_told(copy: Path, tmp_path: Path) -> None:
-    """Each file is hashed on a thread while it is loaded, and waited for at the end."""
     denoiser = load_quantized(copy / "unet")
     denoiser.save_pretrained(tmp_path / "shards", max_shard_size="30KB")
     shards = sorted((tmp_path / "shards").glob("*.safetensors"))
@@ -78,8 +77,7 @@ def test_a_flipped_bit_of_any_shard_is_told(copy: Path, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=f"{name}' was changed after it was saved"):
             load_quantized(tmp_path / "shards")
         flip(shard, header.start + header.parts[name].data_offsets[0])
-    loaded = load_quantized(tmp_path / "shards")
-    assert not loaded.hf_quantizer._checksums
+    load_quantized(tmp_path / "shards")
 
 
 @pytest.mark.parametrize("load", [load_quantized, by_diffusers])
