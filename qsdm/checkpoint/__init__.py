@@ -22,6 +22,7 @@ from torch import nn
 
 from qsdm.checkpoint import format
 from qsdm.checkpoint.format import FILE, QUANT_METHOD, CheckpointError
+from qsdm.denoisers.classes import saved_without
 from qsdm.graph import Graph
 from qsdm.qconfig import QuantConfig, QuantMethod
 from qsdm.quant.calibration import SAFETENSORS
@@ -293,6 +294,8 @@ def load_quantized(
         format.check_files(path)
     options = components | ({"variant": variant} if variant else {})
     try:
+        if (path / "model_index.json").exists():
+            options = saved_without(read_json(path / "model_index.json")) | options
         loaded = loader.from_pretrained(path, dtype=dtype, use_safetensors=True, **options)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error

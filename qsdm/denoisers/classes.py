@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -131,6 +132,28 @@ def pipeline_index(model: Model) -> Mapping[str, Any]:
     except ValueError:  # not a hub id
         return {}
     return read_mapping(Path(cached)) if isinstance(cached, str) else {}
+
+
+def saved_without(index: Mapping[str, Any]) -> dict[str, None]:
+    """List the components that a pipeline was saved without, although its class wants them.
+
+    diffusers notes them in model_index.json (Stable Diffusion 3 without its T5), and loads the
+    pipeline only if they are named again.
+
+    Args:
+        index: content of model_index.json.
+
+    Returns:
+        None by the component's name, as ``from_pretrained`` takes it.
+    """
+    import diffusers
+
+    cls = getattr(diffusers, str(index.get("_class_name")), None)
+    if not isinstance(cls, type):
+        return {}
+    parameters = inspect.signature(cls.__init__).parameters.values()
+    wanted = {p.name for p in parameters if p.default is p.empty}
+    return {name: None for name, part in index.items() if name in wanted and part == [None, None]}
 
 
 def pipeline_class(model: Model) -> type | None:

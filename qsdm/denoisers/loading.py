@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsdm.denoisers import single_file
-from qsdm.denoisers.classes import class_of, denoiser_class, denoiser_config, is_hub_id, quiet
+from qsdm.denoisers.classes import (
+    class_of,
+    denoiser_class,
+    denoiser_config,
+    is_hub_id,
+    pipeline_index,
+    quiet,
+    saved_without,
+)
 from qsdm.denoisers.faults import ModelError, pipeline_fault
 from qsdm.store.manifest import check_shipped
 
@@ -57,7 +65,12 @@ def load_pipeline(
             source,
             revision=model.revision,
             dtype=getattr(torch, dtype),
-            **{"use_safetensors": True, **model.load, **components},
+            **{
+                "use_safetensors": True,
+                **saved_without(pipeline_index(model)),
+                **model.load,
+                **components,
+            },
         )
     except MemoryError:
         raise

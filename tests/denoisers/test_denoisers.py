@@ -73,3 +73,15 @@ def test_looking_up_a_pipelines_class_says_nothing() -> None:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "StableDiffusionPipeline\n"
     assert run.stderr == ""
+
+
+def test_what_a_pipeline_was_saved_without_need_not_be_named_again() -> None:
+    """diffusers loads Stable Diffusion 3 without its T5 only if that is said."""
+    folder = ZOO / "emoji_mmdit" / "pipeline"
+    model = Model("mine", str(folder), "SD3Transformer2DModel", "transformer", 32, 10, 2.0)
+    pipeline = denoisers.load_pipeline(model)
+    assert pipeline.text_encoder_3 is None
+    assert pipeline.tokenizer_3 is None
+    index = {"_class_name": "StableDiffusion3Pipeline", "image_encoder": [None, None]}
+    assert denoisers.classes.saved_without(index) == {}, "its class can do without"
+    assert denoisers.classes.saved_without({"vae": [None, None]}) == {}, "of no class"
