@@ -151,7 +151,7 @@ def saved_without(index: Mapping[str, Any]) -> dict[str, None]:
     cls = getattr(diffusers, str(index.get("_class_name")), None)
     if not isinstance(cls, type):
         return {}
-    parameters = inspect.signature(cls.__init__).parameters.values()
+    parameters = inspect.signature(cls).parameters.values()
     wanted = {p.name for p in parameters if p.default is p.empty}
     return {name: None for name, part in index.items() if name in wanted and part == [None, None]}
 
