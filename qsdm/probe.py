@@ -226,7 +226,7 @@ def print_roles(roles: Mapping[str, QuantConfig], harms: Sequence[tuple[float, f
             role,
             str(len(qconfig.inputs)),
             f"{harm:+.4g} ± {error:.2g}",
-            "bears them" if harm <= SIGNIFICANT_Z * error else "suffers",
+            "no harm seen" if harm <= SIGNIFICANT_Z * error else "suffers",
         ]
         for (role, qconfig), (harm, error) in sorted(
             zip(roles.items(), harms, strict=True), key=lambda pair: -pair[1][0]
