@@ -326,7 +326,10 @@ def noise_of(prior: Prior, configurations: np.ndarray, halves: np.ndarray | None
     differences = (halves[:, 0] - halves[:, 1]) / 2
     differences = differences - differences.mean(axis=1, keepdims=True)
     deviation = np.sqrt((differences**2).mean(axis=0))
-    slope, intercept = np.polyfit(damage, deviation, 1)
+    if np.ptp(damage) > 0:
+        slope, intercept = np.polyfit(damage, deviation, 1)
+    else:  # probes saw no harm at all
+        slope, intercept = 0.0, deviation.mean()
     least = max(float(intercept), 0.1 * float(deviation.mean()))
     return Noise(least, max(float(slope), 0.0), MISFIT)
 

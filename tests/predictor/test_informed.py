@@ -304,6 +304,10 @@ def test_noise_is_what_halves_differ_by_beyond_captions(encoding: Encoding, prio
     assert noise.rising == pytest.approx(0.05, rel=0.2)
     assert noise_of(prior, hot, None).rising == 0.02
     assert noise_of(prior, hot[:4], (shared + own)[..., :4]).rising == 0.02
+    full = np.repeat(encoding.full_precision(), 200, axis=0)  # no damage: nothing to rise with
+    noise = noise_of(prior, full, shared + own)
+    assert noise.rising == 0
+    assert noise.least == pytest.approx(deviation.mean(), rel=0.2)
 
 
 def test_a_label_that_is_not_finite_is_refused(encoding: Encoding, prior: Prior) -> None:
