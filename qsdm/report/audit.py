@@ -8,6 +8,7 @@ from typing import Any
 
 from qsdm import text
 from qsdm.graph import Graph
+from qsdm.outcome import SIGNIFICANT_Z
 
 KINDS = ("role", "block")
 MOST_ROWS = 24
@@ -98,7 +99,7 @@ def verdict(value: float, deviation: float) -> str:
         value: how much better ours is predicted to be.
         deviation: of it, positive.
     """
-    low, high = value - 1.96 * deviation, value + 1.96 * deviation
+    low, high = value - SIGNIFICANT_Z * deviation, value + SIGNIFICANT_Z * deviation
     interval = f"{value:+.4g} (95 % interval {low:.4g} to {high:.4g})"
     if low > 0:
         return f"ours is predicted to be better by {interval}"
@@ -121,8 +122,8 @@ def table_of_changes(content: Mapping[str, Any]) -> str:
             change["ours"],
             f"{change['bytes']:+,}",
             f"{change['gain']:+.3g}",
-            f"{change['gain'] - 1.96 * change['deviation']:.3g} to "
-            f"{change['gain'] + 1.96 * change['deviation']:.3g}",
+            f"{change['gain'] - SIGNIFICANT_Z * change['deviation']:.3g} to "
+            f"{change['gain'] + SIGNIFICANT_Z * change['deviation']:.3g}",
         ]
         for change in content["changes"]
     ]

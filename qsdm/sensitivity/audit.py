@@ -22,7 +22,6 @@ from qsdm.qconfig import QuantConfig, QuantMethod
 from qsdm.qconfig.cost import MethodTable
 
 CHUNK = 32  # configurations at a time
-Z95 = 1.96
 
 
 @dataclass(frozen=True, slots=True, eq=False)

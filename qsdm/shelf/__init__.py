@@ -23,6 +23,7 @@ import numpy as np
 
 from qsdm import text
 from qsdm.graph import Graph
+from qsdm.outcome import SIGNIFICANT_Z
 from qsdm.qconfig import OutsideSpace, QuantConfig
 from qsdm.recipes import RecipeError, check, closest, native
 from qsdm.store import StoreError
@@ -37,7 +38,6 @@ SHELF = (CHECKOUT if (CHECKOUT / "pyproject.toml").exists() else HERE) / "recipe
 
 NUM_PICTURES = 256  # of a first measurement
 LARGER_IS_BETTER = {"psnr"}
-Z95 = 1.96
 
 
 class Rival(TypedDict):
@@ -304,9 +304,9 @@ def proof(entry: Entry) -> str:
     who = ""
     for name, rival in entry.get("rivals", {}).items():
         value, deviation = rival["differences"].get("fd_lite0", [None, None])
-        if value is None or not deviation or value >= -Z95 * deviation:
+        if value is None or not deviation or value >= -SIGNIFICANT_Z * deviation:
             continue  # it was not shown to be better than this one
-        needed = math.ceil(num * (Z95 * deviation / value) ** 2)
+        needed = math.ceil(num * (SIGNIFICANT_Z * deviation / value) ** 2)
         if needed > best:
             best, who = needed, name
     if not best:
@@ -333,7 +333,7 @@ def _table_of_rivals(entry: Entry) -> str:
             if value is None or deviation is None:
                 cells.append("-")
                 continue
-            low, high = value - Z95 * deviation, value + Z95 * deviation
+            low, high = value - SIGNIFICANT_Z * deviation, value + SIGNIFICANT_Z * deviation
             better = low > 0 if metric in LARGER_IS_BETTER else high < 0
             cells.append(f"{value:+.2f} ({low:+.2f} to {high:+.2f}){' better' * better}")
         rows.append([name, f"{rival['avg_bits']:.3f}", *cells])

@@ -148,11 +148,10 @@ def read_published(
     result = read(graph, contents, default, rules, loader_of(model))
     full_bits = workspace.model.full_bits
     full = QuantMethod("fp", full_bits)
-    methods = {w.name: result.qconfig.methods.get(w.name, full) for w in graph.weights}
     return Published(
         result.qconfig,
-        {name: str(method) for name, method in methods.items()},
-        {w.name: methods[w.name].size_bits(w, full_bits) / 8 for w in graph.weights},
+        {w.name: str(result.qconfig.methods.get(w.name, full)) for w in graph.weights},
+        sizes_of(graph, result.qconfig, full_bits),
         result.notes,
     )
 
