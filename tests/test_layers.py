@@ -40,9 +40,11 @@ ALLOWED: dict[str, set[str]] = (
     | {"run": {"store", "text"}}
     | {"workspace": GROUND | MACHINERY | JOINS | {"run"}}
     | {
-        name: GROUND | MACHINERY | JOINS | {"sensitivity", "report", "run", "workspace"}
+        name: GROUND | MACHINERY | JOINS | {"sensitivity", "report", "run", "workspace", "probing"}
         for name in COMMANDS
     }
+    # Kinds of `probe`.
+    | {"probing": GROUND | MACHINERY | JOINS}
     # Words of `recipe`, which reads what it is given with the command's functions.
     | {"shelf": GROUND | MACHINERY | JOINS | {"sensitivity", "report", "workspace", "recipe"}}
     | {

@@ -23,7 +23,8 @@ from qsdm.outcome import EvaluationError, Objective
 from qsdm.predictor.best_probes import choose_probes
 from qsdm.predictor.encode import Encoding, encode
 from qsdm.predictor.probes import ProbeError, is_probe
-from qsdm.probe import nearness_of, probe
+from qsdm.probe import probe
+from qsdm.probing import nearness_of
 from qsdm.store import Store, StoreError
 from qsdm.trace import trace
 from qsdm.workspace import Workspace
