@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from qsdm.workspace import Workspace
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def open(model: str, space: str = "traced", store: Path | str = "store") -> Workspace:

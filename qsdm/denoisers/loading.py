@@ -17,7 +17,7 @@ from qsdm.denoisers.classes import (
     saved_without,
 )
 from qsdm.denoisers.faults import ModelError, pipeline_fault
-from qsdm.store.manifest import check_shipped
+from qsdm.store.manifest import check_shipped, require_zoo
 
 if TYPE_CHECKING:
     import diffusers
@@ -164,10 +164,12 @@ def existing(model: Model) -> Path | str:
 
     Raises:
         ModelError: the path is none of these.
+        StoreError: it is a pipeline of the zoo, which this installation lacks.
     """
     if model.file is not None:
         return model.file
     if model.directory is not None:
+        require_zoo(model.directory)
         return model.directory
     if not is_hub_id(model.path):
         raise ModelError(no_such_path(model.path))

@@ -15,7 +15,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from qsdm.store.manifest import check_shipped
+from qsdm.store.manifest import check_shipped, require_zoo
 
 
 class MetricError(ValueError):
@@ -149,8 +149,9 @@ def file_digest(path: Path) -> str:
 
     Raises:
         MetricError: there is no such file.
-        StoreError: it ships with qsdm and is damaged.
+        StoreError: it ships with qsdm, and is damaged or was left out of this installation.
     """
+    require_zoo(path)
     if not path.exists():
         raise MetricError(
             f"{path}, which a metric needs, does not exist: restore it, or set "

@@ -12,11 +12,13 @@
     store/<denoiser>/stages.json                  the main job: stages that need no rerun
 
 Some models ship with a store of their own (``qsdm/zoo/<denoiser>/store``). It is read for files
-that the user's store lacks, and never written.
+that the user's store lacks, and never written. A wheel leaves ``qsdm/zoo`` out; the environment
+variable ``QSDM_ZOO`` names a copy of it.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,7 +35,7 @@ from qsdm.store.rows import merged
 __all__ = ["ZOO", "Store", "StoreError"]
 
 T = TypeVar("T")
-ZOO = Path(__file__).parents[1] / "zoo"
+ZOO = Path(os.environ.get("QSDM_ZOO") or Path(__file__).parents[1] / "zoo").expanduser().absolute()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Checksums of files that carry none of their own, listed in a file beside them.
 
     checksums.json in a checkpoint    components that `qsdm.checkpoint.save_quantized` copies
-    qsdm/zoo/checksums.json           everything that ships with qsdm
+    qsdm/zoo/checksums.json           everything that ships with a checkout of qsdm
 
 The files that ship were published before artifacts carried checksums, and digests of some of them
 are part of protocols, so they stay as they are, byte for byte.
@@ -85,10 +85,28 @@ def check_shipped(path: Path) -> None:
         path: any path; one outside `qsdm.store.ZOO` is not checked.
 
     Raises:
-        StoreError: a file is damaged or missing.
+        StoreError: a file is damaged or missing, or this installation has no zoo.
     """
+    require_zoo(path)
     if path.is_relative_to(store.ZOO):
         _check_shipped(store.ZOO, path)
+
+
+def require_zoo(path: Path) -> None:
+    """Refuse a path of the zoo where there is no zoo, as in an installed wheel.
+
+    Args:
+        path: any path; one outside `qsdm.store.ZOO` is not checked.
+
+    Raises:
+        StoreError: it is in the zoo, and this installation has none.
+    """
+    if path.is_relative_to(store.ZOO) and not store.ZOO.is_dir():
+        raise StoreError(
+            f"{path.relative_to(store.ZOO)} is not here: the emoji pipelines come with a checkout "
+            f"of qsdm, not with its wheel (no folder {store.ZOO}); clone the repository and set "
+            "QSDM_ZOO=CHECKOUT/qsdm/zoo, or give path=DIRECTORY of your own pipeline"
+        )
 
 
 @cache
