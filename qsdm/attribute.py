@@ -321,7 +321,7 @@ def alone(
     """
     harms = {}
     for outcome in outcomes:
-        if outcome.qconfig.rounds_activations:
+        if not outcome.qconfig.has_methods_alone:
             continue
         if outcome.protocol == protocol and len(outcome.qconfig.methods) == 1:
             values = {

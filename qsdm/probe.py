@@ -8,6 +8,7 @@
     python -m qsdm.probe +model=emoji_unet pairs=8 num_images=256          # two weights at a time
     python -m qsdm.probe +model=emoji_unet pairs=4 pairs_of=blocks num_images=256
     python -m qsdm.probe +model=emoji_unet activations=6 num_images=128    # inputs, role by role
+    python -m qsdm.probe +model=emoji_unet steps=5 num_images=256          # in a part of the steps
     python -m qsdm.probe +model=emoji_unet plan=true price_per_hour=2.5    # only time and price
 
 Probes predict any configuration without a label, and `qsdm.train` learns from labels what they
@@ -26,6 +27,10 @@ With ``activations``, weights keep full precision, and the inputs of the layers 
 the other are rounded to so many bits: the table tells which inputs cannot bear them, beside the
 layers whose inputs have the largest outliers.
 
+With ``steps``, pictures are drawn with the denoiser quantized within one bin of the sampler's steps
+after the other and in full precision outside of it; the table, in the store as ``steps.json``, says
+how much each bin suffers.
+
 With ``pairs``, the trained predictor names pairs of weights or of blocks that may do more or less
 harm together than alone, and pictures of both and of each tell whether they do (see
 `qsdm.predictor.interactions`).
@@ -36,6 +41,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qsdm import run
@@ -46,7 +52,9 @@ from qsdm.probing import Probing, nearness_of
 from qsdm.probing.alone import probe_alone
 from qsdm.probing.pairs import probe_pairs
 from qsdm.probing.roles import probe_roles
+from qsdm.probing.steps import FILE, probe_steps, read_config
 from qsdm.qconfig import QuantMethod
+from qsdm.store.schemas import STEPS
 from qsdm.text import MANY, Log, ignore, require
 from qsdm.workspace import Workspace
 
@@ -69,6 +77,8 @@ def probe(
     pairs_of: str = "weights",
     pairs_by: str = "difference",
     activations: int | None = None,
+    steps: int | None = None,
+    config: Path | None = None,
     seed_set: int = 0,
     batch_size: int = 16,
     engine: Engine = Local(),  # noqa: B008 (a frozen value)
@@ -94,6 +104,10 @@ def probe(
             ``shapley``, by its average over what else is quantized (needs ``qsdm[shapley]``).
         activations: instead of weights, round the inputs of the layers of each role to this many
             bits, 2 to 8.
+        steps: instead of weights alone, quantize all of them within each of this many equal bins of
+            the sampler's steps: 5 are first, early, middle, late and last.
+        config: JSON of the configuration that is applied in these bins; by default, all weights
+            have the first method.
         seed_set: which starting noise; labels of the same seed set have the same one.
         batch_size: pictures at a time; halved where memory does not suffice.
         engine: where workers run.
@@ -147,6 +161,13 @@ def probe(
             f"activations are probed role by role, not in pairs (got pairs={pairs}): give one "
             "of both"
         )
+    if steps is not None and (pairs or activations is not None or fidelity == "forward"):
+        raise ValueError(
+            "bins of steps are probed by pictures and by themselves (got fidelity="
+            f"{fidelity}, pairs={pairs}, activations={activations}): give steps without these"
+        )
+    if config is not None and steps is None:
+        raise ValueError(f"config is what steps probes (got {config} without steps): give steps=5")
     proposed: list[Candidate] = []
     if pairs:
         groups = blocks(space.graph) if pairs_of == "blocks" else None
@@ -162,12 +183,32 @@ def probe(
         probing = Probing(ready, protocol, objective, fidelity, num_steps, *priced, tell, log)
         if activations is not None:
             return probe_roles(probing, activations)
+        if steps is not None:
+            qconfig = space.uniform(chosen[0]) if config is None else read_config(config)
+            outcomes = probe_steps(probing, qconfig, steps)
+            if not plan:
+                draw_steps(workspace)
+            return outcomes
         if proposed:
             return probe_pairs(probing, proposed, chosen[0])
         outcomes = probe_alone(probing, chosen, max_probes)
     if not plan:
         track(log, "probe", workspace.store, workspace.space_name, workspace.model.full_bits)
     return outcomes
+
+
+def draw_steps(workspace: Workspace) -> None:
+    """Draw what each bin of steps suffers, in the first metric that was measured.
+
+    Args:
+        workspace: whose steps were probed.
+    """
+    from qsdm.report import figures
+
+    table = workspace.store.read(STEPS, FILE)
+    path = workspace.store.path(FILE).with_suffix(".png")
+    figures.write(path, figures.steps(table, next(iter(table["rows"][0]["metrics"]))))
+    print(f"figure: {path}")
 
 
 if __name__ == "__main__":

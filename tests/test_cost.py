@@ -17,6 +17,7 @@ from qsdm.qconfig.cost import (
     tera_bops,
     traffic_bytes,
 )
+from qsdm.qconfig.steps import StepBin
 
 NODES = (
     Node("a", Op.LINEAR, weight=Weight("a", "a.weight", (64, 128)), macs=10**9),
@@ -58,6 +59,25 @@ def test_bit_operations_follow_macs_and_bits() -> None:
     rounded = QuantConfig("toy", both(UAQ, UAQ).methods, 8, {"b": 6})
     assert tera_bops(GRAPH, rounded) == pytest.approx((1e9 * 4 * 8 + 1e10 * 4 * 6) / 1e12)
     assert size_bytes(GRAPH, rounded) == size_bytes(GRAPH, both(UAQ, UAQ))
+
+
+def test_bins_of_steps_average_bits_and_add_bytes() -> None:
+    uaq, mixed, nothing = both(UAQ, UAQ), both(UAQ, FULL), QuantConfig("toy", {})
+    half = QuantConfig("toy", uaq.methods, steps=(StepBin(0.75, 1, mixed),))
+    for cost in (avg_bits, tera_bops, traffic_bytes):
+        assert cost(GRAPH, half) == pytest.approx(
+            0.75 * cost(GRAPH, uaq) + 0.25 * cost(GRAPH, mixed)
+        )
+    # Only the second weight is stored twice.
+    assert size_bytes(GRAPH, half) == size_bytes(GRAPH, uaq) + 2 * 64 * 128
+    assert peak_bytes(GRAPH, half) == size_bytes(GRAPH, half) + 2 * 64 * 128
+    everywhere = tuple(StepBin(i / 5, (i + 1) / 5, mixed) for i in range(5))
+    covered = QuantConfig("toy", uaq.methods, steps=everywhere)  # its own methods apply nowhere
+    assert size_bytes(GRAPH, covered) == size_bytes(GRAPH, mixed)
+    assert avg_bits(GRAPH, covered) == pytest.approx(avg_bits(GRAPH, mixed))
+    within = QuantConfig("toy", {}, steps=(StepBin(0, 0.5, uaq),))
+    assert avg_bits(GRAPH, within) == pytest.approx((avg_bits(GRAPH, uaq) + 16) / 2)
+    assert size_bytes(GRAPH, within) == size_bytes(GRAPH, uaq) + size_bytes(GRAPH, nothing)
 
 
 def test_a_small_case_by_hand() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from test_measure import SPACE
 from qsdm.calibrate import calibrate
 from qsdm.denoisers import Model
 from qsdm.engine.serial import Serial
+from qsdm.measurement.drawer import Drawer, Drawing
 from qsdm.measurement.groups import next_groups, partitions
 from qsdm.measurement.inputs import Extent
 from qsdm.measurement.labels import Bank
@@ -25,7 +27,11 @@ from qsdm.predictor.encode import Encoding, encode
 from qsdm.predictor.probes import ProbeError, is_probe
 from qsdm.probe import probe
 from qsdm.probing import nearness_of
+from qsdm.qconfig import QuantConfig
+from qsdm.qconfig.steps import StepBin
+from qsdm.quant.calibrated import PackedWeights
 from qsdm.store import Store, StoreError
+from qsdm.store.schemas import STEPS
 from qsdm.trace import trace
 from qsdm.workspace import Workspace
 
@@ -89,6 +95,63 @@ def test_inputs_are_rounded_role_by_role(
     for wrong in (1, 16):
         with pytest.raises(ValueError, match=rf"wanted activations of at .* \(got {wrong}\)"):
             probe(workspace, QUALITY, activations=wrong, **QUICK)
+
+
+def test_bins_of_steps_are_quantized_alone(
+    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = workspace.space
+    probes = probe(workspace, QUALITY, steps=2, **QUICK)
+    uniform = space.uniform("uaq-3")
+    assert [[(b.start, b.stop) for b in o.qconfig.steps] for o in probes] == [
+        [(0, 0.5)],
+        [(0.5, 1)],
+        [],
+    ]
+    assert probes[2].qconfig == uniform
+    assert not any(is_probe(outcome) for outcome in probes[:2])
+    told = capsys.readouterr().out
+    assert "plan: 3 configurations x 2 pictures = 6, and 2 of full" in told
+    table = workspace.store.read(STEPS, "steps.json")
+    assert [row["num_steps"] for row in table["rows"]] == [1, 1, 2]
+    assert [row["metrics"]["psnr"] for row in table["rows"]] == [o.metrics["psnr"] for o in probes]
+    assert len({o.metrics["psnr"] for o in probes}) == 3
+    assert workspace.store.path("steps.png").read_bytes()[1:4] == b"PNG"
+    # The same configuration from a file; nothing is drawn again.
+    path = tmp_path / "q.json"
+    path.write_text(json.dumps(uniform.to_json()))
+    assert probe(workspace, QUALITY, steps=2, config=path, **QUICK) == probes
+    assert "plan: no picture is missing" in capsys.readouterr().out
+    for message, arguments in {
+        r"wanted 1 to 2 bins of steps, .* \(got steps=0\)": {"steps": 0},
+        r"wanted 1 to 2 bins of steps, .* \(got steps=3\)": {"steps": 3},
+        "bins of steps are probed by pictures": {"steps": 2, "fidelity": "forward"},
+        "config is what steps probes": {"config": path},
+        "no file .* give config=FILE": {"steps": 2, "config": tmp_path / "none"},
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            probe(workspace, QUALITY, **(QUICK | arguments))  # type: ignore[arg-type]
+
+    drawer = Drawer(workspace.model, space.graph, PackedWeights(workspace.packed), 2)
+    drawings = [Drawing(i, caption, i) for i, caption in enumerate(("a red house", "rain"))]
+
+    def drawn(qconfig: QuantConfig, *bins: QuantConfig) -> np.ndarray:
+        edges = ((0, 0.5), (0.5, 1)) if len(bins) == 2 else ((0.5, 1),)
+        pairs = zip(edges, bins, strict=False)
+        steps = tuple(StepBin(*edge, one) for edge, one in pairs)
+        return drawer.draw(dataclasses.replace(qconfig, steps=steps), drawings)
+
+    full, rounded = QuantConfig("tiny", {}), uniform.with_activations(3)
+    pictures = {qconfig: drawn(qconfig) for qconfig in (full, uniform, rounded)}
+    for qconfig, whole in pictures.items():
+        for outside in pictures:
+            np.testing.assert_array_equal(drawn(outside, qconfig, qconfig), whole)
+    mixed = [drawn(full, rounded), drawn(rounded, full), drawn(uniform, rounded)]
+    for a, b in itertools.combinations([*pictures.values(), *mixed], 2):
+        assert (a != b).any()
+    np.testing.assert_array_equal(drawn(full), pictures[full])
+    with pytest.raises(ValueError, match=r"needs a sampler.*\(got 0 to 1\)"):
+        drawer.switch(QuantConfig("tiny", {}, steps=(StepBin(0, 1, uniform),)))
 
 
 def test_outliers_are_found_in_the_inputs_of_layers() -> None:

@@ -20,6 +20,7 @@ from qsdm.qconfig import (
     input_bits,
     tilted,
 )
+from qsdm.qconfig.steps import StepBin
 
 PAPER = ("uaq-3", "uaq-4", "kmeans_c-3", "kmeans_c-4", "kmeans_a-3", "kmeans_a-4")
 
@@ -253,6 +254,44 @@ def test_layers_round_what_the_configuration_says() -> None:
     assert input_bits(graph, QuantConfig("toy", {}, None, {"c#0": 6, "c#1": 6})) == {"c.weight": 6}
     with pytest.raises(OutsideSpace, match=r"the parts of 'c\.weight' read one input"):
         input_bits(graph, QuantConfig("toy", {}, None, {"c#0": 6}))
+
+
+def test_bins_of_steps_are_read_as_they_are_written() -> None:
+    low, full = SPACE.uniform("uaq-3"), QuantConfig("toy", {})
+    rounded = QuantConfig("toy", SPACE.uniform("uaq-4").methods, 8, {"layer0": 6})
+    last, first = StepBin(0.8, 1, rounded), StepBin(0, 0.2, full)
+    qconfig = QuantConfig("toy", low.methods, steps=(last, first))
+    data = qconfig.to_json()
+    assert data["schema"] == "qsdm/qconfig/3"
+    assert data["steps"][0] == {"from": 0.0, "to": 0.2}
+    again = QuantConfig.from_json(json.loads(json.dumps(data)))
+    assert (again, again.digest, again.steps) == (qconfig, qconfig.digest, (first, last))
+    digests = {q.digest for q in (qconfig, low, QuantConfig("toy", low.methods, steps=(last,)))}
+    assert len(digests) == 3
+    assert QuantConfig("toy", low.methods, steps=()).digest == low.digest
+    assert [qconfig.at(step, 10) for step in (1, 2, 9)] == [full, low, rounded]
+    assert [q for _, q in qconfig.parts] == [low, full, rounded]
+    assert qconfig.weights == set(low.methods)
+    assert QuantConfig("toy", {}, steps=(first,)).is_full
+    assert not QuantConfig("toy", {}, steps=(last,)).is_full
+    with pytest.raises(ValueError, match="bins of steps has schema 'qsdm/qconfig/3'"):
+        QuantConfig.from_json(data | {"schema": "qsdm/qconfig/2"})
+    with pytest.raises(OutsideSpace, match="bins of steps"):
+        SPACE.encode(qconfig)
+
+
+def test_bins_of_steps_that_cannot_be_are_refused() -> None:
+    full = QuantConfig("toy", {})
+    for start, stop in ((-0.1, 0.5), (0.5, 1.5), (0.5, 0.5), (float("nan"), 1)):
+        with pytest.raises(ValueError, match=r"from 0 to 1, as from 0\.8 to 1 \(got from"):
+            StepBin(start, stop, full)
+    one = StepBin(0, 0.5, full)
+    with pytest.raises(ValueError, match=r"0 to 0\.5 and 0\.4 to 1 overlap"):
+        QuantConfig("toy", {}, steps=(StepBin(0.4, 1, full), one))
+    with pytest.raises(ValueError, match="has bins of steps of its own"):
+        StepBin(0, 1, QuantConfig("toy", {}, steps=(one,)))
+    with pytest.raises(ValueError, match="wanted configurations of 'other'"):
+        QuantConfig("other", {}, steps=(one,))
 
 
 def test_a_space_holds_no_bits_of_activations() -> None:

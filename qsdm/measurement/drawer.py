@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 from typing import Protocol as Interface
@@ -30,6 +31,7 @@ from qsdm.denoisers.conditioning import is_batched
 from qsdm.denoisers.weights import mapped_tensors
 from qsdm.graph import Graph
 from qsdm.measurement.frames import pictures_of
+from qsdm.measurement.stepped import stepped
 from qsdm.outcome import EvaluationError
 from qsdm.prompts import Prompt
 from qsdm.qconfig import QuantConfig, QuantMethod
@@ -156,7 +158,17 @@ class Drawer:
         Raises:
             EvaluationError: a picture is not finite, or of another size than the model says.
         """
+        with self._applied(qconfig):
+            return self._draw(qconfig, drawings, frames)
+
+    def _applied(self, qconfig: QuantConfig) -> AbstractContextManager[None]:
+        """Realize a configuration within a block, step by step where it has bins of steps."""
+        if qconfig.steps:
+            return stepped(self.pipeline, self.denoiser, qconfig, self.switch)
         self.switch(qconfig)
+        return nullcontext()
+
+    def _draw(self, qconfig: QuantConfig, drawings: Sequence[Drawing], frames: int) -> np.ndarray:
         batched = is_batched(type(self.pipeline), [drawing.prompt for drawing in drawings])
         parts: list[np.ndarray] = []
         start = 0

@@ -26,6 +26,7 @@ from qsdm.measurement.protocol import drawing_digest, protocol_of, versions_of
 from qsdm.measurement.worker import DrawTask, WorkerStart, read_full
 from qsdm.outcome import EvaluationError, Protocol
 from qsdm.qconfig import QuantConfig, Space
+from qsdm.qconfig.steps import require_steps
 from qsdm.store import Store, StoreError
 from qsdm.store.files import replace
 from qsdm.store.tensors import TensorFile
@@ -138,6 +139,7 @@ class Session:
             EvaluationError: a picture cannot be drawn.
             StoreError: the file cannot be written.
         """
+        require_steps(qconfig, protocol.steps)
         if qconfig.is_full:
             return read_full(self.full(protocol))[: num_images * protocol.frames]
         return read_full(self._stored(qconfig, protocol, num_images, batch))
@@ -220,7 +222,10 @@ class Session:
         Raises:
             StoreError: the store is damaged or cannot be written.
             EvaluationError: full precision draws no pictures.
+            ValueError: a configuration's bin holds none of the protocol's steps.
         """
+        for qconfig in qconfigs:
+            require_steps(qconfig, protocol.steps)
         intake = Intake(self.store, protocol, self.model.metrics, self.shard, stage, log)
         missing = intake.expect(qconfigs)
         if not missing:

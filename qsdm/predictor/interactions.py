@@ -245,7 +245,7 @@ def _parts(
     whole = dict(both.qconfig.methods)
     for first in outcomes:
         methods = first.qconfig.methods
-        if first.qconfig.rounds_activations:
+        if not first.qconfig.has_methods_alone:
             continue
         if first.protocol != both.protocol or not 0 < len(methods) < len(whole):
             continue

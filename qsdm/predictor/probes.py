@@ -244,7 +244,7 @@ def is_probe(outcome: Outcome) -> bool:
         outcome: of any configuration.
     """
     num = len(outcome.qconfig.methods)
-    if outcome.qconfig.rounds_activations:  # which is harm of another kind
+    if not outcome.qconfig.has_methods_alone:  # which is harm of another kind
         return False
     return num == 1 or (num > 1 and outcome.provenance.get("stage") == STAGE)
 

@@ -3,6 +3,7 @@
 - ``alone``: each weight, or groups of weights of a large denoiser
 - ``pairs``: two weights or blocks at a time
 - ``roles``: inputs of the layers of each role
+- ``steps``: all weights in a part of the sampler's steps
 - ``forwards``: the denoiser's outputs instead of pictures
 
 A kind is a function from a `Probing`, and what is its own, to outcomes.

@@ -3,7 +3,8 @@
 A method's text form is ``name-bits`` (``uaq-4``, ``kmeans_c-3``, ``uaq_g64-4``, ``fp-16``). It
 contains everything that changes the values of a weight. A configuration may round activations,
 too: those of the whole denoiser, or the input of one layer (``uaq-4+a8``, see
-`qsdm.qconfig.activations`).
+`qsdm.qconfig.activations`). And it may name bins of the sampler's steps in which another one
+applies (see `qsdm.qconfig.steps`).
 
 References:
     Qua²SeDiMo: Quantifiable Quantization Sensitivity of Diffusion Models (Mills et al., 2025),
@@ -18,17 +19,20 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
 from qsdm.graph import Graph, Weight, canonical, merge_splits
 from qsdm.qconfig import activations as widths
+from qsdm.qconfig.steps import StepBin, in_order
 from qsdm.quant.methods import METHODS
 from qsdm.text import require
 
 SCHEMA = "qsdm/qconfig/1"
 SCHEMA_OF_ACTIVATIONS = "qsdm/qconfig/2"  # that of SCHEMA with bits of activations
+SCHEMA_OF_STEPS = "qsdm/qconfig/3"  # that of activations with bins of steps
+SCHEMAS = (SCHEMA, SCHEMA_OF_ACTIVATIONS, SCHEMA_OF_STEPS)
 _TEXT = re.compile(r"([a-z0-9_]+)-(\d+)")
 _STEEPEST = 60.0  # exp(-60): an option of so small a share is never drawn
 
@@ -117,7 +121,7 @@ class QuantMethod:
 
 @dataclass(frozen=True, slots=True)
 class QuantConfig:
-    """A method for every weight of a denoiser, and bits of activations.
+    """A method for every weight of a denoiser, bits of activations, and bins of steps.
 
     Example:
         >>> from qsdm.qconfig import QuantConfig, QuantMethod
@@ -127,6 +131,10 @@ class QuantConfig:
         >>> rounded = QuantConfig("toy", qconfig.methods, 8, {"proj": 6})
         >>> rounded.to_json()["methods"], rounded.to_json()["activations"]
         ({'proj': 'uaq-4+a6'}, 8)
+        >>> from qsdm.qconfig.steps import StepBin
+        >>> early = StepBin(0, 0.2, QuantConfig("toy", {}))  # in full precision
+        >>> QuantConfig("toy", qconfig.methods, steps=(early,)).to_json()["steps"]
+        [{'from': 0.0, 'to': 0.2}]
 
     Attributes:
         denoiser: name of the model.
@@ -135,16 +143,20 @@ class QuantConfig:
             own, while probabilities of attention get 8 bits from zero; None: they are not rounded.
         inputs: bits of the input of a weight's layer, by the weight's name; those that are not
             named have ``activations``. 16: it is not rounded.
+        steps: bins of the sampler's steps in which another configuration applies instead of
+            everything above, by their start.
         digest: sha256 of the canonical JSON, 64 hexadecimal digits, by which artifacts refer to it.
 
     Raises:
-        ValueError: bits of activations are out of range.
+        ValueError: bits of activations are out of range, or bins of steps overlap or are of
+            another denoiser.
     """
 
     denoiser: str
     methods: Mapping[str, QuantMethod]
     activations: int | None = None
     inputs: Mapping[str, int] = field(default_factory=dict)
+    steps: tuple[StepBin, ...] = ()
     digest: str = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -152,6 +164,12 @@ class QuantConfig:
             object.__setattr__(self, "activations", None)
         for name, bits in self.inputs.items():
             widths.check(bits, f"the activations of {name!r}")
+        object.__setattr__(self, "steps", in_order(self.steps))
+        if others := {one.qconfig.denoiser for one in self.steps} - {self.denoiser}:
+            raise ValueError(
+                f"wanted configurations of {self.denoiser!r} in its bins of steps "
+                f"(got one of {min(others)!r})"
+            )
         object.__setattr__(self, "methods", dict(self.methods))
         object.__setattr__(self, "inputs", dict(self.inputs))
         object.__setattr__(self, "digest", hashlib.sha256(canonical(self.to_json())).hexdigest())
@@ -166,11 +184,54 @@ class QuantConfig:
 
     @property
     def is_full(self) -> bool:
-        """Whether nothing is quantized: neither weights nor activations."""
-        return not self.methods and not self.rounds_activations
+        """Whether nothing is quantized at any step: neither weights nor activations."""
+        return (
+            not self.methods
+            and not self.rounds_activations
+            and all(one.qconfig.is_full for one in self.steps)
+        )
+
+    @property
+    def has_methods_alone(self) -> bool:
+        """Whether it says nothing of activations and of steps."""
+        return not self.rounds_activations and not self.steps
+
+    @property
+    def weights(self) -> set[str]:
+        """Names of all weights of which it says something."""
+        return {*self.methods, *self.inputs}.union(*(one.qconfig.weights for one in self.steps))
+
+    @property
+    def elsewhere(self) -> QuantConfig:
+        """What applies in the steps that no bin holds."""
+        if not self.steps:
+            return self
+        return QuantConfig(self.denoiser, self.methods, self.activations, self.inputs)
+
+    @property
+    def parts(self) -> list[tuple[float, QuantConfig]]:
+        """Shares of the steps and what applies there, without parts that apply nowhere."""
+        if not self.steps:
+            return [(1.0, self)]
+        rest = 1 - sum(one.share for one in self.steps)
+        elsewhere = [(rest, self.elsewhere)] if rest > 1e-9 else []  # 1 - 5 * 0.2 is not 0
+        return elsewhere + [(one.share, one.qconfig) for one in self.steps]
+
+    def at(self, step: int, num_steps: int) -> QuantConfig:
+        """What applies at a step.
+
+        Args:
+            step: its number, from 0.
+            num_steps: of the sampler.
+
+        Returns:
+            A configuration without bins.
+        """
+        held = (one.qconfig for one in self.steps if one.holds(step, num_steps))
+        return next(held, self.elsewhere)
 
     def with_activations(self, bits: int | None) -> QuantConfig:
-        """The same weights with other bits of activations, for all layers.
+        """The same weights with other bits of activations, for all layers; bins keep theirs.
 
         Args:
             bits: 2 to 8; 16 or None: they are not rounded.
@@ -181,24 +242,31 @@ class QuantConfig:
         Raises:
             ValueError: the bits are out of range.
         """
-        return QuantConfig(self.denoiser, self.methods, bits)
+        return QuantConfig(self.denoiser, self.methods, bits, steps=self.steps)
 
     def to_json(self) -> dict[str, Any]:
         """The configuration as an object that JSON can hold."""
-        if not self.rounds_activations:  # as before there were activations: the digest is a key
+        if self.has_methods_alone:  # as before there were activations: the digest is a key
             return {
                 "schema": SCHEMA,
                 "denoiser": self.denoiser,
                 "methods": {k: str(m) for k, m in self.methods.items()},
             }
-        names = [*self.methods, *(name for name in self.inputs if name not in self.methods)]
-        texts = {name: str(method) for name, method in self.methods.items()}
-        return {
-            "schema": SCHEMA_OF_ACTIVATIONS,
+        data = {
+            "schema": SCHEMA_OF_STEPS if self.steps else SCHEMA_OF_ACTIVATIONS,
             "denoiser": self.denoiser,
-            "methods": {n: widths.text_of(texts.get(n), self.inputs.get(n)) for n in names},
+            "methods": self._texts(),
             "activations": self.activations,
         }
+        if self.steps:
+            data["steps"] = [_bin_to_json(one) for one in self.steps]
+        return data
+
+    def _texts(self) -> dict[str, str]:
+        """The text forms of methods and inputs by the weight's name."""
+        names = [*self.methods, *(name for name in self.inputs if name not in self.methods)]
+        texts = {name: str(method) for name, method in self.methods.items()}
+        return {n: widths.text_of(texts.get(n), self.inputs.get(n)) for n in names}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> QuantConfig:
@@ -213,7 +281,7 @@ class QuantConfig:
         from qsdm.store.files import decode
 
         schema = data.get("schema") if isinstance(data, Mapping) else type(data).__name__
-        if not isinstance(data, Mapping) or schema not in (SCHEMA, SCHEMA_OF_ACTIVATIONS):
+        if not isinstance(data, Mapping) or schema not in SCHEMAS:
             raise ValueError(f"wanted a configuration of schema {SCHEMA!r} (got {schema!r})")
         stored = decode(data, _ConfigurationFile)
         if schema == SCHEMA and stored.activations is not None:
@@ -221,13 +289,55 @@ class QuantConfig:
                 f"a configuration with activations has schema {SCHEMA_OF_ACTIVATIONS!r} "
                 f"(got {SCHEMA!r}): write that, or remove the activations"
             )
-        parsed = {name: widths.parse(text) for name, text in stored.methods.items()}
-        return QuantConfig(
-            stored.denoiser,
-            {n: QuantMethod.parse(text) for n, (text, _) in parsed.items() if text is not None},
-            stored.activations,
-            {name: bits for name, (_, bits) in parsed.items() if bits is not None},
-        )
+        if schema != SCHEMA_OF_STEPS and stored.steps:
+            raise ValueError(
+                f"a configuration with bins of steps has schema {SCHEMA_OF_STEPS!r} "
+                f"(got {schema!r}): write that, or remove the steps"
+            )
+        name = stored.denoiser
+        bins = [
+            StepBin(
+                one["from"],
+                one["to"],
+                QuantConfig(name, *_parsed(one.get("methods", {}), one.get("activations"))),
+            )
+            for one in stored.steps
+        ]
+        whole = _parsed(stored.methods, stored.activations)
+        return QuantConfig(name, *whole, tuple(bins))
+
+
+def _parsed(
+    texts: Mapping[str, str], activations: int | None
+) -> tuple[dict[str, QuantMethod], int | None, dict[str, int]]:
+    """Methods, bits of all activations, and bits of single inputs, from JSON."""
+    parsed = {name: widths.parse(text) for name, text in texts.items()}
+    return (
+        {n: QuantMethod.parse(text) for n, (text, _) in parsed.items() if text is not None},
+        activations,
+        {name: bits for name, (_, bits) in parsed.items() if bits is not None},
+    )
+
+
+def _bin_to_json(one: StepBin) -> dict[str, Any]:
+    data: dict[str, Any] = {"from": one.start, "to": one.stop}
+    if texts := one.qconfig._texts():
+        data["methods"] = texts
+    if one.qconfig.activations is not None:
+        data["activations"] = one.qconfig.activations
+    return data
+
+
+_BinFile = TypedDict(
+    "_BinFile",
+    {
+        "from": float,
+        "to": float,
+        "methods": NotRequired[dict[str, str]],
+        "activations": NotRequired[int | None],
+    },
+)
+"""A `StepBin` in JSON; without methods and activations, full precision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +347,7 @@ class _ConfigurationFile:
     denoiser: str
     methods: dict[str, str]
     activations: int | None = None
+    steps: list[_BinFile] = field(default_factory=list)
 
 
 def input_bits(graph: Graph, qconfig: QuantConfig) -> dict[str, int]:
@@ -244,7 +355,7 @@ def input_bits(graph: Graph, qconfig: QuantConfig) -> dict[str, int]:
 
     Args:
         graph: of the denoiser.
-        qconfig: the configuration.
+        qconfig: the configuration; its bins of steps are left aside.
 
     Returns:
         2 to 8 by the name of a layer's parameter, tied ones included; layers that do not round
@@ -254,7 +365,7 @@ def input_bits(graph: Graph, qconfig: QuantConfig) -> dict[str, int]:
         OutsideSpace: the configuration names a weight that the graph lacks, as one of a layer that
             is never called, or the parts of one layer's weight have different bits.
     """
-    if unknown := {*qconfig.methods, *qconfig.inputs} - {weight.name for weight in graph.weights}:
+    if unknown := qconfig.weights - {weight.name for weight in graph.weights}:
         raise OutsideSpace(
             f"the graph of {graph.denoiser!r} has no weight {min(unknown)!r}: it has those of the "
             "layers that the denoiser calls"
@@ -410,8 +521,10 @@ class Space:
                 f"wanted a configuration of {self.graph.denoiser!r} "
                 f"(got one of {qconfig.denoiser!r})"
             )
-        if qconfig.rounds_activations:
-            raise OutsideSpace("a space has methods of weights alone, not bits of activations")
+        if not qconfig.has_methods_alone:
+            raise OutsideSpace(
+                "a space has methods of weights alone, not bits of activations or bins of steps"
+            )
         names = {weight.name for weight in self.graph.weights}
         if unmatched := sorted(names ^ set(qconfig.methods)):
             raise OutsideSpace(

@@ -2,6 +2,9 @@
 
 All costs are those of the quantizable weights. What always stays in full precision (biases, norms,
 embedding tables) adds the same to every configuration.
+
+Of a configuration with bins of steps, bits and operations are means over the steps, each part
+counting by its share of them; bytes are those of every version of a weight that some step needs.
 """
 
 from __future__ import annotations
@@ -30,13 +33,29 @@ def size_bytes(graph: Graph, qconfig: QuantConfig, full_bits: int = 16) -> int:
     Raises:
         OutsideSpace: the configuration names a weight that the graph does not have.
     """
-    return sum(_bits(graph, qconfig, full_bits).values()) // 8
+    parts = [part for _, part in qconfig.parts]
+    if len(parts) == 1:
+        return sum(_bits(graph, parts[0], full_bits).values()) // 8
+    _check(graph, qconfig)
+    full = QuantMethod("fp", full_bits)
+    return (
+        sum(
+            method.size_bits(weight, full_bits)
+            for weight in graph.weights
+            for method in {part.methods.get(weight.name, full) for part in parts}
+        )
+        // 8
+    )
+
+
+def _check(graph: Graph, qconfig: QuantConfig) -> None:
+    if unknown := qconfig.weights - {weight.name for weight in graph.weights}:
+        raise OutsideSpace(f"the graph of {graph.denoiser!r} has no weight {min(unknown)!r}")
 
 
 def _bits(graph: Graph, qconfig: QuantConfig, full_bits: int) -> dict[str, int]:
     """Stored bits of each weight by name, tied parameters included."""
-    if unknown := set(qconfig.methods) - {weight.name for weight in graph.weights}:
-        raise OutsideSpace(f"the graph of {graph.denoiser!r} has no weight {min(unknown)!r}")
+    _check(graph, qconfig)
     full = QuantMethod("fp", full_bits)
     return {
         w.name: qconfig.methods.get(w.name, full).size_bits(w, full_bits) for w in graph.weights
@@ -66,7 +85,10 @@ def avg_bits(graph: Graph, qconfig: QuantConfig, full_bits: int = 16) -> float:
         >>> avg_bits(graph, QuantConfig("tiny", {"proj": QuantMethod("uaq", 4)}))
         4.0625
     """
-    return 8 * size_bytes(graph, qconfig, full_bits) / graph.num_values
+    return sum(
+        share * 8 * size_bytes(graph, part, full_bits) / graph.num_values
+        for share, part in qconfig.parts
+    )
 
 
 def tera_bops(
@@ -91,6 +113,11 @@ def tera_bops(
     References:
         Bayesian Bits (van Baalen et al., 2020), section 2.3.
     """
+    if qconfig.steps:
+        return sum(
+            share * tera_bops(graph, part, full_bits, activation_bits)
+            for share, part in qconfig.parts
+        )
     full, rounded = QuantMethod("fp", full_bits), input_bits(graph, qconfig)
     return (
         sum(
@@ -121,6 +148,8 @@ def traffic_bytes(graph: Graph, qconfig: QuantConfig, full_bits: int = 16) -> in
     Raises:
         OutsideSpace: the configuration names a weight that the graph does not have.
     """
+    if qconfig.steps:
+        return round(sum(s * traffic_bytes(graph, p, full_bits) for s, p in qconfig.parts))
     bits = _bits(graph, qconfig, full_bits)
     weights = (node.weight for node in graph.nodes if node.weight is not None)
     return sum(bits[weight.name] // (1 + len(weight.ties)) for weight in weights) // 8
@@ -144,11 +173,14 @@ def peak_bytes(
     Raises:
         OutsideSpace: the configuration names a weight that the graph does not have.
     """
-    expanded: dict[str, int] = defaultdict(int)
-    for weight in graph.weights:  # the slices of a split parameter are expanded together
-        if not qconfig.methods.get(weight.name, QuantMethod("fp", full_bits)).is_full:
-            expanded[weight.parameter] += compute_bits * weight.numel // (1 + len(weight.ties))
-    return size_bytes(graph, qconfig, full_bits) + max(expanded.values(), default=0) // 8
+    most = 0
+    for _, part in qconfig.parts:
+        expanded: dict[str, int] = defaultdict(int)
+        for weight in graph.weights:  # the slices of a split parameter are expanded together
+            if not part.methods.get(weight.name, QuantMethod("fp", full_bits)).is_full:
+                expanded[weight.parameter] += compute_bits * weight.numel // (1 + len(weight.ties))
+        most = max(most, *expanded.values(), 0)
+    return size_bytes(graph, qconfig, full_bits) + most // 8
 
 
 class TableFile(TypedDict):

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from qsdm.quant import kernels
 
@@ -75,11 +76,7 @@ class Rounding:
             layer.register_forward_pre_hook(RoundInput(own)) for layer, own in layers.items()
         ]
         if probabilities:
-            mode = _Probabilities()
-            self._handles += [
-                module.register_forward_pre_hook(_Enter(mode)),
-                module.register_forward_hook(_Exit(mode), always_call=True),
-            ]
+            self._handles += hooks_of(module, Probabilities())
 
     def remove(self) -> None:
         """Let the layers read their inputs as they are."""
@@ -117,18 +114,38 @@ class RoundInput:
 
 @dataclass(frozen=True, slots=True)
 class _Enter:
-    mode: TorchFunctionMode
+    mode: Probabilities
 
     def __call__(self, *_: Any) -> None:
-        self.mode.__enter__()
+        if self.mode.is_on:
+            self.mode.depth += 1
+            self.mode.__enter__()
 
 
 @dataclass(frozen=True, slots=True)
 class _Exit:
-    mode: TorchFunctionMode
+    mode: Probabilities
 
     def __call__(self, *_: Any) -> None:
-        self.mode.__exit__(None, None, None)
+        if self.mode.depth:
+            self.mode.depth -= 1
+            self.mode.__exit__(None, None, None)
+
+
+def hooks_of(module: nn.Module, mode: Probabilities) -> list[RemovableHandle]:
+    """Let a module round its probabilities in each call that begins while a mode is on.
+
+    Args:
+        module: the denoiser.
+        mode: of its own.
+
+    Returns:
+        Handles that remove this.
+    """
+    return [
+        module.register_forward_pre_hook(_Enter(mode)),
+        module.register_forward_hook(_Exit(mode), always_call=True),
+    ]
 
 
 def remove_rounding(module: nn.Module) -> None:
@@ -160,14 +177,23 @@ def quantized_activations(module: nn.Module, bits: int) -> Iterator[None]:
     layers = [name for name, layer in module.named_modules() if isinstance(layer, LAYERS)]
     rounding = Rounding(module, {f"{name}.weight".lstrip("."): bits for name in layers})
     try:
-        with _Probabilities():
+        with Probabilities():
             yield
     finally:
         rounding.remove()
 
 
-class _Probabilities(TorchFunctionMode):
-    """Within the mode, softmax and attention round their probabilities."""
+class Probabilities(TorchFunctionMode):
+    """Within the mode, softmax and attention round their probabilities.
+
+    Attributes:
+        is_on: whether the hooks of `hooks_of` enter it.
+        depth: how many calls have entered it by those hooks.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_on, self.depth = True, 0
 
     def __torch_function__(
         self,

@@ -48,7 +48,13 @@ def slices(graph: Graph, qconfig: QuantConfig, full_bits: int = 16) -> list[Slic
 
     Raises:
         OutsideSpace: the configuration names a weight that the graph lacks.
+        ValueError: it has bins of steps.
     """
+    if qconfig.steps:
+        raise ValueError(
+            "a packed layer holds one version of its weight, for all steps (got a configuration "
+            f"with the bins {', '.join(map(str, qconfig.steps))}): remove its steps"
+        )
     if unknown := set(qconfig.methods) - {weight.name for weight in graph.weights}:
         raise OutsideSpace(f"the graph of {graph.denoiser!r} has no weight {min(unknown)!r}")
     full = QuantMethod("fp", full_bits)

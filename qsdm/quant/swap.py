@@ -10,7 +10,7 @@ from torch import nn
 
 from qsdm.graph import Graph, Weight
 from qsdm.qconfig import QuantConfig, QuantMethod, input_bits
-from qsdm.quant.activations import Rounding
+from qsdm.quant.activations import Probabilities, Rounding, hooks_of
 
 Dequantize = Callable[[str, QuantMethod, torch.Tensor], torch.Tensor]
 """(weight's name, method, where they go) => its values, written there in that tensor's type."""
@@ -66,7 +66,8 @@ class Switch:
         )
         self._module = module
         self._rounding: Rounding | None = None
-        self._rounded: tuple[dict[str, int], bool] = {}, False
+        self._rounded: dict[str, int] = {}
+        self._probabilities: Probabilities | None = None
 
     @torch.no_grad()
     def to(self, qconfig: QuantConfig) -> int:
@@ -80,8 +81,13 @@ class Switch:
 
         Raises:
             OutsideSpace: it names a weight that the graph lacks.
-            ValueError: a layer's input cannot be rounded.
+            ValueError: a layer's input cannot be rounded, or it has bins of steps.
         """
+        if qconfig.steps:
+            raise ValueError(
+                "a configuration with bins of steps needs a sampler, whose step says what applies "
+                f"(got {', '.join(map(str, qconfig.steps))}): draw pictures with it"
+            )
         self._round(input_bits(self.graph, qconfig), qconfig.activations is not None)
         num_changed = 0
         for weight in self.graph.weights:
@@ -94,14 +100,20 @@ class Switch:
         return num_changed
 
     def _round(self, bits: dict[str, int], probabilities: bool) -> None:
-        if self._rounded == (bits, probabilities):
+        # Hooks of the whole module stay, once there: they may be switched within a call, of whose
+        # hooks torch has made a list by then.
+        if probabilities and self._probabilities is None:
+            self._probabilities = Probabilities()
+            hooks_of(self._module, self._probabilities)
+        if self._probabilities is not None:
+            self._probabilities.is_on = probabilities
+        if self._rounded == bits:
             return
         if self._rounding is not None:
             self._rounding.remove()
-        self._rounding, self._rounded = None, ({}, False)
-        if bits or probabilities:
-            self._rounding = Rounding(self._module, bits, probabilities)
-            self._rounded = bits, probabilities
+        self._rounding, self._rounded = None, {}
+        if bits:
+            self._rounding, self._rounded = Rounding(self._module, bits), bits
 
     def restore(self) -> int:
         """Set everything to full precision, and return how many weights changed."""

@@ -246,18 +246,18 @@ def check(graph: Graph, qconfig: QuantConfig) -> None:
             f"{distance(graph, qconfig.methods)}"
         )
     names = [weight.name for weight in graph.weights]
-    if unknown := {*qconfig.methods, *qconfig.inputs} - set(names):
+    if unknown := qconfig.weights - set(names):
         first = min(unknown)
         raise RecipeError(
             f"the graph of {graph.denoiser!r} has no weight {first!r}: "
             "choose the space that the configuration was made in, with space=NAME "
-            f"({len(unknown)} of the {len({*qconfig.methods, *qconfig.inputs})} names are unknown; "
+            f"({len(unknown)} of the {len(qconfig.weights)} names are unknown; "
             f"{closest(first, names)})"
         )
 
 
 def refuse_activations(engine: str, qconfig: QuantConfig) -> None:
-    """Refuse a configuration that rounds activations, which a recipe of weights cannot say.
+    """Refuse a configuration of more than weights, which a recipe of weights cannot say.
 
     torchao and SDNQ round activations in ways of their own: Linear layers only, symmetric, and not
     the probabilities of attention.
@@ -267,8 +267,13 @@ def refuse_activations(engine: str, qconfig: QuantConfig) -> None:
         qconfig: to be written.
 
     Raises:
-        RecipeError: it rounds activations.
+        RecipeError: it rounds activations, or changes with the steps.
     """
+    if qconfig.steps:
+        raise RecipeError(
+            f"{engine} quantizes a weight once, not by bins of steps as this configuration does "
+            f"({', '.join(map(str, qconfig.steps))}): write it with to=qsdm"
+        )
     if qconfig.rounds_activations:
         widths = {*qconfig.inputs.values(), *filter(None, [qconfig.activations])}
         text = ", ".join(f"a{bits}" for bits in sorted(widths))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qsdm.graph import Graph
-from qsdm.qconfig import SCHEMA, SCHEMA_OF_ACTIVATIONS, QuantConfig, activations
+from qsdm.qconfig import SCHEMAS, QuantConfig, activations
 from qsdm.quant.methods import METHODS
 from qsdm.recipes import Loader, Read, RecipeError, Written, check
 
@@ -28,6 +28,24 @@ def schema() -> dict[str, Any]:
         "Bits of the inputs of all layers, each token in a range of its own; attention's "
         "probabilities get 8. Null or left out: they are not rounded."
     )
+    in_bins = (
+        "Bins of the sampler's steps, as fractions from 0 to 1, in which these methods and "
+        "activations apply instead of those above; without any, full precision. They do not "
+        "overlap."
+    )
+    whole: dict[str, Any] = {
+        "methods": {
+            "description": weights,
+            "type": "object",
+            "propertyNames": {"minLength": 1},
+            "additionalProperties": {
+                "description": "NAME-BITS, or NAME-BITS+aBITS or aBITS for the layer's input.",
+                "type": "string",
+                "pattern": f"^(({'|'.join(names)})([+]{bits})?|{bits})$",
+            },
+        },
+        "activations": {"description": of_all, "enum": [None, *activations.WIDTHS]},
+    }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": "urn:qsdm:qconfig:1",
@@ -37,23 +55,27 @@ def schema() -> dict[str, Any]:
         "required": ["schema", "denoiser", "methods"],
         "additionalProperties": False,
         "properties": {
-            "schema": {"enum": [SCHEMA, SCHEMA_OF_ACTIVATIONS]},
+            "schema": {"enum": list(SCHEMAS)},
             "denoiser": {
                 "description": "Name of the traced model.",
                 "type": "string",
                 "minLength": 1,
             },
-            "methods": {
-                "description": weights,
-                "type": "object",
-                "propertyNames": {"minLength": 1},
-                "additionalProperties": {
-                    "description": "NAME-BITS, or NAME-BITS+aBITS or aBITS for the layer's input.",
-                    "type": "string",
-                    "pattern": f"^(({'|'.join(names)})([+]{bits})?|{bits})$",
+            **whole,
+            "steps": {
+                "description": in_bins,
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "required": ["from", "to"],
+                    "additionalProperties": False,
+                    "properties": {
+                        "from": {"type": "number", "minimum": 0, "exclusiveMaximum": 1},
+                        "to": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+                        **whole,
+                    },
                 },
             },
-            "activations": {"description": of_all, "enum": [None, *activations.WIDTHS]},
         },
     }
 

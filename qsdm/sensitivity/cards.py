@@ -304,7 +304,7 @@ def _alone(evidence: Evidence, name: str) -> list[Alone]:
     best: dict[QuantMethod, Alone] = {}
     for outcome in evidence.outcomes:
         reference = full.get(outcome.protocol)
-        if list(outcome.qconfig.methods) != [name] or outcome.qconfig.rounds_activations:
+        if list(outcome.qconfig.methods) != [name] or not outcome.qconfig.has_methods_alone:
             continue
         if reference is None:
             continue

@@ -182,6 +182,32 @@ class ActivationTable(TypedDict):
     differences: list[ActivationDifference]
 
 
+class StepRow(TypedDict):
+    """What quantization within one bin of a sampler's steps does.
+
+    ``differences`` are from full precision, with their paired standard errors.
+    """
+
+    name: str
+    start: float
+    stop: float
+    num_steps: int
+    metrics: Numbers
+    standard_errors: Numbers
+    differences: dict[str, list[float | None]]
+    qconfig: str
+
+
+class StepTable(TypedDict):
+    """steps.json, see `qsdm.probing.steps`; the last row is of all steps."""
+
+    denoiser: str
+    protocol: dict[str, Any]
+    qconfig: dict[str, Any]
+    full: Numbers
+    rows: list[StepRow]
+
+
 class Summary(TypedDict):
     """summary.json, see `qsdm.realize`."""
 
@@ -639,6 +665,7 @@ CHOSEN = Artifact(
 FRONT = Artifact("qsdm/front/1", "search", _front)
 ROUNDS = Artifact("qsdm/rounds/1", "search", _rounds)
 SUMMARY: Artifact[Summary] = Artifact("qsdm/summary/1", "realize", typed(Summary))
+STEPS: Artifact[StepTable] = Artifact("qsdm/steps/1", "probe", typed(StepTable))
 REPORT = Artifact("qsdm/predictor-report/1", "train", _report)
 SENSITIVITIES = Artifact("qsdm/sensitivities/1", "attribute", _sensitivities)
 CERTIFICATE: Artifact[Certificate] = Artifact("qsdm/certificate/1", "attribute", typed(Certificate))

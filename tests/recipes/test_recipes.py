@@ -14,6 +14,7 @@ from toy_unet import unet_graph
 
 from qsdm.graph import Graph, Node, Op, Weight
 from qsdm.qconfig import QuantConfig, QuantMethod, Space
+from qsdm.qconfig.steps import StepBin
 from qsdm.quant.methods import METHODS
 from qsdm.recipe import read
 from qsdm.recipes import (
@@ -89,7 +90,7 @@ def test_the_schema_allows_just_the_methods_that_there_are() -> None:
             assert valid(written) == known, f"{name}-{bits}"
             accepted += known
     assert accepted > 30
-    assert not valid({"schema": "qsdm/qconfig/3", "denoiser": "toy", "methods": {}})
+    assert not valid({"schema": "qsdm/qconfig/4", "denoiser": "toy", "methods": {}})
     rounded = {"schema": "qsdm/qconfig/2", "denoiser": "toy", "activations": 8}
     for text, is_right in (("uaq-4+a6", 1), ("a16", 1), ("uaq-4+a9", 0), ("+a8", 0), ("a8+a8", 0)):
         assert valid({**rounded, "methods": {"a": text}}) == bool(is_right), text
@@ -119,6 +120,24 @@ def test_only_our_own_form_holds_activations() -> None:
                 engine.write(graph, qconfig)
     with pytest.raises(RecipeError, match="has no weight 'lost'"):
         native.write(graph, QuantConfig("toy", {}, None, {"lost": 8}))
+
+
+def test_only_our_own_form_holds_bins_of_steps() -> None:
+    graph = graph_of(weight("a"))
+    bins = (
+        StepBin(0, 0.25, QuantConfig("toy", {})),
+        StepBin(0.75, 1, QuantConfig("toy", {"a": UAQ4}, 8)),
+    )
+    qconfig = QuantConfig("toy", {"a": QuantMethod("uaq", 3)}, steps=bins)
+    text = native.write(graph, qconfig).text
+    jsonschema.validate(json.loads(text), native.schema())
+    assert read(graph, text, UAQ4).qconfig == qconfig
+    for name, engine in (("torchao", torchao), ("gguf", gguf), ("sdnq", sdnq)):
+        with pytest.raises(RecipeError, match=rf"{name} quantizes a weight once.*0\.75 to 1"):
+            engine.write(graph, qconfig)
+    lost = StepBin(0, 0.5, QuantConfig("toy", {"lost": UAQ4}))
+    with pytest.raises(RecipeError, match="has no weight 'lost'"):
+        native.write(graph, QuantConfig("toy", {}, steps=(lost,)))
 
 
 def test_a_configuration_of_another_graph_is_refused() -> None:

@@ -6,6 +6,7 @@
     certificate of the attributions: measured harm while weights are restored
     labels      `predictor`, `bits`
     structure   of a graph: `graph`, `weights`
+    steps       `steps`: what each bin of a sampler's steps suffers
     comparison  of pipelines: `per_drawing`
     canvas      the palette and the style; `png`, `write`, and `svg`, in which marks have tooltips
 
@@ -28,6 +29,7 @@ from qsdm.report.figures.harm import heat, interventions, sensitivity
 from qsdm.report.figures.labels import bits, predictor
 from qsdm.report.figures.quality import front, measured, mix, pictures, search
 from qsdm.report.figures.rounds import rounds
+from qsdm.report.figures.steps import steps
 from qsdm.report.figures.structure import graph, weights
 
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
     "rounds",
     "search",
     "sensitivity",
+    "steps",
     "svg",
     "weights",
     "write",
