@@ -44,7 +44,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qsdm import run
+from qsdm import run, text
 from qsdm.engine.local import Local
 from qsdm.engine.serial import Serial
 from qsdm.outcome import Objective, Outcome
@@ -52,9 +52,10 @@ from qsdm.probing import Probing, nearness_of
 from qsdm.probing.alone import probe_alone
 from qsdm.probing.pairs import probe_pairs
 from qsdm.probing.roles import probe_roles
-from qsdm.probing.steps import FILE, probe_steps, read_config
-from qsdm.qconfig import QuantMethod
-from qsdm.store.schemas import STEPS
+from qsdm.probing.steps import probe_steps, read_config
+from qsdm.qconfig import QuantConfig, QuantMethod
+from qsdm.qconfig.steps import equal_bins
+from qsdm.store.schemas import STEPS, STEPS_FILE
 from qsdm.text import MANY, Log, ignore, require
 from qsdm.workspace import Workspace
 
@@ -168,6 +169,10 @@ def probe(
         )
     if config is not None and steps is None:
         raise ValueError(f"config is what steps probes (got {config} without steps): give steps=5")
+    applied: QuantConfig | None = None
+    if steps is not None:
+        equal_bins(steps, workspace.model.steps)  # now, before workers start
+        applied = space.uniform(chosen[0]) if config is None else read_config(config)
     proposed: list[Candidate] = []
     if pairs:
         groups = blocks(space.graph) if pairs_of == "blocks" else None
@@ -183,11 +188,10 @@ def probe(
         probing = Probing(ready, protocol, objective, fidelity, num_steps, *priced, tell, log)
         if activations is not None:
             return probe_roles(probing, activations)
-        if steps is not None:
-            qconfig = space.uniform(chosen[0]) if config is None else read_config(config)
-            outcomes = probe_steps(probing, qconfig, steps)
+        if steps is not None and applied is not None:
+            outcomes = probe_steps(probing, applied, steps)
             if not plan:
-                draw_steps(workspace)
+                tell_steps(workspace)
             return outcomes
         if proposed:
             return probe_pairs(probing, proposed, chosen[0])
@@ -197,16 +201,19 @@ def probe(
     return outcomes
 
 
-def draw_steps(workspace: Workspace) -> None:
-    """Draw what each bin of steps suffers, in the first metric that was measured.
+def tell_steps(workspace: Workspace) -> None:
+    """Print what each bin of steps suffers, and draw it in the first metric that was measured.
 
     Args:
         workspace: whose steps were probed.
     """
     from qsdm.report import figures
+    from qsdm.report.steps import step_table
 
-    table = workspace.store.read(STEPS, FILE)
-    path = workspace.store.path(FILE).with_suffix(".png")
+    table = workspace.store.read(STEPS, STEPS_FILE)
+    if (tabulated := step_table(table)) is not None:
+        print(text.table(*tabulated, are_texts=True))
+    path = workspace.store.path(STEPS_FILE).with_suffix(".png")
     figures.write(path, figures.steps(table, next(iter(table["rows"][0]["metrics"]))))
     print(f"figure: {path}")
 

@@ -30,6 +30,8 @@ from qsdm.probing import nearness_of
 from qsdm.qconfig import QuantConfig
 from qsdm.qconfig.steps import StepBin
 from qsdm.quant.calibrated import PackedWeights
+from qsdm.report import page, results
+from qsdm.report.steps import step_table
 from qsdm.store import Store, StoreError
 from qsdm.store.schemas import STEPS
 from qsdm.trace import trace
@@ -116,6 +118,11 @@ def test_bins_of_steps_are_quantized_alone(
     assert [row["num_steps"] for row in table["rows"]] == [1, 1, 2]
     assert [row["metrics"]["psnr"] for row in table["rows"]] == [o.metrics["psnr"] for o in probes]
     assert len({o.metrics["psnr"] for o in probes}) == 3
+    (heads, cells) = step_table(results.read(workspace.store).steps) or ([], [])
+    assert heads == ["quantized in", "steps", "fd_lite0", "psnr"]
+    assert [row[:2] for row in cells] == [["1 of 2", "1"], ["2 of 2", "1"], ["all", "2"]]
+    assert cells[0][2] in told
+    assert cells[0][2] in page.render(results.Results("tiny", steps=table))
     assert workspace.store.path("steps.png").read_bytes()[1:4] == b"PNG"
     # The same configuration from a file; nothing is drawn again.
     path = tmp_path / "q.json"
@@ -129,7 +136,7 @@ def test_bins_of_steps_are_quantized_alone(
         "config is what steps probes": {"config": path},
         "no file .* give config=FILE": {"steps": 2, "config": tmp_path / "none"},
     }.items():
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises((ValueError, StoreError), match=message):
             probe(workspace, QUALITY, **(QUICK | arguments))  # type: ignore[arg-type]
 
     drawer = Drawer(workspace.model, space.graph, PackedWeights(workspace.packed), 2)

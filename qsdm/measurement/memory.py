@@ -107,7 +107,7 @@ def memory_of(model: Model, graph: Graph, qconfigs: Sequence[QuantConfig] = ()) 
     packed: tuple[int, ...] = ()
     names = {weight.name for weight in graph.weights}
     # Configurations of other weights are refused later.
-    fitting = [qconfig for qconfig in qconfigs if names >= set(qconfig.methods)]
+    fitting = [qconfig for qconfig in qconfigs if names >= qconfig.weights]
     if fitting and model.component in tensors:
         sizes = [
             packed_bytes(tensors[model.component], graph, qconfig, model.full_bits)

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from qsdm import text
 from qsdm.outcome import Outcome
 from qsdm.probing import Probing
 from qsdm.qconfig import QuantConfig
 from qsdm.qconfig.steps import StepBin, bin_name, equal_bins
 from qsdm.store import StoreError
 from qsdm.store.files import read_json
-from qsdm.store.schemas import STEPS, StepRow, StepTable
+from qsdm.store.schemas import STEPS, STEPS_FILE, StepRow, StepTable
 
-FILE = "steps.json"
 WHOLE = "all"  # name of the row of all steps
 
 
 def probe_steps(probing: Probing, qconfig: QuantConfig, num_bins: int) -> list[Outcome]:
     """Draw with a configuration in one bin of steps after the other, and in all of them.
+
+    Writes ``steps.json``.
 
     Args:
         probing: the running session, and how its probes are measured.
@@ -43,8 +43,7 @@ def probe_steps(probing: Probing, qconfig: QuantConfig, num_bins: int) -> list[O
         measured, full = probing.measure(qconfigs)
         assert full is not None  # pictures were drawn
         table = table_of(probing, bins, measured, full)
-        STEPS.write(probing.ready.store.path(FILE), table)
-        probing.tell(told(table))
+        STEPS.write(probing.ready.store.path(STEPS_FILE), table)
     return probing.stored(qconfigs)
 
 
@@ -60,7 +59,7 @@ def table_of(
         full: outcome of full precision.
 
     Returns:
-        The table.
+        What the store's file holds.
     """
     from qsdm.measurement.paired import difference
 
@@ -95,33 +94,6 @@ def table_of(
         "full": dict(full.metrics),
         "rows": rows,
     }
-
-
-def told(table: StepTable) -> str:
-    """Format a table, with paired standard errors.
-
-    Args:
-        table: of the bins.
-
-    Returns:
-        Differences from full precision; values of metrics that full precision does not have.
-    """
-    metrics = list(table["rows"][0]["metrics"])
-    rows = [
-        [row["name"], str(row["num_steps"]), *(_cell(row, metric) for metric in metrics)]
-        for row in table["rows"]
-    ]
-    return text.table(["quantized in", "steps", *metrics], rows, are_texts=True)
-
-
-def _cell(row: StepRow, metric: str) -> str:
-    if (pair := row["differences"].get(metric)) is not None:
-        value, error = f"{pair[0]:+.4g}", pair[1]
-    elif (own := row["metrics"][metric]) is not None:
-        value, error = f"{own:.4g}", row["standard_errors"].get(metric)
-    else:
-        return "–"
-    return value if error is None else f"{value} ± {error:.2g}"
 
 
 def read_config(path: Path) -> QuantConfig:

@@ -24,9 +24,12 @@ from qsdm.store.schemas import (
     GRAPH,
     REPORT,
     SENSITIVITIES,
+    STEPS,
+    STEPS_FILE,
     SUMMARY,
     WHY,
     Certificate,
+    StepTable,
     Why,
     digest_of_attributions,
 )
@@ -72,6 +75,7 @@ class Results:
         why_pictures: PNG by the file that a card names.
         front: of the search (`search`).
         summary: the measured table (`realize`).
+        steps: what each bin of the sampler's steps suffers (`probe`).
         chosen: method by weight name of the configuration that was chosen.
         pictures: PNG by name, in the order of the page.
         protocol: of the labels.
@@ -96,6 +100,7 @@ class Results:
     why_pictures: Mapping[str, bytes] = field(default_factory=dict)
     front: Mapping[str, Any] | None = None
     summary: Mapping[str, Any] | None = None
+    steps: StepTable | None = None
     chosen: Mapping[str, str] | None = None
     pictures: Mapping[str, bytes] = field(default_factory=dict)
     protocol: Mapping[str, Any] | None = None
@@ -139,6 +144,7 @@ def read(store: Store, space: str = "traced", full_bits: int = 16) -> Results:
         why_pictures=why_pictures,
         front=front,
         summary=_optional(store, SUMMARY, "summary.json"),
+        steps=_optional(store, STEPS, STEPS_FILE),
         chosen=None if chosen is None else {k: str(m) for k, m in chosen.methods.items()},
         pictures={path.stem: path.read_bytes() for path in pictures},
         protocol=labels.protocol.to_json() if labels else None,

@@ -665,6 +665,7 @@ CHOSEN = Artifact(
 FRONT = Artifact("qsdm/front/1", "search", _front)
 ROUNDS = Artifact("qsdm/rounds/1", "search", _rounds)
 SUMMARY: Artifact[Summary] = Artifact("qsdm/summary/1", "realize", typed(Summary))
+STEPS_FILE = "steps.json"
 STEPS: Artifact[StepTable] = Artifact("qsdm/steps/1", "probe", typed(StepTable))
 REPORT = Artifact("qsdm/predictor-report/1", "train", _report)
 SENSITIVITIES = Artifact("qsdm/sensitivities/1", "attribute", _sensitivities)

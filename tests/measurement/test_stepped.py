@@ -75,7 +75,7 @@ def test_every_step_is_told(name: str, calls: int) -> None:
     assert drawn(cls(), calls, skipped=2) == expected[2 * calls :]
 
 
-@pytest.mark.parametrize("name", ["HeunDiscrete", "KDPM2Discrete", "FlowMatchHeunDiscrete"])
+@pytest.mark.parametrize("name", ["HeunDiscrete", "FlowMatchHeunDiscrete"])
 def test_two_evaluations_of_a_step_are_in_one_bin(name: str) -> None:
     cls = getattr(diffusers, f"{name}Scheduler")
     assert drawn(cls(), 1) == [0, 0, 1, 1, 2, 2, 3, 3, 4]
