@@ -129,15 +129,16 @@ def test_bins_of_steps_are_quantized_alone(
     path.write_text(json.dumps(uniform.to_json()))
     assert probe(workspace, QUALITY, steps=2, config=path, **QUICK) == probes
     assert "plan: no picture is missing" in capsys.readouterr().out
-    for message, arguments in {
+    wrong: dict[str, dict[str, Any]] = {
         r"wanted 1 to 2 bins of steps, .* \(got steps=0\)": {"steps": 0},
         r"wanted 1 to 2 bins of steps, .* \(got steps=3\)": {"steps": 3},
         "bins of steps are probed by pictures": {"steps": 2, "fidelity": "forward"},
         "config is what steps probes": {"config": path},
         "no file .* give config=FILE": {"steps": 2, "config": tmp_path / "none"},
-    }.items():
+    }
+    for message, arguments in wrong.items():
         with pytest.raises((ValueError, StoreError), match=message):
-            probe(workspace, QUALITY, **(QUICK | arguments))  # type: ignore[arg-type]
+            probe(workspace, QUALITY, **(QUICK | arguments))
 
     drawer = Drawer(workspace.model, space.graph, PackedWeights(workspace.packed), 2)
     drawings = [Drawing(i, caption, i) for i, caption in enumerate(("a red house", "rain"))]

@@ -252,7 +252,7 @@ class QuantConfig:
                 "denoiser": self.denoiser,
                 "methods": {k: str(m) for k, m in self.methods.items()},
             }
-        data = {
+        data: dict[str, Any] = {
             "schema": SCHEMA_OF_STEPS if self.steps else SCHEMA_OF_ACTIVATIONS,
             "denoiser": self.denoiser,
             "methods": self._texts(),

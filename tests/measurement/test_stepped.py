@@ -35,7 +35,8 @@ QCONFIG = QuantConfig("toy", {}, steps=BINS)
 
 def drawn(scheduler: Any, calls: int, skipped: int = 0) -> list[int]:
     """Numbers of the bins at each call of a denoiser that a pipeline's loop makes."""
-    denoiser, seen = Denoiser(), []
+    denoiser = Denoiser()
+    seen: list[QuantConfig] = []
     pipeline = SimpleNamespace(scheduler=scheduler)
     scheduler.set_timesteps(NUM)
     if hasattr(scheduler, "set_begin_index") and skipped:
@@ -85,7 +86,7 @@ def test_two_evaluations_of_a_step_are_in_one_bin(name: str) -> None:
 def test_a_step_that_cannot_be_told_is_refused() -> None:
     with pytest.raises(EvaluationError, match=r"lists its time steps.*got NoneType"):
         step_of(None, 1)
-    scheduler = diffusers.DDIMScheduler()
+    scheduler: Any = diffusers.DDIMScheduler()
     scheduler.set_timesteps(NUM)
     assert step_of(scheduler, scheduler.timesteps[3].expand(4)) == (3, NUM)
     with pytest.raises(EvaluationError, match="at a time step that is none of its own"):
