@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,9 @@ PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "unet.", "transfor
 
 METADATA = "_quantization_metadata"
 MARK = ".comfy_quant"
+SCALES = ("weight_scale", "scale_weight")
+"""How the names of a layer's scales begin in files of Comfy."""
+
 _MAX_MARK = 1 << 16  # bytes of JSON about one layer
 _FP8, _NF4 = QuantMethod("fp8_e4m3", 8), QuantMethod(NF4_G64.name, 4)
 COMFY: dict[str, tuple[QuantMethod, str]] = {
@@ -157,6 +161,11 @@ def read_comfy(path: Path) -> Checkpoint | None:
         formats = _formats(path, header)
     except (OSError, ValueError) as error:
         raise RecipeError(f"{path} has no readable header ({error}): download it again") from error
+    of_scales: Counter[str] = Counter()  # bytes by layer
+    for name, entry in header.parts.items():
+        layer, _, part = name.rpartition(".")
+        if part.startswith(SCALES):
+            of_scales[layer] += entry.data_offsets[1] - entry.data_offsets[0]
     tensors = {}
     for name, entry in header.parts.items():
         layer = name.removesuffix(".weight")
@@ -173,11 +182,7 @@ def read_comfy(path: Path) -> Checkpoint | None:
         method, differs = COMFY[kind] if kind is not None else (None, "")
         if method is not None and method.bits == 4 and entry.dtype in ("U8", "I8"):
             shape = (*shape[:-1], 2 * shape[-1])  # two values in a byte
-        size = sum(
-            part.data_offsets[1] - part.data_offsets[0]
-            for other, part in header.parts.items()
-            if other == name or other.startswith((f"{layer}.weight_scale", f"{layer}.scale_weight"))
-        )
+        size = entry.data_offsets[1] - entry.data_offsets[0] + of_scales[layer]
         tensors[name] = Tensor(kind or entry.dtype.lower(), method, shape, size, differs)
     if all(tensor.method is None for tensor in tensors.values()):
         return None
@@ -185,10 +190,10 @@ def read_comfy(path: Path) -> Checkpoint | None:
 
 
 def _formats(path: Path, header: Header) -> dict[str, str]:
-    """Format by layer, as metadata and small tensors of JSON name it.
+    """Read each layer's format from the metadata and from small tensors of JSON.
 
     Raises:
-        ValueError: what they hold is not such JSON.
+        ValueError: they hold no such JSON.
     """
     about: dict[str, Any] = {}
     if METADATA in header.metadata:
@@ -219,13 +224,16 @@ def own_names(graph: Graph, names: Iterable[str]) -> dict[str, str]:
     Returns:
         The file's name by parameter; empty if none matches.
     """
-    present = set(names)
-    parameters = [name for layer in layers(graph) for name in layer.parameters]
-    found = [
+    present, parameters = set(names), _layer_by_parameter(graph)
+    matches = [
         {name: prefix + name for name in parameters if prefix + name in present}
         for prefix in PREFIXES
     ]
-    return max(found, key=len)
+    return max(matches, key=len)
+
+
+def _layer_by_parameter(graph: Graph) -> dict[str, Layer]:
+    return {name: layer for layer in layers(graph) for name in layer.parameters}
 
 
 def read_checkpoint(
@@ -250,35 +258,8 @@ def read_checkpoint(
         RecipeError: the file is of another denoiser, or of other sizes.
     """
     tensors = checkpoint.tensors
-    source = own_names(graph, tensors)
-    wanted = [name for layer in layers(graph) for name in layer.parameters]
-    if len(source) < len(wanted) / 2 and original is not None:
-        source = original({name: tensor.shape for name, tensor in tensors.items()})
-    if len(source) < len(wanted) / 2:
-        kind = f" of the architecture {checkpoint.architecture!r}" * bool(checkpoint.architecture)
-        raise RecipeError(
-            f"{path} is a {checkpoint.format} file{kind}, not of {graph.denoiser!r}: "
-            f"{distance(graph, tensors)}"
-        )
-    layer_of = {name: layer for layer in layers(graph) for name in layer.parameters}
-    lacking = [name for name in wanted if name not in source]
-    others = [
-        name
-        for name, origin in source.items()
-        if math.prod(tensors[origin].shape) % math.prod(layer_of[name].shape)
-    ]
-    if lacking or others:
-        first = (lacking or others)[0]
-        what = (
-            f"lacks {len(lacking)} of the {len(wanted)} weights"
-            if lacking
-            else f"has other sizes in {len(others)} of the {len(wanted)} weights"
-        )
-        got = "" if lacking else f" {list(tensors[source[first]].shape)} there,"
-        raise RecipeError(
-            f"{path} {what} of {graph.denoiser!r} (the first is {first},{got} "
-            f"{list(layer_of[first].shape)} here): give a file of this denoiser"
-        )
+    source = _sources(graph, checkpoint, path, original)
+    _check_sources(graph, tensors, source, path)
 
     def decide(name: str, _layer: Layer) -> Decision:
         tensor = tensors[source[name]]
@@ -296,3 +277,57 @@ def read_checkpoint(
             kinds[weight.name] = stored[0].kind
             sizes[weight.name] = per_value * weight.numel
     return Published(result.qconfig, kinds, sizes, result.notes)
+
+
+def _sources(
+    graph: Graph,
+    checkpoint: Checkpoint,
+    path: Path,
+    original: Callable[[Mapping[str, tuple[int, ...]]], dict[str, str]] | None,
+) -> dict[str, str]:
+    """Find the tensor of each parameter, by diffusers' names or by the authors' own.
+
+    Raises:
+        RecipeError: fewer than half of the parameters have one.
+    """
+    enough = len(_layer_by_parameter(graph)) / 2
+    source = own_names(graph, checkpoint.tensors)
+    if len(source) < enough and original is not None:
+        source = original({name: tensor.shape for name, tensor in checkpoint.tensors.items()})
+    if len(source) < enough:
+        kind = f" of the architecture {checkpoint.architecture!r}" * bool(checkpoint.architecture)
+        raise RecipeError(
+            f"{path} is a {checkpoint.format} file{kind}, not of {graph.denoiser!r}: "
+            f"{distance(graph, checkpoint.tensors)}"
+        )
+    return source
+
+
+def _check_sources(
+    graph: Graph, tensors: Mapping[str, Tensor], source: Mapping[str, str], path: Path
+) -> None:
+    """Refuse a file that lacks parameters, or has them in sizes that cannot hold the graph's.
+
+    Raises:
+        RecipeError: it does.
+    """
+    layer_of = _layer_by_parameter(graph)
+    missing = [name for name in layer_of if name not in source]
+    misfits = [
+        name
+        for name, origin in source.items()  # a tensor may hold several parameters, side by side
+        if math.prod(tensors[origin].shape) % math.prod(layer_of[name].shape)
+    ]
+    if missing:
+        problem = f"lacks {len(missing)} of the {len(layer_of)} weights"
+        first, theirs = missing[0], ""
+    elif misfits:
+        problem = f"has other sizes in {len(misfits)} of the {len(layer_of)} weights"
+        first = misfits[0]
+        theirs = f" {list(tensors[source[first]].shape)} there,"
+    else:
+        return
+    raise RecipeError(
+        f"{path} {problem} of {graph.denoiser!r} (the first is {first},{theirs} "
+        f"{list(layer_of[first].shape)} here): give a file of this denoiser"
+    )
