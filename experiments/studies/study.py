@@ -17,15 +17,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
+
+if TYPE_CHECKING:
+    from qsdm.measurement.plan import Plan
+    from qsdm.qconfig import Space
 
 EXPERIMENTS = Path(__file__).parents[1]
 ROOT = EXPERIMENTS.parent
@@ -54,13 +57,22 @@ SMALL_METRICS = {
 SIZE_PX, STEPS, GUIDANCE = 64, 2, 2.0  # of the small pipelines
 SMALL_BITS = 6.0  # codebooks and scales weigh more in layers of 16 channels
 WITHOUT_MODEL = ("compare",)
-MACHINES = {
-    "H100": (300e12, 2.50),
-    "RTX 4090": (65e12, 0.45),
-}
-"""Operations per second that a denoiser in bfloat16 is assumed to reach, and dollars per hour:
-about a third of what is printed on the box. Neither machine was tried."""
 OVERHEAD = 1.15  # text encoders, VAE and metrics, in units of the denoiser's operations
+
+
+class Machine(NamedTuple):
+    """What a plan assumes of a machine; neither of them was tried.
+
+    Attributes:
+        operations_per_s: that a denoiser in bfloat16 reaches: about a third of the data sheet's.
+        dollars_per_hour: to rent it.
+    """
+
+    operations_per_s: float
+    dollars_per_hour: float
+
+
+MACHINES = {"H100": Machine(300e12, 2.50), "RTX 4090": Machine(65e12, 0.45)}
 
 
 @dataclass(frozen=True)
@@ -117,12 +129,12 @@ class Study:
         return Study(name, about["model"], about["pipeline"], about["keys"], tuple(stages))
 
     def number(self, command: str, key: str) -> int:
-        """A number of a stage."""
+        """A number that a stage gives its command."""
         return next(int(s.keys[key]) for s in self.stages if s.command == command)
 
 
-def spelled(keys: Mapping[str, Any]) -> list[str]:
-    """As the command line has them."""
+def words(keys: Mapping[str, Any]) -> list[str]:
+    """Write keys as the command line has them."""
 
     def text(value: Any) -> str:
         if isinstance(value, bool):
@@ -137,12 +149,12 @@ def spelled(keys: Mapping[str, Any]) -> list[str]:
 def run_stages(
     study: Study, out: Path, arguments: Callable[[Stage], list[str]], note: str = ""
 ) -> int:
-    """Run what is not done yet.
+    """Run the stages that are not done yet.
 
     Args:
         study: whose stages run.
-        out: folder of the notes.
-        arguments: of a stage.
+        out: folder of the notes on finished stages.
+        arguments: command line of a stage.
         note: printed before the first stage.
 
     Returns:
@@ -153,15 +165,15 @@ def run_stages(
     print(note or f"{study.name}: {len(study.stages)} stages", flush=True)
     (out / "done").mkdir(parents=True, exist_ok=True)
     for stage in study.stages:
-        words = arguments(stage)
-        digest = hashlib.sha256(json.dumps(words).encode()).hexdigest()
+        line = arguments(stage)
+        digest = hashlib.sha256(json.dumps(line).encode()).hexdigest()
         done = out / "done" / stage.file
         if done.exists() and done.read_text(encoding="utf-8").strip() == digest:
             print(f"== {stage.file}: done before", flush=True)
             continue
-        print(f"== {stage.file}: python -m qsdm.{stage.command} {' '.join(words)}", flush=True)
+        print(f"== {stage.file}: python -m qsdm.{stage.command} {' '.join(line)}", flush=True)
         module = import_module(f"qsdm.{stage.command}")
-        if status := run.execute(getattr(module, stage.command), words):
+        if status := run.execute(getattr(module, stage.command), line):
             return status
         done.write_text(digest + "\n", encoding="utf-8")
     print(f"{study.name}: all {len(study.stages)} stages are done", flush=True)
@@ -169,25 +181,25 @@ def run_stages(
 
 
 def real(study: Study, out: Path, extra: Sequence[str]) -> int:
-    """The study itself."""
+    """Run the stages on the published model."""
     store = out / "store"
+    # compare takes pipelines instead of a model: the one that was studied, and its checkpoint
+    pipeline = next((w.partition("=")[2] for w in extra if w.startswith("path=")), study.model)
+    shared = {k: v for k, v in study.keys.items() if k.startswith("prompts")}
+    of_prompts = [w for w in extra if w.startswith("prompts")]
 
     def arguments(stage: Stage) -> list[str]:
         keys = {"store": store} | dict(stage.keys)
         if stage.command in WITHOUT_MODEL:
-            # the reference's path, whose options are those of the model
-            place = next((w.partition("=")[2] for w in extra if w.startswith("path=")), study.model)
-            own = [w for w in extra if w.startswith("prompts")]
-            names = [place, str(store / study.model / "checkpoint")]
-            prompts = {k: v for k, v in study.keys.items() if k.startswith("prompts")}
-            return names + spelled(prompts | keys) + own
-        return [f"+model={study.model}", *spelled({**study.keys, **keys}), *extra]
+            compared = [pipeline, str(store / study.model / "checkpoint")]
+            return compared + words(shared | keys) + of_prompts
+        return [f"+model={study.model}", *words({**study.keys, **keys}), *extra]
 
     return run_stages(study, out, arguments)
 
 
 def small(study: Study, out: Path) -> int:
-    """All stages on a tiny pipeline of the same class with random weights."""
+    """Run the stages on a tiny pipeline of the same class with random weights."""
     sys.path.insert(0, str(ROOT / "tests"))
     from pipelines import CALLS, build_model
     from prompt_files import write_imagenet
@@ -219,10 +231,9 @@ def small(study: Study, out: Path) -> int:
         if stage.command in WITHOUT_MODEL:
             options = {"steps": STEPS, "guidance": GUIDANCE}
             options |= {k.removeprefix("+model."): v for k, v in call.items()}
-            reference = f"{folder}:{','.join(spelled(options))}"
-            names = [reference, str(store / name / "checkpoint")]
-            return names + spelled(prompts | keys)
-        return ["+model=any", *spelled(model | prompts | SMALL_METRICS | keys)]
+            reference = f"{folder}:{','.join(words(options))}"
+            return [reference, str(store / name / "checkpoint"), *words(prompts | keys)]
+        return ["+model=any", *words(model | prompts | SMALL_METRICS | keys)]
 
     note = (
         f"{study.name}: a tiny {study.pipeline} with random weights; "
@@ -231,11 +242,29 @@ def small(study: Study, out: Path) -> int:
     return run_stages(study, out, arguments, note)
 
 
+def pictures(study: Study, space: Space) -> dict[str, Plan]:
+    """What each stage draws."""
+    from qsdm.measurement.plan import Plan
+
+    images = study.number("measure", "num_images")
+    rounds = study.number("search", "rounds") * study.number("search", "per_round")
+    # realize draws its candidates; on fresh noise the chosen one, uniform and five random ones
+    realized = study.number("realize", "candidates") + 1 + len(space.methods) + 5
+    return {
+        "probe": Plan(len(space.options), study.number("probe", "num_images")),
+        "measure": Plan(study.number("measure", "num_configs"), images, images),
+        "search": Plan(rounds, images),
+        "realize": Plan(realized, images, images),
+        "compare": Plan(2, study.number("compare", "num_images")),
+    }
+
+
 def plan(study: Study) -> int:
     """Print what the study takes: nothing is drawn, no weight is read."""
     from qsdm import tracing
     from qsdm.measurement.plan import Plan
-    from qsdm.qconfig import QuantConfig, cost
+    from qsdm.qconfig import QuantConfig
+    from qsdm.qconfig.cost import size_bytes
     from qsdm.run.conf import load
     from qsdm.text import size, table
     from qsdm.trace import prepare
@@ -246,24 +275,17 @@ def plan(study: Study) -> int:
     space = load("space", "paper").of(graph, model.full_bits)
     calls = model.steps * (2 if model.guidance > 1 else 1)
     operations = 2 * sum(node.macs for node in graph.nodes) * calls * OVERHEAD
-    images = study.number("measure", "num_images")
-    per_round = study.number("search", "per_round")
-    realized = study.number("realize", "candidates") + len(space.methods) + 6
-    parts = {
-        "probe": Plan(len(space.options), study.number("probe", "num_images")),
-        "measure": Plan(study.number("measure", "num_configs"), images, images),
-        "search": Plan(study.number("search", "rounds") * per_round, images),
-        "realize": Plan(realized, images, images),
-        "compare": Plan(2, study.number("compare", "num_images")),
-    }
-    total = sum(part.num_pictures for part in parts.values())
+    numbers = {stage: part.num_pictures for stage, part in pictures(study, space).items()}
     rows = []
-    for name, part in [*parts.items(), ("all", None)]:
-        pictures = total if part is None else part.num_pictures
-        cells = [name, f"{pictures:,}"]
-        for speed, price in MACHINES.values():
-            timed = replace(Plan(1, pictures), picture_s=operations / speed, price_per_hour=price)
-            cells += [f"{(timed.seconds or 0) / 3600:,.1f}", f"{timed.price or 0:,.0f}"]
+    for stage, number in (numbers | {"all": sum(numbers.values())}).items():
+        cells = [stage, f"{number:,}"]
+        for machine in MACHINES.values():
+            priced = replace(
+                Plan(1, number),
+                picture_s=operations / machine.operations_per_s,
+                price_per_hour=machine.dollars_per_hour,
+            )
+            cells += [f"{(priced.seconds or 0) / 3600:,.1f}", f"{priced.price or 0:,.0f}"]
         rows.append(cells)
     heads = ["stage", "pictures"]
     for name in MACHINES:
@@ -271,17 +293,16 @@ def plan(study: Study) -> int:
     print(f"{study.name}: {study.model}, {len(space.options)} weights, {calls} calls a picture of")
     print(f"{operations / 1e12:,.0f} tera operations; estimates, neither machine was tried")
     print(table(heads, rows, are_texts=True))
-    of_space, bits = space.graph, space.full_bits
-    full = cost.size_bytes(of_space, QuantConfig(study.model, {}), bits)
-    methods = sum(cost.size_bytes(of_space, space.uniform(m), bits) for m in space.methods)
-    pixels = 3 * model.resolution_px**2
-    disk = full + methods + 2 * images * pixels + study.number("compare", "num_images") * 2 * pixels
+    full = size_bytes(space.graph, QuantConfig(study.model, {}), space.full_bits)
+    packed = sum(size_bytes(space.graph, space.uniform(m), space.full_bits) for m in space.methods)
+    kept = study.number("measure", "num_images") + study.number("compare", "num_images")
+    disk = full + packed + 2 * kept * 3 * model.resolution_px**2
     print(
-        f"disk: {size(disk)} (denoiser {size(full)}, its packed weights {size(methods)}, pictures "
+        f"disk: {size(disk)} (denoiser {size(full)}, its packed weights {size(packed)}, pictures "
         "of full precision), besides the pipeline's other parts"
     )
     print(f"memory: {size(2 * full)} and more, for the denoiser at full precision and packed")
-    return 0 if math.isfinite(operations) else 1
+    return 0
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -295,9 +316,12 @@ def main(arguments: Sequence[str]) -> int:
     study = Study.read(arguments[0])
     options = dict(word.split("=", 1) for word in arguments[1:] if "=" in word)
     extra = [w for w in arguments[1:] if w.partition("=")[0] not in ("small", "plan", "out")]
-    if options.get("plan", "false") == "true":
-        return plan(study)
+    is_planned = options.get("plan", "false") == "true"
     is_small = options.get("small", "false") == "true"
+    if extra and (is_planned or is_small):
+        sys.exit(f"error: a plan and a small run take no keys of commands (got {' '.join(extra)})")
+    if is_planned:
+        return plan(study)
     suffix = "-small" if is_small else ""
     out = Path(options.get("out", f"outputs/studies/{study.name}{suffix}")).absolute()
     return small(study, out) if is_small else real(study, out, extra)
