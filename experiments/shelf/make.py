@@ -14,7 +14,7 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,8 +50,11 @@ GROUPED = ("uaq_g32-4", "uaq_g32-5", "uaq_g32-8")  # what GGUF can hold as it is
 BITS = {"qsdm": (3.5, 4.0), "torchao": (3.5, 4.0), "sdnq": (3.5, 4.0), "gguf": (5.5,)}
 """Budgets by engine; that of GGUF is for the weights that it can hold at all."""
 
+Recipe = tuple[str, dict[str, Any], QuantConfig, Graph]
+"""Name, entry of the index, configuration, graph whose weights it names."""
 
-def measured(name: str, store: str) -> Iterator[tuple[str, dict[str, Any], QuantConfig, Graph]]:
+
+def measured(name: str, store: str) -> Iterator[Recipe]:
     """Each rule's configuration of a pipeline that was measured."""
     import tables
 
@@ -74,12 +77,6 @@ def measured(name: str, store: str) -> Iterator[tuple[str, dict[str, Any], Quant
             methods = dict(zip(results["weights"], stored["methods"], strict=True))
             qconfig = QuantConfig(name, {w: QuantMethod.parse(m) for w, m in methods.items()})
             assert qconfig.digest[:16] == digest
-            rivals = {
-                other: found
-                for other, code in {**by_rule, "full precision": results["full"]}.items()
-                if code != digest and (found := tables.outcome_of(results, code)) is not None
-            }
-            rows = [tables.row(other, [found], 0.0, outcome) for other, found in rivals.items()]
             yield (
                 f"{name}-{budget}{suffix}",
                 {
@@ -93,25 +90,34 @@ def measured(name: str, store: str) -> Iterator[tuple[str, dict[str, Any], Quant
                     "num_images": results["pictures"],
                     "seed_set": results["seed_set"],
                     "metrics": {m: stored["metrics"][m] for m in tables.METRICS},
-                    "rivals": {
-                        one.name: {
-                            "avg_bits": results["outcomes"][by_rule.get(one.name, results["full"])][
-                                "avg_bits"
-                            ],
-                            "differences": {
-                                metric: [d.value, d.standard_error]
-                                for metric, d in one.differences.items()
-                                if d is not None
-                            },
-                        }
-                        for one in rows
-                    },
+                    "rivals": rivals(results, by_rule, digest),
                     "errors": [round(float(e), 6) for e in table.of(qconfig)[0]],
                     "rule": rule,
                 },
                 qconfig,
                 graph,
             )
+
+
+def rivals(
+    results: Mapping[str, Any], by_rule: Mapping[str, str], digest: str
+) -> dict[str, dict[str, Any]]:
+    """A recipe minus each configuration of its budget that was measured, with standard errors."""
+    import tables
+
+    outcome = tables.outcome_of(results, digest)
+    assert outcome is not None
+    compared = {}
+    for rule, other in {**by_rule, tables.FULL: results["full"]}.items():
+        rival = tables.outcome_of(results, other)
+        if other == digest or rival is None:
+            continue
+        differences = tables.row(rule, [rival], 0.0, outcome).differences
+        compared[rule] = {
+            "avg_bits": results["outcomes"][other]["avg_bits"],
+            "differences": {m: [d.value, d.standard_error] for m, d in differences.items() if d},
+        }
+    return compared
 
 
 def teacher(name: str, store: str) -> Teacher:
@@ -147,9 +153,7 @@ def nominal_table(space: Space) -> MethodTable:
     return MethodTable(names, space.methods, error, np.zeros(shape, dtype=np.int64))
 
 
-def starting_points(
-    name: str, teachers: list[Teacher]
-) -> Iterator[tuple[str, dict[str, Any], QuantConfig, Graph]]:
+def starting_points(name: str, teachers: list[Teacher]) -> Iterator[Recipe]:
     """Configurations of a published denoiser that nobody has measured."""
     from qsdm import tracing
     from qsdm.predictor.encode import encode
@@ -180,14 +184,14 @@ def starting_points(
         problem = Problem(Space(space.graph, options, model.full_bits), harm)
         genes = path(problem, harm)
         sizes = problem.size_of(genes)
+        kept = sum(  # values that the engine cannot hold in fewer bits
+            w.numel for w, o in zip(space.graph.weights, options, strict=True) if o == (full,)
+        )
         for bits in budgets:
-            kept = sum(
-                w.numel for w, o in zip(space.graph.weights, options, strict=True) if o == (full,)
-            )
-            held = space.graph.num_values - kept
-            most = (bits * held + model.full_bits * kept * (target == "gguf")) / 8
-            most = most if target == "gguf" else bits * space.graph.num_values / 8
-            fitting = np.flatnonzero(sizes <= most)
+            limit_bits = bits * space.graph.num_values
+            if target == "gguf":
+                limit_bits += (model.full_bits - bits) * kept
+            fitting = np.flatnonzero(sizes <= limit_bits / 8)
             if not len(fitting):
                 continue
             decoded = problem.space.decode(genes[fitting[0]])
@@ -268,19 +272,17 @@ def main() -> None:
         print(name, flush=True)
         if name not in ZOO:
             teachers = teachers or [teacher(one, args.store) for one in ZOO]
-        made = measured(name, args.store) if name in ZOO else starting_points(name, teachers)
-        add(args.out, name, list(made))
+        recipes = measured(name, args.store) if name in ZOO else starting_points(name, teachers)
+        add(args.out, name, list(recipes))
 
 
-def add(
-    out: Path, denoiser: str, made: list[tuple[str, dict[str, Any], QuantConfig, Graph]]
-) -> None:
+def add(out: Path, denoiser: str, recipes: Sequence[Recipe]) -> None:
     """Replace what the shelf has of a denoiser."""
     shutil.rmtree(out / denoiser, ignore_errors=True)
     index = out / "index.json"
     before = INDEX.read(index) if index.exists() else {}
     entries: dict[str, Any] = {n: e for n, e in before.items() if e["denoiser"] != denoiser}
-    for name, entry, qconfig, graph in made:
+    for name, entry, qconfig, graph in recipes:
         write(out, name, entry, qconfig, graph)
         entries[name] = entry
     order = [*ZOO, *PUBLISHED]
