@@ -2,23 +2,33 @@
 
     python -m qsdm.calibrate +model=emoji_unet
     python -m qsdm.calibrate +model=sdxl path=DIRECTORY space=wide
+    python -m qsdm.calibrate +model=emoji_unet space=weighted   # fits that know the layers' inputs
 
 Writes ``calibration/<space>/table.safetensors`` (errors and sizes) and ``weights.safetensors`` (the
 quantized weights, from which configurations are measured); graph.html then shows the errors.
+
+Methods that end in ``_w`` weight errors by the mean square of the input that a weight meets. For
+them, and for ``error=weighted``, a few pictures are drawn in full precision first
+(`qsdm.measurement.moments`).
 """
 
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from qsdm import run, text
-from qsdm.denoisers import ModelError, source_digest
+from qsdm.denoisers import ModelError, prompts_of, source_digest
 from qsdm.denoisers import denoiser_tensors as parameters  # as it was called here in 0.1
 from qsdm.qconfig import Space
 from qsdm.qconfig.cost import MethodTable
+from qsdm.quant.methods import METHODS
 from qsdm.report import graph_page
 from qsdm.text import Log, ignore
 from qsdm.workspace import Workspace, takes_workspace
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @takes_workspace("model", "space", "store")
@@ -31,7 +41,8 @@ def calibrate(
 
     Args:
         workspace: model, space and store.
-        error: ``relative``, or ``paper`` for the errors as the paper's release computes them.
+        error: ``relative``; ``weighted`` by what the inputs of each layer are like; or ``paper``
+            for the errors as the paper's release computes them.
         log: receives the progress.
 
     Returns:
@@ -40,6 +51,7 @@ def calibrate(
     Raises:
         StoreError: the denoiser was not traced.
         ModelError: the weights are not here.
+        EvaluationError: inputs are needed, and the pipeline cannot draw.
 
     Example:
         >>> import qsdm
@@ -57,11 +69,34 @@ def calibrate(
     tensors, source = parameters(model), ""
     with suppress(ModelError):  # other components are missing
         source = source_digest(model)
-    table = calibration.calibrate(tensors, space, target, log, error, source)
+    importances = None
+    if error == "weighted" or any(METHODS[m.name].is_weighted for m in space.methods):
+        importances = recorded(workspace)
+    table = calibration.calibrate(tensors, space, target, log, error, source, importances)
     graph_page.write(workspace.path("graph.html"), graph, graph_page.errors(graph, table))
     print(summary(space, table))
     track(log, "calibrate", workspace.store, workspace.space_name, workspace.model.full_bits)
     return table
+
+
+def recorded(workspace: Workspace) -> dict[str, np.ndarray]:
+    """Draw a few pictures, and take the mean square of every input channel of every layer.
+
+    Args:
+        workspace: model and space.
+
+    Returns:
+        See `qsdm.measurement.moments.importances`.
+
+    Raises:
+        EvaluationError: the pipeline cannot draw.
+    """
+    from qsdm.measurement.drawer import Drawer
+    from qsdm.measurement.moments import importances
+
+    drawer = Drawer(workspace.model, workspace.space.graph, None)
+    print("recording the layers' inputs", flush=True)
+    return importances(drawer, prompts_of(workspace.model))
 
 
 def summary(space: Space, table: MethodTable) -> str:

@@ -68,7 +68,7 @@ from qsdm.workspace import Workspace, takes_workspace
 if TYPE_CHECKING:
     from qsdm.engine import Engine
     from qsdm.measurement.labels import Labels
-    from qsdm.measurement.rounds import Limits
+    from qsdm.measurement.rounds import Limits, Loop
     from qsdm.measurement.session import Session
     from qsdm.predictor import Predictor
     from qsdm.predictor.by_metric import MetricModel
@@ -158,7 +158,6 @@ def search(
         True
     """
     from qsdm.measurement.plan import plan_rounds
-    from qsdm.measurement.rounds import Journal, Loop, region_of
     from qsdm.measurement.rounds import table as table_of_rounds
     from qsdm.measurement.session import open_session
     from qsdm.report.tracked import track
@@ -190,41 +189,23 @@ def search(
         log,
         restriction.whole,
     )
-    about: dict[str, Any] = {
-        "denoiser": workspace.name,
-        "space": workspace.space_name,
-        "objective": dict(objective.weights),
-    }
     report: RoundsReport | None = None
     model: Predict
     if rounds or plan:
         labels, _ = learned_from(workspace, objective)
         limits = limits_of(labels, rounds, per_round, max_pictures, patience)
-        journal = Journal(
-            workspace.path(f"search/{workspace.space_name}-rounds.json"),
-            {**about, "protocol": labels.protocol.digest},
-        )
         # A plan starts no workers.
         with open_session(workspace, Serial() if plan else engine, batch_size) as ready:
             require_same_way(ready, labels)
-            planned = plan_rounds(ready, labels.protocol, journal.read(), limits)
+            loop = loop_of(ready, workspace, objective, labels, explorer, aim)
             planned = replace(
-                planned, num_workers=engine.num_workers, price_per_hour=price_per_hour
+                plan_rounds(ready, labels.protocol, loop.journal.read(), limits),
+                num_workers=engine.num_workers,
+                price_per_hour=price_per_hour,
             )
             print(f"rounds, at most: {planned}", flush=True)
             if plan:
                 return {}
-            region = region_of(space, whole, labels, aim)
-            loop = Loop(
-                ready,
-                objective,
-                labels,
-                whole,
-                region,
-                journal,
-                updater(predictor),
-                explorer.candidates,
-            )
             model, reports = loop.run(limits, log)
         report = loop.report(aim, reports)
         print(table_of_rounds(report))
@@ -232,7 +213,7 @@ def search(
         model = predictor_of(predictor, workspace, objective)
     front = {
         "schema": FRONT.schema,
-        **about,
+        **about_of(workspace, objective),
         **explorer.search(model),
         "fidelity": objective.fidelity,
         "constraints": constraints.to_json(),
@@ -245,6 +226,61 @@ def search(
     print_front(front)
     track(log, "search", workspace.store, workspace.space_name, workspace.model.full_bits)
     return front
+
+
+def about_of(workspace: Workspace, objective: Objective) -> dict[str, Any]:
+    """What a front or a journal is of.
+
+    Args:
+        workspace: model and space.
+        objective: that is maximized.
+    """
+    return {
+        "denoiser": workspace.name,
+        "space": workspace.space_name,
+        "objective": dict(objective.weights),
+    }
+
+
+def loop_of(
+    ready: Session,
+    workspace: Workspace,
+    objective: Objective,
+    labels: Labels,
+    explorer: Explorer,
+    aim: float | None,
+) -> Loop:
+    """Put together what rounds need.
+
+    Args:
+        ready: the running session.
+        workspace: model, space and store, with the predictor.
+        objective: that labels measure.
+        labels: that the predictor has learned from.
+        explorer: proposes configurations.
+        aim: average bits that count; None for the whole front.
+
+    Returns:
+        The loop.
+    """
+    from qsdm.measurement.rounds import Journal, Loop, region_of
+
+    space = workspace.space
+    whole = Problem.of(space, workspace.table)
+    journal = Journal(
+        workspace.path(f"search/{workspace.space_name}-rounds.json"),
+        {**about_of(workspace, objective), "protocol": labels.protocol.digest},
+    )
+    return Loop(
+        ready,
+        objective,
+        labels,
+        whole,
+        region_of(space, whole, labels, aim),
+        journal,
+        updater(workspace.predictor(objective)),
+        explorer.candidates,
+    )
 
 
 def print_reach(

@@ -391,9 +391,12 @@ def of_today(protocol: Protocol, model: Model) -> Protocol:
     from qsdm.quant.fitting import VERSION  # with torch: --help is fast
 
     prompts = of_pictures(prompts_of(model), protocol.num_images)
+    version = protocol.quantizer_version
+    if version.partition("-")[0] != VERSION:  # what follows are the inputs of a weighted fit
+        version = VERSION
     return dataclasses.replace(
         protocol,
-        quantizer_version=str(VERSION),
+        quantizer_version=version,
         sampler=sampler_of(model),
         prompts=prompts_digest(prompts),
     )

@@ -7,6 +7,7 @@ measured again.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ from qsdm.measurement.worker import DrawTask, WorkerStart, read_full
 from qsdm.outcome import EvaluationError, Protocol
 from qsdm.qconfig import QuantConfig, Space
 from qsdm.qconfig.steps import require_steps
+from qsdm.quant.calibrated import fitted_version
 from qsdm.store import Store, StoreError
 from qsdm.store.files import replace
 from qsdm.store.tensors import TensorFile
@@ -72,6 +74,7 @@ class Session:
         pool: the workers.
         batch_size: number of drawings at a time, at most.
         shard: number of drawings per task.
+        quantizer_version: of the quantized weights.
     """
 
     model: Model
@@ -80,6 +83,7 @@ class Session:
     pool: Pool
     batch_size: int
     shard: int
+    quantizer_version: str
 
     def protocol(self, seed_set: int, num_images: int) -> Protocol:
         """How pictures are drawn.
@@ -99,7 +103,20 @@ class Session:
                 f"model {self.model.name} has no metrics: add metrics=NAME, "
                 "with a NAME of conf/metrics"
             )
-        return protocol_of(self.model, prompts_of(self.model), seed_set, num_images)
+        return self.drawing(seed_set, num_images)
+
+    def drawing(self, seed_set: int, num_images: int) -> Protocol:
+        """As `protocol`, for a model that may have no metrics.
+
+        Args:
+            seed_set: see `protocol`.
+            num_images: see `protocol`.
+
+        Returns:
+            The protocol.
+        """
+        plain = protocol_of(self.model, prompts_of(self.model), seed_set, num_images)
+        return dataclasses.replace(plain, quantizer_version=self.quantizer_version)
 
     @property
     def versions(self) -> dict[str, str]:
@@ -275,7 +292,9 @@ def open_session(
         _check(model)
     with engine.open(WorkerStart(model, space.graph, packed, batch_size)) as pool:
         checked = _CheckedPool(pool, model, is_checked=check)
-        yield Session(model, space, subject.store, checked, batch_size, shard)
+        yield Session(
+            model, space, subject.store, checked, batch_size, shard, fitted_version(packed)
+        )
 
 
 @dataclass(slots=True)

@@ -481,8 +481,8 @@ class Space:
     def uniform(self, method: str | QuantMethod) -> QuantConfig:
         """The configuration with one method for every weight.
 
-        Where the method is not on offer, K-Means-A of the same bits takes its place, or else
-        another method of the same bits.
+        Where the method is not on offer, K-Means-A of the same bits takes its place (weighted, if
+        the method is), or else another method of the same bits.
 
         Args:
             method: an object or its text form.
@@ -499,7 +499,7 @@ class Space:
                     f"no {requested.bits}-bit method is on offer for {weight.name!r} "
                     f"(offered: {', '.join(map(str, offered))})"
                 )
-            substitute = next((m for m in candidates if m.name == "kmeans_a"), candidates[0])
+            substitute = next((m for m in candidates if m == _fallback(requested)), candidates[0])
             chosen[weight.name] = requested if requested in candidates else substitute
         return QuantConfig(self.graph.denoiser, chosen)
 
@@ -611,7 +611,13 @@ def _affordable(
         weight.shape
     ):
         return method
-    return QuantMethod("kmeans_a", method.bits)
+    return _fallback(method)
+
+
+def _fallback(method: QuantMethod) -> QuantMethod:
+    """The method that costs the least beside the codes."""
+    name = "kmeans_a_w" if METHODS[method.name].is_weighted else "kmeans_a"
+    return QuantMethod(name, method.bits)
 
 
 def tilted(bits: np.ndarray, share: np.ndarray, values: np.ndarray, target: float) -> np.ndarray:

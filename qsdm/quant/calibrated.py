@@ -73,6 +73,18 @@ class PackedFile(TypedDict):
     digests: NotRequired[dict[str, str]]
 
 
+def fitted_version(path: Path) -> str:
+    """What decided the codes beside the weights, see `qsdm.quant.calibration.version_of`.
+
+    Args:
+        path: the directory that `qsdm.quant.calibration.calibrate` wrote.
+
+    Raises:
+        StoreError: the file is missing, damaged or was not written by qsdm.
+    """
+    return PackedWeights(path).version
+
+
 class OtherWeights(StoreError):
     """Other weights were quantized than those that draw pictures; the message says what to do."""
 

@@ -8,7 +8,7 @@ the shapes, so its header is written first, and the parts in the order in which 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from qsdm.quant.calibrated import SCHEMA, TABLE, WEIGHTS
 from qsdm.quant.decoding import layout
 from qsdm.quant.digests import bytes_of, digest_of, values_of
 from qsdm.quant.fitting import VERSION, Fitted, fit_all
+from qsdm.quant.methods import METHODS
 from qsdm.quant.rows import sharing
 from qsdm.store.checksum import NUM_DIGITS, checksum
 from qsdm.store.files import replace
@@ -43,6 +44,7 @@ def calibrate(
     log: Log = ignore,
     error: str = "relative",
     source: str = "",
+    importances: Mapping[str, np.ndarray] | None = None,
 ) -> MethodTable:
     """Quantize every weight by every method that the space offers for it.
 
@@ -54,10 +56,13 @@ def calibrate(
         space: the methods on offer for every weight.
         path: the directory to write to; it is made if need be.
         log: called with the errors of each weight.
-        error: which error all later stages read: ``relative``, defined alike for every method, or
-            ``paper``, that of the paper's release (see `qsdm.quant.fitting.Fitted`).
+        error: which error all later stages read: ``relative``, defined alike for every method;
+            ``weighted`` by ``importances``; or ``paper``, that of the paper's release (see
+            `qsdm.quant.fitting.Fitted`).
         source: digest of the files that ``tensors`` reads, by which later stages recognize them
             without reading them.
+        importances: mean square of each input channel, float32 [in], by the name of a weight; all
+            inputs of a weight that is missing are alike.
 
     Returns:
         The table of errors and sizes, as it was written.
@@ -67,8 +72,9 @@ def calibrate(
             values of tied parameters differ.
         StoreError: a file cannot be written.
     """
-    if error not in ("relative", "paper"):
-        raise ValueError(f"wanted the error 'relative' or 'paper' (got {error!r})")
+    if error not in ("relative", "weighted", "paper"):
+        raise ValueError(f"wanted the error 'relative', 'weighted' or 'paper' (got {error!r})")
+    version = version_of(space, importances)
     weights, methods = space.graph.weights, space.methods
     errors, norms = (np.full((len(weights), len(methods)), np.nan) for _ in range(2))
     sizes = np.array(
@@ -88,20 +94,24 @@ def calibrate(
     digests = dict.fromkeys(shapes, "0" * NUM_DIGITS)  # as long as the digests to come
 
     def metadata() -> dict[str, str]:
-        about = {"schema": SCHEMA, "version": VERSION, "shapes": shapes, "digests": digests}
+        about = {"schema": SCHEMA, "version": version, "shapes": shapes, "digests": digests}
         return {"qsdm": json.dumps(about)}
 
     def fill(partial: Path) -> None:
         with TensorFile(partial, parts, metadata()) as file:
-            for num_done, (i, fits, digest) in enumerate(_fits(tensors, space), 1):
+            for num_done, (i, fits, digest) in enumerate(
+                _fits(tensors, space, importances or {}), 1
+            ):
                 digests[weights[i].name] = digest
                 for method, fitted in fits.items():
                     for part, stored in fitted.quantized.parts.items():
                         file.write(f"{weights[i].name}|{method}|{part}", bytes_of(stored))
                     column = methods.index(method)
-                    errors[i, column] = (
-                        fitted.rel_error if error == "relative" else fitted.paper_error
-                    )
+                    errors[i, column] = {
+                        "relative": fitted.rel_error,
+                        "weighted": fitted.weighted_error,
+                        "paper": fitted.paper_error,
+                    }[error]
                     norms[i, column] = fitted.norm_error
                 log(
                     {"calibrate/weights": num_done}
@@ -118,7 +128,7 @@ def calibrate(
     table = MethodTable(names, methods, errors, sizes, norms, fitted_digest, source)
     about = {
         "schema": SCHEMA,
-        "version": VERSION,
+        "version": version,
         "graph": space.graph.digest,
         "provenance": provenance(),
         "error": error,
@@ -135,8 +145,26 @@ def calibrate(
     return table
 
 
+def version_of(space: Space, importances: Mapping[str, np.ndarray] | None) -> str:
+    """What decides the codes beside the weights: the algorithms, and inputs if they are weighted.
+
+    Args:
+        space: of the methods.
+        importances: see `calibrate`.
+
+    Returns:
+        The version, of the same length for the same kind of methods.
+    """
+    if importances is None or not any(METHODS[m.name].is_weighted for m in space.methods):
+        return VERSION
+    digests = {name: checksum(array.tobytes()) for name, array in importances.items()}
+    return f"{VERSION}-{checksum(canonical(digests))[:12]}"
+
+
 def _fits(
-    tensors: Callable[[str], torch.Tensor], space: Space
+    tensors: Callable[[str], torch.Tensor],
+    space: Space,
+    importances: Mapping[str, np.ndarray],
 ) -> Iterator[tuple[int, dict[QuantMethod, Fitted], str]]:
     """Index, fits and digest of every weight as they are finished.
 
@@ -149,7 +177,8 @@ def _fits(
         with sharing(workers):
             tensor = values_of(tensors, weight)
             try:
-                return i, fit_all(tensor, space.options[i]), digest_of(tensor)
+                own = importances.get(weight.name)
+                return i, fit_all(tensor, space.options[i], own), digest_of(tensor)
             except ValueError as error:
                 raise ValueError(f"{weight.parameter}: {error}") from error
 

@@ -21,6 +21,8 @@ from qsdm.quant.quantized import Quantized
 
 VERSION = "3"  # of the fits; a new version means other codes for the same weight
 
+_LEAST_IMPORTANCE = 1e-3  # of an input channel, in units of the mean: it may have been still
+
 # Values that are converted at a time; larger tensors torch would spread over threads of its own,
 # which then spin beside the kernels'.
 _PIECE = 1 << 14
@@ -38,20 +40,26 @@ class Fitted:
         paper_error: ``sum |W - W^|^2.4``, reduced as in the paper's release, which differs between
             methods: the sum over rows of the mean over their values; for K-Means-A the mean over
             rows and kernel positions of the sum over inputs. Only for comparison with the release.
+        weighted_error: ``sum h |W - W^|^2 / sum h |W|^2`` with the importance h of each input; as
+            ``rel_error`` if all are alike.
     """
 
     quantized: Quantized
     rel_error: float
     norm_error: float
     paper_error: float
+    weighted_error: float
 
 
-def fit(weight: torch.Tensor, method: QuantMethod) -> Quantized:
+def fit(
+    weight: torch.Tensor, method: QuantMethod, importance: np.ndarray | None = None
+) -> Quantized:
     """Quantize a weight.
 
     Args:
         weight: ``[out, in, *kernel]`` of any floating type, on any device.
         method: any method.
+        importance: see `fit_all`.
 
     Returns:
         Codes and tensors, on the CPU, where they are computed.
@@ -60,11 +68,15 @@ def fit(weight: torch.Tensor, method: QuantMethod) -> Quantized:
         ValueError: the weight contains NaN or infinities, is empty, or has fewer than two axes.
     """
     weight, x = _rows(weight)
-    _, codes, tensors = next(_fits(weight, x, (method,)))
+    _, codes, tensors = next(_fits(weight, x, (method,), _spread(importance, weight)))
     return _packed(method, weight.shape, codes, tensors)
 
 
-def fit_all(weight: torch.Tensor, methods: Sequence[QuantMethod]) -> dict[QuantMethod, Fitted]:
+def fit_all(
+    weight: torch.Tensor,
+    methods: Sequence[QuantMethod],
+    importance: np.ndarray | None = None,
+) -> dict[QuantMethod, Fitted]:
     """Quantize a weight by several methods, and compute the errors.
 
     What the bit widths of a method share is computed once.
@@ -72,6 +84,7 @@ def fit_all(weight: torch.Tensor, methods: Sequence[QuantMethod]) -> dict[QuantM
     Args:
         weight: see `fit`.
         methods: any methods.
+        importance: mean square of each input channel, float [in]; None: all are alike.
 
     Returns:
         By method, in the order of ``methods``.
@@ -81,9 +94,11 @@ def fit_all(weight: torch.Tensor, methods: Sequence[QuantMethod]) -> dict[QuantM
     """
     shape = tuple(weight.shape)
     weight, x = _rows(weight)
+    spread = _spread(importance, weight)
+    weighted_norm = _weighted_sum(x, spread)
     norms = rows.power_sums(x, np.zeros((1, x.shape[1]), np.float32))
     fits = {}
-    for method, codes, tensors in _fits(weight, x, methods):
+    for method, codes, tensors in _fits(weight, x, methods, spread):
         quantized = _packed(method, shape, codes, tensors)
         if method.is_full:
             errors = rows.power_sums(x, dequantize(quantized).view(x.shape).numpy())
@@ -96,8 +111,36 @@ def fit_all(weight: torch.Tensor, methods: Sequence[QuantMethod]) -> dict[QuantM
         kind = METHODS[method.name]
         divisor = math.prod(shape) / shape[1] if kind.per_tensor else x.shape[1]
         relative, norm = (_ratio(error, norm) for error, norm in zip(errors, norms, strict=True))
-        fits[method] = Fitted(quantized, relative, norm, float(errors[1] / divisor))
+        weighted = relative
+        if spread is not None:
+            off = x - dequantize(quantized).view(x.shape).numpy()
+            weighted = _ratio(_weighted_sum(off, spread), weighted_norm)
+        fits[method] = Fitted(quantized, relative, norm, float(errors[1] / divisor), weighted)
     return {method: fits[method] for method in methods}
+
+
+def _spread(importance: np.ndarray | None, weight: torch.Tensor) -> np.ndarray | None:
+    """The importance of every value of a row, float32 [fan_in], with a mean of 1 and none at 0."""
+    if importance is None:
+        return None
+    if importance.shape != (weight.shape[1],):
+        raise ValueError(
+            f"wanted the importance of {weight.shape[1]} input channels "
+            f"(got {importance.shape} for a weight of shape {tuple(weight.shape)})"
+        )
+    if not (np.isfinite(importance).all() and importance.min() >= 0):
+        raise ValueError("the importance of an input channel is negative, NaN or infinite")
+    if (mean := importance.mean()) == 0:  # the layer reads zeros: its weights do not matter
+        return None
+    floored = np.maximum(importance / mean, _LEAST_IMPORTANCE)
+    kernel = math.prod(weight.shape[2:])
+    return np.repeat(floored, kernel).astype(np.float32)
+
+
+def _weighted_sum(x: np.ndarray, importance: np.ndarray | None) -> float:
+    if importance is None:
+        return 0.0
+    return float(np.einsum("ij,ij,j->", x, x, importance, dtype=np.float64))
 
 
 def _rows(weight: torch.Tensor) -> tuple[torch.Tensor, np.ndarray]:
@@ -126,12 +169,15 @@ def _rows(weight: torch.Tensor) -> tuple[torch.Tensor, np.ndarray]:
 
 
 def _fits(
-    weight: torch.Tensor, x: np.ndarray, methods: Sequence[QuantMethod]
+    weight: torch.Tensor,
+    x: np.ndarray,
+    methods: Sequence[QuantMethod],
+    importance: np.ndarray | None,
 ) -> Iterator[tuple[QuantMethod, np.ndarray, dict[str, np.ndarray]]]:
     """Each method with its codes uint8 [rows, n] and tensors; ``fp`` has bytes instead of codes."""
     for name in dict.fromkeys(method.name for method in methods):
         variants = sorted({method for method in methods if method.name == name})
-        fits = METHODS[name].fit(x, [method.bits for method in variants], weight)
+        fits = METHODS[name].fit(x, [method.bits for method in variants], weight, importance)
         for method, (codes, tensors) in zip(variants, fits, strict=True):
             yield method, codes, tensors
 

@@ -16,6 +16,8 @@ and the best j grows with i, so that divide and conquer takes O(K m log m) steps
                coarse for an outlier. The dynamic program runs over some 130 of the bins' edges,
                placed as those of a fine quantizer, and Lloyd's iteration over all bins follows.
 
+Where errors do not count alike, counts become sums of importance.
+
 References:
     Qua²SeDiMo (Mills et al., 2025), section 3: K-Means-C and K-Means-A.
     Ckmeans.1d.dp: Optimal k-means clustering in one dimension by dynamic programming (Wang & Song,
@@ -45,6 +47,7 @@ Scale = tuple[np.float32, np.float32, np.float32]  # what `_bin` needs: c, start
 _EXACT = 256  # longest row that is solved without bins
 # Deviations (0.68 sigma of normal values) at which a bin is four times as wide.
 _COMPAND = np.float32(18.0)
+_POINTS = 1024  # of the program of a weighted row, at most
 # Of the program, about: heavy-tailed rows come within 0.5 % of the optimum.
 _NODES = 124
 # Deviations^2: (integral of density^(1/3))^3 (Panter & Dite), normal to heavy-tailed values.
@@ -82,18 +85,45 @@ def fit_channels(x: np.ndarray, widths: Sequence[int]) -> Iterator[Fit]:
             )
 
 
-def fit_tensor(x: np.ndarray, widths: Sequence[int], weight: torch.Tensor) -> Iterator[Fit]:
+def fit_weighted_channels(
+    x: np.ndarray, widths: Sequence[int], importance: np.ndarray | None
+) -> Iterator[Fit]:
+    """Fit a codebook for every row by squared errors that do not count alike.
+
+    Args:
+        x: float32 [rows, n], finite.
+        widths: of a code, 2 to 8, ascending.
+        importance: of each value of a row, positive float32 [n]; None: all are alike.
+
+    Yields:
+        As `fit_channels`.
+    """
+    if importance is None:
+        importance = np.ones(x.shape[1], np.float32)
+    for bits in widths:
+        codebook = np.empty((x.shape[0], 2**bits), np.float32)
+        over_rows(_fit_weighted, x.shape[0], x, importance, codebook, min_rows=4)
+        yield encode(x, codebook), {"codebook": codebook.astype(np.float16)}
+
+
+def fit_tensor(
+    x: np.ndarray,
+    widths: Sequence[int],
+    weight: torch.Tensor,
+    importance: np.ndarray | None = None,
+) -> Iterator[Fit]:
     """Fit one codebook for all rows.
 
     Args:
         x: float32 [rows, n], finite.
         widths: of a code, 2 to 8.
         weight: the same values in their own type, by which they are counted.
+        importance: of each value of a row, positive float32 [n]; None: all are alike.
 
     Yields:
         For each width, codes uint8 [rows, n] and the codebook fp16 [2**bits].
     """
-    values, counts = distinct(x, weight)
+    values, counts = distinct(x, weight, importance)
     p0, p1 = np.empty(values.size + 1), np.empty(values.size + 1)
     mean = _prefix(values, counts, p0, p1)
     split = np.empty((2 ** max(widths), p0.size), np.uint32)
@@ -105,29 +135,39 @@ def fit_tensor(x: np.ndarray, widths: Sequence[int], weight: torch.Tensor) -> It
         yield encode(x, codebook), {"codebook": codebook[0].astype(np.float16)}
 
 
-def distinct(x: np.ndarray, weight: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct values of a weight, and how often they occur.
+def distinct(
+    x: np.ndarray, weight: torch.Tensor, importance: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct values of a weight, and how often they occur or how much they count.
 
     Args:
         x: float32 [rows, n].
         weight: the same values in their own type; float32 values are rounded to be counted.
+        importance: of each value of a row, positive float32 [n]; None: all are alike.
 
     Returns:
-        Values float64 [m], ascending, and their numbers float64 [m], m at most 65,536.
+        Values float64 [m], ascending, and their numbers or sums of importance float64 [m], m at
+        most 65,536.
     """
+    share = None
+    if importance is not None:
+        share = np.broadcast_to(importance.astype(np.float64), x.shape).reshape(-1)
     if weight.dtype in (torch.float16, torch.bfloat16):
         keys = weight.reshape(-1).view(torch.int16).numpy().view(np.uint16)
         patterns = torch.arange(65536, dtype=torch.int32).to(torch.uint16).view(weight.dtype)
         values = patterns.double().numpy()
-        counts = np.zeros(65536, np.int64)
-        _count(keys, counts)
+        if share is None:
+            counts = np.zeros(65536, np.int64)
+            _count(keys, counts)
+        else:
+            counts = np.bincount(keys, share, 65536)
         used = np.flatnonzero(counts)
         values, numbers = values[used], counts[used].astype(np.float64)
     else:
         largest = float(np.abs(x).max()) or 1.0
         keys = (x.reshape(-1) * np.float32(32768 / largest)).astype(np.float16).view(np.uint16)
-        numbers = np.bincount(keys, minlength=65536).astype(np.float64)
-        sums = np.bincount(keys, weights=x.reshape(-1), minlength=65536)
+        numbers = np.bincount(keys, share, 65536).astype(np.float64)
+        sums = np.bincount(keys, x.reshape(-1) * (1 if share is None else share), 65536)
         used = np.flatnonzero(numbers)
         values, numbers = sums[used] / numbers[used], numbers[used]
     order = np.argsort(values, kind="stable")
@@ -345,6 +385,51 @@ def _fit_short(first: int, last: int, x: np.ndarray, sizes: np.ndarray, out: np.
             _means(p0, p1, n, split, centers)
             _finish(centers, mean)
             begin += size
+
+
+@fast
+def _fit_weighted(
+    first: int, last: int, x: np.ndarray, importance: np.ndarray, out: np.ndarray
+) -> None:
+    """The program over at most `_POINTS` runs of sorted values, then Lloyd's iteration over all.
+
+    The outer quarters of the points are single values, as cells are wide at the tails.
+    """
+    n, K = x.shape[1], out.shape[1]
+    tail = _POINTS // 4
+    run = 1 if n <= _POINTS else -(-(n - 2 * tail) // (2 * tail))
+    m = n if run == 1 else 2 * tail - (-(n - 2 * tail) // run)
+    q0, q1 = np.empty(n + 1), np.empty(n + 1)
+    p0, p1, gain, new = np.empty(m + 1), np.empty(m + 1), np.empty(m + 1), np.empty(m + 1)
+    split = np.empty((K, m + 1), np.uint32)
+    for r in range(first, last):
+        order = np.argsort(x[r])
+        values = x[r][order]
+        mean = _prefix(values, importance[order], q0, q1)
+        p0[0], p1[0] = 0.0, 0.0
+        end = 0
+        for i in range(1, m + 1):
+            is_single = run == 1 or i <= tail or i > m - tail
+            end = min(end + (1 if is_single else run), n - tail if i == m - tail else n)
+            p0[i], p1[i] = q0[end], q1[end]
+        _solve(p0, p1, gain, new, split)
+        centers = out[r]
+        _means(p0, p1, m, split, centers)
+        for _ in range(60):
+            begin, change = 0, 0.0
+            for k in range(K):
+                end = n
+                if k < K - 1:
+                    middle = np.float64(0.5) * (centers[k] + centers[k + 1]) + mean
+                    end = max(begin, np.searchsorted(values, middle))
+                if q0[end] > q0[begin]:
+                    center = np.float32((q1[end] - q1[begin]) / (q0[end] - q0[begin]))
+                    change = max(change, abs(center - centers[k]))
+                    centers[k] = center
+                begin = end
+            if change <= 1e-6 * abs(values[n - 1] - values[0]):
+                break
+        _finish(centers, mean)
 
 
 @fast

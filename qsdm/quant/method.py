@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     Fit = tuple[np.ndarray, dict[str, np.ndarray]]
-    Fitter = Callable[[np.ndarray, Sequence[int], torch.Tensor], Iterable[Fit]]
+    Fitter = Callable[[np.ndarray, Sequence[int], torch.Tensor, np.ndarray | None], Iterable[Fit]]
     Table = Callable[[Mapping[str, torch.Tensor], int, slice], torch.Tensor]
 
 Stored = tuple[str, tuple[int, ...]]
@@ -40,7 +40,7 @@ class Method:
         >>> import numpy as np, torch
         >>> from qsdm.quant.methods import METHODS
         >>> method, x = METHODS["uaq"], np.float32([[-1.0, 0.0, 2.0]])
-        >>> [(codes, tensors)] = method.fit(x, [2], torch.from_numpy(x))
+        >>> [(codes, tensors)] = method.fit(x, [2], torch.from_numpy(x), None)
         >>> codes.tolist(), method.table(
         ...     {name: torch.from_numpy(t) for name, t in tensors.items()}, 2, slice(None)
         ... ).tolist()
@@ -53,13 +53,16 @@ class Method:
             Each value of a float16 tensor counts as ``full_bits`` bits in the cost model, as the
             paper counts scales and codebooks.
         fit: (x float32 [rows, fan_in], widths ascending, the original weight
-            ``[out, in, *kernel]``) => for each width in turn, codes uint8 [rows, fan_in] and the
-            tensors by name. What the widths share is computed once.
+            ``[out, in, *kernel]``, importance) => for each width in turn, codes uint8
+            [rows, fan_in] and the tensors by name. What the widths share is computed once.
+            The importance of each input value, positive float32 [fan_in], is read by methods that
+            are weighted; None: all are alike.
         table: (tensors, bits, groups) => float32 ``[groups, 2**bits]`` on the tensors' device: the
             value of every code in the groups of the slice. None if the codes are the values
             themselves, as in full precision.
         group_size: input values that share a row of the table; None: all of an output channel.
         per_tensor: whether one row of the table serves the whole weight.
+        is_weighted: whether the fit weights errors by the importance of the inputs that they meet.
     """
 
     name: str
@@ -69,6 +72,7 @@ class Method:
     table: Table | None
     group_size: int | None = None
     per_tensor: bool = False
+    is_weighted: bool = False
 
     def num_groups(self, fan_in: int) -> int:
         """The number of groups in an output channel, each with a row of the table.

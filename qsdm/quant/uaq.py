@@ -8,11 +8,17 @@ The range [low, high] is [min, max], shrunk by the factor with the least mean |w
     uaq          10 factors 1.0, 0.9 ... 0.1 for both ends
     uaq_refined  the same, then steps of 0.05, 0.025, 0.0125 around the best
     uaq_asym     the same, then min and max shrunk separately by steps of 0.1, 0.05, 0.025, 0.0125
+    uaq_w        10 factors, the one with the least sum of h_i (w_i - w_i^)^2, where h_i is the mean
+                 square of the input that w_i multiplies: the expected squared error of the layer's
+                 output if its inputs are uncorrelated
 
 References:
     Qua²SeDiMo (Mills et al., 2025), section 3: per channel, 10 factors.
     LAPQ: Loss Aware Post-training Quantization (Nahshan et al., 2019), section 3.2:
         the exponent p = 2.4.
+    Optimal Brain Surgeon and general network pruning (Hassibi et al., 1993), section 3: the
+        Hessian of a layer's squared error is the second moment of its inputs; uaq_w takes its
+        diagonal.
 """
 
 from __future__ import annotations
@@ -53,6 +59,30 @@ def fit(
     if group is None:
         scale, zero = scale[:, 0], zero[:, 0]
     return codes, {"scale": scale.astype(np.float16), "zero_point": zero.astype(np.float16)}
+
+
+def fit_weighted(
+    x: np.ndarray, bits: int, importance: np.ndarray | None
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Quantize values whose errors do not count alike.
+
+    Args:
+        x: float32 [rows, n], finite.
+        bits: of a code, 2 to 8.
+        importance: of each value of a row, positive float32 [n]; None: all are alike.
+
+    Returns:
+        As `fit`, for whole rows.
+    """
+    rows, n = x.shape
+    if importance is None:
+        importance = np.ones(n, np.float32)
+    scale, zero = np.empty((rows, 1), np.float32), np.empty((rows, 1), np.float32)
+    codes, levels = np.empty(x.shape, np.uint8), np.float32(2**bits - 1)
+    over_rows(_fit_weighted, rows, x, levels, importance, scale[:, 0], zero[:, 0], min_rows=8)
+    over_rows(_encode, rows, x, n, levels, scale, zero, codes, min_rows=64)
+    parts = {"scale": scale[:, 0], "zero_point": zero[:, 0]}
+    return codes, {name: values.astype(np.float16) for name, values in parts.items()}
 
 
 @exact
@@ -150,6 +180,43 @@ def _fit(
                                     best, scale, zero, a, b = loss, s, z, fa, fb
                     step_size *= np.float32(0.5)
             scales[r, g], zeros[r, g] = scale, zero
+
+
+@fast
+def _fit_weighted(
+    first: int,
+    last: int,
+    x: np.ndarray,
+    levels: np.float32,
+    importance: np.ndarray,
+    scales: np.ndarray,
+    zeros: np.ndarray,
+) -> None:
+    for r in range(first, last):
+        values = x[r]
+        low, high = extent(values)
+        scales[r], zeros[r] = affine(low, high, levels)
+        if low == high:
+            continue
+        best = np.inf
+        for k in range(10):
+            f = np.float32(1.0) - np.float32(0.1) * np.float32(k)
+            s, z = affine(low * f, high * f, levels)
+            inverse, least, most = np.float32(1.0) / s, -z, levels - z
+            loss = 0.0
+            for start in range(0, values.shape[0], _BLOCK):
+                block = values[start : start + _BLOCK]
+                weights = importance[start : start + _BLOCK]
+                part = np.float32(0.0)
+                for i in range(block.shape[0]):
+                    t = block[i] * inverse
+                    off = t - min(max(np.rint(t), least), most)
+                    part += weights[i] * off * off
+                loss += np.float64(part)
+                if loss * s * s > best:
+                    break
+            if loss * s * s < best:
+                best, scales[r], zeros[r] = loss * s * s, s, z
 
 
 @exact

@@ -5,6 +5,7 @@ uaq            per output channel, 10 candidate ranges (the paper's)
 uaq_refined    the same with a finer search
 uaq_asym       the same with the two ends of the range searched separately
 uaq_g32/64/128 a scale for every 32, 64 or 128 inputs of a channel
+uaq_w          per output channel, 10 candidate ranges, errors weighted by what the inputs are like
 =============  ============================================================
 
 The search and its sources: `qsdm.quant.uaq`.
@@ -31,7 +32,7 @@ def uniform(name: str, search: str = "GRID", group_size: int | None = None) -> M
 
     Args:
         name: of the method.
-        search: the constant of `qsdm.quant.uaq` that names the search.
+        search: the constant of `qsdm.quant.uaq` that names the search, or WEIGHTED.
         group_size: inputs that share a scale; None: a scale per output channel.
     """
 
@@ -39,12 +40,19 @@ def uniform(name: str, search: str = "GRID", group_size: int | None = None) -> M
         shape = (rows,) if group_size is None else (rows, method.num_groups(fan_in))
         return {"scale": ("float16", shape), "zero_point": ("float16", shape)}
 
-    def fit(x: np.ndarray, widths: Sequence[int], _weight: torch.Tensor) -> Iterable[Fit]:
+    def fit(
+        x: np.ndarray,
+        widths: Sequence[int],
+        _weight: torch.Tensor,
+        importance: np.ndarray | None,
+    ) -> Iterable[Fit]:
         from qsdm.quant import uaq
 
+        if search == "WEIGHTED":
+            return (uaq.fit_weighted(x, bits, importance) for bits in widths)
         return (uaq.fit(x, bits, group_size, getattr(uaq, search)) for bits in widths)
 
-    method = Method(name, BITS, stored, fit, table, group_size)
+    method = Method(name, BITS, stored, fit, table, group_size, is_weighted=search == "WEIGHTED")
     return method
 
 
@@ -62,6 +70,7 @@ def table(tensors: Mapping[str, torch.Tensor], bits: int, groups: slice) -> torc
 UAQ = uniform("uaq")
 UAQ_REFINED = uniform("uaq_refined", "REFINED")
 UAQ_ASYM = uniform("uaq_asym", "ASYMMETRIC")
+UAQ_W = uniform("uaq_w", "WEIGHTED")
 UAQ_G32 = uniform("uaq_g32", group_size=32)
 UAQ_G64 = uniform("uaq_g64", group_size=64)
 UAQ_G128 = uniform("uaq_g128", group_size=128)

@@ -20,6 +20,11 @@ from dataclasses import dataclass
 from qsdm.graph import Graph, Weight
 from qsdm.qconfig import QuantConfig, QuantMethod
 
+UNIFORM = ("uaq", "uaq_refined", "uaq_asym", "uaq_w", "uaq_g32", "uaq_g64", "uaq_g128")
+CODEBOOK_PER_ROW = ("kmeans_c", "kmeans_c_w")
+CODEBOOK_PER_TENSOR = ("kmeans_a", "kmeans_a_w")
+"""Methods that store values of the same kind, however they are fitted."""
+
 
 class RecipeError(ValueError):
     """A recipe cannot be read or written; the message says what was wanted."""

@@ -29,6 +29,9 @@ from qsdm.graph import Graph
 from qsdm.qconfig import QuantConfig, QuantMethod
 from qsdm.quant.nf4 import NF4_G64
 from qsdm.recipes import (
+    CODEBOOK_PER_ROW,
+    CODEBOOK_PER_TENSOR,
+    UNIFORM,
     Decision,
     Holding,
     Layer,
@@ -95,9 +98,8 @@ _UNIFORM = Holding(
 _CODEBOOK = Holding("uniform", "codebooks: GGUF has none, a uniform type is taken", substitute=True)
 HOLDS: dict[str, Holding] = {
     "fp": Holding("f16"),
-    **dict.fromkeys(("uaq", "uaq_refined", "uaq_asym", "uaq_g32", "uaq_g64", "uaq_g128"), _UNIFORM),
-    "kmeans_c": _CODEBOOK,
-    "kmeans_a": _CODEBOOK,
+    **dict.fromkeys(UNIFORM, _UNIFORM),
+    **dict.fromkeys((*CODEBOOK_PER_ROW, *CODEBOOK_PER_TENSOR), _CODEBOOK),
     NF4_G64.name: Holding(
         "iq4_nl", "nf4 becomes iq4_nl: other fixed levels, in groups of 32", substitute=True
     ),

@@ -32,6 +32,9 @@ from qsdm.graph import Graph
 from qsdm.qconfig import QuantConfig, QuantMethod
 from qsdm.quant.nf4 import NF4_G64
 from qsdm.recipes import (
+    CODEBOOK_PER_ROW,
+    CODEBOOK_PER_TENSOR,
+    UNIFORM,
     Decision,
     Holding,
     Layer,
@@ -70,9 +73,9 @@ _UNIFORM = Holding(
 _LLOYD = "codebooks: fitted by 24 steps of Lloyd's algorithm there, to a local optimum"
 HOLDS: dict[str, Holding] = {
     "fp": Holding("plain"),
-    **dict.fromkeys(("uaq", "uaq_refined", "uaq_asym", "uaq_g32", "uaq_g64", "uaq_g128"), _UNIFORM),
-    "kmeans_c": Holding("codebook per row", _LLOYD),
-    "kmeans_a": Holding("codebook per tensor", _LLOYD),
+    **dict.fromkeys(UNIFORM, _UNIFORM),
+    **dict.fromkeys(CODEBOOK_PER_ROW, Holding("codebook per row", _LLOYD)),
+    **dict.fromkeys(CODEBOOK_PER_TENSOR, Holding("codebook per tensor", _LLOYD)),
     NF4_G64.name: Holding(
         "uint",
         "nf4: SDNQ has no table of fixed levels, uint4 in groups of 64 is taken",

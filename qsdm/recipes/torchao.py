@@ -29,6 +29,9 @@ from qsdm.graph import Graph
 from qsdm.qconfig import QuantConfig, QuantMethod
 from qsdm.quant.nf4 import NF4_G64
 from qsdm.recipes import (
+    CODEBOOK_PER_ROW,
+    CODEBOOK_PER_TENSOR,
+    UNIFORM,
     Decision,
     Holding,
     Layer,
@@ -60,9 +63,8 @@ _CODEBOOK = Holding(
 )
 HOLDS: dict[str, Holding] = {
     "fp": Holding("plain"),
-    **dict.fromkeys(("uaq", "uaq_refined", "uaq_asym", "uaq_g32", "uaq_g64", "uaq_g128"), _UNIFORM),
-    "kmeans_c": _CODEBOOK,
-    "kmeans_a": _CODEBOOK,
+    **dict.fromkeys(UNIFORM, _UNIFORM),
+    **dict.fromkeys((*CODEBOOK_PER_ROW, *CODEBOOK_PER_TENSOR), _CODEBOOK),
     NF4_G64.name: Holding(
         "intx", "nf4: torchao has no config for it, uniform int4 is taken", substitute=True
     ),
