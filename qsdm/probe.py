@@ -125,8 +125,6 @@ def probe(
         EvaluationError: a probe has no outcome.
         ValueError: a value is out of range, or an optional package is missing.
     """
-    from qsdm.denoisers import prompts_of
-    from qsdm.measurement.protocol import protocol_of
     from qsdm.measurement.session import open_session
     from qsdm.predictor.interactions import blocks, candidates
     from qsdm.report.tracked import track
@@ -182,7 +180,7 @@ def probe(
         if fidelity == "full":
             protocol = ready.protocol(seed_set, num_images)
         else:  # needs no metrics of the model
-            protocol = protocol_of(ready.model, prompts_of(ready.model), seed_set, num_images)
+            protocol = ready.drawing(seed_set, num_images)
         priced = (plan, engine.num_workers, price_per_hour)
         tell = partial(print, flush=True)
         probing = Probing(ready, protocol, objective, fidelity, num_steps, *priced, tell, log)

@@ -269,12 +269,16 @@ def with_pictures(
     from qsdm.measurement.protocol import protocol_of
     from qsdm.measurement.session import open_session
     from qsdm.metrics.fidelity import Psnr
+    from qsdm.quant.calibrated import fitted_version
     from qsdm.report import grids
     from qsdm.sensitivity.cards import swapped
 
     num = drawing.num_images
     prompts = prompts_of(workspace.model)
-    protocol = protocol_of(workspace.model, prompts, drawing.seed_set, max(2, num))
+    protocol = replace(
+        protocol_of(workspace.model, prompts, drawing.seed_set, max(2, num)),
+        quantizer_version=fitted_version(workspace.packed),
+    )
     folder = workspace.path(f"why/{qconfig.digest[:16]}-{protocol.digest[:16]}")
     result, missing = list(cards), {}
     for i, card in enumerate(cards):
