@@ -23,7 +23,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -276,7 +275,7 @@ def with_pictures(
 
     num = drawing.num_images
     prompts = prompts_of(workspace.model)
-    protocol = replace(
+    protocol = dataclasses.replace(
         protocol_of(workspace.model, prompts, drawing.seed_set, max(2, num)),
         quantizer_version=fitted_version(workspace.packed),
     )
