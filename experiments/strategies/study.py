@@ -4,7 +4,8 @@
 
 Needs trace, calibrate and train of the three zoo pipelines in the store. Each strategy begins with
 the same seeds; only its own proposals count. All fronts of a pipeline and seed are measured in one
-box, that of all configurations that any strategy came by.
+box, that of all configurations that any strategy came by. ``--found`` writes the best
+configurations of the first seed, which `measured.py` compares on pictures.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 from qsdm.outcome import Objective
 from qsdm.predictor.by_metric import metric_model
 from qsdm.predictor.update import Remembered
+from qsdm.store.files import write_json
 from qsdm.strategies import Problem, Strategy, StrategyOptions
 from qsdm.strategies.archive import Goal
 from qsdm.strategies.argmax import ArgMax
@@ -46,16 +48,16 @@ STRATEGIES: dict[str, StrategyOptions] = {
 
 @dataclass(slots=True)
 class Recorder:
-    """A strategy that keeps the values it was told."""
+    """A strategy that keeps what it was told."""
 
     strategy: Strategy
-    told: list[np.ndarray]
+    told: list[tuple[np.ndarray, np.ndarray]]
 
     def ask(self) -> np.ndarray:
         return self.strategy.ask()
 
     def tell(self, genes: np.ndarray, values: np.ndarray) -> None:
-        self.told.append(values)
+        self.told.append((genes, values))
         self.strategy.tell(genes, values)
 
 
@@ -64,7 +66,7 @@ class Recorded:
     """Options whose search is recorded."""
 
     options: StrategyOptions
-    told: list[np.ndarray]
+    told: list[tuple[np.ndarray, np.ndarray]]
 
     def start(self, problem: Problem, seeds: np.ndarray, rng: np.random.Generator) -> Recorder:
         return Recorder(self.options.start(problem, seeds, rng), self.told)
@@ -83,13 +85,13 @@ def study(name: str, store: str, seed: int, evaluations: int, axis: str | None) 
         labels = bank.labels(quality)
         model = metric_model(bank, predictor.encoding, workspace.table, labels, axis, False)
         goal = Goal((model,), (axis,))
-    values, rows = {}, []
+    genes, values, rows = {}, {}, []
     for title, options in STRATEGIES.items():
-        told: list[np.ndarray] = []
+        told: list[tuple[np.ndarray, np.ndarray]] = []
         began = time.process_time()
         explorer = Explorer(problem, Recorded(options, told), goal, evaluations, seed=seed)
         explorer.search(predict)
-        values[title] = np.concatenate(told)
+        genes[title], values[title] = (np.concatenate(part) for part in zip(*told, strict=True))
         rows.append(
             {
                 "pipeline": name,
@@ -107,6 +109,13 @@ def study(name: str, store: str, seed: int, evaluations: int, axis: str | None) 
         row["hypervolume"] = shares[row["strategy"]]
         bits = 8 * own[:, 1] / num_values
         row["best"] = [float(own[bits <= limit, 0].min(initial=np.inf)) for limit in BITS]
+        row["found"] = {
+            str(limit): workspace.space.decode(
+                genes[row["strategy"]][np.where(bits <= limit, own[:, 0], np.inf).argmin()]
+            ).to_json()
+            for limit in BITS
+            if (bits <= limit).any()
+        }
     return rows
 
 
@@ -116,27 +125,36 @@ def main() -> None:
     parser.add_argument("--evaluations", type=int, default=10_000)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--axis", help="also minimize a metric, such as lite0_distance")
+    parser.add_argument("--names", nargs="*", default=NAMES)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--found", type=Path, help="file of the configurations of the first seed")
     args = parser.parse_args()
     rows = [
         row
-        for name in NAMES
+        for name in args.names
         for seed in range(args.seeds)
         for row in study(name, args.store, seed, args.evaluations, args.axis)
     ]
+    if args.found is not None:
+        found: dict[str, dict[str, dict]] = {}
+        for row in rows[::-1]:  # the first seed comes last
+            found.setdefault(row["pipeline"], {})[row["strategy"]] = row["found"]
+        write_json(args.found, found)
+    for row in rows:
+        del row["found"]
     args.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     cells = []
     for title in STRATEGIES:
         cell: list[object] = [title]
-        for name in NAMES:
+        for name in args.names:
             own = [r for r in rows if (r["pipeline"], r["strategy"]) == (name, title)]
             base = [r for r in rows if (r["pipeline"], r["strategy"]) == (name, "greedy")]
             cell.append(float(np.mean([r["hypervolume"] for r in own])))
             pairs = zip(own, base, strict=True)
             cell += np.mean([np.subtract(r["best"], b["best"]) for r, b in pairs], axis=0).tolist()
         cells.append(cell)
-    heads = ["strategy", *(h for name in NAMES for h in (name, *(f"{b:g}" for b in BITS)))]
-    print(table(heads, cells, ("", *(".5f", "+.2f", "+.2f", "+.2f") * len(NAMES))))
+    heads = ["strategy", *(h for name in args.names for h in (name, *(f"{b:g}" for b in BITS)))]
+    print(table(heads, cells, ("", *(".5f", "+.2f", "+.2f", "+.2f") * len(args.names))))
 
 
 if __name__ == "__main__":
