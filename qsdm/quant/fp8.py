@@ -26,7 +26,9 @@ def stored(_bits: int, rows: int, _fan_in: int) -> dict[str, Stored]:
     return {"scale": ("float16", (rows,))}
 
 
-def fit(x: np.ndarray, _widths: Sequence[int], _weight: torch.Tensor) -> Iterable[Fit]:
+def fit(
+    x: np.ndarray, _widths: Sequence[int], _weight: torch.Tensor, _importance: np.ndarray | None
+) -> Iterable[Fit]:
     """Codes are the bits of e4m3 numbers; a channel's largest magnitude becomes 448."""
     import torch
 

@@ -19,7 +19,9 @@ def stored(_bits: int, _rows: int, _fan_in: int) -> dict[str, Stored]:
     return {}
 
 
-def fit(_x: np.ndarray, widths: Sequence[int], weight: torch.Tensor) -> Iterable[Fit]:
+def fit(
+    _x: np.ndarray, widths: Sequence[int], weight: torch.Tensor, _importance: np.ndarray | None
+) -> Iterable[Fit]:
     """The bytes of the values in float16 or float32."""
     return ((values(weight, bits), {}) for bits in widths)
 

@@ -44,7 +44,9 @@ def stored(_bits: int, rows: int, fan_in: int) -> dict[str, Stored]:
     }
 
 
-def fit(x: np.ndarray, _widths: Sequence[int], _weight: torch.Tensor) -> Iterable[Fit]:
+def fit(
+    x: np.ndarray, _widths: Sequence[int], _weight: torch.Tensor, _importance: np.ndarray | None
+) -> Iterable[Fit]:
     """A group's scale is its largest magnitude, stored as ``mean + q * scale_scale``."""
     import torch
 
