@@ -11,11 +11,11 @@ import torch
 
 from qsdm.graph import Graph, Node, Op, Weight
 from qsdm.qconfig import QuantMethod, Space
-from qsdm.quant.calibrated import OtherWeights, PackedWeights, read_table
-from qsdm.quant.calibration import calibrate
+from qsdm.quant.calibrated import OtherWeights, PackedWeights, fitted_version, read_table
+from qsdm.quant.calibration import calibrate, version_of
 from qsdm.quant.decoding import dequantize
 from qsdm.quant.digests import digest_of, fitted_digest
-from qsdm.quant.fitting import fit
+from qsdm.quant.fitting import VERSION, fit
 from qsdm.store import StoreError
 
 METHODS = [
@@ -107,8 +107,27 @@ def test_the_papers_error_is_a_named_option(
             assert table.rel_error[i, table.methods.index(method)] == pytest.approx(
                 expected.item(), rel=1e-4
             )
-    with pytest.raises(ValueError, match="wanted the error 'relative' or 'paper'"):
+    with pytest.raises(ValueError, match="wanted the error 'relative', 'weighted' or 'paper'"):
         calibrate(tensors.__getitem__, space, tmp_path, error="mean")
+
+
+def test_weighted_fits_are_kept_apart_by_the_inputs(
+    tensors: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    space = Space.of(GRAPH, ["uaq-3", "uaq_w-3", "kmeans_a_w-3"])
+    moments = {"a": np.linspace(0.1, 4, 200, dtype=np.float32), "b#1": np.float32(range(1, 8))}
+    table = calibrate(tensors.__getitem__, space, tmp_path, error="weighted", importances=moments)
+    method = QuantMethod("uaq_w", 3)
+    missed = PackedWeights(tmp_path).dequantize("b#1", method) - tensors["b.weight"][:, 5:]
+    sums = [x.float().square().sum((0, 2, 3)) for x in (missed, tensors["b.weight"][:, 5:])]
+    off, norm = (float(squares @ torch.from_numpy(moments["b#1"])) for squares in sums)
+    assert table.rel_error[2, table.methods.index(method)] == pytest.approx(off / norm, rel=1e-4)
+    other = {**moments, "a": moments["a"][::-1].copy()}
+    versions = {version_of(space, inputs) for inputs in (moments, other)}
+    assert len(versions) == 2
+    assert fitted_version(tmp_path) in versions
+    plain = Space.of(GRAPH, ["uaq-3"])
+    assert version_of(plain, moments) == version_of(space, None) == VERSION
 
 
 def test_packed_weights_are_the_fits(
