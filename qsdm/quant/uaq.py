@@ -203,7 +203,7 @@ def _fit_weighted(
             f = np.float32(1.0) - np.float32(0.1) * np.float32(k)
             s, z = affine(low * f, high * f, levels)
             inverse, least, most = np.float32(1.0) / s, -z, levels - z
-            loss = 0.0
+            unit, loss = np.float64(s) * np.float64(s), 0.0
             for start in range(0, values.shape[0], _BLOCK):
                 block = values[start : start + _BLOCK]
                 weights = importance[start : start + _BLOCK]
@@ -213,10 +213,10 @@ def _fit_weighted(
                     off = t - min(max(np.rint(t), least), most)
                     part += weights[i] * off * off
                 loss += np.float64(part)
-                if loss * s * s > best:
+                if loss * unit > best:
                     break
-            if loss * s * s < best:
-                best, scales[r], zeros[r] = loss * s * s, s, z
+            if loss * unit < best:
+                best, scales[r], zeros[r] = loss * unit, s, z
 
 
 @exact
