@@ -30,6 +30,7 @@ from qsdm.measurement.paired import difference
 from qsdm.outcome import Outcome
 from qsdm.qconfig import QuantConfig, QuantMethod
 from qsdm.qconfig.cost import avg_bits
+from qsdm.quant.calibrated import fitted_version
 from qsdm.store.files import write_json
 from qsdm.strategies import Problem
 from qsdm.strategies.greedy import path as greedy_path
@@ -123,13 +124,10 @@ def main() -> None:
         print(f"{len(distinct)} configurations => {args.write}")
         return
     workspace = named(args.name, space="weighted", store=args.store)
-    digests = {
-        digest
-        for digest, protocol in workspace.store.protocols().items()
-        if (protocol.seed_set, protocol.num_images) == (args.seed_set, args.images)
-        and "-" in protocol.quantizer_version
-    }
-    outcomes = {o.qconfig.digest: o for o in workspace.store.outcomes() if o.protocol in digests}
+    drawn = args.seed_set, args.images, fitted_version(workspace.packed)
+    outcomes = workspace.store.measured(
+        lambda p: (p.seed_set, p.num_images, p.quantizer_version) == drawn
+    )
     rows = [
         row(
             what,

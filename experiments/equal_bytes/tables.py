@@ -95,12 +95,7 @@ def collect(name: str, folder: str, chosen: Path, num_images: int) -> dict[str, 
     workspace = named(name, "wide", folder)
     store, graph = workspace.store, workspace.space.graph
     rules = json.loads((chosen / f"{name}.json").read_text(encoding="utf-8"))
-    digests = {
-        p.digest
-        for p in store.protocols().values()
-        if (p.seed_set, p.num_images) == (SEED_SET, num_images)
-    }
-    measured = {o.qconfig.digest: o for o in store.outcomes() if o.protocol in digests}
+    measured = store.measured(lambda p: (p.seed_set, p.num_images) == (SEED_SET, num_images))
     chosen_by = {
         bits: {rule: QuantConfig.from_json(qconfig) for rule, qconfig in by_rule.items()}
         for bits, by_rule in rules.items()

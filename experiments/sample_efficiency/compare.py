@@ -49,12 +49,8 @@ def main() -> None:
         print(f"{len(chosen)} configurations => {args.write}")
         return
     store = named(args.name, store=args.store).store
-    digests = {
-        digest
-        for digest, protocol in store.protocols().items()
-        if (protocol.seed_set, protocol.num_images) == (args.seed_set, args.images)
-    }
-    outcomes = {o.qconfig.digest: o for o in store.outcomes() if o.protocol in digests}
+    drawn = args.seed_set, args.images
+    outcomes = store.measured(lambda p: (p.seed_set, p.num_images) == drawn)
     full = next((o for o in outcomes.values() if not o.qconfig.methods), None)
     if full is not None:
         print(f"{args.name}: full precision {full.metrics[METRIC]:.1f}")

@@ -48,12 +48,8 @@ def main() -> None:
         print(f"{len(distinct)} configurations => {args.write}")
         return
     store = named(args.name, store=args.store).store
-    digests = {
-        digest
-        for digest, protocol in store.protocols().items()
-        if (protocol.seed_set, protocol.num_images) == (args.seed_set, args.images)
-    }
-    outcomes = {o.qconfig.digest: o for o in store.outcomes() if o.protocol in digests}
+    drawn = args.seed_set, args.images
+    outcomes = store.measured(lambda p: (p.seed_set, p.num_images) == drawn)
     rows = []
     for (bits, strategy), qconfig in qconfigs.items():
         base = outcomes.get(qconfigs[bits, BASE].digest)

@@ -144,6 +144,21 @@ class Store:
             if protocol is None or outcome.protocol == protocol.digest
         ]
 
+    def measured(self, keep: Callable[[Protocol], bool]) -> dict[str, Outcome]:
+        """What was measured under some protocols.
+
+        Args:
+            keep: whether outcomes of a protocol are wanted.
+
+        Returns:
+            Outcomes by the digest of their configuration; of several of one configuration, one.
+
+        Raises:
+            StoreError: a file of outcomes is damaged as a whole.
+        """
+        kept = {digest for digest, protocol in self.protocols().items() if keep(protocol)}
+        return {o.qconfig.digest: o for o in self.outcomes() if o.protocol in kept}
+
     def protocols(self) -> dict[str, Protocol]:
         """The protocols of all stored outcomes.
 

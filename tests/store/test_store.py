@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -133,6 +134,18 @@ def test_outcomes_are_stored_once(tmp_path: Path) -> None:
     database.add(outcome(4), PROTOCOL)
     assert database.read() == [outcome(3, 1.0), outcome(4)]
     assert OutcomeDatabase(tmp_path / "o.sqlite").protocols() == {PROTOCOL.digest: PROTOCOL}
+
+
+def test_outcomes_of_chosen_protocols(tmp_path: Path) -> None:
+    other = dataclasses.replace(PROTOCOL, seed_set=7)
+    store = Store(tmp_path, "any")
+    store.path("outcomes.sqlite").parent.mkdir(parents=True)
+    database = OutcomeDatabase(store.path("outcomes.sqlite"))
+    database.add(outcome(3, 1.0), PROTOCOL)
+    database.add(dataclasses.replace(outcome(3, 2.0), protocol=other.digest), other)
+    (digest,) = store.measured(lambda p: p.seed_set == 7)
+    assert store.measured(lambda p: p.seed_set == 7)[digest].metrics == {"fd": 2.0}
+    assert store.measured(lambda p: p.seed_set == 9) == {}
 
 
 def test_a_foreign_database_is_named(tmp_path: Path) -> None:
