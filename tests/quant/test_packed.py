@@ -9,6 +9,7 @@ from torch import nn
 
 from qsdm.graph import Graph, Node, Op, Weight
 from qsdm.qconfig import OutsideSpace, QuantConfig, QuantMethod
+from qsdm.qconfig.steps import StepBin
 from qsdm.quant.activations import Rounding, fake_quantize, quantized_activations
 from qsdm.quant.decoding import dequantize
 from qsdm.quant.fitting import fit
@@ -125,6 +126,13 @@ def test_packed_layers_round_what_the_configuration_says(toy: Toy, x: torch.Tens
         assert torch.equal(toy(x), expected)
         assert torch.equal(copy.deepcopy(toy)(x), expected)
         assert torch.equal(unpack(toy)(x), plain)  # plain layers round nothing
+
+
+def test_bins_of_steps_are_not_packed(toy: Toy) -> None:
+    one = StepBin(0.8, 1, QuantConfig("toy", {}))
+    with pytest.raises(ValueError, match=r"holds one version of its weight.*0\.8 to 1"):
+        pack(toy, GRAPH, QuantConfig("toy", MIXED.methods, steps=(one,)))
+    assert isinstance(toy.a, nn.Linear)
 
 
 def test_a_switch_rounds_and_stops_rounding(toy: Toy, x: torch.Tensor) -> None:
