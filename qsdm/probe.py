@@ -134,6 +134,8 @@ def probe(
     require(0, MANY, pairs=pairs)
     require(0, price_per_hour=price_per_hour)
     require(2, 8, activations=activations)
+    if steps is not None:
+        equal_bins(steps, workspace.model.steps)  # now, before workers start
     if fidelity not in FIDELITIES:
         raise ValueError(f"fidelity must be one of {', '.join(FIDELITIES)} (got {fidelity!r})")
     chosen = [QuantMethod.parse(method) for method in methods]
@@ -169,7 +171,6 @@ def probe(
         raise ValueError(f"config is what steps probes (got {config} without steps): give steps=5")
     applied: QuantConfig | None = None
     if steps is not None:
-        equal_bins(steps, workspace.model.steps)  # now, before workers start
         applied = space.uniform(chosen[0]) if config is None else read_config(config)
     proposed: list[Candidate] = []
     if pairs:
