@@ -24,6 +24,7 @@ from qsdm.qconfig import Space
 from qsdm.qconfig.cost import MethodTable
 from qsdm.quant.methods import METHODS
 from qsdm.report import graph_page
+from qsdm.store.room import require_memory
 from qsdm.text import Log, ignore
 from qsdm.workspace import Workspace, takes_workspace
 
@@ -52,6 +53,7 @@ def calibrate(
         StoreError: the denoiser was not traced.
         ModelError: the weights are not here.
         EvaluationError: inputs are needed, and the pipeline cannot draw.
+        NoRoom: memory or disk does not suffice.
 
     Example:
         >>> import qsdm
@@ -66,6 +68,9 @@ def calibrate(
     graph, space = workspace.graph, workspace.space
     target = workspace.path(f"calibration/{workspace.space_name}")
     model = workspace.model
+    # In float32, as it is and as it is quantized; the file is checked when it is begun.
+    largest = max((weight.numel for weight in graph.weights), default=0)
+    require_memory("calibrating", 2 * 4 * largest)
     tensors, source = parameters(model), ""
     with suppress(ModelError):  # other components are missing
         source = source_digest(model)

@@ -40,6 +40,7 @@ from qsdm.outcome import Objective, Outcome
 from qsdm.qconfig import OutsideSpace, QuantConfig, Space, cost
 from qsdm.store import StoreError, memo
 from qsdm.store.provenance import provenance
+from qsdm.store.room import require_disk
 from qsdm.store.schemas import CHOSEN, FRONT, REPORT, SUMMARY
 from qsdm.strategies.constraints import Constraints, read_budget
 from qsdm.text import MANY, Log, ignore, require
@@ -105,6 +106,7 @@ def realize(
         StoreError: an earlier stage has not run.
         ValueError: a value is out of range, or the front has nothing that keeps the constraints.
         EvaluationError: a configuration that the table needs cannot be measured.
+        NoRoom: memory or disk does not suffice.
 
     Example:
         >>> import qsdm
@@ -118,6 +120,7 @@ def realize(
         ['fp', 'ours']
     """
     from qsdm.measurement.candidates import Terms, best_points, of_rounds
+    from qsdm.measurement.memory import checkpoint_bytes
     from qsdm.measurement.rounded import measure_rounded, read_widths
     from qsdm.measurement.session import open_session
 
@@ -146,6 +149,9 @@ def realize(
         tradeoff = terms.tradeoff(points)
         points = best_points(points, candidates, tradeoff)
         proposed = [QuantConfig.from_json(point["qconfig"]) for point in points]
+        written = checkpoint_bytes(ready.model, ready.space.graph, proposed)
+        if not (folder := ready.store.path("checkpoint")).exists():  # else it takes its place
+            require_disk("the checkpoint", written, folder)
         labels = ready.protocol(label_seed_set, num_images)
         measured = ready.measure(proposed, labels, "candidates", log)
         for entry, outcome in of_rounds(ready, front, labels):

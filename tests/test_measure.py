@@ -27,10 +27,12 @@ from qsdm.engine.serial import Serial
 from qsdm.graph import Graph
 from qsdm.measure import measure, read_configs, sample
 from qsdm.metrics.frechet import FrechetLite0
-from qsdm.outcome import EvaluationError, Outcome
+from qsdm.outcome import EvaluationError, Objective, Outcome
+from qsdm.probe import probe
 from qsdm.qconfig import QuantConfig, QuantMethod, Space, SpaceSpec
-from qsdm.store import Store, StoreError
+from qsdm.store import Store, StoreError, room
 from qsdm.store.files import read_json, write_json
+from qsdm.store.room import NoRoom
 from qsdm.trace import trace
 from qsdm.workspace import Workspace
 
@@ -50,6 +52,34 @@ def calibrated(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory) -> P
 def store(calibrated: Path, tmp_path: Path) -> Path:
     """Traced and calibrated, without outcomes."""
     return Path(shutil.copytree(calibrated, tmp_path / "calibrated"))
+
+
+@pytest.mark.parametrize(
+    ("room_for", "command", "sentence"),
+    [
+        ("memory", calibrate, "calibrating takes at least .* of memory, and 1 kB are available"),
+        ("disk", calibrate, r"writing weights\.safetensors takes .* of disk, and 1 kB are free"),
+        ("memory", measure, "drawing takes at least .* of memory, and 1 kB are available"),
+        ("disk", measure, r"writing full-\w+\.safetensors takes .* of disk, and 1 kB are free"),
+        ("memory", probe, "drawing takes at least .* of memory, and 1 kB are available"),
+    ],
+)
+def test_too_little_room_is_said_before_a_stage_starts(
+    tiny_model: Model,
+    store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    room_for: str,
+    command: Callable[..., object],
+    sentence: str,
+) -> None:
+    monkeypatch.setattr(room, f"free_{room_for}", lambda *_: 1_000)
+    options: dict[str, object] = {}
+    if command is not calibrate:
+        options = {"num_images": 2, "engine": Serial()}
+    if command is probe:
+        options["objective"] = Objective({"fd_lite0": -1})
+    with pytest.raises(NoRoom, match=sentence):
+        command(Workspace(tiny_model, SPACE, store), **options)
 
 
 @pytest.fixture(scope="module")

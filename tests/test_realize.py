@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,8 +24,9 @@ from qsdm.qconfig import QuantConfig, Space, SpaceSpec, cost
 from qsdm.quant.calibrated import read_table
 from qsdm.realize import random_of_size, realize
 from qsdm.report.summary import activation_table
-from qsdm.store import Store, StoreError
+from qsdm.store import Store, StoreError, room
 from qsdm.store.files import read_json
+from qsdm.store.room import NoRoom
 from qsdm.store.schemas import FRONT, REPORT, SUMMARY
 from qsdm.store.tensors import check_tensors
 from qsdm.strategies import Problem
@@ -88,6 +90,17 @@ def realized(tiny_model: Model, searched: Path) -> Store:
     summary = realize(Workspace(tiny_model, SPEC, searched), QUALITY, **FEW)
     assert summary == read_json(store.path("summary.json"))
     return store
+
+
+def test_a_disk_too_small_for_the_checkpoint_is_said_before_anything_is_measured(
+    tiny_model: Model, searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Path(shutil.copytree(searched, tmp_path / "store"))
+    shutil.rmtree(store / tiny_model.name / "checkpoint", ignore_errors=True)
+    monkeypatch.setattr(room, "free_disk", lambda _folder: 1_000)
+    monkeypatch.setattr(WorkerStart, "__call__", lambda _start: pytest.fail("a worker started"))
+    with pytest.raises(NoRoom, match=r"the checkpoint takes .* of disk, and 1 kB are free"):
+        realize(Workspace(tiny_model, SPEC, store), QUALITY, **FEW)
 
 
 def test_measures_ours_beside_what_it_must_beat(realized: Store) -> None:

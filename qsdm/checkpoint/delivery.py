@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from qsdm.checkpoint import card, save_quantized
 from qsdm.denoisers import denoiser_tensors, load_pipeline
+from qsdm.denoisers.narrow import mapped_denoiser
 from qsdm.measurement import memory
 from qsdm.outcome import Outcome, Protocol
 from qsdm.quant.calibrated import PackedWeights
@@ -44,8 +45,11 @@ def deliver(
     outcome, full = outcomes
     weights = PackedWeights(packed)
     weights.require(denoiser_tensors(model), graph)
+    # The denoiser's weights are read only where they are not packed.
+    mapped = mapped_denoiser(model) if bits == 16 else None
+    parts = {} if mapped is None else {model.component: mapped}
     contents = save_quantized(
-        load_pipeline(model, dtype=f"float{bits}"),
+        load_pipeline(model, dtype=f"float{bits}", **parts),
         model.component,
         graph,
         outcome.qconfig,

@@ -28,13 +28,15 @@ if TYPE_CHECKING:
 
 
 def load_pipeline(
-    model: Model, dtype: str = "float32", **components: Any
+    model: Model, dtype: str = "float32", denoiser_dtype: str | None = None, **components: Any
 ) -> diffusers.DiffusionPipeline:
     """Load a model's pipeline onto the CPU, without a progress bar of its own.
 
     Args:
         model: what to load.
         dtype: of the weights in memory, in torch's spelling.
+        denoiser_dtype: of the denoiser's weights, if it is another one and the path is no single
+            file.
         **components: used instead of the pipeline's own, which are then not loaded.
 
     Returns:
@@ -64,7 +66,10 @@ def load_pipeline(
         pipeline = diffusers.DiffusionPipeline.from_pretrained(
             source,
             revision=model.revision,
-            dtype=getattr(torch, dtype),
+            dtype={
+                "default": getattr(torch, dtype),
+                model.component: getattr(torch, denoiser_dtype or dtype),
+            },
             **{
                 "use_safetensors": True,
                 **saved_without(pipeline_index(model)),

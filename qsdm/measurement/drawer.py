@@ -28,6 +28,7 @@ from qsdm.denoisers import (
     pipeline_index,
 )
 from qsdm.denoisers.conditioning import is_batched
+from qsdm.denoisers.narrow import compute_by_layer, kept_in
 from qsdm.denoisers.weights import mapped_tensors
 from qsdm.graph import Graph
 from qsdm.measurement.frames import pictures_of
@@ -103,8 +104,13 @@ class Drawer:
         if batch_size < 1:
             raise ValueError(f"batch_size must be positive (got {batch_size})")
         self.model, self.graph, self.batch_size = model, graph, batch_size
-        self.pipeline = cast(Any, load_pipeline(model) if pipeline is None else pipeline)
+        kept = kept_in(model) if pipeline is None else "float32"
+        if pipeline is None:
+            pipeline = load_pipeline(model, denoiser_dtype=kept)
+        self.pipeline = cast(Any, pipeline)
         self.denoiser = denoiser_of(self.pipeline, model)
+        if kept != "float32" and computed_in(model.dtype) == torch.float32:
+            compute_by_layer(self.denoiser, torch.float32)
         if isinstance(packed, PackedWeights):  # now, while the weights are as they were loaded
             packed.require(self.denoiser.get_parameter, graph)
         if torch.cuda.is_available():

@@ -14,6 +14,7 @@ from typing import Any
 from qsdm import text
 from qsdm.denoisers import Model, ModelError, denoiser_class, denoiser_config
 from qsdm.denoisers.files import pipeline_files, pipeline_folder
+from qsdm.denoisers.narrow import kept_in
 from qsdm.graph import Graph, Op
 from qsdm.qconfig import QuantConfig, cost
 from qsdm.store.header import read_header
@@ -188,6 +189,48 @@ def total(tensors: Mapping[str, Tensor]) -> int:
         tensors: by name.
     """
     return sum(tensor.size_bytes for tensor in tensors.values())
+
+
+def loaded_bytes(model: Model) -> int:
+    """Compute what a worker takes for a pipeline's weights, see `qsdm.denoisers.load_pipeline`.
+
+    Args:
+        model: whose files are read.
+
+    Returns:
+        Bytes; 0 if there are no files.
+    """
+    try:
+        components = tensors_of(model)
+    except ModelError:
+        return 0
+    own = 4 if kept_in(model) == "float32" else 2
+    return sum(
+        (own if name == model.component else 4) * tensor.num_values
+        for name, tensors in components.items()
+        for tensor in tensors.values()
+    )
+
+
+def checkpoint_bytes(model: Model, graph: Graph, qconfigs: Sequence[QuantConfig]) -> int:
+    """Compute what the smallest checkpoint of some configurations takes on disk.
+
+    Args:
+        model: whose other components are written beside the packed denoiser.
+        graph: of the denoiser.
+        qconfigs: the configurations, at least one.
+
+    Returns:
+        Bytes; 0 if there are no files from which to tell.
+    """
+    try:
+        components = tensors_of(model)
+    except ModelError:
+        return 0
+    bits, denoiser = model.full_bits, components.pop(model.component, {})
+    others = sum(tensor.num_values for part in components.values() for tensor in part.values())
+    packed = min(packed_bytes(denoiser, graph, qconfig, bits) for qconfig in qconfigs)
+    return packed + others * bits // 8
 
 
 def packed_bytes(

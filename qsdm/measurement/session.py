@@ -22,7 +22,10 @@ from tqdm import tqdm
 
 from qsdm.denoisers import Model, check_prompts, prompts_of
 from qsdm.engine import Engine, Failure, Pool
+from qsdm.engine.local import Local
+from qsdm.engine.serial import Serial
 from qsdm.measurement.intake import Intake, Measured
+from qsdm.measurement.memory import loaded_bytes
 from qsdm.measurement.protocol import drawing_digest, protocol_of, versions_of
 from qsdm.measurement.worker import DrawTask, WorkerStart, read_full
 from qsdm.outcome import EvaluationError, Protocol
@@ -31,8 +34,11 @@ from qsdm.qconfig.steps import require_steps
 from qsdm.quant.calibrated import fitted_version
 from qsdm.store import Store, StoreError
 from qsdm.store.files import replace
+from qsdm.store.room import require_memory
 from qsdm.store.tensors import TensorFile
 from qsdm.text import Log, ignore
+
+ADVICE = "give model.load.NAME=null for a part of the pipeline that it can do without"
 
 
 class Subject(Interface):
@@ -291,7 +297,8 @@ def open_session(
     if check:
         _check(model)
     with engine.open(WorkerStart(model, space.graph, packed, batch_size)) as pool:
-        checked = _CheckedPool(pool, model, is_checked=check)
+        here = engine.num_workers if isinstance(engine, Local | Serial) else None
+        checked = _CheckedPool(pool, model, here, is_checked=check)
         yield Session(
             model, space, subject.store, checked, batch_size, shard, fitted_version(packed)
         )
@@ -299,19 +306,30 @@ def open_session(
 
 @dataclass(slots=True)
 class _CheckedPool:
-    """Workers that get no task before the prompts are known to be ones that can be drawn.
+    """Workers that get no task before it is known that they can draw the prompts, and have memory.
 
-    They are read and checked once: a file of captions may be large.
+    Both are checked once: a file of captions may be large, and later the workers run.
+
+    Attributes:
+        pool: the workers.
+        model: whose pipeline each of them loads.
+        num_here: of them on this machine; None if they may be on others.
+        is_checked: whether the prompts were.
     """
 
     pool: Pool
     model: Model
+    num_here: int | None
     is_checked: bool
 
     def map(self, tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         if not self.is_checked:
             _check(self.model)
             self.is_checked = True
+        if self.num_here is not None and tasks:
+            num_workers = min(self.num_here, len(tasks))
+            require_memory("drawing", loaded_bytes(self.model), num_workers, ADVICE)
+            self.num_here = None
         return self.pool.map(tasks)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -27,6 +28,7 @@ from qsdm.store.header import (
     damaged_part,
     read_header,
 )
+from qsdm.store.room import require_disk
 
 _CHUNK_BYTES = 1 << 18  # hashed while it is still in the core's own caches
 _BESIDE_BYTES = 1 << 21  # so large that handing it to a thread costs little; in the shared cache
@@ -45,6 +47,7 @@ class TensorFile:
         metadata: texts by name.
 
     Raises:
+        NoRoom: the disk does not hold it.
         ValueError: a part is incomplete when the block ends without another error.
     """
 
@@ -63,6 +66,8 @@ class TensorFile:
         }
         header = self._header()
         self._start = len(header)
+        name = re.sub(r"^\.(.*)\.\d+\.partial$", r"\1", path.name)
+        require_disk(f"writing {name}", self._start + end, path.parent)
         self._file = path.open("w+b")
         self._file.write(header)
         self._file.truncate(self._start + end)
