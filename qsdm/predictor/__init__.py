@@ -5,6 +5,7 @@
 - ``gnn``: the network, which learns the rest
 - ``rows``: which embeddings a batch of configurations needs
 - ``layer``, ``attention``: one layer of the network, compiled
+- ``labels``: labels alone, in memory that is used again
 - ``losses`` and ``fit``: how it is trained, with folds and early stopping
 - ``informed``, ``prior``, ``kernels`` and ``probes``: what each weight alone says, in closed form
 - ``mean``: closed models that start from different probes, and their mean
@@ -18,6 +19,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -189,20 +191,26 @@ class Predictor:
         """
         import torch
 
-        wiring = self.folds[0].gnn.wiring
-        values = np.empty((len(self.folds), len(columns)))
+        from qsdm.predictor.labels import Labels
+
+        wiring, free = self.folds[0].gnn.wiring, deque[Labels]()
 
         def answer(fold: Fold) -> np.ndarray:
-            with torch.inference_mode():
-                learned = fold.gnn.at(chosen, rows, keep=False).value.double().numpy()
+            try:
+                labels = free.pop()  # of a fold that is done
+            except IndexError:
+                labels = Labels()
+            learned = labels.of(fold.gnn, chosen, rows).double().numpy()
+            free.append(labels)
             return fold.mean + fold.deviation * learned
 
         with one_thread() as available, ThreadPoolExecutor(min(available, len(self.folds))) as pool:
-            for start in range(0, len(columns), wiring.chunk):
-                part = columns[start : start + wiring.chunk]
+            parts = np.array_split(columns, max(1, -(-len(columns) // wiring.wide)))
+            answers = []
+            for part in parts:
                 chosen, rows = torch.from_numpy(part), wiring.shared(part)
-                values[:, start : start + wiring.chunk] = list(pool.map(answer, self.folds))
-        return values
+                answers.append(list(pool.map(answer, self.folds)))
+        return np.concatenate(answers, axis=1)
 
     def by_fold(self, configurations: Tensor) -> Tensor:
         """Predict the objective with each fold, differentiably.

@@ -10,7 +10,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -112,19 +112,32 @@ class Gnn(nn.Module):
         chosen = torch.cat([chosen, nothing])[torch.from_numpy(self.wiring.node_weight)]
         first = self.embed_static(self.static)[:, None] + chosen
         additive = torch.einsum("bwm,wm->b", configurations, self.additive)
-        amplitude = torch.einsum("bwm,jwm->jbw", configurations, self.amplitude)
-        return self._predict(first.flatten(0, 1), rows, additive, amplitude)
+        closed = self._closed(
+            additive, lambda: torch.einsum("bwm,jwm->jbw", configurations, self.amplitude)
+        )
+        return self._predict(first.flatten(0, 1), rows, closed)
 
-    def at(self, columns: Tensor, rows: Rows, keep: bool = True) -> Prediction:
+    def at(self, columns: Tensor, rows: Rows) -> Prediction:
         """Predict labels of one-hot configurations.
 
         Args:
             columns: int64 [B, W], column of each decision's method.
             rows: of these configurations, see `Wiring.shared`; if training, everywhere.
-            keep: whether the embeddings of all hops are kept, instead of the last hop's alone.
 
         Returns:
             Labels and embeddings.
+        """
+        return self._predict(self.first(columns, rows), rows, self.closed(columns))
+
+    def first(self, columns: Tensor, rows: Rows) -> Tensor:
+        """Compute first embeddings of one-hot configurations, before their activation.
+
+        Args:
+            columns: int64 [B, W], column of each decision's method.
+            rows: of these configurations.
+
+        Returns:
+            [R, width].
         """
         num_weights, num_columns = self.decisions.shape[:2]
         node, configuration = rows.first
@@ -134,28 +147,36 @@ class Gnn(nn.Module):
         table = self.embed_decision(self.decisions).flatten(0, 1)
         table = torch.cat([table, table.new_zeros(1, self.width)])  # of nodes without a weight
         first = nn.functional.embedding(torch.from_numpy(node), self.embed_static(self.static))
-        first = first + nn.functional.embedding(torch.from_numpy(decision), table)
-        weights = torch.arange(num_weights)
-        additive = self.additive[weights, columns].sum(dim=1)
-        return self._predict(first, rows, additive, self.amplitude[:, weights, columns], keep)
+        return first + nn.functional.embedding(torch.from_numpy(decision), table)
 
-    def _predict(
-        self, first: Tensor, rows: Rows, additive: Tensor, amplitude: Tensor, keep: bool = True
-    ) -> Prediction:
-        """Labels from first embeddings, before their activation, and parts of the closed model: the
-        sum over decisions, [B], and amplitudes, [forms, B, W]."""
+    def closed(self, columns: Tensor) -> Tensor:
+        """Evaluate the closed model for one-hot configurations.
+
+        Args:
+            columns: int64 [B, W], column of each decision's method.
+
+        Returns:
+            [B], standardized.
+        """
+        weights = torch.arange(len(self.decisions))
+        additive = self.additive[weights, columns].sum(dim=1)
+        return self._closed(additive, lambda: self.amplitude[:, weights, columns])
+
+    def _closed(self, additive: Tensor, amplitude: Callable[[], Tensor]) -> Tensor:
+        """The closed model from its sum over decisions, [B], and amplitudes, [forms, B, W]."""
+        closed = additive + self.offset
+        if not self.pairs.any():  # most often; the products would take as long as a hop
+            return closed
+        chosen = amplitude()
+        return closed + (chosen @ self.pairs * chosen).sum(dim=(0, 2))
+
+    def _predict(self, first: Tensor, rows: Rows, closed: Tensor) -> Prediction:
+        """Labels from first embeddings, before their activation, and the closed model's, [B]."""
         hops = [torch.relu(first)]
         for i, hop in enumerate(rows.hops):
             conv, norm = cast(Attention, self.convs[i]), cast(nn.BatchNorm1d, self.norms[i])
             hops.append(layer(conv, norm, hops[-1], hop, residual=i > 0))
-            if not keep:
-                del hops[0]
         last = nn.functional.embedding(torch.from_numpy(rows.last), hops[-1])
         learned = mean(self.contribution(last), rows.contributions).flatten()
-        value = (
-            additive
-            + (amplitude @ self.pairs * amplitude).sum(dim=(0, 2))
-            + self.offset
-            + self.share * learned * len(rows.contributions) ** 0.5
-        )
-        return Prediction(value, hops, rows.units[-len(hops) :])
+        value = closed + self.share * learned * len(rows.contributions) ** 0.5
+        return Prediction(value, hops, rows.units)

@@ -10,8 +10,10 @@ from torch_geometric.nn.conv import GATv2Conv
 from toy_unet import Toy
 
 from qsdm.graph import sorted_graph
+from qsdm.predictor import labels
 from qsdm.predictor.encode import Encoding, encode
 from qsdm.predictor.gnn import Gnn
+from qsdm.predictor.labels import Labels
 from qsdm.qconfig import Space
 
 
@@ -106,6 +108,27 @@ def test_values_and_gradients_are_those_of_pygs_layers(
     for (name, buffer), expected in zip(ours.named_buffers(), theirs.buffers(), strict=True):
         if "running" in name:
             torch.testing.assert_close(buffer, expected, msg=name)
+
+
+@pytest.mark.parametrize("pairs", [True, False])
+def test_labels_alone_are_those_of_pygs_layers(
+    pairs: bool, encoding: Encoding, gnn: Gnn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In blocks of rows, and in memory that holds the embeddings of other configurations."""
+    monkeypatch.setattr(labels, "BLOCK", 50)
+    if pairs:
+        gnn.pairs.normal_()
+        gnn.amplitude.uniform_()
+    alone = Labels()
+    for num, seed in ((40, 1), (12, 2), (60, 3)):
+        columns = torch.from_numpy(encoding.columns_of(random_genes(encoding, num, seed)))
+        rows = gnn.wiring.shared(columns.numpy())
+        assert len(rows.hops[-1].own) > 50
+        values = alone.of(gnn, columns, rows)
+        expected, _ = reference(gnn, encoding, torch.from_numpy(encoding.hot(columns.numpy())))
+        torch.testing.assert_close(values, expected.detach(), rtol=1e-5, atol=1e-5)
+    nobody = columns[:0]
+    assert alone.of(gnn, nobody, gnn.wiring.shared(nobody.numpy())).shape == (0,)
 
 
 def test_the_gradient_of_relaxed_configurations(encoding: Encoding, gnn: Gnn) -> None:
