@@ -9,12 +9,13 @@ quantized weights, from which configurations are measured); graph.html then show
 
 Methods that end in ``_w`` weight errors by the mean square of the input that a weight meets. For
 them, and for ``error=weighted``, a few pictures are drawn in full precision first
-(`qsdm.measurement.moments`).
+(`qsdm.measurement.moments`), or ``imatrix=FILE`` says what the inputs are like.
 """
 
 from __future__ import annotations
 
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qsdm import run, text
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 def calibrate(
     workspace: Workspace,
     error: str = "relative",
+    imatrix: str | None = None,
     log: Log = ignore,
 ) -> MethodTable:
     """Compute errors and bytes of every weight under every method.
@@ -44,6 +46,8 @@ def calibrate(
         workspace: model, space and store.
         error: ``relative``; ``weighted`` by what the inputs of each layer are like; or ``paper``
             for the errors as the paper's release computes them.
+        imatrix: importance matrix that stable-diffusion.cpp has recorded, instead of drawing; names
+            are matched, through those of the file if the model is a single one.
         log: receives the progress.
 
     Returns:
@@ -54,6 +58,8 @@ def calibrate(
         ModelError: the weights are not here.
         EvaluationError: inputs are needed, and the pipeline cannot draw.
         NoRoom: memory or disk does not suffice.
+        RecipeError: the importance matrix cannot be read, or is of another model.
+        ValueError: there is an importance matrix, but nothing that it would weight.
 
     Example:
         >>> import qsdm
@@ -76,7 +82,11 @@ def calibrate(
         source = source_digest(model)
     importances = None
     if error == "weighted" or any(METHODS[m.name].is_weighted for m in space.methods):
-        importances = recorded(workspace)
+        importances = recorded(workspace) if imatrix is None else read_imatrix(workspace, imatrix)
+    elif imatrix is not None:
+        raise ValueError(
+            f"imatrix={imatrix} would weight nothing: give space=weighted, or error=weighted"
+        )
     table = calibration.calibrate(tensors, space, target, log, error, source, importances)
     graph_page.write(workspace.path("graph.html"), graph, graph_page.errors(graph, table))
     print(summary(space, table))
@@ -102,6 +112,36 @@ def recorded(workspace: Workspace) -> dict[str, np.ndarray]:
     drawer = Drawer(workspace.model, workspace.space.graph, None)
     print("recording the layers' inputs", flush=True)
     return importances(drawer, prompts_of(workspace.model))
+
+
+def read_imatrix(workspace: Workspace, path: str) -> dict[str, np.ndarray]:
+    """Read what another engine has recorded.
+
+    Args:
+        workspace: model and space.
+        path: of the importance matrix.
+
+    Returns:
+        See `qsdm.recipes.imatrix.importances`.
+
+    Raises:
+        RecipeError: it cannot be read, or is of another model.
+    """
+    from qsdm.denoisers.original_names import origins
+    from qsdm.recipes import imatrix
+    from qsdm.store.header import read_header
+
+    model, graph = workspace.model, workspace.space.graph
+    names: dict[str, str] = {}
+    if model.file is not None:
+        parts = read_header(model.file).parts
+        names = origins(model, {name: entry.shape for name, entry in parts.items()})
+    matched = imatrix.importances(graph, imatrix.read(Path(path).expanduser()), names)
+    print(
+        f"{path}: entries of {len(matched)} of {len(graph.weights)} weights; inputs of the others "
+        "count alike"
+    )
+    return matched
 
 
 def summary(space: Space, table: MethodTable) -> str:
