@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 from typing import TYPE_CHECKING
 
 from qsdm.checkpoint import card, save_quantized
@@ -47,7 +48,7 @@ def deliver(
     weights.require(denoiser_tensors(model), graph)
     # The denoiser's weights are read only where they are not packed.
     mapped = mapped_denoiser(model) if bits == 16 else None
-    parts = {} if mapped is None else {model.component: mapped}
+    parts: dict[str, Any] = {} if mapped is None else {model.component: mapped}
     contents = save_quantized(
         load_pipeline(model, dtype=f"float{bits}", **parts),
         model.component,
