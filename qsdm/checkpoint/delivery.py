@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qsdm.checkpoint import card, save_quantized
 from qsdm.denoisers import denoiser_tensors, load_pipeline
