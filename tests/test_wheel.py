@@ -36,7 +36,7 @@ def test_without_the_zoo_one_sentence_says_how_to_get_it(
     for module in ("store", "denoisers.model", "denoisers.calls", "metrics.reference"):
         monkeypatch.setattr(f"qsdm.{module}.ZOO", tmp_path / "zoo")
     model = load("model", "emoji_mmdit")
-    sentence = r"is not here: .* clone the repository and set QSDM_ZOO=CHECKOUT/qsdm/zoo"
+    sentence = r"is not in .*/zoo: .*; clone the repository and set QSDM_ZOO=CHECKOUT/qsdm/zoo,"
     with pytest.raises(StoreError, match="emoji_mmdit/pipeline " + sentence):
         existing(model)
     with pytest.raises(StoreError, match="emoji_mmdit/prompts.json " + sentence):

@@ -101,11 +101,12 @@ def require_zoo(path: Path) -> None:
     Raises:
         StoreError: it is in the zoo, and this installation has none.
     """
-    if path.is_relative_to(store.ZOO) and not store.ZOO.is_dir():
+    zoo = store.ZOO
+    if path.is_relative_to(zoo) and not path.exists() and not (zoo / NAME).exists():
         raise StoreError(
-            f"{path.relative_to(store.ZOO)} is not here: the emoji pipelines come with a checkout "
-            f"of qsdm, not with its wheel (no folder {store.ZOO}); clone the repository and set "
-            "QSDM_ZOO=CHECKOUT/qsdm/zoo, or give path=DIRECTORY of your own pipeline"
+            f"{path.relative_to(zoo)} is not in {zoo}: the emoji pipelines come with a checkout of "
+            "qsdm, not with its wheel; clone the repository and set QSDM_ZOO=CHECKOUT/qsdm/zoo, "
+            "or give path=DIRECTORY of your own pipeline"
         )
 
 
@@ -115,6 +116,6 @@ def _check_shipped(zoo: Path, path: Path) -> None:
         file = zoo / name
         if file.is_relative_to(path) and (problem := fault(file, expected)):
             raise StoreError(
-                f"{file}, which ships with qsdm, {problem}: run pip install --force-reinstall "
-                f"--no-deps qsdm, or remove {zoo / NAME} if you changed it on purpose"
+                f"{file}, which ships with qsdm, {problem}: restore it with git checkout, or "
+                f"remove {zoo / NAME} if you changed it on purpose"
             )

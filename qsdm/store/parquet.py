@@ -75,6 +75,6 @@ def read_outcomes_parquet(path: Path) -> list[Outcome]:
         reason = str(error).splitlines()[0]
         raise StoreError(
             f"{path} is damaged or not a table of outcomes ({reason}): restore it, "
-            "for example with pip install --force-reinstall qsdm"
+            "for example with git checkout"
         ) from error
     return decode_rows(texts, Outcome.from_json, path, "outcomes")

@@ -196,5 +196,5 @@ def test_what_ships_is_compared_with_its_checksums(
     ):
         check_shipped(tmp_path / "toy/pipeline")
     (tmp_path / "toy/reference").unlink()
-    with pytest.raises(StoreError, match=r"reference.* cannot be read .*--force-reinstall"):
+    with pytest.raises(StoreError, match=r"reference.* cannot be read .*git checkout"):
         check_shipped(tmp_path / "toy/reference")
