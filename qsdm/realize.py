@@ -40,7 +40,6 @@ from qsdm.outcome import Objective, Outcome
 from qsdm.qconfig import OutsideSpace, QuantConfig, Space, cost
 from qsdm.store import StoreError, memo
 from qsdm.store.provenance import provenance
-from qsdm.store.room import require_disk
 from qsdm.store.schemas import CHOSEN, FRONT, REPORT, SUMMARY
 from qsdm.strategies.constraints import Constraints, read_budget
 from qsdm.text import MANY, Log, ignore, require
@@ -119,8 +118,7 @@ def realize(
         >>> [row["name"] for row in summary["rows"]][::7]
         ['fp', 'ours']
     """
-    from qsdm.measurement.candidates import Terms, best_points, of_rounds
-    from qsdm.measurement.memory import checkpoint_bytes
+    from qsdm.measurement.candidates import Terms
     from qsdm.measurement.rounded import measure_rounded, read_widths
     from qsdm.measurement.session import open_session
 
@@ -131,36 +129,14 @@ def realize(
     require(1, avg_bits=avg_bits)
     budget, _ = read_budget(budget, avg_bits=avg_bits)
     constraints = Constraints.of(budget or {"avg_bits": 3.5}, limit, pin, forbid, target)
-    if seed_set == label_seed_set:
-        raise ValueError(
-            f"wanted fresh noise, a seed_set other than label_seed_set (got {seed_set} for both)"
-        )
-    space_name = workspace.space_name
-    learned = workspace.path(f"predictor/{space_name}/report.json")
-    if learned.exists() and REPORT.read(learned, workspace.name)["seed_set"] == seed_set:
-        raise ValueError(
-            f"wanted fresh noise, but the predictor's labels have seed_set={seed_set}: "
-            "give another one"
-        )
+    require_fresh(workspace, seed_set, label_seed_set)
     with open_session(workspace, engine, batch_size, check=False) as ready:
-        front = ready.store.read(FRONT, f"search/{space_name}.json")
+        front = ready.store.read(FRONT, f"search/{workspace.space_name}.json")
         terms = Terms(ready.space, objective, constraints, workspace.model.metrics)
-        points = terms.allowed_points(front)
-        tradeoff = terms.tradeoff(points)
-        points = best_points(points, candidates, tradeoff)
-        proposed = [QuantConfig.from_json(point["qconfig"]) for point in points]
-        written = checkpoint_bytes(ready.model, ready.space.graph, proposed)
-        if not (folder := ready.store.path("checkpoint")).exists():  # else it takes its place
-            require_disk("the checkpoint", written, folder)
         labels = ready.protocol(label_seed_set, num_images)
-        measured = ready.measure(proposed, labels, "candidates", log)
-        for entry, outcome in of_rounds(ready, front, labels):
-            if outcome.qconfig.digest not in measured.outcomes and terms.allow(outcome.qconfig):
-                measured.outcomes[outcome.qconfig.digest] = outcome
-                points.append(entry)
-                proposed.append(outcome.qconfig)
-        ours, why = terms.choose(measured, proposed, tradeoff)
-        print(why)
+        choice = terms.measured_choice(ready, front, labels, candidates, log)
+        ours = choice.qconfig
+        print(choice.why)
         CHOSEN.write(ready.store.path("chosen.json"), ours.to_json())
 
         fresh = ready.protocol(seed_set, num_images)
@@ -170,12 +146,12 @@ def realize(
         summary: dict[str, Any] = {
             "schema": SUMMARY.schema,
             "denoiser": workspace.name,
-            "space": space_name,
+            "space": workspace.space_name,
             "objective": dict(objective.weights),
             "metrics": {n: description(m) for n, m in workspace.model.metrics.items()},
             "max_avg_bits": 8 * terms.max_bytes / ready.space.graph.num_values,
             "constraints": constraints.to_json(),
-            "why": why,
+            "why": choice.why,
             "num_images": num_images,
             "seed_set": seed_set,
             "label_seed_set": label_seed_set,
@@ -183,10 +159,8 @@ def realize(
             "rows": [row(ready.space, name, final.of(qconfig)) for name, qconfig in rows.items()],
             "differences": differences(rows, final),
             "candidates": [
-                {"predicted": point["predicted"]}
-                | row(ready.space, qconfig.digest[:12], measured.of(qconfig))
-                for point, qconfig in zip(points, proposed, strict=True)
-                if qconfig.digest in measured.outcomes
+                {"predicted": predicted} | row(ready.space, outcome.qconfig.digest[:12], outcome)
+                for predicted, outcome in choice.candidates
             ],
             "provenance": provenance(),
         }
@@ -203,6 +177,29 @@ def realize(
         draw(ready, rows, summary["rows"], fresh)
     finish(ready, summary, memory, log)
     return summary
+
+
+def require_fresh(workspace: Workspace, seed_set: int, label_seed_set: int) -> None:
+    """Check that nothing has learned from the noise of the final table.
+
+    Args:
+        workspace: with the predictor, if there is one.
+        seed_set: of the final table.
+        label_seed_set: of the candidates.
+
+    Raises:
+        ValueError: something has.
+    """
+    if seed_set == label_seed_set:
+        raise ValueError(
+            f"wanted fresh noise, a seed_set other than label_seed_set (got {seed_set} for both)"
+        )
+    learned = workspace.path(f"predictor/{workspace.space_name}/report.json")
+    if learned.exists() and REPORT.read(learned, workspace.name)["seed_set"] == seed_set:
+        raise ValueError(
+            f"wanted fresh noise, but the predictor's labels have seed_set={seed_set}: "
+            "give another one"
+        )
 
 
 def random_of_size(

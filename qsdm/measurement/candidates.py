@@ -8,16 +8,34 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qsdm.measurement.memory import checkpoint_bytes
 from qsdm.measurement.session import Measured, Session
 from qsdm.outcome import EvaluationError, Objective, Outcome
 from qsdm.qconfig import QuantConfig, QuantMethod, Space, cost
 from qsdm.recipes.targets import held_by
+from qsdm.store.room import require_disk
 from qsdm.strategies.choice import Tradeoff, choose
 from qsdm.strategies.constraints import Constraints, reach
+from qsdm.text import Log, ignore
 
 if TYPE_CHECKING:
     from qsdm.metrics import Metric
     from qsdm.outcome import Protocol
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Choice:
+    """What was chosen among the front's points.
+
+    Attributes:
+        qconfig: the configuration.
+        why: one sentence.
+        candidates: predicted quality and outcome of each that was measured.
+    """
+
+    qconfig: QuantConfig
+    why: str
+    candidates: list[tuple[float, Outcome]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -151,6 +169,52 @@ class Terms:
         limit = self.constraints.limit
         choice = choose(quality, metrics, {n: self.sign(n) for n in limit}, limit, tradeoff)
         return finite[choice.index], choice.why
+
+    def measured_choice(
+        self,
+        ready: Session,
+        front: Mapping[str, Any],
+        protocol: Protocol,
+        num: int,
+        log: Log = ignore,
+    ) -> Choice:
+        """Measure points of the front, and take the best.
+
+        Args:
+            ready: the running session.
+            front: what `search` has written; what its rounds have measured counts, too.
+            protocol: with the noise of the labels.
+            num: of points to measure.
+            log: receives the metrics of every outcome.
+
+        Returns:
+            The choice.
+
+        Raises:
+            EvaluationError: no candidate can be measured.
+            NoRoom: the disk does not suffice for the checkpoint.
+            ValueError: the front has nothing that keeps the constraints.
+        """
+        points = self.allowed_points(front)
+        tradeoff = self.tradeoff(points)
+        points = best_points(points, num, tradeoff)
+        proposed = [QuantConfig.from_json(point["qconfig"]) for point in points]
+        if not (folder := ready.store.path("checkpoint")).exists():  # else it takes its place
+            written = checkpoint_bytes(ready.model, ready.space.graph, proposed)
+            require_disk("the checkpoint", written, folder)
+        measured = ready.measure(proposed, protocol, "candidates", log)
+        for entry, outcome in of_rounds(ready, front, protocol):
+            if outcome.qconfig.digest not in measured.outcomes and self.allow(outcome.qconfig):
+                measured.outcomes[outcome.qconfig.digest] = outcome
+                points.append(entry)
+                proposed.append(outcome.qconfig)
+        ours, why = self.choose(measured, proposed, tradeoff)
+        found = [
+            (point["predicted"], measured.of(qconfig))
+            for point, qconfig in zip(points, proposed, strict=True)
+            if qconfig.digest in measured.outcomes
+        ]
+        return Choice(ours, why, found)
 
 
 def best_points(
