@@ -210,7 +210,7 @@ def tell_steps(workspace: Workspace) -> None:
     from qsdm.report.steps import step_table
 
     table = workspace.store.read(STEPS, STEPS_FILE)
-    if (tabulated := step_table(table)) is not None:
+    if (tabulated := step_table(table, {})) is not None:
         print(text.table(*tabulated, are_texts=True))
     path = workspace.store.path(STEPS_FILE).with_suffix(".png")
     figures.write(path, figures.steps(table, next(iter(table["rows"][0]["metrics"]))))

@@ -118,7 +118,7 @@ def test_bins_of_steps_are_quantized_alone(
     assert [row["num_steps"] for row in table["rows"]] == [1, 1, 2]
     assert [row["metrics"]["psnr"] for row in table["rows"]] == [o.metrics["psnr"] for o in probes]
     assert len({o.metrics["psnr"] for o in probes}) == 3
-    (heads, cells) = step_table(results.read(workspace.store).steps) or ([], [])
+    (heads, cells) = step_table(results.read(workspace.store).steps, {}) or ([], [])
     assert heads == ["quantized in", "steps", "fd_lite0", "psnr"]
     assert [row[:2] for row in cells] == [["1 of 2", "1"], ["2 of 2", "1"], ["all", "2"]]
     assert cells[0][2] in told

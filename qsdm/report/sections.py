@@ -8,7 +8,17 @@ from typing import Any
 
 from qsdm.outcome import SIGNIFICANT_Z
 from qsdm.report.results import Results
-from qsdm.report.summary import FULL, OURS, kind_of, main_metric, rows, shown_pictures, verdict
+from qsdm.report.summary import (
+    FULL,
+    OURS,
+    descriptions,
+    head,
+    kind_of,
+    main_metric,
+    rows,
+    shown_pictures,
+    verdict,
+)
 from qsdm.text import size
 
 TITLES = {FULL: "full precision", OURS: "ours"}
@@ -105,16 +115,16 @@ def table(results: Results) -> dict[str, Any] | None:
     measured = rows(results.summary)
     if not measured:
         return None
-    descriptions = (results.summary or {}).get("metrics", {})  # a summary of version 0.1 has none
+    about = descriptions(results.summary)
     present = {name for row in measured for name in row["metrics"]}
-    names = [name for name in descriptions if name in present]
+    names = [name for name in about if name in present]
     names += sorted(present - set(names))
     best: dict[str, float] = {}
     for name in names:
         values = [row["metrics"].get(name) for row in measured if row["name"] != FULL]
         defined = [value for value in values if value is not None]
-        if defined and name in descriptions:
-            choose = max if descriptions[name]["larger_is_better"] else min
+        if defined and name in about:
+            choose = max if about[name]["larger_is_better"] else min
             best[name] = choose(defined)
     entries = []
     for row in measured:
@@ -125,27 +135,12 @@ def table(results: Results) -> dict[str, Any] | None:
         ]
         for name in names:
             value = row["metrics"].get(name)
-            text = "–" if value is None else number(value, descriptions.get(name))
+            text = "–" if value is None else number(value, about.get(name))
             is_best = row["name"] != FULL and value is not None and value == best.get(name)
             cells.append({"text": text, "best": is_best})
         entries.append({"kind": kind_of(row["name"]), "cells": cells})
-    heads = ["", "bits", "bytes", *(head(name, descriptions.get(name)) for name in names)]
+    heads = ["", "bits", "bytes", *(head(name, about.get(name)) for name in names)]
     return {"heads": heads, "rows": entries}
-
-
-def head(name: str, description: Mapping[str, Any] | None) -> str:
-    """Label a metric; an arrow points to its better side.
-
-    Args:
-        name: of the metric.
-        description: label and larger_is_better; None if nothing is known about it.
-
-    Returns:
-        Text.
-    """
-    if description is None:
-        return name
-    return f"{description['label']} {'↑' if description['larger_is_better'] else '↓'}"
 
 
 def number(value: float, description: Mapping[str, Any] | None) -> str:

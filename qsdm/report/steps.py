@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from qsdm.report.summary import head
 from qsdm.store.schemas import StepRow, StepTable
 
 
-def step_table(table: StepTable | None) -> tuple[list[str], list[list[str]]] | None:
+def step_table(
+    table: StepTable | None, about: Mapping[str, Any]
+) -> tuple[list[str], list[list[str]]] | None:
     """Tabulate what each bin suffers, with paired standard errors.
 
     Args:
         table: of the bins; None if they were not probed.
+        about: label and larger_is_better of metrics, as far as they are known.
 
     Returns:
         Heads and cells: differences from full precision, or values of the metrics that it does not
@@ -22,7 +29,7 @@ def step_table(table: StepTable | None) -> tuple[list[str], list[list[str]]] | N
         [row["name"], str(row["num_steps"]), *(_cell(row, metric) for metric in metrics)]
         for row in table["rows"]
     ]
-    return ["quantized in", "steps", *metrics], cells
+    return ["quantized in", "steps", *(head(name, about.get(name)) for name in metrics)], cells
 
 
 def _cell(row: StepRow, metric: str) -> str:

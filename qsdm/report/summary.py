@@ -174,6 +174,34 @@ def table(summary: Summary) -> pandas.DataFrame:
     return pandas.DataFrame(entries, index=[row["name"] for row in measured])
 
 
+def head(name: str, description: Mapping[str, Any] | None) -> str:
+    """Label a metric; an arrow points to its better side.
+
+    Args:
+        name: of the metric.
+        description: label and larger_is_better; None if nothing is known about it.
+
+    Returns:
+        Text.
+    """
+    if description is None:
+        return name
+    return f"{description['label']} {'↑' if description['larger_is_better'] else '↓'}"
+
+
+def descriptions(summary: Summary) -> Mapping[str, Any]:
+    """Look up what the metrics are called.
+
+    Args:
+        summary: contents of summary.json.
+
+    Returns:
+        label and larger_is_better by name; empty for a summary of version 0.1.
+    """
+    found: Mapping[str, Any] = (summary or {}).get("metrics", {})
+    return found
+
+
 def activation_table(summary: Summary) -> tuple[list[str], list[list[str]]] | None:
     """Tabulate what activations of fewer bits do, with paired differences in `main_metric`.
 
@@ -212,8 +240,10 @@ def activation_table(summary: Summary) -> tuple[list[str], list[list[str]]] | No
                 against(OURS, bits, name, bits),
             ]
         )
-    heads = ["", "bits", "tera bit operations", *names]
-    return [*heads, f"{metric}, of rounding", f"{metric}, against ours"], cells
+    about = descriptions(summary)
+    heads = ["", "bits", "tera bit operations", *(head(name, about.get(name)) for name in names)]
+    changed = about[metric]["label"] if metric in about else metric
+    return [*heads, f"{changed}, of rounding", f"{changed}, against ours"], cells
 
 
 def candidates(summary: Summary, front: Mapping[str, Any] | None) -> list[dict[str, float]]:

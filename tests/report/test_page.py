@@ -320,5 +320,5 @@ def test_every_metric_has_a_label_that_points_to_its_better_side(path: Path) -> 
         assert metric.name == name
         about = description(metric)
         assert about["label"]
-        assert sections.head(name, about).endswith("↑" if metric.larger_is_better else "↓")
+        assert summary.head(name, about).endswith("↑" if metric.larger_is_better else "↓")
         assert sections.number(0.123456, about) == f"{0.123456:.{metric.digits}f}"
