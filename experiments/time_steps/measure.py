@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qsdm.engine.serial import Serial
-from qsdm.measurement.paired import difference
+from qsdm.measurement.paired import mean_difference
 from qsdm.measurement.session import open_session
 from qsdm.outcome import Objective, Outcome
 from qsdm.probe import probe
@@ -43,10 +44,11 @@ QUALITY = Objective({"fd_lite0": -1})
 NUM_BINS = 5
 BINS = 32  # pictures
 COUNTS = 16
+NUM_RANDOM = 5
 NUM_STEPS = (4, 10, 20, 50)
 
 
-def at_equal_bits(space: Space, probed: StepTable) -> dict[str, QuantConfig]:
+def at_equal_bits(space: Space, probed: StepTable) -> dict[str, list[QuantConfig]]:
     """Configurations by name: more bits in one bin, or in some weights at all steps."""
     graph = space.graph
     low, high = space.uniform(LOW), space.uniform(HIGH)
@@ -59,20 +61,20 @@ def at_equal_bits(space: Space, probed: StepTable) -> dict[str, QuantConfig]:
     stepped = within(worst, high)
     size = round(cost.avg_bits(graph, stepped, space.full_bits) * graph.num_values / 8)
     two = Space.of(graph, [LOW, HIGH], space.full_bits)
-    random = near(two, size, 0.002, np.random.default_rng(0))
+    random = [near(two, size, 0.002, np.random.default_rng(seed)) for seed in range(NUM_RANDOM)]
     return {
-        f"{HIGH} in the {worst['name']} bin, {LOW} elsewhere": stepped,
-        f"{HIGH} in random weights, {LOW} in others, at all steps": random,
-        f"{LOW} at all steps": low,
-        f"{HIGH} in the {least['name']} bin, {LOW} elsewhere": within(least, high),
-        f"{HIGH} at all steps": high,
+        f"{HIGH} in the {worst['name']} bin, {LOW} elsewhere": [stepped],
+        f"{HIGH} in random weights at all steps, mean of {NUM_RANDOM}": random,
+        f"{HIGH} in the {least['name']} bin, {LOW} elsewhere": [within(least, high)],
+        f"{LOW} at all steps": [low],
+        f"{HIGH} at all steps": [high],
     }
 
 
-def paired(outcome: Outcome, reference: Outcome) -> dict[str, list[float | None]]:
-    """Differences in `METRICS` where both have them."""
-    found = {metric: difference(outcome, reference, metric) for metric in METRICS}
-    return {m: [d.value, d.standard_error] for m, d in found.items() if d is not None}
+def paired(outcomes: Sequence[Outcome], reference: Outcome) -> dict[str, list[float | None]]:
+    """Mean differences in `METRICS` where both have them."""
+    changes = {metric: mean_difference(outcomes, reference, metric) for metric in METRICS}
+    return {m: [d.value, d.standard_error] for m, d in changes.items() if d is not None}
 
 
 def values(outcome: Outcome) -> dict[str, Any]:
@@ -90,22 +92,30 @@ def equal_bits(workspace: Workspace) -> list[dict[str, Any]]:
     """Measure configurations of one average of bits over the steps, and their ends."""
     probed = workspace.store.read(STEPS, "steps.json")
     space, full = workspace.space, QuantConfig(workspace.name, {})
-    qconfigs = at_equal_bits(space, probed)
+    groups = at_equal_bits(space, probed)
     with open_session(workspace, Serial()) as ready:
         protocol = ready.protocol(0, BINS)
-        measured = ready.measure([full, *qconfigs.values()], protocol, "realize")
-    first = measured.of(next(iter(qconfigs.values())))
-    return [
-        {
-            "name": name,
-            "avg_bits": cost.avg_bits(space.graph, qconfig, space.full_bits),
-            "size_bytes": cost.size_bytes(space.graph, qconfig, space.full_bits),
-            "values": values(outcome := measured.of(qconfig)),
-            "from_first": paired(outcome, first),
-            "from_full": paired(outcome, measured.of(full)),
-        }
-        for name, qconfig in qconfigs.items()
-    ]
+        every = [full, *(qconfig for group in groups.values() for qconfig in group)]
+        measured = ready.measure(every, protocol, "realize")
+    first = measured.of(next(iter(groups.values()))[0])
+    rows = []
+    for name, group in groups.items():
+        outcomes = [measured.of(qconfig) for qconfig in group]
+        costs = [
+            [one(space.graph, qconfig, space.full_bits) for qconfig in group]
+            for one in (cost.avg_bits, cost.size_bytes)
+        ]
+        rows.append(
+            {
+                "name": name,
+                "avg_bits": fmean(costs[0]),
+                "size_bytes": round(fmean(costs[1])),
+                "values": [values(outcome) for outcome in outcomes],
+                "from_first": paired(outcomes, first),
+                "from_full": paired(outcomes, measured.of(full)),
+            }
+        )
+    return rows
 
 
 def counts(workspace: Workspace) -> list[dict[str, Any]]:
@@ -123,7 +133,7 @@ def counts(workspace: Workspace) -> list[dict[str, Any]]:
                 "steps": num,
                 "full": values(whole),
                 "values": values(outcome),
-                "from_full": paired(outcome, whole),
+                "from_full": paired([outcome], whole),
             }
         )
     return rows
@@ -149,15 +159,18 @@ def tables(results: Mapping[str, Mapping[str, Any]]) -> str:
                 for metric in ("psnr", "lite0_distance")
             ]
             lines.append(f"| `{name}` | {row['name']} | {' | '.join(cells)} |")
-    lines += ["", "| | configuration | mean bits | bytes | fd_lite0 | minus the first row's | PSNR, dB |", "|---|---|---|---|---|---|---|"]  # noqa: E501  # fmt: skip
+    lines += ["", "| | configuration | mean bits | bytes | fd_lite0, minus full precision's | minus the first row's | PSNR, likewise |", "|---|---|---|---|---|---|---|"]  # noqa: E501  # fmt: skip
     for name, measured in results.items():
         for row in measured.get("equal", []):
-            change = number(row["from_first"]["fd_lite0"], 1, signed=True)
+            changes = [
+                "" if row is measured["equal"][0] else number(pair, METRICS[metric], signed=True)
+                for metric in ("fd_lite0", "psnr")
+                for pair in [row["from_first"][metric]]
+            ]
             lines.append(
                 f"| `{name}` | {row['name']} | {row['avg_bits']:.2f} | {row['size_bytes']:,} "
-                f"| {row['values']['fd_lite0'][0]:.1f} "
-                f"| {'' if row is measured['equal'][0] else change} "
-                f"| {number(row['values']['psnr'], 2)} |"
+                f"| {number(row['from_full']['fd_lite0'], 1, signed=True)} "
+                f"| {' | '.join(changes)} |"
             )
     lines += ["", "| | steps | fd_lite0, full precision | quantized, minus that | PSNR, dB | feature distance |", "|---|---|---|---|---|---|"]  # noqa: E501  # fmt: skip
     for name, measured in results.items():
