@@ -1,6 +1,7 @@
 """Learning at full size: what encode, train, predict, search and attribute cost on one thread.
 
     python experiments/bench/full_size.py [--models sdxl flux] [--labels 300] [--commit 51bc9d1]
+    python experiments/bench/full_size.py --predict [--commit 51bc9d1]  # of barely trained networks
 
 The graph is traced from the published config. Errors and labels are made up: a label is a sum of
 damages of single weights, of pairs of which one feeds the other, and of noise, in known shares. So
@@ -41,7 +42,8 @@ class Work:
     Attributes:
         labels: number of configurations that are learned from.
         predicted: number of configurations that are predicted, and judged by the truth.
-        budget: number of configurations that the search may have predicted.
+        budget: number of configurations that the search may have predicted; 0 ends the work before
+            the search.
         explained: number of configurations that are attributed.
         epochs: of training, at most.
     """
@@ -146,6 +148,8 @@ def run(graph_file: Path, work: Work) -> dict[str, float]:
     new = problem.sample(rng, work.predicted)
     mean, _ = timed("predict", lambda: predictor.predict(new))
     figures["srcc with the truth"] = srcc(mean, planted.labels(new))
+    if not work.budget:
+        return figures
     within: list[float] = []
 
     def predict(genes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -175,13 +179,17 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["sdxl"], help="of conf/model")
     parser.add_argument("--labels", type=int, default=300, help="number of configurations")
     parser.add_argument("--commit", help="whose code is measured beside")
+    parser.add_argument("--predict", action="store_true", help="one epoch, and no search")
     parser.add_argument("--graph", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.graph is not None:
         import torch
 
         torch.set_num_threads(1)
-        print(json.dumps(run(args.graph, Work(args.labels))))
+        work = Work(args.labels)
+        if args.predict:
+            work = dataclasses.replace(work, epochs=1, budget=0)
+        print(json.dumps(run(args.graph, work)))
         return
     from stages import ROOT, checked_out
 
@@ -195,6 +203,7 @@ def main() -> None:
             trace = [sys.executable, "-m", "qsdm.trace", f"+model={model}", f"store={store}"]
             subprocess.run(trace, check=True, capture_output=True, cwd=ROOT)
             command = [sys.executable, __file__, "--labels", str(args.labels)]
+            command += ["--predict"] * args.predict
             figures = {}
             for name, tree in trees.items():
                 done = subprocess.run(

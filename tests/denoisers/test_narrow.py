@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, UNet2DConditionModel
 
 from qsdm.denoisers import Model, narrow
 from qsdm.denoisers.narrow import compute_by_layer, kept_in, mapped_denoiser
@@ -70,10 +70,11 @@ def test_a_narrow_denoiser_draws_the_same_pictures(
     np.testing.assert_array_equal(drawer.draw(full, drawings), before)
 
 
-def test_a_mapped_denoiser_is_the_files(half: Model, tiny_model: Model, tmp_path: Path) -> None:
+def test_a_mapped_denoiser_is_the_files(half: Model, tiny_model: Model) -> None:
     module = mapped_denoiser(half)
     assert module is not None
-    loaded = type(module).from_pretrained(Path(half.path) / "unet", dtype=torch.bfloat16)
+    folder = Path(half.path) / "unet"
+    loaded = UNet2DConditionModel.from_pretrained(folder, dtype=torch.bfloat16)
     for name, values in loaded.state_dict().items():
         assert torch.equal(module.state_dict()[name], values)
     assert mapped_denoiser(tiny_model) is None  # in float32

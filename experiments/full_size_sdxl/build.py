@@ -1,0 +1,107 @@
+"""Write an SDXL pipeline of full size whose weights are random: bfloat16, 7 GB in safetensors."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+CONFIG = Path(__file__).parents[2] / "conf" / "model" / "sdxl.yaml"
+TEXT = {"max_position_embeddings": 77, "vocab_size": 49408, "eos_token_id": 49407}
+
+
+def fill(module: torch.nn.Module, rng: np.random.Generator) -> torch.nn.Module:
+    """Give a module on ``meta`` normal values of deviation fan_in^-1/2, in bfloat16."""
+    module = module.to(torch.bfloat16).to_empty(device="cpu")
+    noise = rng.standard_normal(1 << 22, dtype=np.float32)
+    with torch.no_grad():
+        for key, parameter in module.named_parameters():
+            if parameter.dim() < 2:
+                parameter.fill_(1.0 if key.endswith("weight") else 0.0)
+                continue
+            values = np.resize(np.roll(noise, rng.integers(len(noise))), parameter.numel())
+            deviation = parameter[0].numel() ** -0.5
+            parameter.copy_(torch.from_numpy(values).view(parameter.shape) * deviation)
+        for key, buffer in module.named_buffers():
+            if key.endswith("position_ids"):
+                buffer.copy_(torch.arange(buffer.shape[-1]))
+    return module.eval()
+
+
+def tokenizer() -> Any:
+    """A CLIP tokenizer of bytes, which needs no download."""
+    from tokenizers import pre_tokenizers
+    from transformers import CLIPTokenizer
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = [*letters, *(f"{letter}</w>" for letter in letters)]
+    vocab = {word: i for i, word in enumerate(words)}
+    vocab |= {"<|startoftext|>": 49406, "<|endoftext|>": 49407}
+    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77)
+
+
+def build(folder: Path) -> None:
+    """Write the pipeline.
+
+    Args:
+        folder: where it goes.
+    """
+    from diffusers import (
+        AutoencoderKL,
+        EulerDiscreteScheduler,
+        StableDiffusionXLPipeline,
+        UNet2DConditionModel,
+    )
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    rng = np.random.default_rng(0)
+    small = CLIPTextConfig(
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        **TEXT,
+    )
+    large = CLIPTextConfig(
+        hidden_size=1280,
+        intermediate_size=5120,
+        num_hidden_layers=32,
+        num_attention_heads=20,
+        hidden_act="gelu",
+        projection_dim=1280,
+        **TEXT,
+    )
+    blocks = 4
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**yaml.safe_load(CONFIG.read_text(encoding="utf-8"))["config"])
+        vae = AutoencoderKL(
+            down_block_types=["DownEncoderBlock2D"] * blocks,
+            up_block_types=["UpDecoderBlock2D"] * blocks,
+            block_out_channels=[128, 256, 512, 512],
+            layers_per_block=2,
+            sample_size=1024,
+            scaling_factor=0.13025,
+            force_upcast=True,
+        )
+        texts = CLIPTextModel(small), CLIPTextModelWithProjection(large)
+    pipeline = StableDiffusionXLPipeline(
+        vae=fill(vae, rng),
+        text_encoder=fill(texts[0], rng),
+        text_encoder_2=fill(texts[1], rng),
+        tokenizer=tokenizer(),
+        tokenizer_2=tokenizer(),
+        unet=fill(unet, rng),
+        scheduler=EulerDiscreteScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
+        ),
+        add_watermarker=False,
+    )
+    pipeline.save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    build(Path(sys.argv[1]))
