@@ -448,9 +448,13 @@ def cli() -> NoReturn:
         guess = f"did you mean {close[0]!r}?" if close else f"give one of {', '.join(COMMANDS)}"
         sys.exit(f"qsdm has no command {first!r}: {guess}")
     if first in ("", "--help", "-h"):
-        print(qsdm.__doc__)
-        print("qsdm COMMAND --help explains one command;", end=" ")
-        print("without a command, all of them run in order:\n")
+        try:
+            print(qsdm.__doc__)
+            print("qsdm COMMAND --help explains one command;", end=" ")
+            print("without a command, all of them run in order:\n")
+        except BrokenPipeError as error:
+            run.leave_with_reader(error)
+            raise
     run.main(main)
 
 

@@ -18,6 +18,7 @@ import gc
 import inspect
 import os
 import random
+import select
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,9 @@ from qsdm.run.errors import tell
 from qsdm.run.help import help_text
 from qsdm.run.keys import keywords, schema, spelled
 from qsdm.run.trackers import Start, Tracker, Wandb, tracked
+
+READER_LEFT = 141
+"""Exit status of a program that SIGPIPE has ended, in a shell."""
 
 
 def main(function: Callable[..., Any], arguments: Sequence[str] | None = None) -> NoReturn:
@@ -54,18 +58,40 @@ def execute(function: Callable[..., Any], arguments: Sequence[str]) -> int:
     loud = bool(os.environ.get("QSDM_TRACEBACK")) or any(
         a.startswith("hydra.verbose=") and not a.lower().endswith("=false") for a in arguments
     )
-    if {"--help", "-h"} & set(arguments):
-        print(help_text(function))
-        return 0
     try:
-        _hydra(function, spelled(arguments, function), failures)
+        if {"--help", "-h"} & set(arguments):
+            print(help_text(function))
+        else:
+            _hydra(function, spelled(arguments, function), failures)
+        sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
+        leave_with_reader(error)
         if error not in failures:  # a sweep reports its failures as they come
             tell(error, loud, arguments)
             failures.append(error)
     if any(isinstance(failure, KeyboardInterrupt) for failure in failures):
         return 130
     return 1 if failures else 0
+
+
+def leave_with_reader(error: BaseException) -> None:
+    """Exit quietly if an error says that nobody reads what is printed, as behind ``| head``.
+
+    Args:
+        error: that was caught.
+
+    Raises:
+        SystemExit: it says so.
+    """
+    if not isinstance(error, BrokenPipeError):
+        return
+    pipe = select.poll()
+    pipe.register(sys.stdout.fileno(), 0)
+    if any(event & select.POLLERR for _, event in pipe.poll(0)):
+        nowhere = os.open(os.devnull, os.O_WRONLY)  # for what is flushed at the end
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+        raise SystemExit(READER_LEFT) from error
 
 
 def _hydra(
@@ -90,6 +116,7 @@ def _hydra(
                 Path(settings.sweep.dir).name if sweep else None,
             )
         except (Exception, KeyboardInterrupt) as error:
+            leave_with_reader(error)
             failures.append(error)
             tell(
                 error,

@@ -253,6 +253,24 @@ def test_help_tells_keys_defaults_and_choices(
     assert not calls
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_leaves_early_is_no_error(unbuffered: str) -> None:
+    """As `head` does: the program ends quietly, with what a shell reports for SIGPIPE."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    ended = subprocess.run(
+        [sys.executable, "-m", "qsdm.trace", "--help"],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        env=environment,
+    )
+    os.close(writing)
+    assert ended.returncode == run.READER_LEFT
+    assert ended.stderr == b""
+    run.leave_with_reader(BrokenPipeError())  # of another pipe
+
+
 def test_online_without_an_account_asks_nothing(
     garden: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
