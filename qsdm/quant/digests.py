@@ -22,7 +22,13 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
     Returns:
         A view of the values if they are contiguous and on the CPU, else of a copy.
     """
-    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+    if tensor.requires_grad or not tensor.is_cpu or not tensor.is_contiguous():
+        tensor = tensor.detach().cpu().contiguous()
+    if tensor.dim() == 0:
+        tensor = tensor.view(1)
+    # The rest is done for thousands of small tensors: each call of torch costs as much as hashing
+    # ten kilobytes.
+    return tensor.view(torch.uint8).numpy().reshape(-1).data
 
 
 def values_of(tensors: Callable[[str], torch.Tensor], weight: Weight) -> torch.Tensor:

@@ -10,20 +10,17 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import Any
 
 from qsdm.graph import canonical
 
 KEY = "checksum"
 NUM_DIGITS = 32
 _CHUNK_BYTES = 1 << 18  # hashed while it is still in the cores' caches
-_NUM_THREADS = 4  # which hash about as fast as memory can be read
-
-T = TypeVar("T")
 
 
 def checksum(data: bytes | memoryview) -> str:
@@ -77,29 +74,6 @@ def checksums_beside(pieces: Iterable[tuple[str, memoryview]]) -> dict[str, str]
         finally:
             queue.put(None)
         return result.result()
-
-
-def checksums_of(parts: Mapping[str, T], bytes_of: Callable[[T], memoryview]) -> dict[str, str]:
-    """The checksums of parts that are in memory, on a few threads.
-
-    Each thread gets its share at once: handing over a thousand small parts one by one would take
-    longer than hashing them.
-
-    Args:
-        parts: by name.
-        bytes_of: gives the bytes of one; called on the threads.
-
-    Returns:
-        `NUM_DIGITS` hexadecimal digits by name.
-    """
-    names = list(parts)
-
-    def share(number: int) -> dict[str, str]:
-        return {name: checksum(bytes_of(parts[name])) for name in names[number::_NUM_THREADS]}
-
-    with ThreadPoolExecutor(_NUM_THREADS, "checksums") as executor:
-        shares = list(executor.map(share, range(_NUM_THREADS)))
-    return {name: digits for one in shares for name, digits in one.items()}
 
 
 def checksum_of_file(path: Path) -> str:
