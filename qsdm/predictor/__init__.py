@@ -5,7 +5,7 @@
 - ``gnn``: the network, which learns the rest
 - ``rows``: which embeddings a batch of configurations needs
 - ``layer``, ``attention``: one layer of the network, compiled
-- ``labels``: labels alone, in memory that is used again
+- ``inference``: labels alone, in memory that is used again
 - ``losses`` and ``fit``: how it is trained, with folds and early stopping
 - ``informed``, ``prior``, ``kernels`` and ``probes``: what each weight alone says, in closed form
 - ``mean``: closed models that start from different probes, and their mean
@@ -191,17 +191,17 @@ class Predictor:
         """
         import torch
 
-        from qsdm.predictor.labels import Labels
+        from qsdm.predictor.inference import Inference
 
-        wiring, free = self.folds[0].gnn.wiring, deque[Labels]()
+        wiring, free = self.folds[0].gnn.wiring, deque[Inference]()
 
         def answer(fold: Fold) -> np.ndarray:
             try:
-                labels = free.pop()  # of a fold that is done
+                inference = free.pop()  # of a fold that is done
             except IndexError:
-                labels = Labels()
-            learned = labels.of(fold.gnn, chosen, rows).double().numpy()
-            free.append(labels)
+                inference = Inference()
+            learned = inference.of(fold.gnn, chosen, rows).double().numpy()
+            free.append(inference)
             return fold.mean + fold.deviation * learned
 
         with one_thread() as available, ThreadPoolExecutor(min(available, len(self.folds))) as pool:

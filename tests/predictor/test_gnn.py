@@ -10,10 +10,10 @@ from torch_geometric.nn.conv import GATv2Conv
 from toy_unet import Toy
 
 from qsdm.graph import sorted_graph
-from qsdm.predictor import labels
+from qsdm.predictor import inference
 from qsdm.predictor.encode import Encoding, encode
 from qsdm.predictor.gnn import Gnn
-from qsdm.predictor.labels import Labels
+from qsdm.predictor.inference import Inference
 from qsdm.qconfig import Space
 
 
@@ -115,11 +115,11 @@ def test_labels_alone_are_those_of_pygs_layers(
     pairs: bool, encoding: Encoding, gnn: Gnn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In blocks of rows, and in memory that holds the embeddings of other configurations."""
-    monkeypatch.setattr(labels, "BLOCK", 50)
+    monkeypatch.setattr(inference, "BLOCK", 50)
     if pairs:
         gnn.pairs.normal_()
         gnn.amplitude.uniform_()
-    alone = Labels()
+    alone = Inference()
     for num, seed in ((40, 1), (12, 2), (60, 3)):
         columns = torch.from_numpy(encoding.columns_of(random_genes(encoding, num, seed)))
         rows = gnn.wiring.shared(columns.numpy())

@@ -25,7 +25,7 @@ BLOCK = 4096
 """Rows of the last hop at a time."""
 
 
-class Labels:
+class Inference:
     """Computes labels as `qsdm.predictor.gnn.Gnn.at` does, for one thread at a time."""
 
     def __init__(self) -> None:
@@ -73,14 +73,14 @@ class Labels:
 class _Step:
     """One hop's rows from those before, in any order of blocks."""
 
-    def __init__(self, labels: Labels, gnn: Gnn, i: int, before: Tensor, hop: Hop) -> None:
+    def __init__(self, inference: Inference, gnn: Gnn, i: int, before: Tensor, hop: Hop) -> None:
         conv, norm = cast("Attention", gnn.convs[i]), cast(nn.BatchNorm1d, gnn.norms[i])
         assert norm.running_mean is not None
         assert norm.running_var is not None
         assert not norm.training
         matrix = torch.cat([conv.lin_l.weight, conv.lin_r.weight])
         bias = torch.cat([conv.lin_l.bias, conv.lin_r.bias])
-        both = labels._matrix("both", len(before), 2 * gnn.width)
+        both = inference._matrix("both", len(before), 2 * gnn.width)
         torch.addmm(bias, before, matrix.t(), out=both)
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
         shift = norm.bias + scale * (conv.bias - norm.running_mean)
