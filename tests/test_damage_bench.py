@@ -52,7 +52,7 @@ def test_the_page_is_never_drawn_from_damaged_data_without_a_word(store: Store, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num", [18, pytest.param(90, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("num", [10, pytest.param(90, marks=pytest.mark.soak)])
 def test_damaged_copies_of_every_artifact_of_a_real_store(tmp_path: Path, num: int) -> None:
     damage.build(tmp_path / "bench")
     counts = damage.run(tmp_path / "bench", num=num, seed=7)

@@ -40,7 +40,7 @@ from qsdm.workspace import Workspace
 METHODS = ("uaq-3", "uaq-4", "kmeans_a-3", "kmeans_a-4")
 SPACE = SpaceSpec("small", METHODS)
 NUM, IMAGES = 8, 4
-KILLS = pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.soak)])
+KILLS = pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.soak)])
 
 
 def run(model: Model, root: Path, **options: Any) -> list[Outcome]:

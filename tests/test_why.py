@@ -212,6 +212,8 @@ def test_why_prints_stores_and_draws_once(
         "qsdm.measurement.session.open_session", lambda *_, **__: nullcontext(pencil)
     )
     monkeypatch.setattr("qsdm.measurement.protocol.protocol_of", lambda *_: protocol)
+    monkeypatch.setattr(Workspace, "packed", workspace.store.path("nothing is read of it"))
+    monkeypatch.setattr("qsdm.quant.calibrated.fitted_version", lambda _: "3")
     monkeypatch.setattr("qsdm.why.prompts_of", lambda _: [])
     monkeypatch.setattr("qsdm.report.page._drawn", lambda _: iter(()))  # figures take seconds
     workspace.path("report.html").write_text("old")

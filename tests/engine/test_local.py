@@ -390,7 +390,7 @@ LONG = [("6,000 tiny", 1), ("400 of 5 kB", 2), ("20 of 3 MB", 2), ("8 long", 2)]
 @pytest.mark.parametrize(
     ("kind", "num_workers", "num_kills"),
     [(*case, 2) for case in SHORT]
-    + [pytest.param(*case, 8, marks=pytest.mark.slow) for case in LONG],
+    + [pytest.param(*case, 4, marks=pytest.mark.slow) for case in LONG],
 )
 def test_workers_killed_at_random_moments(kind: str, num_workers: int, num_kills: int) -> None:
     run = kill_workers(Run(kind, num_workers), num_kills, random.Random(num_kills))
