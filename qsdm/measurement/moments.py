@@ -1,7 +1,7 @@
 """What the inputs of each layer are like: how much the errors of its weights count.
 
 A weight's error reaches the layer's output multiplied by an input. If the inputs of a layer are
-uncorrelated, the expected squared error of its output is
+uncorrelated, the expected squared error of its output is::
 
     sum_i  E[x_i^2]  |w_i - w_i^|^2
 
