@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from qsdm.predictor.attention import FLAGS
+from qsdm.predictor.layer import add_mean
 
 if TYPE_CHECKING:
     from qsdm.predictor.gnn import Gnn
@@ -59,15 +60,15 @@ class Inference:
             before = after
         hop = rows.hops[-1]
         step = _Step(self, gnn, last, before, hop)
-        contributions = torch.empty(len(hop.own))
+        contributions = torch.empty(len(hop.own), 1)
         block = self._matrix("block", BLOCK, gnn.width)
         for start in range(0, len(hop.own), BLOCK):
             stop = min(start + BLOCK, len(hop.own))
             step.write(start, stop, block)
-            contributions[start:stop] = gnn.contribution(block[: stop - start]).flatten()
-        learned = torch.zeros(rows.units[-1].shape[1])
-        _add_mean(contributions.numpy(), rows.units[-1], learned.numpy())
-        return gnn.closed(columns) + gnn.share * learned * len(rows.units[-1]) ** 0.5
+            contributions[start:stop] = gnn.contribution(block[: stop - start])
+        learned = torch.zeros(rows.units[-1].shape[1], 1)
+        add_mean(contributions.numpy(), rows.units[-1], learned.numpy())
+        return gnn.closed(columns) + gnn.share * learned[:, 0] * len(rows.units[-1]) ** 0.5
 
 
 class _Step:
@@ -155,14 +156,3 @@ def _write(
         if residual:
             for c in range(width):
                 result[to, c] += before[target, c]
-
-
-@numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=FLAGS)
-def _add_mean(
-    values: np.ndarray, rows: np.ndarray, result: np.ndarray
-) -> None:  # pragma: no cover (compiled)
-    """Add the mean over W of rows int64 [W, B] of values [R] to result [B]."""
-    share = values.dtype.type(1 / len(rows))
-    for w in range(rows.shape[0]):
-        for b in range(rows.shape[1]):
-            result[b] += share * values[rows[w, b]]

@@ -248,7 +248,7 @@ def layer(
 
 
 @_compiled
-def _mean(
+def add_mean(
     values: np.ndarray, rows: np.ndarray, result: np.ndarray
 ) -> None:  # pragma: no cover (compiled)
     """Add the mean over W of rows int64 [W, B] of values [R, C] to result [B, C]."""
@@ -286,7 +286,7 @@ class _Mean(torch.autograd.Function):
         """
         ctx.rows, ctx.num = rows, len(values)
         result = values.new_zeros(rows.shape[1], values.shape[1])
-        _mean(values.detach().numpy(), rows, result.numpy())
+        add_mean(values.detach().numpy(), rows, result.numpy())
         return result
 
     @staticmethod

@@ -14,6 +14,7 @@ The search and its sources: `qsdm.quant.uaq`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from qsdm.quant.method import Method, Stored
@@ -32,7 +33,7 @@ def uniform(name: str, search: str = "GRID", group_size: int | None = None) -> M
 
     Args:
         name: of the method.
-        search: the constant of `qsdm.quant.uaq` that names the search, or WEIGHTED.
+        search: the constant of `qsdm.quant.uaq` that names the search.
         group_size: inputs that share a scale; None: a scale per output channel.
     """
 
@@ -41,19 +42,23 @@ def uniform(name: str, search: str = "GRID", group_size: int | None = None) -> M
         return {"scale": ("float16", shape), "zero_point": ("float16", shape)}
 
     def fit(
-        x: np.ndarray,
-        widths: Sequence[int],
-        _weight: torch.Tensor,
-        importance: np.ndarray | None,
+        x: np.ndarray, widths: Sequence[int], _weight: torch.Tensor, _importance: np.ndarray | None
     ) -> Iterable[Fit]:
         from qsdm.quant import uaq
 
-        if search == "WEIGHTED":
-            return (uaq.fit_weighted(x, bits, importance) for bits in widths)
         return (uaq.fit(x, bits, group_size, getattr(uaq, search)) for bits in widths)
 
-    method = Method(name, BITS, stored, fit, table, group_size, is_weighted=search == "WEIGHTED")
+    method = Method(name, BITS, stored, fit, table, group_size)
     return method
+
+
+def fit_weighted(
+    x: np.ndarray, widths: Sequence[int], _weight: torch.Tensor, importance: np.ndarray | None
+) -> Iterable[Fit]:
+    """See `qsdm.quant.uaq.fit_weighted`."""
+    from qsdm.quant import uaq
+
+    return (uaq.fit_weighted(x, bits, importance) for bits in widths)
 
 
 def table(tensors: Mapping[str, torch.Tensor], bits: int, groups: slice) -> torch.Tensor:
@@ -70,7 +75,7 @@ def table(tensors: Mapping[str, torch.Tensor], bits: int, groups: slice) -> torc
 UAQ = uniform("uaq")
 UAQ_REFINED = uniform("uaq_refined", "REFINED")
 UAQ_ASYM = uniform("uaq_asym", "ASYMMETRIC")
-UAQ_W = uniform("uaq_w", "WEIGHTED")
+UAQ_W = replace(UAQ, name="uaq_w", fit=fit_weighted, is_weighted=True)
 UAQ_G32 = uniform("uaq_g32", group_size=32)
 UAQ_G64 = uniform("uaq_g64", group_size=64)
 UAQ_G128 = uniform("uaq_g128", group_size=128)
