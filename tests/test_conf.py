@@ -81,6 +81,8 @@ def test_what_belongs_to_the_model_is_explained_and_guessed() -> None:
     )
     with pytest.raises(conf.BadInput, match=r"measure takes no 'prompt'; did you mean 'prompts'\?"):
         compose("measure", ["model=sdxl", "prompt=coco"])
+    with pytest.raises(conf.BadInput, match=r"probes, from, seed, (?!.*\bfrom)"):
+        compose("train", ["model=sdxl", "zzz=1"])
 
 
 def test_no_model_is_chosen_by_default() -> None:

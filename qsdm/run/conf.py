@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import keyword
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -65,9 +66,13 @@ def unknown_key(taker: str, key: str, keys: Sequence[str]) -> str:
     Returns:
         A sentence, with a suggestion.
     """
-    close = difflib.get_close_matches(key, keys, 1)
+    typed = dict.fromkeys(  # from, not the from_ of a signature
+        name.removesuffix("_") if keyword.iskeyword(name.removesuffix("_")) else name
+        for name in keys
+    )
+    close = difflib.get_close_matches(key, typed, 1)
     return f"{taker} takes no {key!r}; " + (
-        f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(keys)}"
+        f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(typed)}"
     )
 
 
