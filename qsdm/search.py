@@ -118,7 +118,7 @@ def search(
             that the engine stores as values of the same kind and bits.
         feasible: only print what the constraints leave: the reachable bits and bytes.
         evaluations: number of configurations that the strategy may have predicted, in all rounds
-            together.
+            together; greedy ends earlier.
         kappa: number of standard deviations that are subtracted from the predicted mean, not
             negative.
         max_points: number of points of the stored front, evenly spaced over it.

@@ -102,7 +102,7 @@ def test_more_evaluations_find_no_smaller_volume(problem):
 
 
 @pytest.mark.parametrize(
-    "strategy", [EVOLUTION, Random(50), Greedy(50)], ids=lambda s: type(s).__name__
+    "strategy", [EVOLUTION, Random(50), Greedy(batch=50)], ids=lambda s: type(s).__name__
 )
 def test_limit_and_seed(problem, strategy):
     first, second = (

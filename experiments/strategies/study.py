@@ -38,7 +38,6 @@ BITS = (3.25, 3.5, 3.75)
 STRATEGIES: dict[str, StrategyOptions] = {
     "greedy": Greedy(),
     "swaps": Swaps(),
-    "memetic": Swaps(local=5000),
     "evolution": Evolution(),
     "argmax-op": ArgMax(),
     "argmax-block": ArgMax("block"),

@@ -79,7 +79,10 @@ class Problem:
             beyond a weight's options.
         harm: float64 [K - 1, W, O], predicted loss of quality (and of further axes) by single
             changes, see `qsdm.strategies.archive.sensitivity`; None where nothing was predicted.
+        limited: float64 [L, W, O], the same of metrics that have a limit and are no axis; None
+            where there are none.
         max_bytes: size above which configurations are of no interest.
+        aim_bytes: size at which the best configuration is wanted most.
         num_options: int64 [W], number of options.
         size_bytes: int64 [W, O], size of the weight; 0 beyond a weight's options.
     """
@@ -87,7 +90,9 @@ class Problem:
     space: Space
     error: np.ndarray
     harm: np.ndarray | None = None
+    limited: np.ndarray | None = None
     max_bytes: float = np.inf
+    aim_bytes: float = np.inf
     num_options: np.ndarray = field(init=False)
     size_bytes: np.ndarray = field(init=False)
 

@@ -193,6 +193,23 @@ class Archive:
         """
         return self._values(self._selected(self.rows_of(genes)))
 
+    def losses(self, genes: np.ndarray) -> np.ndarray:
+        """What single changes are judged by: values but bytes, then metrics that only have limits.
+
+        Args:
+            genes: int64 [B, W].
+
+        Returns:
+            Float64 [B, 1 + E], to be minimized.
+        """
+        table = self._selected(self.rows_of(genes))
+        limited = [
+            -metric.sign * table[:, 3 + i]
+            for i, metric in enumerate(self.goal.metrics)
+            if metric.name not in self.goal.axes
+        ]
+        return np.column_stack([np.delete(self._values(table), 1, axis=1), *limited])
+
     def excess(self, genes: np.ndarray) -> np.ndarray:
         """How far configurations lie beyond limits, 0 if they keep them; see `Goal.excess`.
 
@@ -250,7 +267,7 @@ class Archive:
 
 
 def sensitivity(archive: Archive, contexts: np.ndarray) -> np.ndarray:
-    """Compute what each option of each weight costs in predicted quality, and in each axis.
+    """Compute what each option of each weight costs in predicted quality and in each metric.
 
     Args:
         archive: predicts.
@@ -258,8 +275,8 @@ def sensitivity(archive: Archive, contexts: np.ndarray) -> np.ndarray:
             are averaged over them.
 
     Returns:
-        Float64 [K - 1, W, O], of the quality first; 0 for a weight's best option, infinite beyond
-        its options.
+        Float64 [1 + E, W, O], of the quality, of each axis and of each metric that only has a
+        limit; 0 for a weight's best option, infinite beyond its options.
     """
     problem = archive.problem
     placed = []
@@ -267,7 +284,7 @@ def sensitivity(archive: Archive, contexts: np.ndarray) -> np.ndarray:
         genes = np.repeat(contexts, num, axis=0)
         genes[:, weight] = np.tile(np.arange(num), len(contexts))
         placed.append(genes)
-    values = np.delete(archive.evaluate(np.concatenate(placed)), 1, axis=1)
+    values = archive.losses(np.concatenate(placed))
     losses = np.split(values, np.cumsum([len(genes) for genes in placed])[:-1])
     harm = np.full((values.shape[1], *problem.size_bytes.shape), np.inf)
     for weight, num in enumerate(problem.num_options):

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from qsdm.strategies import Problem
-from qsdm.strategies.greedy import path
+from qsdm.strategies.greedy import Queue, path
 from qsdm.text import require
 
 LEVELS = ("op", "block")
@@ -54,14 +54,14 @@ class ArgMax:
         problem: Problem,
         seeds: np.ndarray,  # noqa: ARG002, an argument of the contract
         rng: np.random.Generator,
-    ) -> ArgMaxSearch:
+    ) -> Queue:
         """Begin a search; seeds are not used (see `StrategyOptions.start`)."""
         if self.level == "op":
             harm = problem.error if problem.harm is None else problem.harm[0]
-            return ArgMaxSearch(self.batch, path(problem, harm))
+            return Queue(self.batch, path(problem, harm))
         blocks = settings_of(problem)
         contexts = problem.sample(rng, self.contexts)
-        return ArgMaxSearch(self.batch, placed(blocks, contexts), blocks, len(contexts))
+        return BlockSearch(self.batch, placed(blocks, contexts), blocks, len(contexts))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,30 +130,23 @@ def placed(blocks: list[Block], contexts: np.ndarray) -> np.ndarray:
 
 
 @dataclass(slots=True, eq=False)
-class ArgMaxSearch:
-    """Proposes a queue; on the block level, what the queue's values choose comes last.
+class BlockSearch(Queue):
+    """Proposes the settings of blocks; what their values choose comes last.
 
     Attributes:
-        batch: number of configurations per `ask`.
-        queue: int64 [Q, W].
-        blocks: whose settings are in the queue; none on the op level.
+        blocks: whose settings are in the queue.
         contexts: number of configurations of each setting.
     """
 
-    batch: int
-    queue: np.ndarray
-    blocks: list[Block] = field(default_factory=list)
-    contexts: int = 1
-    _at: int = field(default=0, init=False)
+    blocks: list[Block]
+    contexts: int
     _losses: list[np.ndarray] = field(default_factory=list, init=False)
 
     def ask(self) -> np.ndarray:
         """Propose configurations; none when all were proposed (see `Strategy.ask`)."""
-        if self._at >= len(self.queue) and self.blocks:
-            self.queue, self.blocks, self._at = self._chosen(), [], 0
-        asked = self.queue[self._at : self._at + self.batch]
-        self._at += len(asked)
-        return asked
+        if not len(self.queue) and self.blocks:
+            self.queue, self.blocks = self._chosen(), []
+        return Queue.ask(self)  # a class with slots has no super() without arguments
 
     def tell(self, genes: np.ndarray, values: np.ndarray) -> None:  # noqa: ARG002
         """Receive the losses of the settings (see `Strategy.tell`)."""

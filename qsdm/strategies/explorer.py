@@ -78,7 +78,9 @@ class Explorer:
             "greedy_error": spread(path(problem, problem.error), 200),
         }
         values = {name: archive.evaluate(genes) for name, genes in starts.items()}
-        harm = sensitivity(archive, references(problem, rng))
+        harm, limited = np.split(
+            sensitivity(archive, references(problem, rng)), [1 + len(self.goal.axes)]
+        )
         starts["greedy"] = greedy_paths(problem, harm)
         values["greedy"] = archive.evaluate(starts["greedy"])
 
@@ -86,7 +88,13 @@ class Explorer:
         if self._last is not None:
             seeds.append(spread(self._last.front(), 40))
         affordable = np.concatenate([g[problem.size_of(g) <= max_bytes] for g in seeds])
-        informed = dataclasses.replace(problem, harm=harm, max_bytes=max_bytes)
+        informed = dataclasses.replace(
+            problem,
+            harm=harm,
+            limited=limited,
+            max_bytes=max_bytes,
+            aim_bytes=self.goal.aim_bytes,
+        )
         search = self.strategy.start(informed, np.unique(affordable, axis=0), rng)
         proposed = [np.empty((0, values["greedy"].shape[1]))]
         scale = np.concatenate(list(values.values()))
@@ -263,14 +271,6 @@ def _unmet(archive: Archive) -> str:
 
 
 def _described(strategy: StrategyOptions) -> dict[str, Any]:
-    about: dict[str, Any] = {"name": type(strategy).__name__.lower()}
-    for key, value in _fields(strategy).items():
-        parts = _fields(value)
-        about |= {f"{key}.{part}": inner for part, inner in parts.items()} or {key: value}
-    return about
-
-
-def _fields(options: object) -> dict[str, Any]:
-    if not dataclasses.is_dataclass(options):
-        return {}
-    return {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    fields = dataclasses.fields(strategy) if dataclasses.is_dataclass(strategy) else ()
+    options = {field.name: getattr(strategy, field.name) for field in fields}
+    return {"name": type(strategy).__name__.lower(), **options}

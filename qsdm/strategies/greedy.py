@@ -12,7 +12,7 @@ References:
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -116,56 +116,91 @@ def spread(genes: np.ndarray, num: int) -> np.ndarray:
     return genes[np.unique(np.linspace(0, len(genes) - 1, num).round().astype(np.int64))]
 
 
+def filled(problem: Problem, harm: np.ndarray, genes: np.ndarray, max_bytes: float) -> np.ndarray:
+    """Spend what a budget leaves over: the best change per byte that still fits, again and again.
+
+    Args:
+        problem: the space as arrays.
+        harm: float64 [W, O], finite, of single changes.
+        genes: int64 [W], a configuration within the budget.
+        max_bytes: the budget.
+
+    Returns:
+        A configuration of no more harm, int64 [W].
+    """
+    genes, rows = genes.copy(), np.arange(len(genes))
+    offered = np.arange(harm.shape[1]) < problem.num_options[:, None]
+    while True:
+        gain = harm[rows, genes][:, None] - harm
+        grows = problem.size_bytes - problem.size_bytes[rows, genes][:, None]
+        fits = offered & (gain > 0) & (grows <= max_bytes - problem.size_of(genes))
+        if not fits.any():
+            return genes
+        per_byte = np.where(fits, gain / np.maximum(grows, 1), 0)
+        weight, option = np.unravel_index(per_byte.argmax(), per_byte.shape)
+        genes[weight] = option
+
+
 @dataclass(frozen=True, slots=True)
 class Greedy:
     """Options of the greedy search.
 
-    It proposes its seeds and the path of the weights' errors, and then random changes of single
-    weights only.
+    It proposes its seeds and the whole path of predicted single changes, and ends. With further
+    axes, or with limits, it walks one path for each of several mixes of them with the quality.
+    Where a budget ends a path, single weights use up what is left of it.
 
     Attributes:
+        points: of each path, at most.
+        mixes: number of paths, if there is more than the quality.
         batch: number of configurations per `ask`.
     """
 
+    points: int = 200
+    mixes: int = 33
     batch: int = 100
 
     def __post_init__(self) -> None:
+        require(2, points=self.points, mixes=self.mixes)
         require(1, batch=self.batch)
 
-    def start(self, problem: Problem, seeds: np.ndarray, rng: np.random.Generator) -> GreedySearch:
+    def start(self, problem: Problem, seeds: np.ndarray, rng: np.random.Generator) -> Queue:
         """Begin a search (see `StrategyOptions.start`)."""
-        return GreedySearch(
-            problem, np.concatenate([seeds, path(problem, problem.error)]), rng, self.batch
-        )
+        harm = problem.error[None] if problem.harm is None else problem.harm
+        if problem.limited is not None:
+            harm = np.concatenate([harm, problem.limited])
+        harm = np.where(np.isfinite(harm), harm, 0)  # beyond a weight's options
+        budgets = {problem.max_bytes, min(problem.aim_bytes, problem.max_bytes)} - {np.inf}
+        first, rest = [seeds], []
+        for mix in mixes(problem, harm, self.mixes):
+            total = np.tensordot(mix, harm, 1)
+            walked = path(problem, total)
+            sizes = problem.size_of(walked)
+            for budget in budgets:
+                within = walked[sizes <= budget][:1]  # the largest comes first
+                first += [filled(problem, total, genes, budget)[None] for genes in within]
+            rest.append(spread(walked[sizes <= problem.max_bytes], self.points))
+        # In random order, few evaluations see a part of all paths, not all of the first ones.
+        genes = np.concatenate([*first, rng.permutation(np.concatenate(rest))])
+        _, index = np.unique(genes, axis=0, return_index=True)
+        return Queue(self.batch, genes[np.sort(index)])
 
 
-@dataclass(slots=True)
-class GreedySearch:
-    """Proposes a queue of configurations, then neighbors of these (one weight changed).
+@dataclass(slots=True, eq=False)
+class Queue:
+    """Proposes what is known beforehand.
 
     Attributes:
-        problem: the space as arrays.
-        queue: int64 [Q, W], configurations to propose first.
-        rng: source of randomness.
         batch: number of configurations per `ask`.
+        queue: int64 [Q, W].
     """
 
-    problem: Problem
-    queue: np.ndarray
-    rng: np.random.Generator
     batch: int
-    _at: int = field(default=0, init=False)
+    queue: np.ndarray
 
     def ask(self) -> np.ndarray:
-        """Propose configurations (see `Strategy.ask`)."""
-        left = self.queue[self._at : self._at + self.batch]
-        self._at += len(left)
-        if len(left):
-            return left
-        genes = self.queue[self.rng.integers(len(self.queue), size=self.batch)].copy()
-        weights = self.rng.integers(genes.shape[1], size=self.batch)
-        genes[np.arange(self.batch), weights] = self.rng.integers(self.problem.num_options[weights])
-        return genes
+        """Propose configurations; none when all were proposed (see `Strategy.ask`)."""
+        asked, self.queue = self.queue[: self.batch], self.queue[self.batch :]
+        return asked
 
     def tell(self, genes: np.ndarray, values: np.ndarray) -> None:
         """Ignore the values: the order comes from the additive model."""

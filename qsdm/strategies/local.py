@@ -12,13 +12,11 @@ References:
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from qsdm.strategies import Problem
-from qsdm.strategies.evolution import Evolution, EvolutionSearch
-from qsdm.strategies.front import front
 from qsdm.strategies.greedy import mixes, path, spread
 from qsdm.text import require
 
@@ -33,26 +31,22 @@ class Swaps:
     Attributes:
         points: of the greedy paths that are improved.
         batch: number of configurations per `ask`.
-        local: evaluations after which evolution goes on from what was found, with ``evolution``;
-            None: it does not.
-        evolution: its options.
     """
 
     points: int = 200
     batch: int = 100
-    local: int | None = None
-    evolution: Evolution = field(default_factory=Evolution)
 
     def __post_init__(self) -> None:
-        require(1, points=self.points, batch=self.batch, local=self.local)
-        if not isinstance(self.evolution, Evolution):
-            raise ValueError(
-                f"wanted evolution as an Evolution, as in strategy=memetic (got {self.evolution!r})"
-            )
+        require(1, points=self.points, batch=self.batch)
 
-    def start(self, problem: Problem, seeds: np.ndarray, rng: np.random.Generator) -> SwapSearch:
-        """Begin a search (see `StrategyOptions.start`)."""
-        return SwapSearch(self, problem, seeds, rng)
+    def start(
+        self,
+        problem: Problem,
+        seeds: np.ndarray,
+        rng: np.random.Generator,  # noqa: ARG002, an argument of the contract
+    ) -> SwapSearch:
+        """Begin a search; nothing is random (see `StrategyOptions.start`)."""
+        return SwapSearch(self, problem, seeds)
 
 
 @dataclass(slots=True, eq=False)
@@ -82,19 +76,16 @@ class Incumbent:
 
 
 class SwapSearch:
-    """Proposes its seeds and points, then swaps, then perhaps generations of an evolution.
+    """Proposes its seeds and points, then swaps.
 
     Args:
         options: of the search.
         problem: the space as arrays, with the harm of single changes (without, their errors).
         seeds: int64 [S, W], good configurations to start from; S may be 0.
-        rng: source of randomness.
     """
 
-    def __init__(
-        self, options: Swaps, problem: Problem, seeds: np.ndarray, rng: np.random.Generator
-    ) -> None:
-        self._options, self._problem, self._rng = options, problem, rng
+    def __init__(self, options: Swaps, problem: Problem, seeds: np.ndarray) -> None:
+        self._options, self._problem = options, problem
         harm = problem.error[None] if problem.harm is None else problem.harm
         self._mixes = mixes(problem, harm)
         self._harms = [
@@ -116,35 +107,17 @@ class SwapSearch:
         points = [one.genes[None] for one in self._incumbents]
         self._queue = np.unique(np.concatenate([seeds, *points]), axis=0)
         self._turn = itertools.cycle(range(max(len(self._incumbents), 1)))
-        self._genes: list[np.ndarray] = []
-        self._values: list[np.ndarray] = []
-        self._spent = 0
-        self._evolution: EvolutionSearch | None = None
 
     def ask(self) -> np.ndarray:
         """Propose configurations (see `Strategy.ask`)."""
-        if self._evolution is not None:
-            return self._evolution.ask()
         batch = self._options.batch
         if len(self._queue):
             asked, self._queue = self._queue[:batch], self._queue[batch:]
             return asked
-        local = self._options.local
-        if local is not None and self._spent >= local:
-            return self._evolve().ask()
-        proposed = self._propose(batch)
-        if not len(proposed) and local is not None:
-            return self._evolve().ask()
-        return proposed
+        return self._propose(batch)
 
     def tell(self, genes: np.ndarray, values: np.ndarray) -> None:
         """Take what is better than an incumbent of its size (see `Strategy.tell`)."""
-        self._genes.append(genes)
-        self._values.append(values)
-        if self._evolution is not None:
-            self._evolution.tell(genes, values)
-            return
-        self._spent += len(genes)
         sizes = self._problem.size_of(genes)
         parts = np.delete(values, 1, axis=1)
         scores = [parts @ mix for mix in self._mixes]
@@ -208,10 +181,3 @@ class SwapSearch:
         swaps = np.concatenate([np.concatenate([alone, alone], axis=1), pairs])
         expected = np.concatenate([loss[tuple(alone.T)], total[i, j]])
         return swaps[np.argsort(expected, kind="stable")[:LISTED]]
-
-    def _evolve(self) -> EvolutionSearch:
-        genes, values = np.concatenate(self._genes), np.concatenate(self._values)
-        options = self._options.evolution
-        best = spread(genes[front(values)], options.population)
-        self._evolution = options.start(self._problem, np.unique(best, axis=0), self._rng)
-        return self._evolution

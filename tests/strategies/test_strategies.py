@@ -15,7 +15,7 @@ from qsdm.strategies import Problem
 from qsdm.strategies.argmax import ArgMax, Block, settings_of
 from qsdm.strategies.evolution import Evolution
 from qsdm.strategies.front import front, hypervolume
-from qsdm.strategies.greedy import Greedy, path, spread
+from qsdm.strategies.greedy import Greedy, filled, path, spread
 from qsdm.strategies.local import Swaps
 from qsdm.strategies.random import Random, near
 
@@ -280,18 +280,57 @@ def test_swaps_keep_the_bytes_of_the_budget():
     assert best <= walked[walked[:, 1] <= limited.max_bytes, 0].min()
 
 
-def test_evolution_goes_on_from_what_swaps_have_found():
+def test_greedy_walks_its_whole_path_and_ends():
     problem = dataclasses.replace(toy(6), harm=additive(toy(6)))
-    search = Swaps(points=10, batch=20, local=40).start(
-        problem, no_seeds(problem), np.random.default_rng(0)
-    )
-    seen: set[bytes] = set()
-    for _ in range(8):
-        genes = search.ask()
-        search.tell(genes, values_of(problem, genes))
-        seen |= {row.tobytes() for row in genes}
-    assert search._evolution is not None
-    assert len(seen) > 100
+    genes, _ = drive(Greedy(), problem, values_of, 10**6)
+    walked = path(problem, problem.harm[0])
+    assert len(genes) == len(walked)
+    assert {row.tobytes() for row in genes} == {row.tobytes() for row in walked}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_greedy_uses_up_the_budget(seed):
+    """Between two points of the path, no single change that still fits is left to improve."""
+    problem = toy(6, seed)
+    walked = path(problem, problem.error)
+    sizes = problem.size_of(walked)
+    steps = np.argmax(-np.diff(sizes))  # the widest gap
+    budget = float(sizes[steps] - 1)
+    limited = dataclasses.replace(problem, harm=additive(problem), max_bytes=budget)
+    genes, values = drive(Greedy(), limited, values_of, 10**6)
+    assert values[:, 1].max() <= budget
+    every = everything(problem)
+    best = genes[values[:, 0].argmin()]
+    near = every[(every != best).sum(axis=1) <= 1]
+    near = near[problem.size_of(near) <= budget]
+    assert values[:, 0].min() == values_of(problem, near)[:, 0].min()
+    below = walked[sizes <= budget]
+    assert values[:, 0].min() < values_of(problem, below)[:, 0].min()
+    assert np.array_equal(filled(problem, problem.error, below[0], budget), best)
+
+
+def test_greedy_keeps_a_limit_with_little_loss():
+    """The path of quality alone breaks the limit, that of the metric alone is needlessly bad."""
+    problem = toy(6)
+    scale = np.random.default_rng(4).lognormal(0, 1.5, (6, 1))
+    metric = np.where(np.isfinite(problem.error), problem.error, 0) * scale
+    known = dataclasses.replace(problem, harm=additive(problem), limited=metric[None])
+    genes, _ = drive(Greedy(), known, values_of, 10**6)
+    every = everything(problem)
+    budget = np.quantile(problem.size_of(every), 0.7)
+    within = every[problem.size_of(every) <= budget]
+    limit = np.quantile(metric[np.arange(6), within].sum(axis=1), 0.1)
+
+    def best(genes: np.ndarray) -> float:
+        kept = (metric[np.arange(6), genes].sum(axis=1) <= limit) & (
+            problem.size_of(genes) <= budget
+        )
+        return float(values_of(problem, genes)[kept, 0].min(initial=np.inf))
+
+    exact = best(every)
+    assert best(path(problem, problem.error)) == np.inf
+    assert best(path(problem, metric)) > 1.1 * exact
+    assert exact <= best(genes) < 1.01 * exact
 
 
 def test_three_objectives_are_searched_as_a_surface():
@@ -304,7 +343,7 @@ def test_three_objectives_are_searched_as_a_surface():
         third = np.nan_to_num(other[np.arange(6), genes], posinf=1.0).sum(axis=1)
         return np.column_stack([values_of(of, genes), third])
 
-    for options in (Swaps(points=40, batch=40), Evolution(population=40, offspring=40)):
+    for options in (Greedy(), Swaps(points=40, batch=40), Evolution(population=40, offspring=40)):
         _, values = drive(options, known, three, 800)
         kept = values[front(values)]
         assert kept.shape[1] == 3
