@@ -170,7 +170,8 @@ class Greedy:
             harm = np.concatenate([harm, problem.limited])
         harm = np.where(np.isfinite(harm), harm, 0)  # beyond a weight's options
         budgets = {problem.max_bytes, min(problem.aim_bytes, problem.max_bytes)} - {np.inf}
-        first, rest = [seeds], []
+        first: list[np.ndarray] = [seeds]
+        rest: list[np.ndarray] = []
         for mix in mixes(problem, harm, self.mixes):
             total = np.tensordot(mix, harm, 1)
             walked = path(problem, total)
