@@ -2,6 +2,7 @@
 
     python experiments/full_size_sdxl/run.py FOLDER             # every stage that is not done yet
     python experiments/full_size_sdxl/run.py FOLDER --only trace calibrate
+    python experiments/full_size_sdxl/run.py FOLDER --configs 1  # measure one configuration, not 3
     python experiments/full_size_sdxl/run.py FOLDER --table
 
 FOLDER, outside the repository, takes 20 GB. The pipeline is `StableDiffusionXLPipeline` with random
@@ -35,11 +36,12 @@ STAGES = ("build", "trace", "calibrate", "probe", "measure", "labels", "train", 
 CAPTIONS = ["a red fox in the snow", "a lighthouse at night"]
 
 
-def commands(folder: Path) -> dict[str, list[str]]:
+def commands(folder: Path, num_configs: int) -> dict[str, list[str]]:
     """The command of each stage, without the interpreter.
 
     Args:
         folder: of pipeline and store.
+        num_configs: number of configurations that are measured.
     """
     model = ["+model=sdxl", f"path={folder / 'sdxl'}", f"store={folder / 'store'}"]
     wide = [f"space.methods=[{CALIBRATED}]", "space.name=four"]
@@ -68,7 +70,7 @@ def commands(folder: Path) -> dict[str, list[str]]:
         "trace": model,
         "calibrate": [*model, *wide],
         "probe": [*every, *objective, *pictures, images, *probes],
-        "measure": [*every, *pictures, images, "num_configs=3"],
+        "measure": [*every, *pictures, images, f"num_configs={num_configs}"],
         "train": [*every, *objective, images, "probes=false"],
         "search": [*every, *objective, "evaluations=1000"],
         "realize": [*every, *objective, *pictures, images, *few],
@@ -171,6 +173,7 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", nargs="+", choices=STAGES, default=STAGES)
+    parser.add_argument("--configs", type=int, default=3, help="that are measured")
     parser.add_argument("--table", action="store_true", help="print what was measured so far")
     args = parser.parse_args()
     folder = args.folder.resolve()
@@ -181,7 +184,7 @@ def main() -> None:
         print(table(stages))
         return
     (folder / "prompts.json").write_text(json.dumps(CAPTIONS), encoding="utf-8")
-    to_run = commands(folder)
+    to_run = commands(folder, args.configs)
     for name in STAGES:
         tries = stages.setdefault(name, [])
         if name not in args.only or (tries and tries[-1]["status"] == 0):
