@@ -47,6 +47,7 @@ def timed(what: str, function: Callable[[], Any]) -> Any:
 
 def random_denoiser(name: str) -> tuple[torch.nn.Module, Any]:
     """A denoiser with normal 16-bit values of deviation fan_in^-1/2, and its `Model`."""
+    from random_values import fill
     from stages import model_of
 
     from qsdm.denoisers import denoiser_class
@@ -54,20 +55,7 @@ def random_denoiser(name: str) -> tuple[torch.nn.Module, Any]:
     model = model_of(name)
     with torch.device("meta"):
         denoiser = denoiser_class(model).from_config(dict(model.config))
-    denoiser = denoiser.half().to_empty(device="cpu")
-    rng = np.random.default_rng(0)
-    noise = rng.standard_normal(1 << 22, dtype=np.float32)
-    with torch.no_grad():
-        for key, parameter in denoiser.named_parameters():
-            if parameter.dim() < 2:
-                parameter.fill_(1.0 if key.endswith("weight") else 0.0)
-                continue
-            start = int(rng.integers(len(noise)))
-            values = np.resize(np.roll(noise, start), parameter.numel())
-            parameter.copy_(
-                torch.from_numpy(values).view(parameter.shape) / parameter[0].numel() ** 0.5
-            )
-    return denoiser.eval(), model
+    return fill(denoiser, torch.float16, np.random.default_rng(0)), model
 
 
 def config_of(space: Any, avg_bits: float) -> Any:

@@ -10,26 +10,14 @@ import numpy as np
 import torch
 import yaml
 
-CONFIG = Path(__file__).parents[2] / "conf" / "model" / "sdxl.yaml"
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "experiments" / "bench"))
+
+from random_values import fill  # noqa: E402
+
+CONFIG = ROOT / "conf" / "model" / "sdxl.yaml"
+DTYPE = torch.bfloat16
 TEXT = {"max_position_embeddings": 77, "vocab_size": 49408, "eos_token_id": 49407}
-
-
-def fill(module: torch.nn.Module, rng: np.random.Generator) -> torch.nn.Module:
-    """Give a module on ``meta`` normal values of deviation fan_in^-1/2, in bfloat16."""
-    module = module.to(torch.bfloat16).to_empty(device="cpu")
-    noise = rng.standard_normal(1 << 22, dtype=np.float32)
-    with torch.no_grad():
-        for key, parameter in module.named_parameters():
-            if parameter.dim() < 2:
-                parameter.fill_(1.0 if key.endswith("weight") else 0.0)
-                continue
-            values = np.resize(np.roll(noise, rng.integers(len(noise))), parameter.numel())
-            deviation = parameter[0].numel() ** -0.5
-            parameter.copy_(torch.from_numpy(values).view(parameter.shape) * deviation)
-        for key, buffer in module.named_buffers():
-            if key.endswith("position_ids"):
-                buffer.copy_(torch.arange(buffer.shape[-1]))
-    return module.eval()
 
 
 def tokenizer() -> Any:
@@ -89,12 +77,12 @@ def build(folder: Path) -> None:
         )
         texts = CLIPTextModel(small), CLIPTextModelWithProjection(large)
     pipeline = StableDiffusionXLPipeline(
-        vae=fill(vae, rng),
-        text_encoder=fill(texts[0], rng),
-        text_encoder_2=fill(texts[1], rng),
+        vae=fill(vae, DTYPE, rng),
+        text_encoder=fill(texts[0], DTYPE, rng),
+        text_encoder_2=fill(texts[1], DTYPE, rng),
         tokenizer=tokenizer(),
         tokenizer_2=tokenizer(),
-        unet=fill(unet, rng),
+        unet=fill(unet, DTYPE, rng),
         scheduler=EulerDiscreteScheduler(
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
         ),
