@@ -15,6 +15,8 @@ from qsdm.qconfig import QuantConfig
 SCHEMA = 3  # of an outcome's JSON
 PROTOCOL_SCHEMA = 2
 
+LORA_RETENTION = "lora_retention"
+"""Metric of one adapter, see `qsdm.measurement.retention`; outcomes do not hold it."""
 SIGNIFICANT_Z = 1.96
 """Half the width of a 95 % interval, in standard errors."""
 

@@ -9,6 +9,7 @@
     python -m qsdm.probe +model=emoji_unet pairs=4 pairs_of=blocks num_images=256
     python -m qsdm.probe +model=emoji_unet activations=6 num_images=128    # inputs, role by role
     python -m qsdm.probe +model=emoji_unet steps=5 num_images=256          # in a part of the steps
+    python -m qsdm.probe +model=emoji_unet lora=FILE num_images=8          # what is left of a LoRA
     python -m qsdm.probe +model=emoji_unet plan=true price_per_hour=2.5    # only time and price
 
 Probes predict any configuration without a label, and `qsdm.train` learns from labels what they
@@ -30,6 +31,11 @@ layers whose inputs have the largest outliers.
 With ``steps``, pictures are drawn with the denoiser quantized within one bin of the sampler's steps
 after the other and in full precision outside of it; the table, in the store as ``steps.json``, says
 how much each bin suffers.
+
+With ``lora``, the denoiser's output is computed on recorded inputs with the adapter and without it,
+once for each weight that is quantized alone and once for all together; the table says how much of
+the adapter's effect they retain (`qsdm.measurement.retention`), for ``limit.lora_retention`` of
+search and realize and for the cards of why. It is kept in the store under ``lora/``.
 
 With ``pairs``, the trained predictor names pairs of weights or of blocks that may do more or less
 harm together than alone, and pictures of both and of each tell whether they do (see
@@ -80,6 +86,7 @@ def probe(
     activations: int | None = None,
     steps: int | None = None,
     config: Path | None = None,
+    lora: Path | None = None,
     seed_set: int = 0,
     batch_size: int = 16,
     engine: Engine = Local(),  # noqa: B008 (a frozen value)
@@ -109,6 +116,7 @@ def probe(
             the sampler's steps: 5 are first, early, middle, late and last.
         config: JSON of the configuration that is applied in these bins; by default, all weights
             have the first method.
+        lora: file of a LoRA, of which the probes tell what is left; as diffusers loads it.
         seed_set: which starting noise; labels of the same seed set have the same one.
         batch_size: pictures at a time; halved where memory does not suffice.
         engine: where workers run.
@@ -117,7 +125,8 @@ def probe(
         log: receives the metrics of every probe.
 
     Returns:
-        The outcomes of the probes, or of the pairs; with ``plan`` those that were measured before.
+        The outcomes of the probes, or of the pairs; with ``plan`` those that were measured
+        before. Those of a LoRA are no outcomes: none.
 
     Raises:
         StoreError: the model is not traced or not calibrated, or the store cannot be written; for
@@ -125,8 +134,10 @@ def probe(
         EvaluationError: a probe has no outcome.
         ValueError: a value is out of range, or an optional package is missing.
     """
+    from qsdm.measurement.retention import Adapter, Retaining
     from qsdm.measurement.session import open_session
     from qsdm.predictor.interactions import blocks, candidates
+    from qsdm.probing.lora import probe_lora
     from qsdm.report.tracked import track
 
     require(1, MANY, num_steps=num_steps, max_probes=max_probes, batch_size=batch_size)
@@ -142,7 +153,7 @@ def probe(
     if not chosen:
         raise ValueError("methods must name at least one method, as [uaq-3]")
     space = workspace.space
-    if len(space.graph.weights) > max_probes and len(chosen) > 1:
+    if len(space.graph.weights) > max_probes and len(chosen) > 1 and lora is None:
         raise ValueError(
             f"groups of weights are probed under one method (got {len(chosen)}): give one, "
             f"or max_probes={len(space.graph.weights)}"
@@ -169,6 +180,12 @@ def probe(
         )
     if config is not None and steps is None:
         raise ValueError(f"config is what steps probes (got {config} without steps): give steps=5")
+    if lora is not None and (pairs or activations is not None or steps is not None):
+        raise ValueError(
+            "a LoRA is probed weight by weight (got "
+            f"pairs={pairs}, activations={activations}, steps={steps}): give lora without these"
+        )
+    adapter = None if lora is None else Adapter(lora)
     applied: QuantConfig | None = None
     if steps is not None:
         applied = space.uniform(chosen[0]) if config is None else read_config(config)
@@ -178,6 +195,11 @@ def probe(
         predictor = workspace.predictor(objective)
         proposed = candidates(predictor, space.uniform(chosen[0]), pairs, groups, pairs_by)
     with open_session(workspace, Serial() if plan else engine, batch_size) as ready:
+        if adapter is not None:
+            drawings = ready.drawing(seed_set, num_images)
+            retaining = Retaining(ready, adapter, drawings, num_steps)
+            probe_lora(retaining, chosen, plan, partial(print, flush=True))
+            return []
         if fidelity == "full":
             protocol = ready.protocol(seed_set, num_images)
         else:  # needs no metrics of the model

@@ -3,6 +3,7 @@
     python -m qsdm.realize +model=emoji_unet
     python -m qsdm.realize +model=emoji_unet budget.avg_bits=3.25 candidates=12
     python -m qsdm.realize +model=emoji_unet budget.size_bytes=1.6e6 limit.psnr=26
+    python -m qsdm.realize +model=emoji_unet lora=FILE limit.lora_retention=0.9
     python -m qsdm.realize +model=emoji_unet activations=[8,16,6]    # and inputs of layers rounded
 
 The front's best predicted points within the budget are measured under the protocol of the labels.
@@ -62,6 +63,7 @@ def realize(
     pin: Mapping[str, str] | Sequence[str] | None = None,
     forbid: Sequence[str] = (),
     target: str | None = None,
+    lora: Path | None = None,
     candidates: int = 6,
     num_images: int = 256,
     label_seed_set: int = 0,
@@ -85,6 +87,8 @@ def realize(
         pin: method of a weight, or of all that match a pattern, as pin.conv_in=uaq-4.
         forbid: methods that no weight may have, with or without bits, as [uaq-3,kmeans_a].
         target: engine that must hold the result: torchao, gguf, sdnq or qsdm.
+        lora: file of the LoRA that limit.lora_retention is about; the candidates' retention is
+            measured as probe has measured that of single weights.
         candidates: number of points of the front that are measured, beside what rounds measured.
         num_images: pictures per configuration, in both rounds.
         label_seed_set: starting noise of the first round, that of the labels.
@@ -121,6 +125,7 @@ def realize(
     from qsdm.measurement.candidates import Terms
     from qsdm.measurement.rounded import measure_rounded, read_widths
     from qsdm.measurement.session import open_session
+    from qsdm.predictor.retention import read_retention
 
     widths = read_widths(activations)
     require(1, MANY, candidates=candidates, batch_size=batch_size)
@@ -128,11 +133,13 @@ def realize(
     require(0, MANY, num_random=num_random)
     require(1, avg_bits=avg_bits)
     budget, _ = read_budget(budget, avg_bits=avg_bits)
-    constraints = Constraints.of(budget or {"avg_bits": 3.5}, limit, pin, forbid, target)
+    constraints = Constraints.of(budget or {"avg_bits": 3.5}, limit, pin, forbid, target, lora)
     require_fresh(workspace, seed_set, label_seed_set)
+    probed = None if lora is None else read_retention(workspace, lora)
     with open_session(workspace, engine, batch_size, check=False) as ready:
         front = ready.store.read(FRONT, f"search/{workspace.space_name}.json")
-        terms = Terms(ready.space, objective, constraints, workspace.model.metrics)
+        retaining = None if probed is None else probed.measuring(ready)
+        terms = Terms(ready.space, objective, constraints, workspace.model.metrics, retaining)
         labels = ready.protocol(label_seed_set, num_images)
         choice = terms.measured_choice(ready, front, labels, candidates, log)
         ours = choice.qconfig

@@ -4,6 +4,7 @@
     python -m qsdm.search +model=emoji_unet budget.avg_bits=3.5 limit.lite0_distance=60
     python -m qsdm.search +model=emoji_unet budget.size_bytes=1.2e9 pin.conv_in=uaq-4 forbid=[uaq-3]
     python -m qsdm.search +model=emoji_unet target=torchao feasible=true
+    python -m qsdm.search +model=emoji_unet lora=FILE limit.lora_retention=0.9   # after probe
     python -m qsdm.search +model=emoji_unet strategy=random evaluations=5000 kappa=1
     python -m qsdm.search +model=emoji_unet rounds=3 budget.avg_bits=3.5   # measure, learn, search
     python -m qsdm.search +model=emoji_unet rounds=3 plan=true price_per_hour=2.5
@@ -11,7 +12,8 @@
 The objective may have an axis of fidelity (``objective=balanced``): the distance to the
 full-precision picture of the same noise is minimized beside quality and bytes, and the front is a
 surface. Limits and this axis are predicted by closed models of the labels' metrics
-(`qsdm.predictor.by_metric`).
+(`qsdm.predictor.by_metric`). ``limit.lora_retention`` is predicted from the probes of that adapter
+(`qsdm.predictor.retention`).
 
 With ``rounds``, each round measures the configurations that promise the largest gain, and the next
 search knows what came out (`qsdm.measurement.rounds`). What a round proposes is written to
@@ -44,6 +46,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,14 +54,14 @@ import numpy as np
 from qsdm import text
 from qsdm.engine.local import Local
 from qsdm.engine.serial import Serial
-from qsdm.outcome import Objective
+from qsdm.outcome import LORA_RETENTION, Objective
 from qsdm.qconfig import Space
 from qsdm.recipes.targets import held_by
 from qsdm.store import StoreError
 from qsdm.store.provenance import provenance
 from qsdm.store.schemas import FRONT, RoundsReport
 from qsdm.strategies import Problem, StrategyOptions
-from qsdm.strategies.archive import Goal, OfPart, Predict
+from qsdm.strategies.archive import Goal, Metric, OfPart, Predict
 from qsdm.strategies.constraints import Constraints, Restriction, read_budget
 from qsdm.strategies.explorer import Explorer
 from qsdm.strategies.feasible import reachable
@@ -85,6 +88,7 @@ def search(
     pin: Mapping[str, str] | Sequence[str] | None = None,
     forbid: Sequence[str] = (),
     target: str | None = None,
+    lora: Path | None = None,
     feasible: bool = False,
     evaluations: int = 10_000,
     kappa: float = 0.0,
@@ -116,6 +120,7 @@ def search(
         forbid: methods that no weight may have, with or without bits, as [uaq-3,kmeans_a].
         target: engine that must hold the result: torchao, gguf, sdnq or qsdm. It gets only methods
             that the engine stores as values of the same kind and bits.
+        lora: file of the LoRA that limit.lora_retention is about; probe has measured it.
         feasible: only print what the constraints leave: the reachable bits and bytes.
         evaluations: number of configurations that the strategy may have predicted, in all rounds
             together; greedy ends earlier.
@@ -169,7 +174,7 @@ def search(
     require(1, evaluations=evaluations, max_bits=max_bits, avg_bits=avg_bits)
     require(0, kappa=kappa, price_per_hour=price_per_hour)
     budget, evaluations = read_budget(budget, evaluations, max_bits=max_bits)
-    constraints = Constraints.of(budget, limit, pin, forbid, target)
+    constraints = Constraints.of(budget, limit, pin, forbid, target, lora)
     if feasible:
         return print_reach(workspace, objective, constraints)
     space = workspace.space
@@ -297,7 +302,7 @@ def print_reach(
         What was printed.
     """
     space = workspace.space
-    metrics = learned_metrics(workspace, objective, constraints.limit)
+    metrics = limited_metrics(workspace, objective, constraints)
     table = workspace.table if metrics else None
     held = held_by(constraints.target, space.graph)
     result, lines = reachable(space, table, constraints, held, metrics)
@@ -349,7 +354,7 @@ def goal_of(
     """
     num_values = workspace.space.graph.num_values
     axes = (objective.fidelity,) if objective.fidelity else ()
-    metrics = learned_metrics(workspace, objective, [*axes, *constraints.limit])
+    metrics = limited_metrics(workspace, objective, constraints, axes)
     return Goal(
         tuple(OfPart(metric, restriction.whole) for metric in metrics),
         axes,
@@ -357,6 +362,33 @@ def goal_of(
         constraints.max_bytes(num_values),
         np.inf if aim is None else aim * num_values / 8,
     )
+
+
+def limited_metrics(
+    workspace: Workspace, objective: Objective, constraints: Constraints, axes: Sequence[str] = ()
+) -> list[Metric]:
+    """Make models of the metrics that have a limit, and of axes.
+
+    Args:
+        workspace: model, space and store.
+        objective: that the predictor was trained for.
+        constraints: with the limits.
+        axes: names of further metrics; one may have a limit, too.
+
+    Returns:
+        A model of each.
+
+    Raises:
+        ValueError: a metric is not measured, or the labels do not hold it.
+        StoreError: there are no labels, or the adapter was not probed.
+    """
+    from qsdm.predictor.retention import read_retention
+
+    names = [name for name in (*axes, *constraints.limit) if name != LORA_RETENTION]
+    metrics: list[Metric] = [*learned_metrics(workspace, objective, names)]
+    if constraints.lora is not None:
+        metrics.append(read_retention(workspace, constraints.lora).model(workspace.table))
+    return metrics
 
 
 def learned_metrics(

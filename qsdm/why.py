@@ -6,12 +6,14 @@
     python -m qsdm.why +model=emoji_unet weight=mid_block.attentions.0    # by a block
     python -m qsdm.why +model=emoji_unet weight=conv_in pictures=4        # with and without a swap
     python -m qsdm.why +model=emoji_unet weight=conv_in config=FILE swap=uaq-3
+    python -m qsdm.why +model=emoji_unet weight=conv_in lora=FILE         # after probe lora=FILE
 
 A card tells the chosen method and the runner-up (see `qsdm.sensitivity.cards`); what other methods
 are predicted to change, with the interval of the folds, and what was measured of that, with the
 paired 95 % interval; bytes; the attribution, the probe, the score by hops; and measured
-interactions. ``pictures=N`` draws N pictures of the same captions and noise at full precision, as
-chosen, and with the swap; they are stored, and drawn once.
+interactions. ``lora=FILE`` adds what the weight leaves of that adapter's effect. ``pictures=N``
+draws N pictures of the same captions and noise at full precision, as chosen, and with the swap;
+they are stored, and drawn once.
 
 It says "because" only where pictures have confirmed the attributions (``attribute
 certificate=true``). Cards are written to ``why/<configuration>.json``; those of the chosen
@@ -53,6 +55,7 @@ def why(
     weight: str | None = None,
     config: Path | None = None,
     swap: str | None = None,
+    lora: Path | None = None,
     most: int = 6,
     pictures: int = 0,
     seed_set: int = 1,
@@ -69,6 +72,8 @@ def why(
             ``*.to_k``; by default, the weights whose method is predicted to matter most.
         config: JSON with a configuration of the space; by default, the one that realize has chosen.
         swap: the method that is tried instead in pictures; by default, each weight's runner-up.
+        lora: file of a LoRA; the cards say what each weight leaves of its effect, as probe has
+            measured it.
         most: number of cards, at most.
         pictures: drawn for each card with and without the swap; 0 draws none.
         seed_set: of their starting noise.
@@ -98,7 +103,7 @@ def why(
 
     require(1, MANY, most=most, batch_size=batch_size)
     require(0, MANY, pictures=pictures)
-    evidence = evidence_of(workspace, objective, config)
+    evidence = evidence_of(workspace, objective, config, lora)
     space, qconfig = evidence.space, evidence.qconfig
     names = most_telling(evidence, most) if weight is None else select(space.graph, weight)
     shown = cards(evidence, names[:most])
@@ -138,13 +143,16 @@ def why(
     return content
 
 
-def evidence_of(workspace: Workspace, objective: Objective, config: Path | None) -> Evidence:
+def evidence_of(
+    workspace: Workspace, objective: Objective, config: Path | None, lora: Path | None = None
+) -> Evidence:
     """Read what is known of a configuration.
 
     Args:
         workspace: model, space and store.
         objective: for which the predictor was trained.
         config: JSON of the configuration; None for the one that was chosen.
+        lora: file of an adapter that was probed; None without one.
 
     Returns:
         The evidence; probes, interactions and the front only if they are there.
@@ -155,6 +163,7 @@ def evidence_of(workspace: Workspace, objective: Objective, config: Path | None)
     """
     from qsdm.predictor.interactions import interactions_of
     from qsdm.predictor.probes import ProbeError
+    from qsdm.predictor.retention import read_retention
     from qsdm.sensitivity.cards import Evidence, price_of
 
     store, name = workspace.store, workspace.space_name
@@ -186,6 +195,7 @@ def evidence_of(workspace: Workspace, objective: Objective, config: Path | None)
         probes,
         interactions_of(present, objective),
         present,
+        None if lora is None else read_retention(workspace, lora),
     )
 
 

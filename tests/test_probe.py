@@ -12,22 +12,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lora_files import factors, write
 from test_measure import SPACE
 
 from qsdm.calibrate import calibrate
-from qsdm.denoisers import Model
+from qsdm.denoisers import Model, prompts_of
 from qsdm.engine.serial import Serial
 from qsdm.measurement.drawer import Drawer, Drawing
+from qsdm.measurement.forward import output_of, record
 from qsdm.measurement.groups import next_groups, partitions
 from qsdm.measurement.inputs import Extent
 from qsdm.measurement.labels import Bank
+from qsdm.measurement.retention import drawings_of
 from qsdm.outcome import EvaluationError, Objective
 from qsdm.predictor.best_probes import choose_probes
 from qsdm.predictor.encode import Encoding, encode
 from qsdm.predictor.probes import ProbeError, is_probe
+from qsdm.predictor.retention import read_retention
 from qsdm.probe import probe
 from qsdm.probing import nearness_of
-from qsdm.qconfig import QuantConfig
+from qsdm.qconfig import QuantConfig, QuantMethod
 from qsdm.qconfig.steps import StepBin
 from qsdm.quant.calibrated import PackedWeights
 from qsdm.report import page, results
@@ -160,6 +164,63 @@ def test_bins_of_steps_are_quantized_alone(
     np.testing.assert_array_equal(drawn(full), pictures[full])
     with pytest.raises(ValueError, match=r"needs a sampler.*\(got 0 to 1\)"):
         drawer.switch(QuantConfig("tiny", {}, steps=(StepBin(0, 1, uniform),)))
+
+
+@pytest.mark.filterwarnings("ignore")  # peft's and diffusers' own
+def test_what_is_left_of_a_lora_is_what_merged_weights_leave(
+    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("peft")
+    space, model = workspace.space, workspace.model
+    drawer = Drawer(model, space.graph, PackedWeights(workspace.packed), 2)
+    pairs = factors(drawer.denoiser)
+    file = write(tmp_path / "style.safetensors", "diffusers", pairs, model.component)
+    with pytest.raises(StoreError, match=r"was not measured: run .*qsdm\.probe \+model=tiny lora="):
+        read_retention(workspace, file)
+    assert probe(workspace, QUALITY, lora=file, **QUICK) == []
+    told = capsys.readouterr().out
+    num = len(space.graph.weights)
+    assert f"plan: {num + 1} probes x 3 time steps, with the LoRA and without" in told
+    assert "uaq-3 for all weights retains" in told
+    probed = read_retention(workspace, file)
+    assert set(probed.alone) == {weight.name for weight in space.graph.weights}
+
+    calls = record(drawer, drawings_of(workspace, 0, 2), prompts_of(model), 3)
+
+    @torch.inference_mode()
+    def effects(qconfig: QuantConfig) -> torch.Tensor:
+        """By the values of weights and adapter, added by hand."""
+        drawer.switch(qconfig)
+        outputs = []
+        for sign in (0, 1, -1):
+            for name, (a, b) in pairs.items():
+                drawer.denoiser.get_parameter(f"{name}.weight").data += sign * b @ a
+            given = [call.arguments for call in calls]
+            outputs.append([output_of(drawer.denoiser(*args, **kw)) for args, kw in given])
+        return torch.stack(outputs[1]) - torch.stack(outputs[0])
+
+    full, method = effects(QuantConfig(model.name, {})), QuantMethod("uaq", 3)
+    some = next(iter(pairs))
+    for qconfig, (value, _) in (
+        (space.uniform(method), probed.whole[method]),
+        (QuantConfig(model.name, {some: method}), probed.alone[some][method]),
+    ):
+        changed = (effects(qconfig) - full).square().sum() / full.square().sum()
+        assert value == pytest.approx(1 - changed.item(), abs=2e-3)
+        assert 0 < changed < 1
+
+    probe(workspace, QUALITY, lora=file, methods=["uaq-3", "uaq-4"], **QUICK)
+    assert f"plan: {num + 1} probes" in capsys.readouterr().out  # those of uaq-4 alone
+    predict = read_retention(workspace, file).model(workspace.table)
+    three, four = (space.uniform(m) for m in ("uaq-3", "uaq-4"))
+    low, high = predict(np.stack([space.encode(three), space.encode(four)]))
+    assert low == pytest.approx(probed.whole[method][0])
+    assert low < high < 1
+    other = dataclasses.replace(workspace, model=dataclasses.replace(model, guidance=9.0))
+    with pytest.raises(StoreError, match="on other weights, or drawn in another way than today"):
+        read_retention(other, file)
+    with pytest.raises(ValueError, match=r"probed weight by weight \(got pairs=2"):
+        probe(workspace, QUALITY, lora=file, pairs=2, **QUICK)
 
 
 def test_outliers_are_found_in_the_inputs_of_layers() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -17,6 +17,8 @@ from qsdm.denoisers import Model
 from qsdm.engine.serial import Serial
 from qsdm.measurement.candidates import Terms, best_points, of_rounds
 from qsdm.measurement.intake import Measured
+from qsdm.measurement.paired import Difference
+from qsdm.measurement.retention import Retaining
 from qsdm.measurement.worker import WorkerStart
 from qsdm.metrics.fidelity import Psnr
 from qsdm.outcome import Objective, Outcome
@@ -390,6 +392,17 @@ def test_with_an_axis_of_fidelity_the_knee_is_chosen(space: Space) -> None:
     assert "knee of the objective (-306; the best has -290) and psnr (24; there 20)" in why
     plain = Terms(space, Objective({"fd": -1}), Constraints(), {"psnr": Psnr()})
     assert plain.choose(measured, qconfigs, None)[0] == qconfigs[0]
+    limited = Constraints(limit={"lora_retention": 0.93}, lora=Path("ink.safetensors"))
+    kept = {
+        qconfig.digest: Difference(value, 0.01)
+        for qconfig, value in zip(qconfigs, (0.9, 0.95, 0.97), strict=True)
+    }
+    terms = Terms(space, Objective({"fd": -1}), limited, {}, cast(Retaining, object()))
+    chosen, why = terms.choose(measured, qconfigs, None, kept)
+    assert chosen == qconfigs[1]
+    assert why.endswith("lora_retention=0.93; it retains 95.0 ± 2.0 % of the adapter's effect")
+    with pytest.raises(ValueError, match=r"limit\.lora_retention=0\.93, the best has 0\.9\)"):
+        terms.choose(measured, qconfigs[:1], None, kept)
     with pytest.raises(ValueError, match=r"searched without the axis 'psnr': run .*qsdm\.search"):
         terms.tradeoff([{**points[0], "metrics": {}}])
 

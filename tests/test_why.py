@@ -5,17 +5,22 @@ from __future__ import annotations
 import dataclasses
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from toy_unet import MODEL, SPACE, Explained, Toy, fill_store
 
 from qsdm.engine.serial import Serial
+from qsdm.measurement.retention import Adapter
 from qsdm.outcome import Objective, Outcome
 from qsdm.predictor.interactions import Interaction
+from qsdm.predictor.retention import read_retention
 from qsdm.qconfig import OutsideSpace, QuantConfig, QuantMethod
 from qsdm.report import cards as report
 from qsdm.report import page, results
+from qsdm.search import search
 from qsdm.sensitivity.cards import (
     Evidence,
     NoWeight,
@@ -28,7 +33,9 @@ from qsdm.sensitivity.cards import (
 )
 from qsdm.store import StoreError
 from qsdm.store.outcomes import OutcomeDatabase
-from qsdm.store.schemas import CHOSEN, WHY
+from qsdm.store.schemas import CHOSEN, LORA, WHY
+from qsdm.strategies.constraints import Infeasible
+from qsdm.strategies.random import Random
 from qsdm.why import evidence_of, why
 from qsdm.workspace import Workspace
 
@@ -162,6 +169,57 @@ def test_only_confirmed_interactions_are_told(evidence: Evidence) -> None:
     assert ("interaction", "with conv_out: +5.0 (+3.0 to +7.0) beyond the sum of both") in (
         report.notes(card)
     )
+
+
+def test_a_lora_is_told_and_limited_by_what_each_weight_leaves(
+    toy: Toy, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The toy has no pipeline, so what `probe` would have measured is made up."""
+    from safetensors.torch import save_file
+
+    save_file({"unet.conv_in.lora_A.weight": torch.ones(1)}, tmp_path / "ink.safetensors")
+    drawings = SimpleNamespace(digest="same")
+    monkeypatch.setattr("qsdm.predictor.retention.drawings_of", lambda *_: drawings)
+    names, low = [w.name for w in toy.space.graph.weights], QuantMethod("uaq", 3)
+    losses = dict(zip(names, np.linspace(0.001, 0.02, len(names)), strict=True))
+    losses["conv_in"] = 0.05
+    retention = {
+        QuantConfig("toy_unet", {name: low}).digest: (1 - loss, 0.002)
+        for name, loss in losses.items()
+    }
+    retention[toy.space.uniform("uaq-3").digest] = (1 - 2 * sum(losses.values()), 0.01)
+    about = {"denoiser": "toy_unet", "file": "ink.safetensors", "protocol": "same"}
+    counts = {"seed_set": 0, "num_images": 8, "num_steps": 3}
+    adapter = Adapter(tmp_path / "ink.safetensors")
+    path = workspace.path(adapter.artifact)
+    LORA.write(path, {**about, **counts, "retention": dict(list(retention.items())[1:])})
+    with pytest.raises(StoreError, match=r"for 26 of 27 weights, not for .* lora=.*ink"):
+        read_retention(workspace, adapter.path)
+    LORA.write(path, {**about, **counts, "retention": retention})
+
+    (card,) = cards(evidence_of(workspace, QUALITY, None, adapter.path), ["conv_in"])
+    said = "95.00 ± 0.39 % of the effect of ink.safetensors is left under uaq-3 alone; rank 1 of 27"
+    assert ("LoRA", said) in report.notes(card)
+
+    predict = read_retention(workspace, adapter.path).model(toy.table)
+    three, four = (toy.space.encode(toy.space.uniform(m)) for m in ("uaq-3", "uaq-4"))
+    worst, best = predict(np.stack([three, four]))
+    assert worst == pytest.approx(1 - 2 * sum(losses.values()))
+    ratio = toy.table.rel_error[:, toy.table.methods.index(QuantMethod("uaq", 4))]
+    ratio = ratio / toy.table.rel_error[:, toy.table.methods.index(low)]
+    assert best == pytest.approx(1 - 2 * ratio @ np.array(list(losses.values())))
+
+    limit = float(0.5 * (worst + best))
+    keys = {"limit": {"lora_retention": limit}, "lora": adapter.path}
+    quick = {"strategy": Random(50), "evaluations": 150, "max_points": 20}
+    front = search(workspace, QUALITY, **keys, **quick)
+    assert all(point["metrics"]["lora_retention"] >= limit for point in front["points"])
+    assert front["constraints"]["lora"] == "ink.safetensors"
+    kept = search(workspace, QUALITY, **keys, strategy=Random(50), feasible=True)
+    smallest = min(point["size_bytes"] for point in front["points"])
+    assert kept["min_bytes"] < kept["lora_retention"] <= smallest
+    with pytest.raises(Infeasible, match=r"lora_retention=1 cannot be met .* predicted there is 0"):
+        search(workspace, QUALITY, limit={"lora_retention": 1.0}, lora=adapter.path, **quick)
 
 
 def test_the_most_telling_weights_come_first(evidence: Evidence) -> None:

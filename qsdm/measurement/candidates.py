@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qsdm.measurement.memory import checkpoint_bytes
+from qsdm.measurement.paired import Difference
+from qsdm.measurement.retention import Retaining, in_percent
 from qsdm.measurement.session import Measured, Session
-from qsdm.outcome import EvaluationError, Objective, Outcome
+from qsdm.outcome import LORA_RETENTION, EvaluationError, Objective, Outcome
 from qsdm.qconfig import QuantConfig, QuantMethod, Space, cost
 from qsdm.recipes.targets import held_by
 from qsdm.store.room import require_disk
@@ -47,6 +50,7 @@ class Terms:
         objective: what is good; with an axis of fidelity, the knee of both is chosen.
         constraints: that a candidate must keep; limits are of what it measures.
         metrics: that are measured, by name.
+        retaining: measures what candidates retain of the adapter that a limit is about.
 
     Raises:
         Infeasible: nothing in the space keeps the constraints.
@@ -57,11 +61,12 @@ class Terms:
     objective: Objective
     constraints: Constraints
     metrics: Mapping[str, Metric]
+    retaining: Retaining | None = None
     _offered: Mapping[str, Sequence[QuantMethod]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name in (*self.constraints.limit, *filter(None, [self.objective.fidelity])):
-            if name not in self.metrics:
+            if name not in self.metrics and (name != LORA_RETENTION or self.retaining is None):
                 raise ValueError(
                     f"{name!r} is not measured; the metrics are {', '.join(self.metrics)}"
                 )
@@ -87,7 +92,7 @@ class Terms:
 
     def sign(self, metric: str) -> int:
         """1 if a larger value of a metric is better, else -1."""
-        return 1 if self.metrics[metric].larger_is_better else -1
+        return 1 if metric == LORA_RETENTION or self.metrics[metric].larger_is_better else -1
 
     def tradeoff(self, points: Sequence[Mapping[str, Any]]) -> Tradeoff | None:
         """Measure the predicted tradeoff of quality and fidelity.
@@ -142,7 +147,11 @@ class Terms:
         return points
 
     def choose(
-        self, measured: Measured, proposed: Sequence[QuantConfig], tradeoff: Tradeoff | None
+        self,
+        measured: Measured,
+        proposed: Sequence[QuantConfig],
+        tradeoff: Tradeoff | None,
+        retention: Mapping[str, Difference] = MappingProxyType({}),
     ) -> tuple[QuantConfig, str]:
         """Choose the candidate with the best measured outcome.
 
@@ -150,6 +159,7 @@ class Terms:
             measured: outcomes of the candidates.
             proposed: the candidates.
             tradeoff: of quality and fidelity.
+            retention: of an adapter's effect, by digest.
 
         Returns:
             The best one, and why.
@@ -162,13 +172,19 @@ class Terms:
         if not finite:
             reason = next(iter(measured.failures.values()), "there is none")
             raise EvaluationError(f"no candidate could be measured: {reason}")
-        metrics = [measured.outcomes[qconfig.digest].metrics for qconfig in finite]
+        metrics = [dict(measured.outcomes[qconfig.digest].metrics) for qconfig in finite]
+        for qconfig, values in zip(finite, metrics, strict=True):
+            if qconfig.digest in retention:
+                values[LORA_RETENTION] = retention[qconfig.digest].value
         bits = [cost.avg_bits(self.space.graph, q, self.space.full_bits) for q in finite]
         pairs = zip(metrics, bits, strict=True)
         quality = [self.objective({**values, "avg_bits": b}) for values, b in pairs]
         limit = self.constraints.limit
         choice = choose(quality, metrics, {n: self.sign(n) for n in limit}, limit, tradeoff)
-        return finite[choice.index], choice.why
+        chosen, why = finite[choice.index], choice.why
+        if (own := retention.get(chosen.digest)) is not None:
+            why += f"; it retains {in_percent(own)} of the adapter's effect"
+        return chosen, why
 
     def measured_choice(
         self,
@@ -208,7 +224,9 @@ class Terms:
                 measured.outcomes[outcome.qconfig.digest] = outcome
                 points.append(entry)
                 proposed.append(outcome.qconfig)
-        ours, why = self.choose(measured, proposed, tradeoff)
+        finite = [qconfig for qconfig in proposed if qconfig.digest in measured.outcomes]
+        retention = {} if self.retaining is None else self.retaining.measure(finite)
+        ours, why = self.choose(measured, proposed, tradeoff, retention)
         found = [
             (point["predicted"], measured.of(qconfig))
             for point, qconfig in zip(points, proposed, strict=True)

@@ -144,9 +144,7 @@ def errors(drawer: Drawer, calls: Sequence[Call], qconfig: QuantConfig, num: int
         args, kwargs = call.arguments
         output = output_of(drawer.denoiser(*args, **kwargs))
         size = len(call.drawings)
-        # Guidance repeats all drawings of a batch: [2 N, ...].
-        rows = (output - call.output).double().flatten(1), call.output.double().flatten(1)
-        squares = [(x**2).sum(1).reshape(-1, size).sum(0).cpu().numpy() for x in rows]
+        squares = [squares_of(x, size) for x in (output - call.output, call.output)]
         numbers = list(call.drawings)
         total[numbers] += squares[0] / np.maximum(squares[1], 1e-30)
         count[numbers] += 1
@@ -156,6 +154,39 @@ def errors(drawer: Drawer, calls: Sequence[Call], qconfig: QuantConfig, num: int
             f"the denoiser's output under configuration {qconfig.digest[:12]} is not finite"
         )
     return relative
+
+
+def squares_of(values: Tensor, num: int) -> np.ndarray:
+    """Sum the squares of each drawing's values.
+
+    Args:
+        values: [k N, ...]; guidance repeats all drawings of a batch.
+        num: N drawings.
+
+    Returns:
+        Float64 [N].
+    """
+    squares = values.double().flatten(1).square().sum(1)
+    return squares.reshape(-1, num).sum(0).cpu().numpy()
+
+
+def require_repeatable(drawer: Drawer, calls: Sequence[Call], num: int) -> None:
+    """Require that full precision gives the recorded outputs again.
+
+    Args:
+        drawer: the pipeline.
+        calls: of full precision.
+        num: number of drawings.
+
+    Raises:
+        EvaluationError: it does not.
+    """
+    own = errors(drawer, calls, QuantConfig(drawer.model.name, {}), num)
+    if own.max() > 1e-6:
+        raise EvaluationError(
+            f"the denoiser of {drawer.model.name!r} gives other outputs for the same inputs "
+            f"(relative error {own.max():.2g}): probe with fidelity=drawn"
+        )
 
 
 def forward_errors(drawer: Drawer, task: ForwardTask, recorded: Sequence[Call]) -> np.ndarray:
@@ -173,12 +204,7 @@ def forward_errors(drawer: Drawer, task: ForwardTask, recorded: Sequence[Call]) 
         EvaluationError: an output is not finite, or full precision does not repeat its own.
     """
     num = task.protocol.num_images
-    own = errors(drawer, recorded, QuantConfig(drawer.model.name, {}), num)
-    if own.max() > 1e-6:
-        raise EvaluationError(
-            f"the denoiser of {drawer.model.name!r} gives other outputs for the same inputs "
-            f"(relative error {own.max():.2g}): probe with fidelity=drawn"
-        )
+    require_repeatable(drawer, recorded, num)
     return np.stack([errors(drawer, recorded, qconfig, num) for qconfig in task.qconfigs])
 
 

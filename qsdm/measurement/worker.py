@@ -12,6 +12,7 @@ import numpy as np
 from qsdm.denoisers import Model, prompts_of
 from qsdm.engine import EngineError
 from qsdm.graph import Graph
+from qsdm.measurement.adapters import AdapterError, AdapterTask, Effects
 from qsdm.measurement.drawer import Drawer
 from qsdm.measurement.evaluator import Evaluator
 from qsdm.measurement.forward import Call, ForwardTask, forward_errors, record
@@ -61,7 +62,7 @@ class ScoreTask:
     stop: int
 
 
-Task = DrawTask | ScoreTask | ForwardTask | InputsTask
+Task = DrawTask | ScoreTask | ForwardTask | InputsTask | AdapterTask
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +109,19 @@ class WorkerStart:
         def recorded(protocol: Protocol, num_steps: int) -> list[Call]:
             return record(drawer(), protocol, prompts, num_steps)
 
+        @cache
+        def effects(protocol: Protocol, num_steps: int, adapter: Path) -> Effects:
+            try:
+                return Effects(drawer(), recorded(protocol, num_steps), adapter)
+            except AdapterError as error:  # no other task can be done either
+                raise EngineError(str(error)) from error
+
         def work(task: Task) -> np.ndarray | ScoredShard:
             if isinstance(task, ForwardTask):
                 return forward_errors(drawer(), task, recorded(task.protocol, task.num_steps))
+            if isinstance(task, AdapterTask):
+                known = effects(task.protocol, task.num_steps, task.adapter)
+                return known.squares(task.qconfigs)
             if isinstance(task, InputsTask):
                 return outliers(drawer(), recorded(task.protocol, task.num_steps))
             ready = evaluator(task.protocol)

@@ -74,6 +74,14 @@ def notes(card: Card) -> list[tuple[str, str]]:
                 f"{probe['num_images']} pictures); rank {probe['rank']} {of}",
             )
         )
+    if (lora := card.get("lora")) is not None:
+        entries.append(
+            (
+                "LoRA",
+                f"{100 * lora['retention']:.2f} ± {100 * lora['half_width']:.2f} % of the effect "
+                f"of {lora['file']} is left under {lora['method']} alone; rank {lora['rank']} {of}",
+            )
+        )
     entries += [("measured alone", alone(entry)) for entry in card["alone"]]
     if card["hop_rank"] is not None:
         scores = ", ".join(f"{score:.2f}" for score in card["hops"])

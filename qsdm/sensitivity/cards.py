@@ -25,7 +25,8 @@ from qsdm.sensitivity import Sensitivity
 
 if TYPE_CHECKING:
     from qsdm.predictor.interactions import Interaction
-    from qsdm.store.schemas import Alone, Card, CardInteraction, MeasuredChange, Swap
+    from qsdm.predictor.retention import ProbedRetention
+    from qsdm.store.schemas import Alone, Card, CardInteraction, CardLora, MeasuredChange, Swap
 
 NEIGHBORS = 0.05  # of the bytes: points of a front between which its slope is taken
 
@@ -48,6 +49,7 @@ class Evidence:
         probes: of each weight alone; None without any.
         interactions: measured pairs.
         outcomes: everything that was measured of the model's present weights.
+        retention: of a LoRA's effect under each weight alone; None without one.
     """
 
     space: Space
@@ -59,6 +61,7 @@ class Evidence:
     probes: Probes | None = None
     interactions: Sequence[Interaction] = ()
     outcomes: Sequence[Outcome] = ()
+    retention: ProbedRetention | None = None
 
 
 def select(graph: Graph, text: str) -> list[str]:
@@ -167,6 +170,8 @@ def cards(evidence: Evidence, names: Sequence[str]) -> list[Card]:
             "interactions": _interactions(evidence.interactions, name),
             "pictures": None,
         }
+        if evidence.retention is not None:
+            card["lora"] = _lora(evidence.retention, name)
         result.append(card)
     return result
 
@@ -337,6 +342,23 @@ def _probe(probes: Probes | None, name: str) -> dict[str, float | str | int] | N
         "fidelity": probes.fidelity,
         "num_images": probes.num_images,
         "rank": int((probes.harm.max(axis=1) > probes.harm[row].max()).sum()) + 1,
+    }
+
+
+def _lora(retention: ProbedRetention, name: str) -> CardLora:
+    """What the weight alone leaves of an adapter's effect, under the method that leaves least."""
+    method, (value, error) = min(retention.alone[name].items(), key=lambda pair: pair[1][0])
+    loss = {
+        other: 1 - min(kept for kept, _ in methods.values())
+        for other, methods in retention.alone.items()
+    }
+    return {
+        "file": retention.adapter.path.name,
+        "method": str(method),
+        "retention": value,
+        "half_width": SIGNIFICANT_Z * error,
+        "num_images": retention.content["num_images"],
+        "rank": _rank(loss, name),
     }
 
 

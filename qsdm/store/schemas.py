@@ -105,6 +105,7 @@ class ConstraintsFile(TypedDict):
     pin: dict[str, str]
     forbid: list[str]
     target: str | None
+    lora: NotRequired[str | None]
 
 
 class Front(TypedDict):
@@ -206,6 +207,22 @@ class StepTable(TypedDict):
     qconfig: dict[str, Any]
     full: Numbers
     rows: list[StepRow]
+
+
+class Lora(TypedDict):
+    """lora/<digest>.json: what configurations retain of a LoRA's effect, with standard errors.
+
+    By a configuration's digest, see `qsdm.measurement.retention`.
+    """
+
+    denoiser: str
+    file: str
+    protocol: str
+    seed_set: int
+    num_images: int
+    num_steps: int
+    retention: dict[str, tuple[float, float]]
+    provenance: NotRequired[dict[str, Any]]
 
 
 class Summary(TypedDict):
@@ -476,6 +493,17 @@ class CardPictures(TypedDict):
     psnr: float | None
 
 
+class CardLora(TypedDict):
+    """What is left of a LoRA's effect where a weight alone is quantized."""
+
+    file: str
+    method: str
+    retention: float
+    half_width: float
+    num_images: int
+    rank: int
+
+
 class Card(TypedDict):
     """Why a weight has its method, see `qsdm.sensitivity.cards`."""
 
@@ -500,6 +528,7 @@ class Card(TypedDict):
     alone: list[Alone]
     interactions: list[CardInteraction]
     pictures: CardPictures | None
+    lora: NotRequired[CardLora]
 
 
 class Why(TypedDict):
@@ -667,6 +696,7 @@ ROUNDS = Artifact("qsdm/rounds/1", "search", _rounds)
 SUMMARY: Artifact[Summary] = Artifact("qsdm/summary/1", "realize", typed(Summary))
 STEPS_FILE = "steps.json"
 STEPS: Artifact[StepTable] = Artifact("qsdm/steps/1", "probe", typed(StepTable))
+LORA: Artifact[Lora] = Artifact("qsdm/lora/1", "probe", typed(Lora))
 REPORT = Artifact("qsdm/predictor-report/1", "train", _report)
 SENSITIVITIES = Artifact("qsdm/sensitivities/1", "attribute", _sensitivities)
 CERTIFICATE: Artifact[Certificate] = Artifact("qsdm/certificate/1", "attribute", typed(Certificate))

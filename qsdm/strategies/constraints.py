@@ -12,11 +12,13 @@ import fnmatch
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from qsdm.graph import Weight
+from qsdm.outcome import LORA_RETENTION
 from qsdm.qconfig import QuantMethod, Space
 from qsdm.store.files import warn_once
 from qsdm.strategies import sizes_of
@@ -42,6 +44,7 @@ class Constraints:
         pin: method by name of a weight, or by pattern (``*.to_q``).
         forbid: methods that no weight may have: ``uaq-3``, or ``uaq`` for all its bits.
         target: engine that must be able to hold the result; None for qsdm itself.
+        lora: file of the adapter that ``limit.lora_retention`` is about.
     """
 
     size_bytes: float | None = None
@@ -50,6 +53,7 @@ class Constraints:
     pin: Mapping[str, str] = field(default_factory=dict)
     forbid: tuple[str, ...] = ()
     target: str | None = None
+    lora: Path | None = None
 
     @staticmethod
     def of(
@@ -58,6 +62,7 @@ class Constraints:
         pin: Mapping[str, Any] | Sequence[str] | None = None,
         forbid: Sequence[str] | str = (),
         target: str | None = None,
+        lora: Path | None = None,
     ) -> Constraints:
         """Read the values of a command's keys.
 
@@ -67,6 +72,7 @@ class Constraints:
             pin: method by weight or pattern; or texts ``WEIGHT=METHOD``.
             forbid: methods, with or without bits.
             target: name of an engine.
+            lora: file of an adapter.
 
         Returns:
             The constraints.
@@ -86,6 +92,7 @@ class Constraints:
         for name, value in (limit or {}).items():
             if not _is_number(value):
                 raise ValueError(f"limit.{name}: wanted a finite number (got {value!r})")
+        _check_retention((limit or {}).get(LORA_RETENTION), lora)
         methods = (forbid,) if isinstance(forbid, str) else tuple(map(str, forbid))
         pins = pins_of(pin or {})
         for method in pins.values():
@@ -97,6 +104,7 @@ class Constraints:
             pins,
             methods,
             target,
+            lora,
         )
 
     def max_bytes(self, num_values: int) -> float:
@@ -177,6 +185,7 @@ class Constraints:
             "pin": dict(self.pin),
             "forbid": list(self.forbid),
             "target": self.target,
+            "lora": None if self.lora is None else self.lora.name,
         }
 
     def _without_options(
@@ -377,6 +386,22 @@ def matched_names(pin: Mapping[str, str], names: Sequence[str]) -> dict[str, Qua
             elif fnmatch.fnmatchcase(name, pattern):
                 result[name] = QuantMethod.parse(method)
     return result | exact
+
+
+def _check_retention(share: float | None, lora: Path | None) -> None:
+    """Require that a limit of retention is a share, and that it names its adapter."""
+    if share is None and lora is not None:
+        raise ValueError(f"lora={lora} is for a limit: give limit.{LORA_RETENTION}=0.9, too")
+    if share is not None and not 0 < share <= 1:
+        raise ValueError(
+            f"limit.{LORA_RETENTION}: wanted the share of the adapter's effect that must be left, "
+            f"above 0 and at most 1, as 0.9 (got {share:g})"
+        )
+    if share is not None and lora is None:
+        raise ValueError(
+            f"limit.{LORA_RETENTION} is about one adapter: give lora=FILE to search and "
+            "realize, after python -m qsdm.probe with the same lora=FILE"
+        )
 
 
 def _is_number(value: object) -> bool:

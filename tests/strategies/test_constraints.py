@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -124,6 +126,10 @@ def test_the_reachable_range_is_that_of_the_extreme_configurations() -> None:
         ({"forbid": "uaq", "pin": {"proj": "uaq-4"}}, "pin and forbid leave 'proj' no method"),
         ({"target": "gguff"}, r"wanted one of qsdm, torchao, gguf, sdnq .*mean 'gguf'"),
         ({"target": "torchao", "forbid": ["uaq", "uaq_g64"]}, "leave 'conv_in' no method"),
+        ({"limit": {"lora_retention": 90}}, r"at most 1, as 0\.9 \(got 90\)"),
+        ({"limit": {"lora_retention": 0.0}}, r"above 0 and at most 1, as 0\.9 \(got 0\)"),
+        ({"limit": {"lora_retention": 0.9}}, r"about one adapter: give lora=FILE to search and"),
+        ({"lora": Path("a.safetensors")}, r"is for a limit: give limit\.lora_retention=0\.9"),
         (
             {"budget": {"avg_bits": 2.5}},
             r"budget\.avg_bits=2\.5 cannot be met: .* from 3\.0\d\d to",
