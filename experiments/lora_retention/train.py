@@ -20,7 +20,6 @@ import torch
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor
-from torch.nn import functional as F
 
 from qsdm.denoisers import load_pipeline
 from qsdm.run.conf import load
@@ -28,7 +27,7 @@ from qsdm.run.conf import load
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "zoo"))
 
-from denoiser import conditions_of, latents_of  # noqa: E402
+from denoiser import conditions_of, flow_loss, latents_of  # noqa: E402
 from training import batches, emoji_set  # noqa: E402
 
 STYLE = "twemoji"
@@ -68,21 +67,13 @@ def main() -> None:
     trained = [p for p in denoiser.parameters() if p.requires_grad]
     print(f"{len(chosen)} pictures, {sum(p.numel() for p in trained):,} parameters", flush=True)
 
-    def loss_of(batch: np.ndarray) -> Tensor:
-        """The loss that the zoo's denoisers are trained with."""
-        x = latents[batch]
-        unconditional = torch.rand(len(x)) < 0.1
-        context = {key: value[batch].clone() for key, value in conditions.items()}
-        for key, value in context.items():
-            value[unconditional] = empty[key][0]
-        sigma = torch.sigmoid(torch.randn(len(x)))
-        noise = torch.randn_like(x)
-        mixed = torch.lerp(x, noise, sigma[:, None, None, None])
-        (velocity,) = denoiser(mixed, timestep=1000 * sigma, **context, return_dict=False)
-        return F.mse_loss(velocity, noise - x)
+    def velocity_of(mixed: Tensor, time: Tensor, context: dict[str, Tensor]) -> Tensor:
+        (velocity,) = denoiser(mixed, timestep=time, **context, return_dict=False)
+        return velocity
 
+    loss_of = flow_loss(velocity_of, latents, conditions, empty)
     optimizer = torch.optim.AdamW(trained, lr=args.lr, weight_decay=0.0)
-    rng, began, mean = np.random.default_rng(0), time.time(), None
+    rng, began, mean = np.random.default_rng(0), time.monotonic(), None
     drawn = batches(np.arange(len(chosen)), args.batch, rng)
     for step, batch in zip(range(args.steps), drawn, strict=False):
         for group in optimizer.param_groups:  # warmed up, then falling to nothing
@@ -94,7 +85,7 @@ def main() -> None:
         optimizer.step()
         mean = loss.item() if mean is None else 0.95 * mean + 0.05 * loss.item()
         if (step + 1) % 25 == 0:
-            pace = (time.time() - began) / (step + 1)
+            pace = (time.monotonic() - began) / (step + 1)
             print(f"step {step + 1}/{args.steps}  loss {mean:.4f}  {pace:.2f} s/step", flush=True)
 
     weights = {k: v.half() for k, v in get_peft_model_state_dict(denoiser).items()}

@@ -14,6 +14,7 @@ References:
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,32 @@ def conditions_of(name: str, pipeline: Any, captions: list[str]) -> dict[str, Te
     return {key: torch.cat([part[key] for part in batches]).float().clone() for key in batches[0]}
 
 
+def flow_loss(
+    velocity_of: Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor],
+    latents: Tensor,
+    conditions: dict[str, Tensor],
+    empty: dict[str, Tensor],
+) -> Callable[[np.ndarray], Tensor]:
+    """The loss of a batch, given as indices: squared error of the velocity at random times.
+
+    ``velocity_of`` gets noisy latents, their times and the denoiser's other arguments. A tenth of
+    the captions is empty, for classifier-free guidance (Ho & Salimans, 2022).
+    """
+
+    def loss_of(batch: np.ndarray) -> Tensor:
+        x = latents[batch]
+        unconditional = torch.rand(len(x)) < 0.1
+        context = {key: value[batch].clone() for key, value in conditions.items()}
+        for key, value in context.items():
+            value[unconditional] = empty[key][0]
+        sigma = torch.sigmoid(torch.randn(len(x)))
+        noise = torch.randn_like(x)
+        mixed = torch.lerp(x, noise, sigma[:, None, None, None])
+        return F.mse_loss(velocity_of(mixed, 1000 * sigma, context), noise - x)
+
+    return loss_of
+
+
 def main() -> None:
     parser = arguments(__doc__, steps=7000, batch=64, lr=1e-3, ema=0.999)
     parser.add_argument("--name", choices=ARCHITECTURES, default="emoji_unet")
@@ -68,21 +95,14 @@ def main() -> None:
     empty = conditions_of(args.name, pipeline, [""])
     print(f"{sum(p.numel() for p in denoiser.parameters()):,} parameters", flush=True)
 
-    def loss_of(batch: np.ndarray) -> Tensor:
-        x = latents[batch]
-        unconditional = torch.rand(len(x)) < 0.1  # classifier-free guidance (Ho & Salimans, 2022)
-        context = {key: value[batch].clone() for key, value in conditions.items()}
-        for key, value in context.items():
-            value[unconditional] = empty[key][0]
-        sigma = torch.sigmoid(torch.randn(len(x)))
-        noise = torch.randn_like(x)
-        mixed = torch.lerp(x, noise, sigma[:, None, None, None])
+    def velocity_of(mixed: Tensor, time: Tensor, context: dict[str, Tensor]) -> Tensor:
         with halved():
             (velocity,) = denoiser(
-                mixed, timestep=1000 * sigma, **context, **architecture.constants, return_dict=False
+                mixed, timestep=time, **context, **architecture.constants, return_dict=False
             )
-        return F.mse_loss(velocity.float(), noise - x)
+        return velocity.float()
 
+    loss_of = flow_loss(velocity_of, latents, conditions, empty)
     train = np.flatnonzero([not row["held_out"] for row in rows])
     fit(denoiser, loss_of, train, checkpoint, args)
 
