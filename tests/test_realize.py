@@ -397,12 +397,12 @@ def test_with_an_axis_of_fidelity_the_knee_is_chosen(space: Space) -> None:
         qconfig.digest: Difference(value, 0.01)
         for qconfig, value in zip(qconfigs, (0.9, 0.95, 0.97), strict=True)
     }
-    terms = Terms(space, Objective({"fd": -1}), limited, {}, cast(Retaining, object()))
-    chosen, why = terms.choose(measured, qconfigs, None, kept)
+    adapted = Terms(space, Objective({"fd": -1}), limited, {}, cast(Retaining, object()))
+    chosen, why = adapted.choose(measured, qconfigs, None, kept)
     assert chosen == qconfigs[1]
     assert why.endswith("lora_retention=0.93; it retains 95.0 ± 2.0 % of the adapter's effect")
     with pytest.raises(ValueError, match=r"limit\.lora_retention=0\.93, the best has 0\.9\)"):
-        terms.choose(measured, qconfigs[:1], None, kept)
+        adapted.choose(measured, qconfigs[:1], None, kept)
     with pytest.raises(ValueError, match=r"searched without the axis 'psnr': run .*qsdm\.search"):
         terms.tradeoff([{**points[0], "metrics": {}}])
 

@@ -191,7 +191,7 @@ def test_a_lora_is_told_and_limited_by_what_each_weight_leaves(
     about = {"denoiser": "toy_unet", "file": "ink.safetensors", "protocol": "same"}
     counts = {"seed_set": 0, "num_images": 8, "num_steps": 3}
     adapter = Adapter(tmp_path / "ink.safetensors")
-    path = workspace.path(adapter.artifact)
+    path = workspace.path(adapter.artifact("same", 3))
     LORA.write(path, {**about, **counts, "retention": dict(list(retention.items())[1:])})
     with pytest.raises(StoreError, match=r"for 26 of 27 weights, not for .* lora=.*ink"):
         read_retention(workspace, adapter.path)

@@ -7,6 +7,7 @@ while full precision draws without it, so no further picture is drawn.
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qsdm.measurement.drawer import Drawer
+from qsdm.measurement.drawer import Drawer, is_out_of_memory
 from qsdm.measurement.forward import Call, output_of, require_repeatable, squares_of
 from qsdm.outcome import EvaluationError, Protocol
 from qsdm.qconfig import QuantConfig
@@ -114,39 +115,56 @@ def attach(drawer: Drawer, path: Path) -> None:
         AdapterError: the file holds no LoRA, or not one of this denoiser.
         EvaluationError: the denoiser takes no LoRA, or peft is missing.
     """
-    denoiser, model = drawer.denoiser, drawer.model
-    kind = type(denoiser).__name__
-    keys = keys_of(path)
+    denoiser, keys = drawer.denoiser, keys_of(path)
     if not hasattr(denoiser, "load_lora_adapter"):
+        kind = type(denoiser).__name__
         raise EvaluationError(f"a {kind} takes no LoRA in diffusers: leave out lora={path}")
-    layers = layers_in(keys, model.component)
+    layers = layers_in(keys, drawer.model.component)
     names = {name for name, _ in denoiser.named_modules()}
     own = len(layers & (names | {name.replace(".", "_") for name in names}))
-    fault = f"{path} is of another denoiser than {model.name!r}: its {kind} has {own} of the "
-    fault += f"{len(layers)} layers that the file names"
-    remedy = f"give a LoRA that was trained on this {kind}"
     if 0 < own < len(layers):
-        raise AdapterError(f"{fault}; {remedy}")
+        raise _of_another(drawer, path, own, len(layers))
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            _load(drawer, path, keys)
-    except ImportError as error:
-        raise EvaluationError("a LoRA needs peft: run pip install peft") from error
+        _load(drawer, path, keys)
     except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, IndexError) as error:
-        if "PEFT backend" in str(error):
-            raise EvaluationError("a LoRA needs peft: run pip install peft") from error
-        reason = str(error).strip().partition("\n")[0][:160] or type(error).__name__
-        raise AdapterError(f"{fault} ({reason}); {remedy}") from error
-    if not any(hasattr(layer, "lora_A") for layer in denoiser.modules()):
-        raise AdapterError(f"{fault}; {remedy}")
+        if isinstance(error, EvaluationError) or is_out_of_memory(error):
+            raise
+        raise _of_another(drawer, path, own, len(layers), str(error)) from error
+    if not getattr(denoiser, "peft_config", None):  # diffusers only warns of it
+        raise _of_another(drawer, path, own, len(layers))
     if hasattr(drawer.pipeline, "disable_lora"):
         drawer.pipeline.disable_lora()  # text encoders' layers, too
     switched(denoiser, False)
 
 
+def _of_another(drawer: Drawer, path: Path, own: int, num: int, reason: str = "") -> AdapterError:
+    """The error about a LoRA of whose layers a denoiser has some or none."""
+    kind = type(drawer.denoiser).__name__
+    because = f" ({' '.join(reason.split())[:160]})" * bool(reason)
+    return AdapterError(
+        f"{path} is of another denoiser than {drawer.model.name!r}: its {kind} has {own} of the "
+        f"{num} layers that the file names{because}; give a LoRA that was trained on this {kind}"
+    )
+
+
 def _load(drawer: Drawer, path: Path, keys: Sequence[str]) -> None:
-    """Let diffusers load a LoRA; where no loader of it knows peft's own names, without them."""
+    """Let diffusers load a LoRA, without warnings and without what its errors log."""
+    logger = logging.getLogger("diffusers.loaders.peft")
+    was_off, logger.disabled = logger.disabled, True
+    try:
+        import peft  # noqa: F401 (diffusers needs it for this)
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _read(drawer, path, keys)
+    except ImportError as error:
+        raise EvaluationError("a LoRA needs peft: run pip install peft") from error
+    finally:
+        logger.disabled = was_off
+
+
+def _read(drawer: Drawer, path: Path, keys: Sequence[str]) -> None:
+    """Load by the pipeline's loader; by the denoiser's, where that knows not peft's own names."""
     pipeline, denoiser = drawer.pipeline, drawer.denoiser
     layers: Any = denoiser
     source = {"weight_name": path.name, "use_safetensors": True}

@@ -52,10 +52,14 @@ class Adapter:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         object.__setattr__(self, "digest", digest[:16])
 
-    @property
-    def artifact(self) -> str:
-        """Where the store keeps what was measured of it."""
-        return f"lora/{self.digest}.json"
+    def artifact(self, protocol: str = "*", num_steps: int | str = "*") -> str:
+        """Name the artifact that holds what was measured of it.
+
+        Args:
+            protocol: digest of the drawings; by default, a pattern of any.
+            num_steps: time steps of each; by default, any.
+        """
+        return f"lora/{self.digest}-{protocol[:16]}-{num_steps}.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +78,17 @@ class Retaining:
     protocol: Protocol
     num_steps: int
 
+    @property
+    def path(self) -> Path:
+        """Of the artifact."""
+        name = self.adapter.artifact(self.protocol.digest, self.num_steps)
+        return self.ready.store.path(name)
+
     def stored(self) -> dict[str, tuple[float, float]]:
         """What the store holds: retention and standard error by a configuration's digest."""
-        path = self.ready.store.path(self.adapter.artifact)
-        if not path.exists():
+        if not self.path.exists():
             return {}
-        before = LORA.read(path, self.ready.model.name)
-        same = (before["protocol"], before["num_steps"]) == (self.protocol.digest, self.num_steps)
-        return dict(before["retention"]) if same else {}
+        return dict(LORA.read(self.path, self.ready.model.name)["retention"])
 
     def missing(self, qconfigs: Sequence[QuantConfig]) -> list[QuantConfig]:
         """List configurations that were not measured yet.
@@ -111,10 +118,9 @@ class Retaining:
         from qsdm.measurement.adapters import AdapterTask
 
         missing, retention = self.missing(qconfigs), self.stored()
+        path = self.adapter.path.resolve()
         tasks = [
-            AdapterTask(
-                tuple(missing[i : i + CHUNK]), self.protocol, self.num_steps, self.adapter.path
-            )
+            AdapterTask(tuple(missing[i : i + CHUNK]), self.protocol, self.num_steps, path)
             for i in range(0, len(missing), CHUNK)
         ]
         with tqdm(desc="lora", total=len(missing), disable=None, unit="configuration") as bar:
@@ -141,7 +147,7 @@ class Retaining:
             "retention": dict(retention),
             "provenance": provenance(),
         }
-        LORA.write(self.ready.store.path(self.adapter.artifact), content)
+        LORA.write(self.path, content)
 
 
 def in_percent(retention: Difference) -> str:

@@ -149,31 +149,51 @@ def read_retention(subject: Subject, file: Path) -> ProbedRetention:
     """
     adapter, space, name = Adapter(file), subject.space, subject.model.name
     command = f"run python -m qsdm.probe +model={name} lora={file}"
-    path = subject.store.path(adapter.artifact)
-    if not path.exists():
+    paths = sorted(subject.store.path("lora").glob(Path(adapter.artifact()).name))
+    if not paths:
         raise StoreError(f"what is left of {file.name} was not measured: {command}")
-    content = LORA.read(path, name)
-    drawings = drawings_of(subject, content["seed_set"], content["num_images"])
-    if drawings.digest != content["protocol"]:
+    current = [
+        content
+        for content in (LORA.read(path, name) for path in paths)
+        if drawings_of(subject, content["seed_set"], content["num_images"]).digest
+        == content["protocol"]
+    ]
+    if not current:
         raise StoreError(
             f"what is left of {file.name} was measured on other weights, or drawn in another way "
             f"than today: {command} again"
         )
-    retention = content["retention"]
-    probed: dict[str, dict[QuantMethod, tuple[float, float]]] = {}
+    read = [probed_in(space, adapter, content) for content in current]
+    best = max(read, key=lambda one: (len(one.alone), one.content["num_images"]))
+    if missing := [w.name for w in space.graph.weights if w.name not in best.alone]:
+        raise StoreError(
+            f"what is left of {file.name} was measured for {len(best.alone)} of "
+            f"{len(space.graph.weights)} weights, not for {missing[0]!r}: {command}"
+        )
+    return best
+
+
+def probed_in(space: Space, adapter: Adapter, content: Lora) -> ProbedRetention:
+    """Find the probes of a space's weights among what was measured.
+
+    Args:
+        space: of the weights.
+        adapter: the LoRA.
+        content: what the store holds of it.
+
+    Returns:
+        The probes; a weight that was not probed is missing.
+    """
+    retention, denoiser = content["retention"], space.graph.denoiser
+    alone: dict[str, dict[QuantMethod, tuple[float, float]]] = {}
     for weight, offered in zip(space.graph.weights, space.options, strict=True):
         for method in offered:
-            digest = QuantConfig(name, {weight.name: method}).digest
+            digest = QuantConfig(denoiser, {weight.name: method}).digest
             if digest in retention:
-                probed.setdefault(weight.name, {})[method] = retention[digest]
+                alone.setdefault(weight.name, {})[method] = retention[digest]
     whole: dict[QuantMethod, tuple[float, float]] = {}
     for method in space.methods:
         with contextlib.suppress(OutsideSpace):
             if (digest := space.uniform(method).digest) in retention:
                 whole[method] = retention[digest]
-    if missing := [w.name for w in space.graph.weights if w.name not in probed]:
-        raise StoreError(
-            f"what is left of {file.name} was measured for {len(probed)} of "
-            f"{len(space.graph.weights)} weights, not for {missing[0]!r}: {command}"
-        )
-    return ProbedRetention(space, adapter, content, probed, whole)
+    return ProbedRetention(space, adapter, content, alone, whole)

@@ -210,9 +210,9 @@ class StepTable(TypedDict):
 
 
 class Lora(TypedDict):
-    """lora/<digest>.json: what configurations retain of a LoRA's effect, with standard errors.
+    """lora/<adapter>-<protocol>-<steps>.json, see `qsdm.measurement.retention`.
 
-    By a configuration's digest, see `qsdm.measurement.retention`.
+    By a configuration's digest, what it retains of a LoRA's effect, and its standard error.
     """
 
     denoiser: str
