@@ -44,7 +44,7 @@ from qsdm.store.files import read_json, write_json
 from qsdm.text import ignore
 from qsdm.workspace import Workspace, named
 
-NUM_IMAGES, NUM_STEPS, SEED_SET = 16, 3, 0
+NUM_IMAGES, NUM_STEPS, SEED_SET = 8, 3, 0
 COMPUTED = ("output", "predicted", "error", "fused", "share")
 
 
