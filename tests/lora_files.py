@@ -27,7 +27,7 @@ def factors(denoiser: Any, seed: int = 0) -> dict[str, tuple[torch.Tensor, torch
 
 def write(path: Path, spelling: str, pairs: dict, component: str, alpha: float = RANK) -> Path:
     """A file as diffusers, peft or kohya write it."""
-    state = {}
+    state: dict[str, torch.Tensor] = {}
     for name, (a, b) in pairs.items():
         if spelling == "kohya":
             flat = f"lora_unet_{name.replace('.', '_')}"

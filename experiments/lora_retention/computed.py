@@ -98,8 +98,11 @@ def of_weights(
         for key in qconfig.methods.items():
             if key not in known:
                 known[key] = products(*key)
-        own, fused, error = sum(known[key] for key in qconfig.methods.items())
-        rows[name] = {"fused": round(fused / own, 4), "share": round(own / (own + error), 4)}
+        own, fused, error = np.sum([known[key] for key in qconfig.methods.items()], axis=0)
+        rows[name] = {
+            "fused": round(float(fused / own), 4),
+            "share": round(float(own / (own + error)), 4),
+        }
         print(name, rows[name], flush=True)
     return rows
 
