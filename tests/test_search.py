@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -207,6 +208,8 @@ def test_constraints_are_spelled_by_name() -> None:
         "+model=emoji_unet",
         "budget.size_bytes=1.2e6",
         "limit.psnr=26",
+        "limit.lora_retention=0.9",
+        "lora=loras/my style.safetensors",
         "pin.up.0.conv1#0=uaq-4",
         "pin.*.to_q=uaq-3",
         "forbid=[kmeans_a,uaq-3]",
@@ -214,15 +217,16 @@ def test_constraints_are_spelled_by_name() -> None:
     ]
     function, cfg = compose("search", keys.spelled(arguments, search))
     values = keys.values_of(function, cfg)
-    given = {name: values[name] for name in ("budget", "limit", "pin", "forbid", "target")}
+    given = {name: values[name] for name in ("budget", "limit", "pin", "forbid", "target", "lora")}
     constraints = Constraints.of(**given)
     assert constraints == Constraints(
         1.2e6,
         None,
-        {"psnr": 26},
+        {"psnr": 26, "lora_retention": 0.9},
         {"up.0.conv1#0": "uaq-4", "*.to_q": "uaq-3"},
         ("kmeans_a", "uaq-3"),
         "torchao",
+        Path("loras/my style.safetensors"),
     )
     function, cfg = compose("main", keys.spelled(["+model=emoji_unet", "budget=5000"], main))
     assert read_budget(keys.values_of(function, cfg)["budget"]) == ({}, 5000)
