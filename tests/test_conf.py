@@ -14,6 +14,7 @@ from composed import COMMANDS, compose, function_of
 
 from qsdm.run import conf, keys
 from qsdm.run.help import help_text
+from qsdm.run.values import check, values_of
 
 
 def taker(group: str) -> str:
@@ -35,9 +36,9 @@ def test_an_option_composes_and_builds(group: str, name: str) -> None:
         function, cfg = compose("trace", [f"model={name}", *path])
     else:
         function, cfg = compose(taker(group), ["model=emoji_unet", f"{group}={name}"])
-    keys.check(cfg[group], group)
+    check(cfg[group], group)
     if name != "any":  # reads a pipeline
-        made = keys.values_of(function, cfg)[group]
+        made = values_of(function, cfg)[group]
         assert dataclasses.is_dataclass(made)
         assert getattr(made, "name", name) == name
 
@@ -45,7 +46,7 @@ def test_an_option_composes_and_builds(group: str, name: str) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_has_defaults_for_all_but_the_model(command: str) -> None:
     function, cfg = compose(command, ["model=emoji_unet"])
-    values = keys.values_of(function, cfg)
+    values = values_of(function, cfg)
     for name, parameter in keys.parameters(function).items():
         assert name in values or parameter.default is not parameter.empty
     assert set(conf.defaults(command)) <= set(conf.choices())
@@ -58,7 +59,7 @@ def test_a_command_has_defaults_for_all_but_the_model(command: str) -> None:
 @pytest.mark.parametrize("name", conf.choices().get("metrics", []))
 def test_metrics_can_be_chosen_for_a_model(name: str, model: str) -> None:
     function, cfg = compose("trace", [f"metrics={name}", f"model={model}"])
-    assert keys.values_of(function, cfg)["model"].metrics
+    assert values_of(function, cfg)["model"].metrics
     for spelling in ("metrics@model.metrics", "+metrics@model.metrics"):
         assert compose("trace", [f"model={model}", f"{spelling}={name}"])[1] == cfg
 
@@ -67,11 +68,11 @@ def test_metrics_can_be_chosen_for_a_model(name: str, model: str) -> None:
 @pytest.mark.parametrize("name", conf.choices().get("prompts", []))
 def test_prompts_can_be_chosen_for_a_model(name: str, model: str) -> None:
     function, cfg = compose("measure", ["prompts.path=data", f"prompts={name}", f"model={model}"])
-    made = keys.values_of(function, cfg)["model"].prompts
+    made = values_of(function, cfg)["model"].prompts
     assert dataclasses.is_dataclass(made)
     assert made.path == "data"
     with pytest.raises(conf.BadInput, match=r"needs a path: add model\.prompts\.path=VALUE"):
-        keys.values_of(*compose("measure", [f"model={model}", f"prompts={name}"]))
+        values_of(*compose("measure", [f"model={model}", f"prompts={name}"]))
 
 
 def test_what_belongs_to_the_model_is_explained_and_guessed() -> None:
@@ -145,14 +146,12 @@ def test_the_commands_of_the_protocols_compose() -> None:
     commands = list(commands_of(conf.CHECKOUT / "docs" / "protocols.md"))
     assert len(commands) == 5
     for command, arguments in commands:
-        model = keys.values_of(*compose(command, arguments))["model"]
+        model = values_of(*compose(command, arguments))["model"]
         assert model.prompts is not None
         assert set(model.metrics) == {"fid", "clip_score", "psnr"}
 
 
 def test_the_commands_that_scale_compose() -> None:
     commands = list(commands_of(conf.CHECKOUT / "docs" / "scaling.md"))
-    engines = [
-        keys.values_of(*compose(command, arguments))["engine"] for command, arguments in commands
-    ]
+    engines = [values_of(*compose(command, arguments))["engine"] for command, arguments in commands]
     assert [type(engine).__name__ for engine in engines] == ["Local", "Ray", "Ray", "Slurm"]

@@ -18,7 +18,7 @@ from qsdm.measure import measure
 from qsdm.qconfig import QuantConfig, SpaceSpec
 from qsdm.recipe import Format, loader_of, recipe
 from qsdm.recipes.skip_list import Engine
-from qsdm.run.keys import values_of
+from qsdm.run.values import values_of
 from qsdm.store import Store, StoreError
 from qsdm.store.files import read_json
 from qsdm.trace import trace

@@ -18,6 +18,7 @@ from qsdm.graph import Graph, Node, Op, Weight
 from qsdm.outcome import Objective
 from qsdm.qconfig import QuantConfig, Space, SpaceSpec
 from qsdm.run import keys
+from qsdm.run.values import values_of
 from qsdm.search import limits_of, search
 from qsdm.store import StoreError
 from qsdm.strategies import Problem
@@ -216,7 +217,7 @@ def test_constraints_are_spelled_by_name() -> None:
         "target=torchao",
     ]
     function, cfg = compose("search", keys.spelled(arguments, search))
-    values = keys.values_of(function, cfg)
+    values = values_of(function, cfg)
     given = {name: values[name] for name in ("budget", "limit", "pin", "forbid", "target", "lora")}
     constraints = Constraints.of(**given)
     assert constraints == Constraints(
@@ -229,4 +230,4 @@ def test_constraints_are_spelled_by_name() -> None:
         Path("loras/my style.safetensors"),
     )
     function, cfg = compose("main", keys.spelled(["+model=emoji_unet", "budget=5000"], main))
-    assert read_budget(keys.values_of(function, cfg)["budget"]) == ({}, 5000)
+    assert read_budget(values_of(function, cfg)["budget"]) == ({}, 5000)

@@ -17,7 +17,7 @@ from qsdm.graph import Graph
 from qsdm.measurement.labels import Bank
 from qsdm.measurement.protocol import protocol_of
 from qsdm.outcome import SCHEMA, Objective
-from qsdm.run.keys import values_of
+from qsdm.run.values import values_of
 from qsdm.store import ZOO, Store
 from qsdm.store.files import read_json
 from qsdm.store.manifest import NAME, check_shipped, read_checksums

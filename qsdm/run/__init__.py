@@ -27,8 +27,9 @@ from typing import Any, NoReturn
 from qsdm.run import conf
 from qsdm.run.errors import tell
 from qsdm.run.help import help_text
-from qsdm.run.keys import keywords, schema, spelled
+from qsdm.run.keys import schema, spelled
 from qsdm.run.trackers import Start, Tracker, Wandb, tracked
+from qsdm.run.values import keywords
 
 READER_LEFT = 141
 """Exit status of a program that SIGPIPE has ended, in a shell."""

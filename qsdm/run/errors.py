@@ -90,7 +90,9 @@ def sentence(error: BaseException) -> str | None:
         and error.missing_cfg_file
         and "/" in error.missing_cfg_file
     ):
-        group, _, wrong = error.missing_cfg_file.rpartition("/")
+        group, _, wrong = error.missing_cfg_file.partition("/")
+        if group == "model" and "/" in wrong:
+            return f"no model is called {wrong!r}: for a pipeline of your own, +model=any path={wrong}"
         offered = error.options or choices().get(group, [])
         close = difflib.get_close_matches(wrong, offered, 1)
         guess = f"; did you mean {close[0]!r}?" if close else ""

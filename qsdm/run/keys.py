@@ -1,11 +1,10 @@
-"""Keys and values of the command line, checked against the signatures of what takes them."""
+"""Keys of the command line, read from the signatures of what takes them, and spelled for Hydra."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
 import keyword
-import math
 import re
 import sys
 import typing
@@ -16,7 +15,6 @@ from types import UnionType
 from typing import Any
 
 from qsdm.run.conf import OF_MODEL, BadInput, choices, defaults, unknown_key
-from qsdm.run.errors import first_line
 from qsdm.run.trackers import Tracker, Wandb
 
 SHORT = {
@@ -56,13 +54,13 @@ def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     for name, parameter in inspect.signature(target).parameters.items():
         if name == "log":
             continue
-        parts = getattr(_hint(target, parameter), "of_keys", None)
+        parts = getattr(hint_of(target, parameter), "of_keys", None)
         if parts is None:
             result[name] = parameter
             continue
         for key, part in inspect.signature(parts).parameters.items():
             if key != "space" or "space" in defaults(target.__name__):
-                kind = _hint(parts, part)
+                kind = hint_of(parts, part)
                 default = inspect.Parameter.empty if key == "space" else part.default
                 result[key] = part.replace(annotation=kind, default=default)
     return result
@@ -103,7 +101,7 @@ def schema(target: Callable[..., Any], trackers: bool = False) -> list[Any]:
     for name, parameter in parameters(target).items():
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             continue
-        kind = _simple(_hint(target, parameter))
+        kind = _simple(hint_of(target, parameter))
         default = (
             "???" if kind is Any or parameter.default is parameter.empty else parameter.default
         )
@@ -115,7 +113,16 @@ def schema(target: Callable[..., Any], trackers: bool = False) -> list[Any]:
     return fields
 
 
-def _hint(target: Callable[..., Any], parameter: inspect.Parameter) -> Any:
+def hint_of(target: Callable[..., Any], parameter: inspect.Parameter) -> Any:
+    """Evaluate the annotation of a parameter.
+
+    Args:
+        target: whose parameter it is.
+        parameter: of its signature.
+
+    Returns:
+        A type; `typing.Any` where the annotation names what is imported for type checkers only.
+    """
     if not isinstance(parameter.annotation, str):
         return parameter.annotation
     names = vars(sys.modules[target.__module__]) if target.__module__ in sys.modules else {}
@@ -149,7 +156,7 @@ def positional(function: Callable[..., Any]) -> str | None:
         Its name; None if the command takes no bare arguments.
     """
     first = next(iter(parameters(function).items()), None)
-    return first[0] if first and _hint(function, first[1]) == Sequence[str] else None
+    return first[0] if first and hint_of(function, first[1]) == Sequence[str] else None
 
 
 def bare(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -228,6 +235,8 @@ def spelled(arguments: Sequence[str], function: Callable[..., Any]) -> list[str]
             flags.append(argument)  # argparse wants them before the overrides
             continue
         top = re.split(r"[./\[]", key)[0]
+        if key in groups and re.fullmatch(r"=(?i:[-+]?\d[\d_.e+-]*|true|false)", value):
+            value = f"={_quoted(value[1:])}"  # Hydra wants the name of an entry to be a text
         if top in owned and package in ("", f"@model.{top}") and not sign.strip("+"):
             if key == top:
                 parts.append(f"{'' if key in by_model else '+'}{key}@model.{key}{value}")
@@ -261,7 +270,7 @@ def named_texts(arguments: Sequence[str], function: Callable[..., Any]) -> list[
     Returns:
         The arguments, each such key once, at its end.
     """
-    kinds = {name: _hint(function, p) for name, p in parameters(function).items()}
+    kinds = {name: hint_of(function, p) for name, p in parameters(function).items()}
     taken = {name for name, kind in kinds.items() if TEXTS_BY_NAME in typing.get_args(kind)}
     gathered: dict[str, list[str]] = {}
     others = []
@@ -273,144 +282,3 @@ def named_texts(arguments: Sequence[str], function: Callable[..., Any]) -> list[
             others.append(argument)
     lists = [f"{key}=[{','.join(map(_quoted, texts))}]" for key, texts in gathered.items()]
     return others + lists
-
-
-def keywords(function: Callable[..., Any], cfg: Any) -> dict[str, Any]:
-    """Turn a config into keyword arguments.
-
-    Args:
-        function: of the command.
-        cfg: the composed config, without Hydra's own part.
-
-    Returns:
-        Arguments by name.
-
-    Raises:
-        BadInput: a key is unknown or missing, or a value is of the wrong type.
-    """
-    result = values_of(function, cfg)
-    for name, parameter in inspect.signature(function).parameters.items():
-        parts = getattr(_hint(function, parameter), "of_keys", None)
-        if parts is not None:
-            keys = inspect.signature(parts).parameters
-            result[name] = parts(**{key: result.pop(key) for key in keys if key in result})
-    return result
-
-
-def values_of(function: Callable[..., Any], cfg: Any) -> dict[str, Any]:
-    """Turn a config into values of a command's keys (see `parameters`).
-
-    Args:
-        function: of the command.
-        cfg: the composed config, without Hydra's own part.
-
-    Returns:
-        Values by key.
-
-    Raises:
-        BadInput: a key is unknown or missing, or a value is of the wrong type.
-    """
-    from hydra.errors import InstantiationException
-    from hydra.utils import instantiate
-    from omegaconf import OmegaConf
-
-    taken = parameters(function)
-    for key in cfg:
-        if key not in taken and key not in OF_TRACKERS:
-            raise BadInput(unknown_key(function.__name__, key, list(taken)))
-    values: dict[str, Any] = {}
-    for name, parameter in taken.items():
-        offered = choices().get(name)
-        # With model.path= alone, no model was chosen.
-        unchosen = offered and OmegaConf.is_config(cfg.get(name)) and "_target_" not in cfg[name]
-        if name not in cfg or OmegaConf.is_missing(cfg, name) or unchosen:
-            if parameter.default is parameter.empty:
-                sign = "" if name in defaults(function.__name__) else "+"
-                how = (
-                    f"add {sign}{name}=NAME, with a NAME of {', '.join(offered)}"
-                    if offered
-                    else f"add {name}=VALUE"
-                )
-                raise BadInput(f"{function.__name__} needs a {name}: {how}")
-            continue
-        value = cfg[name]
-        if OmegaConf.is_config(value):
-            check(value, name)
-            try:
-                value = instantiate(value, _convert_="all")
-            except InstantiationException as error:
-                cause = error.__cause__ or error
-                raise BadInput(f"{name}: {cause}".splitlines()[0]) from error
-        check_number(value, name)
-        hint = _hint(function, parameter)
-        if isinstance(value, str) and (hint is Path or Path in typing.get_args(hint)):
-            value = Path(value).expanduser()
-        values[name] = value
-    return values
-
-
-def check_number(value: Any, path: str) -> None:
-    """Refuse numbers that no argument takes: NaN, infinity, beyond 64 bits, and negative seeds.
-
-    Args:
-        value: of any type; only numbers are checked.
-        path: of its key, for the message.
-
-    Raises:
-        BadInput: it is one.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return
-    if isinstance(value, float) and not math.isfinite(value):
-        raise BadInput(f"{path}: wanted a finite number (got {value}); null means no limit")
-    if abs(value) >= 2**63:
-        raise BadInput(f"{path}: wanted a number below 2^63 (got {value:.3g})")
-    if re.search(r"(^|[._])seed(_set)?$", path) and value < 0:
-        raise BadInput(f"{path}: wanted a seed of 0 or more (got {value})")
-
-
-def check(node: Any, path: str) -> None:
-    """Check a nested value: every ``_target_`` must take the keys beside it, with their types.
-
-    Args:
-        node: part of a config.
-        path: of its key, for the message.
-
-    Raises:
-        BadInput: it does not.
-    """
-    from hydra.utils import get_object
-    from omegaconf import OmegaConf, ValidationError
-
-    if OmegaConf.is_list(node):
-        for i, child in enumerate(node):
-            check(child, f"{path}[{i}]")
-    check_number(node, path)
-    if not OmegaConf.is_dict(node):
-        return
-    own = {str(key) for key in node if not str(key).startswith("_")}
-    if (target := node.get("_target_")) is not None:
-        try:
-            maker = get_object(target)
-        except (ImportError, ValueError) as error:
-            raise BadInput(
-                f"{path}: nothing is called {target!r} ({error})".splitlines()[0]
-            ) from error
-        fields = schema(maker)
-        free = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(maker).parameters.values())
-        for key in own - {name for name, *_ in fields}:
-            if not free:
-                raise BadInput(unknown_key(path, key, [name for name, *_ in fields]))
-        typed = OmegaConf.structured(
-            dataclasses.make_dataclass("Typed", [field for field in fields if field[1] is not Any])
-        )
-        for key in {key for key in own & set(typed) if not OmegaConf.is_missing(node, key)}:
-            try:
-                typed[key] = node[key]
-            except ValidationError as error:
-                raise BadInput(f"{path}.{key}: {first_line(error)}") from error
-    for key in own:
-        if not OmegaConf.is_missing(node, key):
-            check(node[key], f"{path}.{key}")
-        elif target is not None:
-            raise BadInput(f"{path} needs a {key}: add {path}.{key}=VALUE")

@@ -11,6 +11,7 @@ import yaml
 from test_conf import COMMANDS, compose, function_of
 
 from qsdm.run import conf, errors, keys
+from qsdm.run.values import check, keywords
 from qsdm.workspace import Workspace
 
 BAD = (-1, 0, True, "1.5x", float("nan"), float("inf"), float("-inf"), 1e30, 10**30)
@@ -64,7 +65,7 @@ def answer(command: str, key: str, value: object) -> str:
     cfg = cfg.copy()
     try:
         OmegaConf.update(cfg, key, value, force_add=True)
-        function(**keys.keywords(function, cfg))
+        function(**keywords(function, cfg))
     except Exception as error:  # all that a command line can end in
         return errors.sentence(error) or f"a traceback\n{error!r}"
     return ""
@@ -116,9 +117,9 @@ def test_a_nested_number_out_of_range_is_named(group: str, name: str) -> None:
     def answered(key: str, value: object) -> str:
         node = OmegaConf.create({group: {**plain, key: value}}, flags={"allow_objects": True})
         try:
-            keys.check(node[group], group)
+            check(node[group], group)
             instantiate(node[group], _convert_="all")
-        except Exception as error:  # as `keys.values_of` tells it
+        except Exception as error:  # as `values_of` tells it
             cause = error.__cause__ or error
             return str(cause) if isinstance(cause, ValueError) else repr(cause)
         return ""
@@ -135,9 +136,13 @@ def test_a_nested_number_out_of_range_is_named(group: str, name: str) -> None:
         ("model.name", "", "wanted a name"),
         ("model.dtype", "float3", "dtype must be float32"),
         ("space.name", "a/b", "wanted a name"),
-        ("space.methods", "uaq-3", "wanted a list of methods"),
+        ("space.methods", "uaq-3", "space.methods: wanted a list, as [a, b] (got uaq-3)"),
         ("space.methods", [], "wanted a list of methods"),
         ("configs", "no/such.json", "no file no/such.json: give configs=FILE"),
+        ("model.prompts", {"num": 3}, "model.prompts: wanted prompts=NAME, one of captions, coco"),
+        ("model.prompts", ["a"], "model.prompts: wanted prompts=NAME, one of captions, coco"),
+        ("model.metrics", 3, "model.metrics: wanted names with values, as {a: 1, b: 2} (got 3)"),
+        ("model.metrics", {"psnr": 3}, "metrics.psnr is no metric but 3"),
     ],
 )
 def test_a_text_that_is_no_name_is_told(key: str, value: object, words: str) -> None:

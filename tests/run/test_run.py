@@ -157,6 +157,8 @@ def test_values_have_the_types_of_the_signature(garden: Path) -> None:
     [
         ([], ["needs a plant", "+plant=NAME", "oak, rose"]),
         (["plant=rosse"], ["no plant is called 'rosse'", "did you mean 'rose'?", "oak"]),
+        (["plant=3"], ["no plant is called '3'", "oak, rose"]),
+        (["plant.height_cm=7"], ["needs a plant", "+plant=NAME"]),
         (["plnt=rose"], ["takes no 'plnt'", "did you mean 'plant'?"]),
         (["+plnt=rose"], ["takes no 'plnt'", "did you mean 'plant'?"]),
         (["plant=rose", "zzz=1"], ["takes no 'zzz'", "space, store, seed"]),

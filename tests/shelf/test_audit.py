@@ -21,7 +21,7 @@ from qsdm.qconfig import QuantConfig, QuantMethod
 from qsdm.recipe import cli
 from qsdm.recipes import RecipeError, distance, layers, native
 from qsdm.recipes.published import Checkpoint, Tensor, read_checkpoint
-from qsdm.run.keys import values_of
+from qsdm.run.values import values_of
 from qsdm.sensitivity.audit import StandIns
 from qsdm.shelf.audit import audit, read_published
 from qsdm.store import StoreError

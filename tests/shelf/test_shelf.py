@@ -16,7 +16,7 @@ from qsdm.qconfig import QuantConfig
 from qsdm.qconfig.cost import size_bytes
 from qsdm.recipe import cli
 from qsdm.recipes import RecipeError, native
-from qsdm.run.keys import values_of
+from qsdm.run.values import values_of
 from qsdm.store.files import read_json
 from qsdm.store.schemas import GRAPH
 from qsdm.workspace import Workspace
