@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 from composed import COMMANDS, compose, function_of
+from hydra.errors import MissingConfigException
 
-from qsdm.run import conf, keys
+from qsdm.run import conf, errors, keys
 from qsdm.run.help import help_text
 from qsdm.run.values import check, values_of
 
@@ -89,6 +90,15 @@ def test_what_belongs_to_the_model_is_explained_and_guessed() -> None:
 def test_no_model_is_chosen_by_default() -> None:
     """``+model=NAME`` works only then."""
     assert all("model" not in conf.defaults(command) for command in COMMANDS)
+
+
+def test_a_path_is_not_the_name_of_a_model() -> None:
+    with pytest.raises(MissingConfigException) as caught:
+        compose("trace", ["+model=pipelines/mine"])
+    assert errors.sentence(caught.value) == (
+        "no model is called 'pipelines/mine': a pipeline of your own is "
+        "model=any path=pipelines/mine"
+    )
 
 
 def test_every_file_begins_with_what_it_is_for() -> None:

@@ -92,7 +92,7 @@ def sentence(error: BaseException) -> str | None:
     ):
         group, _, wrong = error.missing_cfg_file.partition("/")
         if group == "model" and "/" in wrong:
-            return f"no model is called {wrong!r}: for a pipeline of your own, +model=any path={wrong}"
+            return f"no model is called {wrong!r}: a pipeline of your own is model=any path={wrong}"
         offered = error.options or choices().get(group, [])
         close = difflib.get_close_matches(wrong, offered, 1)
         guess = f"; did you mean {close[0]!r}?" if close else ""
