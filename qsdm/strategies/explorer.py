@@ -271,6 +271,8 @@ def _unmet(archive: Archive) -> str:
 
 
 def _described(strategy: StrategyOptions) -> dict[str, Any]:
-    fields = dataclasses.fields(strategy) if dataclasses.is_dataclass(strategy) else ()
+    fields: tuple[dataclasses.Field[Any], ...] = (
+        dataclasses.fields(strategy) if dataclasses.is_dataclass(strategy) else ()
+    )
     options = {field.name: getattr(strategy, field.name) for field in fields}
     return {"name": type(strategy).__name__.lower(), **options}
