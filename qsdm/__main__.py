@@ -33,14 +33,15 @@ from qsdm import run
 from qsdm.denoisers import weights_digest
 from qsdm.engine.kept import kept
 from qsdm.graph import canonical
-from qsdm.outcome import Objective
+from qsdm.outcome import Objective, require_measured
 from qsdm.predictor.probes import is_probe
+from qsdm.probing import require_fidelity
 from qsdm.qconfig import OutsideSpace
 from qsdm.recipes.targets import held_by
 from qsdm.store import Store
 from qsdm.store.artifacts import Artifact
 from qsdm.store.files import decode
-from qsdm.strategies.constraints import Constraints, read_budget
+from qsdm.strategies.constraints import DEFAULT_BITS, Constraints, read_budget, with_bytes
 from qsdm.text import MANY, Log, ignore, require
 from qsdm.workspace import Workspace, takes_workspace
 
@@ -64,8 +65,6 @@ COMMANDS = (
     "why",
     "dashboard",
 )
-DEFAULT_BITS = 3.5
-"""The budget, where none is given."""
 
 # They change no result, or are digested apart.
 SKIPPED_ARGUMENTS = {"workspace", "log", "engine", "batch_size", "page"}
@@ -212,12 +211,15 @@ def main(
     require(1, evaluations=evaluations, avg_bits=avg_bits)
     budget, evaluations = read_budget(budget, evaluations, avg_bits=avg_bits)
     constraints = Constraints.of(budget, limit, pin, forbid, target)
+    require_fidelity(fidelity)
+    asked = (*constraints.limit, *filter(None, [objective.fidelity]), *objective.metrics)
+    require_measured(asked, workspace.model.metrics)
     parameters |= {"budget": budget, "evaluations": evaluations, "avg_bits": None}
     # The final table is measured on seeds that no label used.
     renamed: dict[str, dict[str, Any]] = {
-        "search": {} if budget else {"avg_bits": DEFAULT_BITS},
+        "search": {} if budget == with_bytes(budget) else {"avg_bits": DEFAULT_BITS},
         "realize": {
-            "budget": budget or {"avg_bits": DEFAULT_BITS},
+            "budget": with_bytes(budget),
             "label_seed_set": seed_set,
             "seed_set": seed_set + 1,
         },

@@ -41,7 +41,7 @@ import numpy as np
 from qsdm import text
 from qsdm.engine.local import Local
 from qsdm.engine.serial import Serial
-from qsdm.outcome import Objective, Outcome
+from qsdm.outcome import Objective, Outcome, require_measured
 from qsdm.qconfig import QuantConfig, QuantMethod, Space
 from qsdm.qconfig.cost import avg_bits
 from qsdm.sensitivity import AttributionOptions, Sensitivity
@@ -92,7 +92,7 @@ def attribute(
     Raises:
         StoreError: an earlier stage has not run, or for another objective.
         EvaluationError: the certificate needs a configuration that cannot be measured.
-        ValueError: the certificate's noise is that of the labels.
+        ValueError: the certificate's noise is that of the labels, or it needs what is not measured.
 
     Example:
         >>> import qsdm
@@ -111,6 +111,9 @@ def attribute(
     require(1, MANY, batch_size=batch_size)
     require(0, price_per_hour=price_per_hour)
     space, predictor = workspace.space, workspace.predictor(objective)
+    if certificate or plan:
+        require_curves(workspace, curves)
+        require_measured(objective.metrics, workspace.model.metrics)
     held_out, protocol = workspace.report["held_out"], workspace.report["protocol"]
     outcomes = workspace.store.outcomes()
     qconfigs = {outcome.qconfig.digest: outcome.qconfig for outcome in outcomes}
@@ -202,15 +205,10 @@ def certify(
     from qsdm.sensitivity import certificate
     from qsdm.sensitivity.curves import counts_of, scores_of, ways
 
-    if curves.seed_set == workspace.report["seed_set"]:
-        raise ValueError(
-            f"wanted fresh noise, but the predictor's labels have seed_set={curves.seed_set}: "
-            "give another curves.seed_set"
-        )
+    begin = require_curves(workspace, curves)
     space, name = workspace.space, workspace.space_name
     sensitivities = workspace.store.read(SENSITIVITIES, f"sensitivity/{name}.json")
     gradients = Sensitivity.from_json(sensitivities["sensitivities"]["integrated_gradients"])
-    begin = certificate.start(space, curves.method)
     scores = scores_of(begin, space, workspace.table, gradients, probed(workspace, objective))
     orders = ways(begin, scores, curves.num_random, curves.seed)
     engine = Serial() if measuring.plan else measuring.engine  # a plan starts no workers
@@ -237,7 +235,7 @@ def certify(
         "space": name,
         "objective": dict(objective.weights),
         "attributions": digest_of_attributions(sensitivities),
-        "method": ", ".join(sorted({str(method) for method in begin.methods.values()})),
+        "method": ", ".join(sorted({str(method) for method in begin.decisions.values()})),
         **certificate.contents(measured, steady, curves, protocol),
         "provenance": provenance(),
     }
@@ -250,6 +248,30 @@ def certify(
     log({"attribute/certificate": picture, "attribute/certificate_holds": content["holds"]})
     log({"attribute/certificate_areas": content["differences"]})
     return content
+
+
+def require_curves(workspace: Workspace, curves: CurveOptions) -> QuantConfig:
+    """Check what the certificate needs, before anything is attributed or drawn.
+
+    Args:
+        workspace: model, space and store.
+        curves: how it is measured.
+
+    Returns:
+        Where curves begin.
+
+    Raises:
+        OutsideSpace: the space does not offer the method of the curves.
+        ValueError: the noise is that of the labels.
+    """
+    from qsdm.sensitivity.certificate import start
+
+    if curves.seed_set == workspace.report["seed_set"]:
+        raise ValueError(
+            f"wanted fresh noise, but the predictor's labels have seed_set={curves.seed_set}: "
+            "give another curves.seed_set"
+        )
+    return start(workspace.space, curves.method)
 
 
 def probed(workspace: Workspace, objective: Objective) -> np.ndarray | None:

@@ -59,7 +59,7 @@ def calibrate(
         EvaluationError: inputs are needed, and the pipeline cannot draw.
         NoRoom: memory or disk does not suffice.
         RecipeError: the importance matrix cannot be read, or is of another model.
-        ValueError: there is an importance matrix, but nothing that it would weight.
+        ValueError: there is no such error, or an importance matrix, but nothing to weight by it.
 
     Example:
         >>> import qsdm
@@ -71,7 +71,14 @@ def calibrate(
     from qsdm.quant import calibration
     from qsdm.report.tracked import track
 
+    calibration.require_error(error)
     graph, space = workspace.graph, workspace.space
+    is_weighted = error == "weighted" or any(METHODS[m.name].is_weighted for m in space.methods)
+    if imatrix is not None and not is_weighted:
+        raise ValueError(
+            f"imatrix={imatrix} would weight nothing: give space=weighted, or error=weighted"
+        )
+    importances = None if imatrix is None else read_imatrix(workspace, imatrix)
     target = workspace.path(f"calibration/{workspace.space_name}")
     model = workspace.model
     # In float32, as it is and as it is quantized; the file is checked when it is begun.
@@ -80,13 +87,8 @@ def calibrate(
     tensors, source = parameters(model), ""
     with suppress(ModelError):  # other components are missing
         source = source_digest(model)
-    importances = None
-    if error == "weighted" or any(METHODS[m.name].is_weighted for m in space.methods):
-        importances = recorded(workspace) if imatrix is None else read_imatrix(workspace, imatrix)
-    elif imatrix is not None:
-        raise ValueError(
-            f"imatrix={imatrix} would weight nothing: give space=weighted, or error=weighted"
-        )
+    if is_weighted and importances is None:
+        importances = recorded(workspace)
     table = calibration.calibrate(tensors, space, target, log, error, source, importances)
     graph_page.write(workspace.path("graph.html"), graph, graph_page.errors(graph, table))
     print(summary(space, table))

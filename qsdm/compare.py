@@ -33,7 +33,7 @@ from qsdm.denoisers import Model, prompts_of
 from qsdm.engine.local import Local
 from qsdm.prompts import Prompts
 from qsdm.run.conf import choices, load
-from qsdm.store import Store
+from qsdm.store import Store, StoreError
 from qsdm.text import MANY, Log, ignore, require
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ def compare(
         ComparisonError: the pipelines do not draw the same, or a value is out of range.
         ModelError: a pipeline cannot be loaded.
         EvaluationError: a pipeline draws no pictures.
+        StoreError: ``out`` is a file, or cannot be written.
         LimitExceeded: a pipeline is worse than a limit allows; everything is written nevertheless.
 
     Example:
@@ -114,6 +115,9 @@ def compare(
         check_packages(contender)
     versions_of(reference.metrics)  # now: one whose files are missing raises
     where = Store(Path(store), reference.name)
+    folder = Path(out or where.path(f"compare/{folder_name(contenders)}"))
+    if folder.exists() and not folder.is_dir():
+        raise StoreError(f"{folder} is a file, and a folder is to be written: give out=FOLDER")
     setup = comparison.Setup(
         where.path("pictures/compare"),
         prompts_of(reference),
@@ -131,14 +135,13 @@ def compare(
         measured.append(comparison.measure(setup, contender, measured[0] if measured else None))
         values = measured[-1].outcome.metrics
         log({f"compare/{contender.name}/{n}": v for n, v in values.items() if v is not None})
-    folder = out or where.path(f"compare/{folder_name(contenders)}")
     content = report.contents(setup, measured, limit or {})
     print(report.as_text(content))
-    report.write(Path(folder), content, measured)
+    report.write(folder, content, measured)
     for name in (report.PAGE, report.DATA):
-        print(Path(folder) / name)
+        print(folder / name)
     files = {"page": report.PAGE, "pictures": report.GRID, "file": report.DATA}
-    log({f"compare/{key}": Path(folder) / name for key, name in files.items()})
+    log({f"compare/{key}": folder / name for key, name in files.items()})
     log({"compare/differences": list(content["differences"])})
     if exceeded := [line for line in content["limits"] if not line["kept"]]:
         raise LimitExceeded("; ".join(map(report.limit_sentence, exceeded)))

@@ -103,14 +103,14 @@ def measure(
     require(2, MANY, num_images=num_images)
     require(0, price_per_hour=price_per_hour)
     listed = None if configs is None else read_configs(configs)
+    if listed is not None:
+        chosen = listed
+    elif alone is not None:
+        chosen = one_by_one(workspace.space, alone)
+    else:
+        chosen = sample(workspace.space, num_configs, seed)
     # A plan starts no workers.
     with open_session(workspace, Serial() if plan else engine, batch_size, shard=shard) as ready:
-        if listed is not None:
-            chosen = listed
-        elif alone is not None:
-            chosen = one_by_one(ready.space, alone)
-        else:
-            chosen = sample(ready.space, num_configs, seed)
         protocol = ready.protocol(seed_set, num_images)
         full = QuantConfig(workspace.name, {})
         planned = plan_session(ready, [full, *chosen], protocol)

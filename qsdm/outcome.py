@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NotRequired, TypedDict
 
@@ -426,3 +426,24 @@ class Objective:
                 )
             total += weight * value
         return total
+
+
+def require_measured(names: Iterable[str], metrics: Iterable[str]) -> None:
+    """Check that what is asked for will be measured, before anything is.
+
+    Args:
+        names: of metrics.
+        metrics: names of those that a model has.
+
+    Raises:
+        EvaluationError: there are no metrics.
+        ValueError: a metric is not among them.
+    """
+    measured = list(metrics)
+    if not measured:
+        raise EvaluationError(
+            "the model has no metrics: add metrics=NAME, with a NAME of conf/metrics"
+        )
+    for name in names:
+        if name not in measured:
+            raise ValueError(f"{name!r} is not measured; the metrics are {', '.join(measured)}")

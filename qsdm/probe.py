@@ -53,8 +53,8 @@ from typing import TYPE_CHECKING
 from qsdm import run, text
 from qsdm.engine.local import Local
 from qsdm.engine.serial import Serial
-from qsdm.outcome import Objective, Outcome
-from qsdm.probing import Probing, nearness_of
+from qsdm.outcome import Objective, Outcome, require_measured
+from qsdm.probing import Probing, nearness_of, require_fidelity
 from qsdm.probing.alone import probe_alone
 from qsdm.probing.pairs import probe_pairs
 from qsdm.probing.roles import probe_roles
@@ -68,8 +68,6 @@ from qsdm.workspace import Workspace
 if TYPE_CHECKING:
     from qsdm.engine import Engine
     from qsdm.predictor.interactions import Candidate
-
-FIDELITIES = ("forward", "drawn", "full")
 
 
 def probe(
@@ -147,12 +145,16 @@ def probe(
     require(2, 8, activations=activations)
     if steps is not None:
         equal_bins(steps, workspace.model.steps)  # now, before workers start
-    if fidelity not in FIDELITIES:
-        raise ValueError(f"fidelity must be one of {', '.join(FIDELITIES)} (got {fidelity!r})")
+    require_fidelity(fidelity)
     chosen = [QuantMethod.parse(method) for method in methods]
     if not chosen:
         raise ValueError("methods must name at least one method, as [uaq-3]")
     space = workspace.space
+    if activations is None:
+        for method in chosen:
+            space.uniform(method)  # now, before workers start
+    if fidelity == "full" and lora is None:
+        require_measured(objective.metrics, workspace.model.metrics)
     if len(space.graph.weights) > max_probes and len(chosen) > 1 and lora is None:
         raise ValueError(
             f"groups of weights are probed under one method (got {len(chosen)}): give one, "

@@ -37,12 +37,12 @@ from qsdm import run, text
 from qsdm.engine.local import Local
 from qsdm.graph import canonical
 from qsdm.metrics import description
-from qsdm.outcome import Objective, Outcome
+from qsdm.outcome import Objective, Outcome, require_measured
 from qsdm.qconfig import OutsideSpace, QuantConfig, Space, cost
 from qsdm.store import StoreError, memo
 from qsdm.store.provenance import provenance
 from qsdm.store.schemas import CHOSEN, FRONT, REPORT, SUMMARY
-from qsdm.strategies.constraints import Constraints, read_budget
+from qsdm.strategies.constraints import Constraints, read_budget, with_bytes
 from qsdm.text import MANY, Log, ignore, require
 from qsdm.workspace import Workspace, takes_workspace
 
@@ -82,7 +82,7 @@ def realize(
         workspace: model, space and store.
         objective: by which the best candidate is chosen; with an axis of fidelity, the knee.
         budget: the most that the chosen configuration may take, as budget.size_bytes=1.2e9 or
-            budget.avg_bits=3.5, which is the default.
+            budget.avg_bits=3.5, which is the default, and budget.tera_bops=0.5.
         limit: the worst allowed measured value of a metric, as limit.psnr=28.
         pin: method of a weight, or of all that match a pattern, as pin.conv_in=uaq-4.
         forbid: methods that no weight may have, with or without bits, as [uaq-3,kmeans_a].
@@ -133,7 +133,7 @@ def realize(
     require(0, MANY, num_random=num_random)
     require(1, avg_bits=avg_bits)
     budget, _ = read_budget(budget, avg_bits=avg_bits)
-    constraints = Constraints.of(budget or {"avg_bits": 3.5}, limit, pin, forbid, target, lora)
+    constraints = Constraints.of(with_bytes(budget), limit, pin, forbid, target, lora)
     require_fresh(workspace, seed_set, label_seed_set)
     probed = None if lora is None else read_retention(workspace, lora)
     with open_session(workspace, engine, batch_size, check=False) as ready:
@@ -141,6 +141,7 @@ def realize(
         retaining = None if probed is None else probed.measuring(ready)
         terms = Terms(ready.space, objective, constraints, workspace.model.metrics, retaining)
         labels = ready.protocol(label_seed_set, num_images)
+        require_measured(objective.metrics, ready.model.metrics)
         choice = terms.measured_choice(ready, front, labels, candidates, log)
         ours = choice.qconfig
         print(choice.why)

@@ -180,7 +180,7 @@ def read(
         >>> nodes = tuple(Node(w.name, Op.LINEAR, Role.FF_IN, weight=w) for w in weights)
         >>> graph = Graph("tiny", nodes, ((0, 1),))
         >>> read(graph, '["out"]', QuantMethod("uaq", 4)).qconfig.methods
-        {'proj': QuantMethod(name='uaq', bits=4)}
+        {'proj': QuantMethod(name='uaq', bits=4, inputs=16)}
     """
     text = text.removeprefix("\ufeff")
     if text.lstrip()[:1] not in ("{", "["):
@@ -287,11 +287,11 @@ def measuring(workspace: Workspace, qconfig: QuantConfig) -> str:
     command = f"+model={workspace.name} space={spec.name}"
     offered = {
         weight.name: options
-        for weight, options in zip(space.graph.weights, space.options, strict=True)
+        for weight, options in zip(space.graph.weights, space.of_weights.options, strict=True)
     }
     if all(method in offered[name] for name, method in qconfig.methods.items()):
         return f"python -m qsdm.measure {command} configs=FILE"
-    methods = sorted({*qconfig.methods.values(), *space.methods})
+    methods = sorted({*qconfig.methods.values(), *space.of_weights.methods})
     weights = {weight.name: weight for weight in space.graph.weights}
     overhead = max(
         method.overhead_bits(weights[name], space.full_bits) / math.prod(weights[name].shape)

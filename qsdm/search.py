@@ -54,7 +54,7 @@ import numpy as np
 from qsdm import text
 from qsdm.engine.local import Local
 from qsdm.engine.serial import Serial
-from qsdm.outcome import LORA_RETENTION, Objective
+from qsdm.outcome import LORA_RETENTION, Objective, require_measured
 from qsdm.qconfig import Space
 from qsdm.recipes.targets import held_by
 from qsdm.store import StoreError
@@ -62,7 +62,7 @@ from qsdm.store.provenance import provenance
 from qsdm.store.schemas import FRONT, RoundsReport
 from qsdm.strategies import Problem, StrategyOptions
 from qsdm.strategies.archive import Goal, Metric, OfPart, Predict
-from qsdm.strategies.constraints import Constraints, Restriction, read_budget
+from qsdm.strategies.constraints import BitOperations, Constraints, Restriction, read_budget
 from qsdm.strategies.explorer import Explorer
 from qsdm.strategies.feasible import reachable
 from qsdm.text import MANY, Log, ignore, require
@@ -114,7 +114,7 @@ def search(
         strategy: how configurations are proposed.
         budget: the most that a configuration may take, as budget.size_bytes=1.2e9 or
             budget.avg_bits=3.5; rounds look for the best one within it. Without one, the whole
-            front counts.
+            front counts. budget.tera_bops=0.5 limits the bit operations, too.
         limit: the worst allowed predicted value of a metric, as limit.psnr=28.
         pin: method of a weight, or of all that match a pattern, as pin.conv_in=uaq-4.
         forbid: methods that no weight may have, with or without bits, as [uaq-3,kmeans_a].
@@ -354,11 +354,15 @@ def goal_of(
     """
     num_values = workspace.space.graph.num_values
     axes = (objective.fidelity,) if objective.fidelity else ()
-    metrics = limited_metrics(workspace, objective, constraints, axes)
+    metrics = list(limited_metrics(workspace, objective, constraints, axes))
+    limit = dict(constraints.limit)
+    if constraints.tera_bops is not None:  # not learned: they are known
+        metrics.append(BitOperations.of(workspace.space))
+        limit["tera_bops"] = constraints.tera_bops
     return Goal(
         tuple(OfPart(metric, restriction.whole) for metric in metrics),
         axes,
-        constraints.limit,
+        limit,
         constraints.max_bytes(num_values),
         np.inf if aim is None else aim * num_values / 8,
     )
@@ -415,9 +419,7 @@ def learned_metrics(
     if not (chosen := dict.fromkeys(names)):
         return models
     measured = workspace.model.metrics
-    for name in chosen:
-        if name not in measured:
-            raise ValueError(f"{name!r} is not measured; the metrics are {', '.join(measured)}")
+    require_measured(chosen, measured)
     labels, _ = learned_from(workspace, objective)
     bank, table = workspace.bank(), workspace.table
     encoding = encode(workspace.space, table)

@@ -103,12 +103,14 @@ def why(
 
     require(1, MANY, most=most, batch_size=batch_size)
     require(0, MANY, pictures=pictures)
+    if swap is not None:
+        QuantMethod.parse(swap)
     evidence = evidence_of(workspace, objective, config, lora)
     space, qconfig = evidence.space, evidence.qconfig
     names = most_telling(evidence, most) if weight is None else select(space.graph, weight)
-    shown = cards(evidence, names[:most])
     if swap is not None:
         check_swap(space, names[:most], swap)
+    shown = cards(evidence, names[:most])
     path = workspace.path(f"why/{qconfig.digest[:16]}.json")
     before = WHY.read(path, workspace.name)["cards"] if path.exists() else []
     drawn = {card["weight"]: card["pictures"] for card in before}
@@ -313,7 +315,7 @@ def with_pictures(
             name = cards[i]["weight"]
             instead = swapped(qconfig, name, QuantMethod.parse(swap))
             after = ready.pictures(instead, protocol, num)
-            chosen = qconfig.methods[name]
+            chosen = qconfig.decisions[name]
             rows = {"full precision": full, f"chosen:\n{chosen}": before, f"swap:\n{swap}": after}
             thumbnails = {label: grids.thumbnails(images) for label, images in rows.items()}
             grids.write(path, grids.strips(thumbnails))

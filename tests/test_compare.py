@@ -39,6 +39,7 @@ from qsdm.outcome import EvaluationError
 from qsdm.prompts import Captions
 from qsdm.qconfig import SpaceSpec
 from qsdm.run import keys
+from qsdm.store import StoreError
 from qsdm.store.schemas import COMPARISON
 from qsdm.trace import trace
 from qsdm.workspace import Workspace
@@ -425,6 +426,7 @@ def test_a_single_file_draws_as_its_pipeline(
         (["{packed}:steps=many"], {}, "packed"),
         (["{packed}"], {"limit": {"fid": 3}}, "limit.fid: fid is not measured"),
         (["{packed}"], {"limit": {"psnr": float("nan")}}, "wanted a finite number"),
+        (["{packed}"], {"out": Path(__file__)}, "is a file, and a folder is to be written"),
         (["emoji_unet"], {}, "draws pictures of 32 px and .* of 16"),
         (["{sdnq}"], {}, "is quantized by sdnq, which is not installed: `pip install sdnq`"),
         (["{gguf}"], {}, "gguf is not installed: `pip install gguf`"),
@@ -460,7 +462,7 @@ def test_bad_input_gets_one_sentence(
     places = {"packed": packed, "gguf": tmp_path / "model.gguf"}
     places |= {kind: tmp_path / kind for kind in ("sdnq", "empty", "classes")}
     spellings = [reference(tiny_model), *(other.format_map(places) for other in others)]
-    with pytest.raises((ValueError, ModelError), match=message):
+    with pytest.raises((ValueError, ModelError, StoreError), match=message):
         compare(spellings, **options | changes)
     assert not list(tmp_path.rglob("pictures/compare")), "nothing was drawn"
 

@@ -30,6 +30,7 @@ from qsdm.metrics.frechet import FrechetLite0
 from qsdm.outcome import EvaluationError, Objective, Outcome
 from qsdm.probe import probe
 from qsdm.qconfig import QuantConfig, QuantMethod, Space, SpaceSpec
+from qsdm.recipes import RecipeError
 from qsdm.store import Store, StoreError, room
 from qsdm.store.files import read_json, write_json
 from qsdm.store.room import NoRoom
@@ -200,6 +201,30 @@ def test_bad_input_names_the_remedy(tiny_model: Model, store: Path, tmp_path: Pa
         measure(Workspace(tiny_model, SPACE, store), num_images=1, engine=Serial())
     with pytest.raises(ValueError, match=r"wanted batch_size of at least 1 \(got 0\)"):
         measure(Workspace(tiny_model, SPACE, store), batch_size=0, engine=Serial())
+
+
+def test_what_is_misspelled_is_refused_before_anything_costly(
+    tiny_model: Model, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def costly(*_args: object, **_kwargs: object) -> None:
+        raise AssertionError("began")
+
+    for name in ("measurement.session.open_session", "calibrate.recorded", "calibrate.parameters"):
+        monkeypatch.setattr(f"qsdm.{name}", costly)
+    weighted = Workspace(tiny_model, SpaceSpec("weighted", ["uaq_w-4"]), store)
+    with pytest.raises(ValueError, match=r"'relative', 'weighted' or 'paper' \(got 'weigthed'\)"):
+        calibrate(weighted, error="weigthed")
+    with pytest.raises(ValueError, match=r"imatrix=none\.dat would weight nothing"):
+        calibrate(Workspace(tiny_model, SPACE, store), imatrix="none.dat")
+    with pytest.raises(RecipeError, match=r"none\.dat"):
+        calibrate(weighted, imatrix="none.dat")
+    workspace, other = Workspace(tiny_model, SPACE, store), Objective({"fid": -1})
+    with pytest.raises(ValueError, match="no 8-bit method"):
+        measure(workspace, alone="uaq-8", engine=Serial())
+    with pytest.raises(ValueError, match="no 8-bit method"):
+        probe(workspace, Objective({"fd_lite0": -1}), ["uaq-8"], engine=Serial())
+    with pytest.raises(ValueError, match="'fid' is not measured; the metrics are fd_lite0"):
+        probe(workspace, other, engine=Serial())
 
 
 def test_weights_of_another_training_are_refused(

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,18 @@ from qsdm.denoisers import Model
 from qsdm.engine.serial import Serial
 from qsdm.outcome import Objective
 from qsdm.predictor import FitOptions
-from qsdm.qconfig import SpaceSpec
+from qsdm.qconfig import QuantConfig, SpaceSpec, cost
+from qsdm.recipe import recipe
+from qsdm.report import results
 from qsdm.sensitivity import AttributionOptions
 from qsdm.store import Store
 from qsdm.store.files import read_json
 from qsdm.strategies.evolution import Evolution
 from qsdm.workspace import Workspace
 
-SPACE = SpaceSpec("small", ("uaq-3", "uaq-4", "kmeans_a-3", "kmeans_a-4"), splits=".*")
+# Plain and weighted fits, and inputs of three widths, so that layers stay whole.
+SPACE = SpaceSpec("small", ("uaq-3+a8", "uaq_w-4", "kmeans_a_w-3", "kmeans_a-4+a6"), splits="^$")
+BUDGET = {"avg_bits": 4.5, "tera_bops": 5e-5}  # three fifths of what uaq_w-4 needs
 NAMES = [stage.name for stage in stages(SPACE.name)]
 
 
@@ -39,7 +44,7 @@ def arguments(model: Model, store: Path) -> dict[str, Any]:
         "probe_images": 2,
         "num_labels": 12,
         "num_images": 4,
-        "budget": {"avg_bits": 4.5},
+        "budget": BUDGET,
         "evaluations": 60,
         "per_round": 2,
         "candidates": 1,
@@ -113,16 +118,25 @@ def test_all_stages(
     assert {
         "fp",
         "ours",
-        "uaq-4",
-        "uaq-3",
-        "kmeans_a-4",
-        "kmeans_a-3",
+        "uaq_w-4",
+        "uaq-3+a8",
+        "kmeans_a-4+a6",
+        "kmeans_a_w-3",
         "random-0",
         "random-1",
     } <= set(rows)
     assert rows["fp"]["avg_bits"] == 16
     assert rows["fp"]["metrics"]["psnr"] is None
     assert rows["ours"]["avg_bits"] <= 4.5
+    chosen = QuantConfig.from_json(read_json(place.path("chosen.json")))
+    space = given["workspace"].space
+    assert space.decode(space.encode(chosen)) == chosen
+    assert cost.tera_bops(space.graph, chosen) <= BUDGET["tera_bops"]
+    assert "inputs of single layers in bits" in place.path("checkpoint/README.md").read_text()
+    assert len(results.read(place, SPACE.name, 16).outcomes) >= 12  # the page knows the widths
+    read = recipe(given["workspace"])  # what realize chose, in our own form
+    assert QuantConfig.from_json(json.loads(read.text)) == chosen
+    assert "qsdm.measure" in capsys.readouterr().out  # the space has calibrated all of it
     assert abs(rows["random-0"]["size_bytes"] / rows["ours"]["size_bytes"] - 1) <= 0.01
     stages_of: dict[str, set[str]] = {}
     for outcome in place.outcomes():
@@ -165,6 +179,17 @@ def test_what_was_measured_is_never_measured_again(tiny_model: Model, tmp_path: 
 
     forced = main(**{**given, "force": True})
     assert ran(forced) == [name for name in NAMES if name not in ("probe", "measure")]
+
+
+def test_options_of_later_stages_are_checked_first(tiny_model: Model, tmp_path: Path) -> None:
+    for changes, message in (
+        ({"fidelity": "drawm"}, r"one of forward, drawn, full \(got 'drawm'\)"),
+        ({"objective": Objective({"fid": -1})}, "'fid' is not measured; the metrics are fd_lite0"),
+        ({"limit": {"fid": 3}}, "'fid' is not measured"),
+        ({"budget": {"tera_bobs": 1}}, r"no budget\.tera_bobs: give .* budget\.tera_bops="),
+    ):
+        with pytest.raises(ValueError, match=message):
+            first_to_run(arguments(tiny_model, tmp_path) | changes)
 
 
 def test_the_stages_read_what_earlier_ones_make() -> None:

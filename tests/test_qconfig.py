@@ -294,6 +294,40 @@ def test_bins_of_steps_that_cannot_be_are_refused() -> None:
         QuantConfig("other", {}, steps=(one,))
 
 
-def test_a_space_holds_no_bits_of_activations() -> None:
-    with pytest.raises(OutsideSpace, match="not bits of activations"):
-        SPACE.encode(SPACE.uniform("uaq-4").with_activations(8))
+def test_a_space_offers_bits_of_inputs_beside_methods() -> None:
+    space = SpaceSpec("rounded", PAPER, activations=[16, 8]).of(LARGE)
+    assert len(space.options[0]) == 2 * len(PAPER)
+    assert space.of_weights.options == SPACE.options
+    qconfig = space.sample(np.random.default_rng(3))
+    assert set(qconfig.inputs.values()) == {8}
+    assert 0 < len(qconfig.inputs) < len(qconfig.methods)
+    assert set(qconfig.methods.values()) <= set(SPACE.methods)  # by which weights are fitted
+    again = QuantConfig.from_json(json.loads(json.dumps(qconfig.to_json())))
+    assert again == qconfig == space.decode(space.encode(qconfig))
+    assert {k: str(m) for k, m in qconfig.decisions.items()} == qconfig.to_json()["methods"]
+    assert QuantConfig("toy", qconfig.decisions) == qconfig
+    uniform = space.uniform("uaq-4+a8")
+    assert uniform.methods == SPACE.uniform("uaq-4").methods
+    assert set(uniform.inputs.values()) == {8}
+    assert space.uniform("uaq-4") == SPACE.uniform("uaq-4")
+    low = SpaceSpec("low", ["uaq-4"], activations=[6, 8]).of(LARGE).uniform("uaq-4")
+    assert set(low.inputs.values()) == {8}  # the most that are on offer
+
+
+def test_bits_of_inputs_that_cannot_be_are_refused() -> None:
+    rounded = SPACE.uniform("uaq-4").with_activations(8)
+    with pytest.raises(OutsideSpace, match="not those of the whole denoiser or bins"):
+        SPACE.encode(rounded)
+    with pytest.raises(OutsideSpace, match=r"uaq-4\+a8 is not on offer for 'layer0'"):
+        SPACE.encode(QuantConfig("toy", dict.fromkeys(rounded.methods, QuantMethod("uaq", 4, 8))))
+    with pytest.raises(ValueError, match="2 to 8 bits"):
+        QuantMethod.parse("uaq-4+a9")
+    with pytest.raises(ValueError, match="2 to 8 bits"):
+        SpaceSpec("wrong", PAPER, activations=[8, 12])
+    with pytest.raises(ValueError, match=r"in 8 bits as uaq-4\+a8, and in 6 as one of the inputs"):
+        QuantConfig("toy", {"a": QuantMethod("uaq", 4, 8)}, None, {"a": 6})
+    halves = [Weight(f"c#{k}", "c.weight", (64, 2048), start=2048 * k) for k in (0, 1)]
+    graph = Graph("toy", tuple(Node(w.name, Op.LINEAR, weight=w) for w in halves), ())
+    with pytest.raises(ValueError, match=r"c#0 and c#1 read one input.*space\.splits"):
+        SpaceSpec("split", PAPER, ".*", activations=[16, 8]).of(graph)
+    assert SpaceSpec("one", PAPER, ".*", activations=[8]).of(graph).rounds_inputs

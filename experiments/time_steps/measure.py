@@ -3,9 +3,10 @@
     python experiments/time_steps/measure.py --names emoji_unet emoji_mmdit emoji_pixart
     python experiments/time_steps/measure.py                     # only the tables and the figure
 
-Measures what `BINS`, `EQUAL` and `COUNTS` say, one part after the other, skipping what the store
-holds, and adds each to results.json. Prints the tables of all pipelines in it and draws
-docs/time_steps.png. All differences are paired: the same captions and noise.
+Measures the parts `PARTS`, one after the other, skipping what the store holds, and adds each to
+results.json. Prints the tables of all pipelines in it and draws docs/time_steps.png. All
+differences are paired: the same captions and noise. Their errors are those of the pictures; of
+several draws of weights, each draw's difference is printed, too.
 """
 
 from __future__ import annotations
@@ -159,14 +160,18 @@ def tables(results: Mapping[str, Mapping[str, Any]]) -> str:
                 for metric in ("psnr", "lite0_distance")
             ]
             lines.append(f"| `{name}` | {row['name']} | {' | '.join(cells)} |")
-    lines += ["", "| | configuration | mean bits | bytes | fd_lite0, minus full precision's | minus the first row's | PSNR, likewise |", "|---|---|---|---|---|---|---|"]  # noqa: E501  # fmt: skip
+    lines += ["", "| | configuration | mean bits | bytes | fd_lite0, minus full precision's | minus the first row's | of single draws | PSNR, minus the first row's |", "|---|---|---|---|---|---|---|---|"]  # noqa: E501  # fmt: skip
     for name, measured in results.items():
         for row in measured.get("equal", []):
+            first = measured["equal"][0]
             changes = [
-                "" if row is measured["equal"][0] else number(pair, METRICS[metric], signed=True)
+                "" if row is first else number(pair, METRICS[metric], signed=True)
                 for metric in ("fd_lite0", "psnr")
                 for pair in [row["from_first"][metric]]
             ]
+            of_first = first["values"][0]["fd_lite0"][0]
+            draws = sorted(one["fd_lite0"][0] - of_first for one in row["values"])
+            changes.insert(1, ", ".join(f"{one:+.0f}" for one in draws if len(draws) > 1))
             lines.append(
                 f"| `{name}` | {row['name']} | {row['avg_bits']:.2f} | {row['size_bytes']:,} "
                 f"| {number(row['from_full']['fd_lite0'], 1, signed=True)} "

@@ -22,6 +22,7 @@ from torch import nn
 
 from qsdm.checkpoint import format
 from qsdm.checkpoint.format import FILE, QUANT_METHOD, CheckpointError
+from qsdm.checkpoint.steps import follow_steps
 from qsdm.denoisers.classes import saved_without
 from qsdm.graph import Graph
 from qsdm.qconfig import QuantConfig, QuantMethod
@@ -44,6 +45,7 @@ __all__ = [
     "Contents",
     "contents",
     "dequantized",
+    "follow_steps",
     "load_quantized",
     "save_denoiser",
     "save_quantized",
@@ -60,11 +62,14 @@ class Contents:
             denoiser's precision.
         plain: bytes of everything that is not quantized, by name.
         header_bytes: names, shapes and the configuration.
+        bins: of the sampler's steps in which weights have versions of their own; all versions are
+            in ``packed_bytes``, equal ones once.
     """
 
     packed_bytes: int
     plain: Mapping[str, int]
     header_bytes: int
+    bins: tuple[str, ...] = ()
 
     @property
     def total_bytes(self) -> int:
@@ -72,8 +77,9 @@ class Contents:
         return self.packed_bytes + sum(self.plain.values()) + self.header_bytes
 
     def __str__(self) -> str:
+        bins = f" for steps {', '.join(self.bins)} and elsewhere" if self.bins else ""
         return (
-            f"{self.total_bytes:,} bytes: packed {self.packed_bytes:,}, "
+            f"{self.total_bytes:,} bytes: packed {self.packed_bytes:,}{bins}, "
             f"{len(self.plain)} unquantized tensors {sum(self.plain.values()):,}, "
             f"header {self.header_bytes:,}"
         )
@@ -159,7 +165,8 @@ def save_denoiser(
             "the denoiser is packed already: pass the full-precision one, "
             "or save what load_quantized returned by its own save_pretrained"
         )
-    plan, rounded = slices(graph, qconfig, full_bits), format.activations_of(graph, qconfig)
+    plan = slices(graph, qconfig, full_bits)
+    beside_weights = format.beside_weights(graph, qconfig, full_bits)
     names = state_names(plan)
     state = denoiser.state_dict()
     quantized_names = {name for piece in plan for name in piece.parameters}
@@ -207,7 +214,7 @@ def save_denoiser(
         "version": format.schema_of(qconfig),
         "denoiser": qconfig.denoiser,
         "weights": weights,
-        **rounded,
+        **beside_weights,
         "checksums": checksums,
     }
     write_json(Path(path) / "config.json", format.seal(about | config, quantization))
@@ -226,13 +233,15 @@ def contents(path: Path, variant: str | None = None) -> Contents:
     """
     size: dict[str, int] = {}
     header_bytes = 0
+    bins: tuple[str, ...] = ()
     for file in format.weight_files(format.component_folder(Path(path)), variant):
         header = format.header(file)
         header_bytes += header.start
+        bins = format.bins_of(header.metadata)
         for name, entry in header.parts.items():
             size[name] = entry.data_offsets[1] - entry.data_offsets[0]
     plain = {name: number for name, number in size.items() if ".packed." not in name}
-    return Contents(sum(size.values()) - sum(plain.values()), plain, header_bytes)
+    return Contents(sum(size.values()) - sum(plain.values()), plain, header_bytes, bins)
 
 
 def load_quantized(
@@ -260,7 +269,9 @@ def load_quantized(
         **components: further arguments of ``from_pretrained``.
 
     Returns:
-        A ``DiffusionPipeline`` or, of a component's directory, a ``ModelMixin`` of diffusers.
+        A ``DiffusionPipeline`` or, of a component's directory, a ``ModelMixin`` of diffusers. One
+        whose weights change with the sampler's steps follows the pipeline's scheduler; a component
+        alone has to be told of its pipeline (`follow_steps`).
 
     Raises:
         CheckpointError: it is damaged, truncated, or was not written by qsdm.
@@ -313,7 +324,7 @@ def load_quantized(
                 raise CheckpointError(
                     f"the files of {name!r} in {path} lack {parameter!r}: copy or save it again"
                 )
-    return loaded
+    return follow_steps(loaded)
 
 
 def dequantized(denoiser: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
@@ -331,7 +342,7 @@ def dequantized(denoiser: nn.Module, dtype: torch.dtype | None = None) -> nn.Mod
         A module of the same class. Its ``save_pretrained`` writes a plain checkpoint.
 
     Raises:
-        ValueError: it has no packed layer.
+        ValueError: it has no packed layer, or weights that change with the sampler's steps.
     """
     if not any(isinstance(layer, PackedLayer) for layer in denoiser.modules()):
         raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from qsdm.measurement.memory import Memory
 
 NAME = "README.md"
+MOST_NAMED = 8  # layers whose inputs have bits of their own; more are counted
 MARK = (
     "<!-- Written by qsdm.realize, which writes it anew: "
     "remove this line to keep your own text. -->"
@@ -74,8 +76,7 @@ def card(
             f"{cost.size_bytes(graph, qconfig, bits):,} bytes, "
             f"{graph.num_values * bits // 8:,} in full precision",
         ),
-        ("methods", methods(outcome)),
-        *([("activations", rounding(qconfig))] if qconfig.rounds_activations else []),
+        *parts(graph, qconfig, bits),
         ("configuration", f"`{qconfig.digest}`"),
     ]
     return "\n".join(
@@ -118,6 +119,8 @@ def card(
             "from diffusers import DiffusionPipeline",
             "",
             'pipeline = DiffusionPipeline.from_pretrained("DIRECTORY")',
+            *["qsdm.checkpoint.follow_steps(pipeline)  # its weights change with the steps"]
+            * bool(qconfig.steps),
             "```",
             "",
             "## Speed",
@@ -141,14 +144,48 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
 
 
-def methods(outcome: Outcome) -> str:
+def parts(graph: Graph, qconfig: QuantConfig, full_bits: int) -> list[tuple[str, str]]:
+    """Describe methods and activations, of each bin of steps if there are any.
+
+    Args:
+        graph: of the denoiser.
+        qconfig: its configuration.
+        full_bits: bits of full precision.
+
+    Returns:
+        Rows of a table.
+    """
+    if not qconfig.steps:
+        rounded = [("activations", rounding(qconfig))] if qconfig.rounds_activations else []
+        return [("methods", methods(qconfig)), *rounded]
+    named = [(f"steps {one}", one.qconfig) for one in qconfig.steps]
+    if len(qconfig.parts) > len(named):
+        named.append(("steps elsewhere", qconfig.elsewhere))
+    return [(name, _part(graph, part, full_bits)) for name, part in named] + [
+        (
+            "what steps mean",
+            "parts of the sampler's steps, from 0 (noise) to 1 (the picture), whatever their "
+            "number; each method that a weight has is stored once",
+        )
+    ]
+
+
+def _part(graph: Graph, part: QuantConfig, full_bits: int) -> str:
+    if part.is_full:
+        return "full precision"
+    bits = f"{cost.avg_bits(graph, part, full_bits):.4f} bits"
+    rounded = rounding(part) if part.rounds_activations else ""
+    return "; ".join(text for text in (bits, methods(part), rounded) if text)
+
+
+def methods(qconfig: QuantConfig) -> str:
     """How many weights have each method, the most frequent first.
 
     Args:
-        outcome: of the configuration.
+        qconfig: without bins of steps.
     """
     counts: dict[str, int] = {}
-    for method in outcome.qconfig.methods.values():
+    for method in qconfig.methods.values():
         counts[str(method)] = counts.get(str(method), 0) + 1
     return ", ".join(
         f"{count} {name}"
@@ -163,6 +200,9 @@ def rounding(qconfig: QuantConfig) -> str:
         qconfig: that rounds some.
     """
     own = [f"`{name}` {bits}" for name, bits in qconfig.inputs.items()]
+    if len(own) > MOST_NAMED:
+        counts = Counter(qconfig.inputs.values())
+        own = [f"{counts[bits]} of them {bits}" for bits in sorted(counts, reverse=True)]
     inputs = "" if not own else f"inputs of single layers in bits: {', '.join(own)}"
     if qconfig.activations is None:
         return inputs

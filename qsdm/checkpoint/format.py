@@ -10,6 +10,10 @@ diffusion_pytorch_model.safetensors.index[.VARIANT].json
 A configuration that rounds activations makes schema 2 of ``quantization_config``: that of schema 1
 with ``activations`` and ``inputs`` of the configuration, and in ``rounded`` the bits of the inputs
 of layers by the name of their parameters.
+
+One with bins of steps makes schema 3: that of schema 1 with ``qconfig``, the configuration,
+``full_bits``, those of weights that it does not name, and ``rounded``, as in schema 2 for each of
+``QuantConfig.parts``. Each method that a weight has in some bin is packed once.
 """
 
 from __future__ import annotations
@@ -30,7 +34,8 @@ from qsdm.store.header import Header, read_header
 
 SCHEMA = "qsdm/checkpoint/1"
 SCHEMA_OF_ACTIVATIONS = "qsdm/checkpoint/2"
-SCHEMAS = (SCHEMA, SCHEMA_OF_ACTIVATIONS)
+SCHEMA_OF_STEPS = "qsdm/checkpoint/3"
+SCHEMAS = (SCHEMA, SCHEMA_OF_ACTIVATIONS, SCHEMA_OF_STEPS)
 QUANT_METHOD = "qsdm"
 STEM = "diffusion_pytorch_model"
 FILE = f"{STEM}.safetensors"
@@ -51,24 +56,33 @@ def file_metadata(qconfig: QuantConfig) -> dict[str, str]:
 
 
 def schema_of(qconfig: QuantConfig) -> str:
-    """The schema of a configuration's checkpoint: versions that cannot round refuse the second.
+    """The schema of a configuration's checkpoint: versions that cannot apply it refuse it.
 
     Args:
         qconfig: the denoiser's configuration.
     """
+    if qconfig.steps:
+        return SCHEMA_OF_STEPS
     return SCHEMA_OF_ACTIVATIONS if qconfig.rounds_activations else SCHEMA
 
 
-def activations_of(graph: Graph, qconfig: QuantConfig) -> dict[str, Any]:
-    """What a ``quantization_config`` says about activations; nothing if they are not rounded.
+def beside_weights(graph: Graph, qconfig: QuantConfig, full_bits: int = 16) -> dict[str, Any]:
+    """What a ``quantization_config`` says about activations and bins of steps, if there are any.
 
     Args:
         graph: of the denoiser.
         qconfig: the denoiser's configuration.
+        full_bits: of weights that have no method, in steps in which they are not quantized.
 
     Raises:
         OutsideSpace: the configuration names a weight that the graph lacks.
     """
+    if qconfig.steps:
+        return {
+            "qconfig": qconfig.to_json(),
+            "full_bits": full_bits,
+            "rounded": [input_bits(graph, part) for _, part in qconfig.parts],
+        }
     rounded = input_bits(graph, qconfig)
     if not qconfig.rounds_activations:
         return {}
@@ -108,6 +122,24 @@ def plan_of(weights: list[Mapping[str, Any]]) -> list[Slice]:
             f"the list of packed weights in config.json is malformed ({error}): copy it again"
         ) from error
     return plan
+
+
+def bins_of(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """The bins of steps in which other weights apply, as the metadata of a file tells them.
+
+    Args:
+        metadata: see `file_metadata`.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    try:
+        qconfig = QuantConfig.from_json(json.loads(metadata["qsdm"])["qconfig"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"the file's metadata hold no configuration ({error}): copy or save it again"
+        ) from error
+    return tuple(map(str, qconfig.steps))
 
 
 def seal(config: Mapping[str, Any], quantization: Mapping[str, Any]) -> dict[str, Any]:

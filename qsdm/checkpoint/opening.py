@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from qsdm.checkpoint import load_quantized
+from qsdm.checkpoint import follow_steps, load_quantized
 from qsdm.checkpoint.format import QUANT_METHOD
 from qsdm.denoisers import (
     Model,
@@ -55,7 +55,7 @@ def open_pipeline(contender: Contender) -> diffusers.DiffusionPipeline:
     elif model.file is None and quantization(contender):
         folder = _pipeline_folder(model) / component
         parts[component] = load_denoiser(folder, model, model.load)
-    return load_pipeline(model, **parts)
+    return follow_steps(load_pipeline(model, **parts))
 
 
 def load_denoiser(path: Path, model: Model, load: Mapping[str, Any] = {}) -> nn.Module:

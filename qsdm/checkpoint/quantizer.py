@@ -19,16 +19,18 @@ from torch import nn
 from qsdm.checkpoint.format import (
     QUANT_METHOD,
     SCHEMA,
+    SCHEMA_OF_STEPS,
     SCHEMAS,
     CheckpointError,
     file_metadata,
     plan_of,
 )
+from qsdm.checkpoint.steps import Steps, attach
 from qsdm.qconfig import QuantConfig
 from qsdm.quant.activations import Rounding
 from qsdm.quant.digests import bytes_of
 from qsdm.quant.packed import PackedLayer, PackedWeight
-from qsdm.quant.packed_model import replace_layers, state_names, unpack
+from qsdm.quant.packed_model import replace_layers, state_names, unpack, versions
 from qsdm.store.checksum import checksum, is_whole, with_checksum
 
 
@@ -45,7 +47,7 @@ class QsdmConfig(QuantizationConfigMixin):
         weights: the packed slices, as `qsdm.checkpoint.format.plan_of` reads them.
         version: the schema.
         **others: further fields; ``denoiser``, ``checksums`` (by name of a tensor) and those of
-            `qsdm.checkpoint.format.activations_of` are kept.
+            `qsdm.checkpoint.format.beside_weights` are kept.
 
     Raises:
         CheckpointError: it is damaged or of another version.
@@ -66,10 +68,14 @@ class QsdmConfig(QuantizationConfigMixin):
         self.weights, self.version = weights, version
         self.denoiser = others.get("denoiser", "")
         self.checksums: dict[str, str] = others.get("checksums", {})
-        if version != SCHEMA:
+        if version == SCHEMA_OF_STEPS:
+            self.qconfig: dict[str, Any] = others["qconfig"]
+            self.full_bits: int = others["full_bits"]
+            self.rounded: Any = others["rounded"]
+        elif version != SCHEMA:
             self.activations: int | None = others["activations"]
             self.inputs: dict[str, int] = others["inputs"]
-            self.rounded: dict[str, int] = others["rounded"]
+            self.rounded = others["rounded"]
 
     def to_dict(self) -> dict[str, Any]:
         """The config of a checkpoint that diffusers saves again, in which the rest may be cast."""
@@ -80,8 +86,32 @@ class QsdmConfig(QuantizationConfigMixin):
         """All of it, as nothing has a default."""
         return self.to_dict()
 
+    @property
+    def stepped(self) -> QuantConfig | None:
+        """The configuration, if it has bins of steps.
+
+        Raises:
+            CheckpointError: it is malformed.
+        """
+        if self.version != SCHEMA_OF_STEPS:
+            return None
+        try:
+            qconfig = QuantConfig.from_json(self.qconfig)
+        except ValueError as error:
+            raise CheckpointError(
+                f"the configuration in config.json is malformed ({error}): copy it again"
+            ) from error
+        if not isinstance(self.rounded, list) or len(self.rounded) != len(qconfig.parts):
+            raise CheckpointError(
+                f"wanted the rounded inputs of {len(qconfig.parts)} parts of the steps in "
+                f"config.json (got {self.rounded!r}): copy it again"
+            )
+        return qconfig
+
     def metadata(self) -> dict[str, str]:
         """The metadata of the denoiser's file."""
+        if (stepped := self.stepped) is not None:
+            return file_metadata(stepped)
         methods = {
             piece.weight.name: piece.method
             for piece in plan_of(self.weights)
@@ -262,8 +292,12 @@ class QsdmQuantizer(DiffusersQuantizer):
         self, model: nn.Module, keep_in_fp32_modules: Iterable[str] = (), **_: Any
     ) -> None:
         # The packed layers take the type in which they compute from the layers they replace.
-        plan = plan_of(self.quantization_config.weights)  # type: ignore[attr-defined]
-        replace_layers(model, plan, lambda piece: PackedWeight(piece.method, piece.weight.shape))
+        about: Any = self.quantization_config
+        plan, qconfig = plan_of(about.weights), about.stepped
+        own = {} if qconfig is None else versions(plan, qconfig, about.full_bits)
+        replace_layers(
+            model, plan, lambda piece: PackedWeight(piece.method, piece.weight.shape), own
+        )
         for name, layer in model.named_modules():
             if isinstance(layer, PackedLayer) and not set(keep_in_fp32_modules).isdisjoint(
                 name.split(".")
@@ -280,7 +314,12 @@ class QsdmQuantizer(DiffusersQuantizer):
         about: Any = self.quantization_config
         if about.version != SCHEMA:
             try:
-                Rounding(model, about.rounded, about.activations is not None)
+                if (qconfig := about.stepped) is not None:
+                    layers = [m for m in model.modules() if isinstance(m, PackedLayer)]
+                    num_stepped = sum(layer.is_stepped for layer in layers)
+                    attach(model, Steps(qconfig, about.rounded, num_stepped))
+                else:
+                    Rounding(model, about.rounded, about.activations is not None)
             except ValueError as error:
                 raise CheckpointError(
                     f"config.json rounds what the denoiser lacks ({error}): copy it again"

@@ -13,7 +13,13 @@ from qsdm.measurement.memory import checkpoint_bytes
 from qsdm.measurement.paired import Difference
 from qsdm.measurement.retention import Retaining, in_percent
 from qsdm.measurement.session import Measured, Session
-from qsdm.outcome import LORA_RETENTION, EvaluationError, Objective, Outcome
+from qsdm.outcome import (
+    LORA_RETENTION,
+    EvaluationError,
+    Objective,
+    Outcome,
+    require_measured,
+)
 from qsdm.qconfig import QuantConfig, QuantMethod, Space, cost
 from qsdm.recipes.targets import held_by
 from qsdm.store.room import require_disk
@@ -65,11 +71,10 @@ class Terms:
     _offered: Mapping[str, Sequence[QuantMethod]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name in (*self.constraints.limit, *filter(None, [self.objective.fidelity])):
-            if name not in self.metrics and (name != LORA_RETENTION or self.retaining is None):
-                raise ValueError(
-                    f"{name!r} is not measured; the metrics are {', '.join(self.metrics)}"
-                )
+        retained = () if self.retaining is None else (LORA_RETENTION,)
+        names = (*self.constraints.limit, *filter(None, [self.objective.fidelity]))
+        if asked := [name for name in names if name not in retained]:
+            require_measured(asked, self.metrics)
         graph = self.space.graph
         part = self.constraints.restrict(self.space, held_by(self.constraints.target, graph)).space
         offered = {w.name: options for w, options in zip(graph.weights, part.options, strict=True)}
@@ -86,9 +91,13 @@ class Terms:
         Args:
             qconfig: of the space.
         """
-        if cost.size_bytes(self.space.graph, qconfig, self.space.full_bits) > self.max_bytes:
+        graph, full_bits = self.space.graph, self.space.full_bits
+        if cost.size_bytes(graph, qconfig, full_bits) > self.max_bytes:
             return False
-        return all(method in self._offered[name] for name, method in qconfig.methods.items())
+        most = self.constraints.tera_bops
+        if most is not None and cost.tera_bops(graph, qconfig, full_bits) > most:
+            return False
+        return all(method in self._offered[name] for name, method in qconfig.decisions.items())
 
     def sign(self, metric: str) -> int:
         """1 if a larger value of a metric is better, else -1."""

@@ -46,6 +46,7 @@ class Memory:
         activation_bytes: the most at once, for one picture in one forward of the denoiser; None if
             unknown.
         guided: pictures may be drawn with classifier-free guidance.
+        is_stepped: a packed denoiser holds versions of weights for several bins of steps.
     """
 
     denoiser: str
@@ -54,6 +55,7 @@ class Memory:
     packed_bytes: tuple[int, ...] = ()
     activation_bytes: int | None = None
     guided: bool = False
+    is_stepped: bool = False
 
     @property
     def groups(self) -> dict[str, int]:
@@ -77,9 +79,9 @@ class Memory:
         """
         parts = {name: f"{name} {text.size(size)}" for name, size in self.groups.items()}
         if "denoiser" in parts and self.packed_bytes:
-            parts["denoiser"] += (
-                f" (packed {' to '.join(dict.fromkeys(map(text.size, self.packed_bytes)))})"
-            )
+            sizes = " to ".join(dict.fromkeys(map(text.size, self.packed_bytes)))
+            stepped = " for all bins of steps" if self.is_stepped else ""
+            parts["denoiser"] += f" (packed {sizes}{stepped})"
         files = ", ".join(parts.values()) + ", " if parts else f"{self.missing}; "
         if self.activation_bytes is None:
             return f"memory: {files}activations of a forward are not known"
@@ -120,7 +122,8 @@ def memory_of(model: Model, graph: Graph, qconfigs: Sequence[QuantConfig] = ()) 
     except (ModelError, TraceError, ValueError):
         active = None
     components = {name: total(own) for name, own in tensors.items()}
-    return Memory(model.component, components, missing, packed, active, model.guidance > 1)
+    stepped = bool(packed) and any(qconfig.steps for qconfig in fitting)
+    return Memory(model.component, components, missing, packed, active, model.guidance > 1, stepped)
 
 
 def tensors_of(model: Model) -> dict[str, dict[str, Tensor]]:

@@ -10,7 +10,7 @@ it.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import nn
 
 from qsdm.outcome import EvaluationError
 from qsdm.qconfig import QuantConfig
+from qsdm.qconfig.steps import require_steps
 
 Switch = Callable[[QuantConfig], Any]
 """Realizes a configuration without bins in the denoiser."""
@@ -38,21 +39,67 @@ def stepped(
 
     Raises:
         EvaluationError: the denoiser was called at a step that the scheduler cannot say.
+        ValueError: a bin holds none of the sampler's steps.
     """
     for _, part in qconfig.parts:
         switch(part)  # now, as a call's hooks are listed before it begins
-    names = list(inspect.signature(type(denoiser).forward).parameters)[1:]
+    course = Course(pipeline, type(denoiser), qconfig)
 
     def follow(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given: Mapping[str, Any] = dict(zip(names, args, strict=False)) | kwargs
-        scheduler = getattr(pipeline, "scheduler", None)
-        switch(qconfig.at(*step_of(scheduler, given.get("timestep"))))
+        switch(course.part(args, kwargs))
 
     hook = denoiser.register_forward_pre_hook(follow, prepend=True, with_kwargs=True)
     try:
         yield
     finally:
         hook.remove()
+
+
+class Course:
+    """A pipeline's way through its steps: which part of a configuration applies at a call.
+
+    Args:
+        pipeline: whose scheduler says the step; the scheduler may be replaced at any time.
+        denoiser: class of the pipeline's denoiser.
+        qconfig: with bins of steps.
+    """
+
+    def __init__(self, pipeline: Any, denoiser: type[nn.Module], qconfig: QuantConfig) -> None:
+        self.pipeline, self.qconfig = pipeline, qconfig
+        self._names = list(inspect.signature(denoiser.forward).parameters)[1:]
+        self._timesteps: Any = None  # those of the last call, and what that call was told
+        self._last: tuple[int, float | None] = (0, None)
+
+    def part(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> QuantConfig:
+        """Find what applies at a call.
+
+        Args:
+            args: of the denoiser.
+            kwargs: of the denoiser.
+
+        Returns:
+            A configuration without bins.
+
+        Raises:
+            EvaluationError: the scheduler cannot say the step, or is not the one that is used.
+            ValueError: a bin holds none of the sampler's steps.
+        """
+        given: Mapping[str, Any] = dict(zip(self._names, args, strict=False)) | dict(kwargs)
+        scheduler = getattr(self.pipeline, "scheduler", None)
+        place = place_of(scheduler, given.get("timestep"))
+        step, num_steps = _step(scheduler, place)
+        now = (place, _first(given.get("timestep")))
+        if scheduler.timesteps is not self._timesteps:  # another drawing begins
+            require_steps(self.qconfig, num_steps)
+        elif place == self._last[0] and now != self._last:
+            raise EvaluationError(
+                "the denoiser is called at another time step, but the scheduler of its "
+                f"{type(self.pipeline).__name__} stays at step {step + 1} of {num_steps}: another "
+                "scheduler is in use, or another pipeline; call "
+                "qsdm.checkpoint.follow_steps(pipeline) with the pipeline that draws"
+            )
+        self._timesteps, self._last = scheduler.timesteps, now
+        return self.qconfig.at(step, num_steps)
 
 
 def step_of(scheduler: Any, timestep: Any) -> tuple[int, int]:
@@ -70,7 +117,23 @@ def step_of(scheduler: Any, timestep: Any) -> tuple[int, int]:
         The number of the step from 0, and the number of steps.
 
     Raises:
-        EvaluationError: it has no time steps, or none like this one.
+        EvaluationError: it has no time steps, none like this one, or none left.
+    """
+    return _step(scheduler, place_of(scheduler, timestep))
+
+
+def place_of(scheduler: Any, timestep: Any) -> int:
+    """Ask a scheduler of diffusers which of its time steps comes next.
+
+    Args:
+        scheduler: see `step_of`.
+        timestep: see `step_of`.
+
+    Returns:
+        The place in the scheduler's list of time steps.
+
+    Raises:
+        EvaluationError: see `step_of`.
     """
     timesteps = getattr(scheduler, "timesteps", None)
     if timesteps is None or len(timesteps) == 0:
@@ -80,10 +143,14 @@ def step_of(scheduler: Any, timestep: Any) -> tuple[int, int]:
         )
     if hasattr(scheduler, "step_index"):
         place = scheduler.step_index
-        if (
-            place is None
-        ):  # before the first step; one that starts later, as from a picture, says so
+        if place is None:  # before the first step; one that starts from a picture says so
             place = getattr(scheduler, "begin_index", None) or 0
+        if place >= len(timesteps):
+            raise EvaluationError(
+                f"the denoiser is called, but {type(scheduler).__name__} has made all of its "
+                f"{len(timesteps)} steps, so that no bin of steps is in force: draw by the "
+                "pipeline whose denoiser it is"
+            )
     else:
         place = _place(torch.as_tensor(timesteps), timestep)
         if place is None:
@@ -92,13 +159,20 @@ def step_of(scheduler: Any, timestep: Any) -> tuple[int, int]:
                 f"at a time step that is none of its own (got {timestep}): use another scheduler "
                 "for bins of steps"
             )
+    return int(place)
+
+
+def _step(scheduler: Any, place: int) -> tuple[int, int]:
     order = getattr(scheduler, "order", 1)
-    return int(place) // order, -(-len(timesteps) // order)
+    return place // order, -(-len(scheduler.timesteps) // order)
 
 
 def _place(timesteps: torch.Tensor, timestep: Any) -> int | None:
-    if timestep is None:
+    if (value := _first(timestep)) is None:
         return None
-    value = torch.as_tensor(timestep).flatten()[0].to(timesteps)
-    places = (timesteps == value).nonzero()
+    places = (timesteps == torch.tensor(value).to(timesteps)).nonzero()
     return int(places[0]) if len(places) else None
+
+
+def _first(timestep: Any) -> float | None:
+    return None if timestep is None else float(torch.as_tensor(timestep).flatten()[0])

@@ -2,8 +2,9 @@
 
 Features of nodes are those that mean the same in any denoiser: op, role, relative depth, sizes,
 connectivity, and the profile of the weight's errors over methods. Features of a decision (a weight
-under a method) are the step 2^-bits, log(1 + error / e0), the relative error and the overhead. They
-are zero for full precision, which makes it the origin rather than an outlier.
+under a method) are the step 2^-bits, log(1 + error / e0), the relative error and the overhead, and
+the step of the layer's input in a space that rounds inputs. They are zero for full precision, which
+makes it the origin rather than an outlier.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 
 from qsdm.graph import Graph, Node, Op, Role, canonical
 from qsdm.qconfig import QuantMethod, Space
+from qsdm.qconfig.activations import FULL
 from qsdm.qconfig.cost import MethodTable
 
 VERSION = "1"
@@ -180,17 +182,17 @@ def errors(space: Space, table: MethodTable) -> np.ndarray:
     error = np.full((len(space.options), len(space.methods)), np.nan)
     for i, (weight, offered) in enumerate(zip(space.graph.weights, space.options, strict=True)):
         for method in offered:
-            value = 0.0
-            if not method.is_full:
-                in_table = weight.name in rows and method in table.methods
+            value, own = 0.0, method.of_weight  # rounding an input changes no weight
+            if not own.is_full:
+                in_table = weight.name in rows and own in table.methods
                 value = (
-                    table.rel_error[rows[weight.name], table.methods.index(method)]
+                    table.rel_error[rows[weight.name], table.methods.index(own)]
                     if in_table
                     else math.nan
                 )
             if math.isnan(value):
                 raise ValueError(
-                    f"the table has no error of {weight.name!r} under {method}: "
+                    f"the table has no error of {weight.name!r} under {own}: "
                     "run calibrate with this space"
                 )
             error[i, space.methods.index(method)] = value
@@ -202,7 +204,8 @@ def _decisions(space: Space, methods: tuple[QuantMethod, ...], error: np.ndarray
     scale = np.nanquantile(error[error > 0], 0.05) if (error > 0).any() else 1.0
     typical = np.nanmedian(error[error > 0]) if (error > 0).any() else 1.0
     share = np.sqrt([weight.numel / space.graph.num_values for weight in space.graph.weights])
-    features = np.zeros((len(space.options), len(methods) + 1, len(families) + 4), dtype=np.float32)
+    num = len(families) + 4 + space.rounds_inputs
+    features = np.zeros((len(space.options), len(methods) + 1, num), dtype=np.float32)
     for i, weight in enumerate(space.graph.weights):
         for method in space.options[i]:
             if method.is_full:
@@ -217,6 +220,8 @@ def _decisions(space: Space, methods: tuple[QuantMethod, ...], error: np.ndarray
             )
             features[i, j, :4] = numbers
             features[i, j, 4 + families.index(method.name)] = 1
+            if method.inputs != FULL:
+                features[i, j, -1] = 8 * 2.0**-method.inputs
     return features
 
 

@@ -364,6 +364,7 @@ def _metrics(outcome: Outcome, names: Sequence[str], num_images: int | None) -> 
 
 
 def _error(table: MethodTable, name: str, method: QuantMethod) -> float:
+    method = method.of_weight
     if name in table.weights and method in table.methods:
         error = table.rel_error[table.weights.index(name), table.methods.index(method)]
         if not np.isnan(error):

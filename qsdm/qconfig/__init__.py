@@ -3,8 +3,8 @@
 A method's text form is ``name-bits`` (``uaq-4``, ``kmeans_c-3``, ``uaq_g64-4``, ``fp-16``). It
 contains everything that changes the values of a weight. A configuration may round activations,
 too: those of the whole denoiser, or the input of one layer (``uaq-4+a8``, see
-`qsdm.qconfig.activations`). And it may name bins of the sampler's steps in which another one
-applies (see `qsdm.qconfig.steps`).
+`qsdm.qconfig.activations`), which a space may offer beside the methods. And it may name bins of the
+sampler's steps in which another one applies (see `qsdm.qconfig.steps`).
 
 References:
     Qua²SeDiMo: Quantifiable Quantization Sensitivity of Diffusion Models (Mills et al., 2025),
@@ -43,11 +43,18 @@ class OutsideSpace(ValueError):
 
 @dataclass(frozen=True, slots=True, order=True)
 class QuantMethod:
-    """A quantization method at a bit width.
+    """A quantization method at a bit width, and to how many bits the layer rounds its input.
+
+    Example:
+        >>> from qsdm.qconfig import QuantMethod
+        >>> method = QuantMethod.parse("uaq-4+a8")
+        >>> method.bits, method.inputs, str(method.of_weight)
+        (4, 8, 'uaq-4')
 
     Attributes:
         name: a key of `qsdm.quant.methods.METHODS`.
         bits: width of a code.
+        inputs: bits of the input of the weight's layer, 2 to 8; 16 where nothing is said of it.
 
     Raises:
         ValueError: there is no such method, or it has no such bit width.
@@ -55,8 +62,10 @@ class QuantMethod:
 
     name: str
     bits: int
+    inputs: int = widths.FULL
 
     def __post_init__(self) -> None:
+        widths.check(self.inputs)
         if self.name not in METHODS:
             raise ValueError(
                 f"no quantization method {self.name!r} (got {self}): wanted {', '.join(METHODS)}, "
@@ -73,24 +82,32 @@ class QuantMethod:
         """The inverse of ``str``.
 
         Args:
-            text: a method and its bits, as in ``uaq-4``.
+            text: a method and its bits, as in ``uaq-4``, and those of the layer's input, as in
+                ``uaq-4+a8``.
 
         Raises:
             ValueError: there is no such method, or it has no such bit width.
         """
-        if (match := _TEXT.fullmatch(text)) is None:
+        method, inputs = widths.parse(text)
+        if (match := _TEXT.fullmatch(method or "")) is None:
             raise ValueError(
                 f"wanted a method and its bits, as in uaq-4 or kmeans_c-3 (got {text!r})"
             )
-        return QuantMethod(match[1], int(match[2]))
+        return QuantMethod(match[1], int(match[2]), widths.FULL if inputs is None else inputs)
 
     def __str__(self) -> str:
-        return f"{self.name}-{self.bits}"
+        inputs = "" if self.inputs == widths.FULL else f"+a{self.inputs}"
+        return f"{self.name}-{self.bits}{inputs}"
 
     @property
     def is_full(self) -> bool:
-        """Whether it is full precision: nothing is quantized."""
-        return METHODS[self.name].table is None
+        """Whether nothing is quantized: neither the weight nor its layer's input."""
+        return METHODS[self.name].table is None and self.inputs == widths.FULL
+
+    @property
+    def of_weight(self) -> QuantMethod:
+        """The same without the layer's input: by this, values of a weight are fitted and stored."""
+        return self if self.inputs == widths.FULL else QuantMethod(self.name, self.bits)
 
     @property
     def group_size(self) -> int | None:
@@ -138,7 +155,8 @@ class QuantConfig:
 
     Attributes:
         denoiser: name of the model.
-        methods: by the weight's name; weights that are not named keep full precision.
+        methods: by the weight's name; weights that are not named keep full precision. Bits of
+            inputs that a method has go to ``inputs``.
         activations: bits of the inputs of all Linear and Conv layers, each token in a range of its
             own, while probabilities of attention get 8 bits from zero; None: they are not rounded.
         inputs: bits of the input of a weight's layer, by the weight's name; those that are not
@@ -170,8 +188,16 @@ class QuantConfig:
                 f"wanted configurations of {self.denoiser!r} in its bins of steps "
                 f"(got one of {min(others)!r})"
             )
-        object.__setattr__(self, "methods", dict(self.methods))
-        object.__setattr__(self, "inputs", dict(self.inputs))
+        rounded = {n: m.inputs for n, m in self.methods.items() if m.inputs != widths.FULL}
+        for name, bits in rounded.items():
+            if self.inputs.get(name, bits) != bits:
+                raise ValueError(
+                    f"{name!r} has its input in {bits} bits as {self.methods[name]}, and in "
+                    f"{self.inputs[name]} as one of the inputs: give one of both"
+                )
+        plain = {n: m.of_weight for n, m in self.methods.items()} if rounded else self.methods
+        object.__setattr__(self, "methods", dict(plain))
+        object.__setattr__(self, "inputs", {**self.inputs, **rounded})
         object.__setattr__(self, "digest", hashlib.sha256(canonical(self.to_json())).hexdigest())
 
     def __hash__(self) -> int:
@@ -200,6 +226,18 @@ class QuantConfig:
     def weights(self) -> set[str]:
         """Names of all weights of which it says something."""
         return {*self.methods, *self.inputs}.union(*(one.qconfig.weights for one in self.steps))
+
+    @property
+    def decisions(self) -> dict[str, QuantMethod]:
+        """Methods with the bits of their layers' inputs, by the weight's name."""
+        if not self.inputs:
+            return dict(self.methods)
+        return {
+            name: QuantMethod(method.name, method.bits, self.inputs[name])
+            if name in self.inputs
+            else method
+            for name, method in self.methods.items()
+        }
 
     @property
     def elsewhere(self) -> QuantConfig:
@@ -403,7 +441,8 @@ class Space:
         methods: all methods on offer for any weight, sorted.
 
     Raises:
-        ValueError: there is a weight without methods.
+        ValueError: there is a weight without methods, or a layer with a choice of widths for an
+            input that several weights read.
     """
 
     graph: Graph
@@ -419,6 +458,33 @@ class Space:
             )
         methods = {method for offered in self.options for method in offered}
         object.__setattr__(self, "methods", tuple(sorted(methods)))
+        if self.rounds_inputs:
+            self._require_one_width()
+
+    def _require_one_width(self) -> None:
+        """Refuse choices that would give one input two widths."""
+        parts: dict[str, list[str]] = {}
+        for weight, offered in zip(self.graph.weights, self.options, strict=True):
+            parts.setdefault(weight.parameter, []).append(weight.name)
+            num = len({method.inputs for method in offered})
+            if len(parts[weight.parameter]) > 1 and num > 1:
+                raise ValueError(
+                    f"{' and '.join(parts[weight.parameter])} read one input, which has one width "
+                    f"(got a choice of {num}): leave such weights whole, by space.splits='^$'"
+                )
+
+    @property
+    def rounds_inputs(self) -> bool:
+        """Whether it offers to round inputs of layers."""
+        return any(method.inputs != widths.FULL for method in self.methods)
+
+    @property
+    def of_weights(self) -> Space:
+        """The same space without bits of inputs: what is calibrated."""
+        if not self.rounds_inputs:
+            return self
+        options = (dict.fromkeys(m.of_weight for m in offered) for offered in self.options)
+        return Space(self.graph, tuple(map(tuple, options)), self.full_bits)
 
     @staticmethod
     def of(
@@ -482,7 +548,8 @@ class Space:
         """The configuration with one method for every weight.
 
         Where the method is not on offer, K-Means-A of the same bits takes its place (weighted, if
-        the method is), or else another method of the same bits.
+        the method is), or else another method of the same bits. Where its bits of inputs are not on
+        offer, the most that are take their place.
 
         Args:
             method: an object or its text form.
@@ -499,8 +566,15 @@ class Space:
                     f"no {requested.bits}-bit method is on offer for {weight.name!r} "
                     f"(offered: {', '.join(map(str, offered))})"
                 )
-            substitute = next((m for m in candidates if m == _fallback(requested)), candidates[0])
-            chosen[weight.name] = requested if requested in candidates else substitute
+            names = (_fallback(requested).name, requested.name)  # the worse first
+            chosen[weight.name] = max(
+                candidates,
+                key=lambda m: (
+                    names.index(m.name) if m.name in names else -1,
+                    m.inputs == requested.inputs,
+                    m.inputs,
+                ),
+            )
         return QuantConfig(self.graph.denoiser, chosen)
 
     def encode(self, qconfig: QuantConfig) -> np.ndarray:
@@ -521,19 +595,21 @@ class Space:
                 f"wanted a configuration of {self.graph.denoiser!r} "
                 f"(got one of {qconfig.denoiser!r})"
             )
-        if not qconfig.has_methods_alone:
+        if qconfig.activations is not None or qconfig.steps:
             raise OutsideSpace(
-                "a space has methods of weights alone, not bits of activations or bins of steps"
+                "a space has methods of weights and bits of their layers' inputs, not those of the "
+                "whole denoiser or bins of steps"
             )
         names = {weight.name for weight in self.graph.weights}
-        if unmatched := sorted(names ^ set(qconfig.methods)):
+        if unmatched := sorted(names ^ set(qconfig.methods) | set(qconfig.inputs) - names):
             raise OutsideSpace(
                 "configuration and space must name the same weights "
                 f"(only one of them has {unmatched[0]!r})"
             )
+        decisions = qconfig.decisions
         genes = np.empty(len(self.options), dtype=np.int64)
         for i, (weight, offered) in enumerate(zip(self.graph.weights, self.options, strict=True)):
-            method = qconfig.methods[weight.name]
+            method = decisions[weight.name]
             if method not in offered:
                 raise OutsideSpace(
                     f"{method} is not on offer for {weight.name!r} "
@@ -567,18 +643,21 @@ class SpaceSpec:
     Attributes:
         name: names the space's folders in the store.
         methods: text forms, see `Space.of`.
+        activations: bits of the inputs of layers, 2 to 8 and 16, each on offer with every method;
+            none: inputs are not rounded, but where a method says so.
         splits: regular expression; weights whose module path matches it stay split by their
             concatenated inputs.
         max_overhead: see `Space.of`.
 
     Raises:
-        ValueError: the name, the methods or the overhead are not allowed.
+        ValueError: the name, the methods, the activations or the overhead are not allowed.
     """
 
     name: str
     methods: Sequence[str]
     splits: str = ""
     max_overhead: float = 1.0
+    activations: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         require(0, max_overhead=self.max_overhead)
@@ -591,6 +670,10 @@ class SpaceSpec:
             raise ValueError(
                 f"wanted a list of methods, as in [uaq-3,uaq-4] (got {self.methods!r})"
             )
+        if isinstance(self.activations, int):
+            object.__setattr__(self, "activations", (self.activations,))
+        for bits in self.activations:
+            widths.check(bits)
 
     def of(self, graph: Graph, full_bits: int = 16) -> Space:
         """The space of a graph.
@@ -599,9 +682,12 @@ class SpaceSpec:
             graph: of the denoiser.
             full_bits: precision of the stored full-precision denoiser, 16 or 32.
         """
-        return Space.of(
-            merge_splits(graph, self.splits), self.methods, full_bits, self.max_overhead
-        )
+        methods = [
+            widths.text_of(str(method), bits)
+            for method in self.methods
+            for bits in (*dict.fromkeys(self.activations),) or (None,)
+        ]
+        return Space.of(merge_splits(graph, self.splits), methods, full_bits, self.max_overhead)
 
 
 def _affordable(
@@ -617,7 +703,7 @@ def _affordable(
 def _fallback(method: QuantMethod) -> QuantMethod:
     """The method that costs the least beside the codes."""
     name = "kmeans_a_w" if METHODS[method.name].is_weighted else "kmeans_a"
-    return QuantMethod(name, method.bits)
+    return QuantMethod(name, method.bits, method.inputs)
 
 
 def tilted(bits: np.ndarray, share: np.ndarray, values: np.ndarray, target: float) -> np.ndarray:

@@ -195,6 +195,7 @@ class TableFile(TypedDict):
         error: what the error column holds.
         fitted: see `MethodTable`.
         source: see `MethodTable`.
+        offered: methods of the space, if some of them have bits of inputs.
     """
 
     schema: str
@@ -205,6 +206,7 @@ class TableFile(TypedDict):
     error: NotRequired[str]
     fitted: NotRequired[str]
     source: NotRequired[str]
+    offered: NotRequired[list[str]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

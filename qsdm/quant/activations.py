@@ -154,11 +154,39 @@ def remove_rounding(module: nn.Module) -> None:
     Args:
         module: the denoiser.
     """
+    _remove(module, (RoundInput, _Enter, _Exit))
+
+
+def _remove(module: nn.Module, kinds: tuple[type, ...]) -> None:
     for layer in module.modules():
         for hooks in (layer._forward_pre_hooks, layer._forward_hooks):
-            for key in [k for k, h in hooks.items() if isinstance(h, RoundInput | _Enter | _Exit)]:
+            for key in [key for key, hook in hooks.items() if isinstance(hook, kinds)]:
                 del hooks[key]
                 layer._forward_hooks_always_called.pop(key, None)
+
+
+def switch_rounding(module: nn.Module, bits: Mapping[str, int], probabilities: bool) -> None:
+    """Let a module's layers round their inputs as one configuration says, not as another did.
+
+    Hooks of the module itself stay, once they are there: it may be switched within a call, of
+    whose hooks torch has made a list by then.
+
+    Args:
+        module: the denoiser.
+        bits: see `Rounding`.
+        probabilities: see `Rounding`.
+
+    Raises:
+        ValueError: see `Rounding`.
+    """
+    _remove(module, (RoundInput,))
+    Rounding(module, bits)
+    hooks = module._forward_pre_hooks.values()
+    mode = next((hook.mode for hook in hooks if isinstance(hook, _Enter)), None)
+    if probabilities and mode is None:
+        hooks_of(module, mode := Probabilities())
+    if mode is not None:
+        mode.is_on = probabilities
 
 
 @contextmanager

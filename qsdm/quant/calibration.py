@@ -32,6 +32,7 @@ from qsdm.store.provenance import provenance
 from qsdm.store.tensors import TensorFile, write_tensors
 from qsdm.text import Log, ignore
 
+ERRORS = ("relative", "weighted", "paper")
 _MAX_PENDING = 6  # weights that are being quantized, or wait, packed, to be written
 SAFETENSORS = {getattr(torch, name): code for code, name in DTYPES.items()}
 """Names of types in safetensors, by torch's types."""
@@ -53,7 +54,7 @@ def calibrate(
 
     Args:
         tensors: the denoiser's parameters by name.
-        space: the methods on offer for every weight.
+        space: the methods on offer for every weight; bits of inputs are left aside.
         path: the directory to write to; it is made if need be.
         log: called with the errors of each weight.
         error: which error all later stages read: ``relative``, defined alike for every method;
@@ -72,8 +73,9 @@ def calibrate(
             values of tied parameters differ.
         StoreError: a file cannot be written.
     """
-    if error not in ("relative", "weighted", "paper"):
-        raise ValueError(f"wanted the error 'relative', 'weighted' or 'paper' (got {error!r})")
+    require_error(error)
+    offered = {"offered": [str(m) for m in space.methods]} if space.rounds_inputs else {}
+    space = space.of_weights
     version = version_of(space, importances)
     weights, methods = space.graph.weights, space.methods
     errors, norms = (np.full((len(weights), len(methods)), np.nan) for _ in range(2))
@@ -136,6 +138,7 @@ def calibrate(
         "methods": [str(method) for method in methods],
         "fitted": fitted_digest,
         "source": source,
+        **offered,
     }
     write_tensors(
         path / TABLE,
@@ -143,6 +146,19 @@ def calibrate(
         about,
     )
     return table
+
+
+def require_error(error: str) -> None:
+    """Check the name of an error.
+
+    Args:
+        error: see `calibrate`.
+
+    Raises:
+        ValueError: there is no such error.
+    """
+    if error not in ERRORS:
+        raise ValueError(f"wanted the error 'relative', 'weighted' or 'paper' (got {error!r})")
 
 
 def version_of(space: Space, importances: Mapping[str, np.ndarray] | None) -> str:

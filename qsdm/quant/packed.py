@@ -3,7 +3,8 @@
 A layer keeps codes, scales and codebooks in their stored types, whatever `module.to(dtype)` says;
 that only decides the type to which its weight is decoded, anew at each use. A weight whose input
 channels have several methods (a split skip connection) is several `PackedWeight`, side by side
-along the input channels.
+along the input channels. A layer whose weight changes with the sampler's steps holds the parts of
+all its versions, each once, and computes with one version at a time.
 """
 
 from __future__ import annotations
@@ -133,6 +134,8 @@ class PackedLayer(nn.Module):
     """Base of the packed layers, beside the class of torch that each replaces."""
 
     packed: nn.ModuleList
+    versions: tuple[tuple[int, ...], ...]  # numbers of the parts that make up each version
+    version: int  # in force
     like: torch.Tensor  # empty; the weight is decoded to its type and device
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
@@ -142,12 +145,19 @@ class PackedLayer(nn.Module):
         return next(plain for plain, packed in PACKED.items() if packed is cls)(*args, **kwargs)
 
     @classmethod
-    def of(cls, layer: Any, parts: Iterable[PackedWeight]) -> Any:
+    def of(
+        cls,
+        layer: Any,
+        parts: Iterable[PackedWeight],
+        versions: tuple[tuple[int, ...], ...] = (),
+    ) -> Any:
         """Replace the weight of a layer.
 
         Args:
             layer: of torch's class; its bias, hooks and options are taken over.
-            parts: the packed weight, in parts along the input channels.
+            parts: the packed weight, in parts along the input channels, of all versions.
+            versions: numbers of the parts of each version, in order of their input channels; none
+                for the one that all parts make up.
 
         Returns:
             A layer of this class.
@@ -164,6 +174,8 @@ class PackedLayer(nn.Module):
         like = torch.empty(0, dtype=layer.weight.dtype, device=device)
         packed.register_buffer("like", like, persistent=False)
         packed.packed = nn.ModuleList(parts)
+        packed.versions = versions or (tuple(range(len(packed.packed))),)
+        packed.version = 0
         return packed
 
     @property
@@ -175,9 +187,15 @@ class PackedLayer(nn.Module):
     def compute_dtype(self, dtype: torch.dtype) -> None:
         self.like = self.like.to(dtype)
 
+    @property
+    def is_stepped(self) -> bool:
+        """Whether the weight has several versions, for several bins of steps."""
+        return len(self.versions) > 1
+
     def decoded(self) -> torch.Tensor:
-        """The values of the weight, ``[out, in, *kernel]`` in `compute_dtype`."""
-        values = [part(self.compute_dtype) for part in self.packed]
+        """The values of the version in force, ``[out, in, *kernel]`` in `compute_dtype`."""
+        parts = [self.packed[number] for number in self.versions[self.version]]
+        values = [part(self.compute_dtype) for part in parts]
         return values[0] if len(values) == 1 else torch.cat(values, 1)
 
     @property
@@ -197,10 +215,9 @@ class PackedLayer(nn.Module):
         kind = next(plain for plain, packed in PACKED.items() if packed is type(self))
         layer = kind.__new__(kind)
         nn.Module.__init__(layer)
-        registries = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
-        layer.__dict__.update(
-            {key: value for key, value in vars(self).items() if key not in registries}
-        )
+        own = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
+        own |= {"versions", "version"}
+        layer.__dict__.update({key: value for key, value in vars(self).items() if key not in own})
         layer._parameters.update(weight=weight, bias=self._parameters["bias"])
         return layer
 

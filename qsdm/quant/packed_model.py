@@ -15,7 +15,7 @@ from qsdm.qconfig import OutsideSpace, QuantConfig, QuantMethod, input_bits
 from qsdm.quant.activations import Rounding, remove_rounding
 from qsdm.quant.fitting import fit
 from qsdm.quant.packed import PACKED, PackedLayer, PackedWeight
-from qsdm.quant.packed_state import stored_state, values_of_part
+from qsdm.quant.packed_state import require_one_version, stored_state, values_of_part
 from qsdm.quant.quantized import Quantized
 from qsdm.quant.swap import sliced
 
@@ -41,6 +41,8 @@ class Slice:
 def slices(graph: Graph, qconfig: QuantConfig, full_bits: int = 16) -> list[Slice]:
     """The slices of all parameters that a configuration quantizes, in order of input channels.
 
+    A weight that has several methods, in several bins of steps, has a slice of each.
+
     Args:
         graph: of the denoiser.
         qconfig: the configuration.
@@ -48,24 +50,59 @@ def slices(graph: Graph, qconfig: QuantConfig, full_bits: int = 16) -> list[Slic
 
     Raises:
         OutsideSpace: the configuration names a weight that the graph lacks.
-        ValueError: it has bins of steps.
     """
-    if qconfig.steps:
-        raise ValueError(
-            "a packed layer holds one version of its weight, for all steps (got a configuration "
-            f"with the bins {', '.join(map(str, qconfig.steps))}): remove its steps"
-        )
-    if unknown := set(qconfig.methods) - {weight.name for weight in graph.weights}:
+    if unknown := qconfig.weights - {weight.name for weight in graph.weights}:
         raise OutsideSpace(f"the graph of {graph.denoiser!r} has no weight {min(unknown)!r}")
     full = QuantMethod("fp", full_bits)
-    methods = {weight.name: qconfig.methods.get(weight.name, full) for weight in graph.weights}
-    changed = {weight.parameter for weight in graph.weights if not methods[weight.name].is_full}
+    methods = {
+        weight.name: sorted({part.methods.get(weight.name, full) for _, part in qconfig.parts})
+        for weight in graph.weights
+    }
+    changed = {
+        weight.parameter
+        for weight in graph.weights
+        if not all(method.is_full for method in methods[weight.name])
+    }
     plan = [
-        Slice(weight, methods[weight.name])
+        Slice(weight, method)
         for weight in graph.weights
         if weight.parameter in changed
+        for method in methods[weight.name]
     ]
     return sorted(plan, key=lambda piece: piece.weight.start)
+
+
+def versions(
+    plan: Iterable[Slice], qconfig: QuantConfig, full_bits: int = 16
+) -> dict[str, tuple[tuple[int, ...], ...]]:
+    """Which slices of a parameter make up its weight in each part of a configuration's steps.
+
+    Args:
+        plan: see `slices`.
+        qconfig: with bins of steps.
+        full_bits: see `slices`.
+
+    Returns:
+        By the parameter's name, for each of ``qconfig.parts`` the numbers of the slices among those
+        of this parameter; parameters that are the same in all parts are not named.
+    """
+    pieces: dict[str, list[Slice]] = {}
+    for piece in plan:
+        for name in piece.parameters:
+            pieces.setdefault(name, []).append(piece)
+    full, parts = QuantMethod("fp", full_bits), [part for _, part in qconfig.parts]
+    numbers = {
+        name: tuple(
+            tuple(
+                number
+                for number, piece in enumerate(own)
+                if part.methods.get(piece.weight.name, full) == piece.method
+            )
+            for part in parts
+        )
+        for name, own in pieces.items()
+    }
+    return {name: own for name, own in numbers.items() if len(set(own)) > 1}
 
 
 def pack(
@@ -93,8 +130,15 @@ def pack(
 
     Raises:
         OutsideSpace: the configuration names a weight that the graph lacks.
-        ValueError: the module is not the graph's, or a layer's class has no packed form.
+        ValueError: the module is not the graph's, a layer's class has no packed form, or the
+            configuration has bins of steps.
     """
+    if qconfig.steps:
+        raise ValueError(
+            "wanted one configuration for all steps to pack in memory (got the bins "
+            f"{', '.join(map(str, qconfig.steps))}): save_quantized writes them, and "
+            "load_quantized applies them"
+        )
     plan, rounded = slices(graph, qconfig, full_bits), input_bits(graph, qconfig)
     fitted: dict[str, Quantized] = {}
     for piece in plan:
@@ -120,7 +164,10 @@ def _refuse_to_save(*_: Any, **__: Any) -> None:
 
 
 def replace_layers(
-    module: nn.Module, plan: Iterable[Slice], build: Callable[[Slice], PackedWeight]
+    module: nn.Module,
+    plan: Iterable[Slice],
+    build: Callable[[Slice], PackedWeight],
+    stepped: Mapping[str, tuple[tuple[int, ...], ...]] = {},
 ) -> None:
     """Replace the layers whose parameters a plan names, wherever they occur in a module.
 
@@ -128,11 +175,13 @@ def replace_layers(
         module: the denoiser, changed in place.
         plan: see `slices`.
         build: makes the packed weight of a slice.
+        stepped: see `versions`; the first version is in force.
 
     Raises:
         ValueError: the module is not the traced denoiser, or a layer's class has no packed form.
     """
     parts: dict[int, list[PackedWeight]] = {}
+    numbers: dict[int, tuple[tuple[int, ...], ...]] = {}
     for piece in plan:
         try:  # tied names may mean one parameter, which is packed once
             owners = {id(module.get_parameter(name)) for name in piece.parameters}
@@ -140,9 +189,11 @@ def replace_layers(
             raise ValueError(f"{error}: the module is not the traced denoiser") from error
         for owner in owners:
             parts.setdefault(owner, []).append(build(piece))
+            numbers[owner] = stepped.get(piece.weight.parameter, ())
     packed: dict[int, nn.Module] = {}
     for parent, name, layer in list(_children(module)):
-        if (own := parts.get(id(layer._parameters.get("weight")))) is None:
+        owner = id(layer._parameters.get("weight"))
+        if (own := parts.get(owner)) is None:
             continue
         if id(layer) not in packed:
             if type(layer) not in PACKED:
@@ -151,12 +202,14 @@ def replace_layers(
                     "leave it at full precision"
                 )
             shape = tuple(layer.get_parameter("weight").shape)
-            if sum(part.shape[1] for part in own) != shape[1] or own[0].shape[0] != shape[0]:
+            choices = numbers[owner] or (range(len(own)),)
+            widths = {sum(own[number].shape[1] for number in choice) for choice in choices}
+            if widths != {shape[1]} or own[0].shape[0] != shape[0]:
                 raise ValueError(
                     f"wanted slices of {shape} for {name!r} (got {[part.shape for part in own]}): "
                     "the module is not the traced denoiser"
                 )
-            packed[id(layer)] = PACKED[type(layer)].of(layer, own)
+            packed[id(layer)] = PACKED[type(layer)].of(layer, own, numbers[owner])
         parent._modules[name] = packed[id(layer)]
     for part in module.modules():
         if any(isinstance(layer, PackedLayer) for layer in part.modules()):
@@ -196,7 +249,11 @@ def unpack(module: nn.Module) -> nn.Module:
 
     Returns:
         ``module``.
+
+    Raises:
+        ValueError: weights change with the sampler's steps.
     """
+    require_one_version(module)
     remove_rounding(module)
     weights: dict[tuple[int, ...], nn.Parameter] = {}  # what was tied stays tied
     plain: dict[int, nn.Module] = {}

@@ -69,8 +69,12 @@ def values_of_part(
 
     So ``ControlNetModel.from_unet`` and others get what they copy, even those that pass
     ``strict=False`` and would otherwise silently keep random weights.
+
+    Raises:
+        ValueError: weights change with the sampler's steps.
     """
     if not prefix:
+        require_one_version(module)
         for name, layer in _packed_layers(module):
             path = f"{name}." if name else ""
             for part, _ in layer.packed.named_buffers():
@@ -82,3 +86,21 @@ def _packed_layers(module: nn.Module | None) -> Iterator[tuple[str, PackedLayer]
     for name, layer in module.named_modules(remove_duplicate=False) if module else ():
         if isinstance(layer, PackedLayer):
             yield name, layer
+
+
+def require_one_version(module: nn.Module) -> None:
+    """Refuse to turn weights that change with the sampler's steps into plain ones.
+
+    Args:
+        module: a denoiser, or a part of it.
+
+    Raises:
+        ValueError: it has such weights.
+    """
+    for name, layer in _packed_layers(module):
+        if layer.is_stepped:
+            raise ValueError(
+                f"the weight of {name!r} has {len(layer.versions)} versions, for bins of the "
+                "sampler's steps, and a plain layer holds one: save a configuration without bins, "
+                "and load that"
+            )

@@ -10,7 +10,7 @@ from torch import nn
 
 from qsdm.graph import Graph, Weight
 from qsdm.qconfig import QuantConfig, QuantMethod, input_bits
-from qsdm.quant.activations import Probabilities, Rounding, hooks_of
+from qsdm.quant.activations import switch_rounding
 
 Dequantize = Callable[[str, QuantMethod, torch.Tensor], torch.Tensor]
 """(weight's name, method, where they go) => its values, written there in that tensor's type."""
@@ -65,9 +65,7 @@ class Switch:
             weight.name for weight in graph.weights
         )
         self._module = module
-        self._rounding: Rounding | None = None
-        self._rounded: dict[str, int] = {}
-        self._probabilities: Probabilities | None = None
+        self._rounded: tuple[dict[str, int], bool] = ({}, False)
 
     @torch.no_grad()
     def to(self, qconfig: QuantConfig) -> int:
@@ -88,7 +86,10 @@ class Switch:
                 "a configuration with bins of steps needs a sampler, whose step says what applies "
                 f"(got {', '.join(map(str, qconfig.steps))}): draw pictures with it"
             )
-        self._round(input_bits(self.graph, qconfig), qconfig.activations is not None)
+        rounded = input_bits(self.graph, qconfig), qconfig.activations is not None
+        if rounded != self._rounded:
+            switch_rounding(self._module, *rounded)
+            self._rounded = rounded
         num_changed = 0
         for weight in self.graph.weights:
             method = qconfig.methods.get(weight.name)
@@ -98,22 +99,6 @@ class Switch:
             self._current[weight.name] = method
             num_changed += 1
         return num_changed
-
-    def _round(self, bits: dict[str, int], probabilities: bool) -> None:
-        # Hooks of the whole module stay, once there: they may be switched within a call, of whose
-        # hooks torch has made a list by then.
-        if probabilities and self._probabilities is None:
-            self._probabilities = Probabilities()
-            hooks_of(self._module, self._probabilities)
-        if self._probabilities is not None:
-            self._probabilities.is_on = probabilities
-        if self._rounded == bits:
-            return
-        if self._rounding is not None:
-            self._rounding.remove()
-        self._rounding, self._rounded = None, {}
-        if bits:
-            self._rounding, self._rounded = Rounding(self._module, bits), bits
 
     def restore(self) -> int:
         """Set everything to full precision, and return how many weights changed."""

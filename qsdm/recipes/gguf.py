@@ -173,7 +173,7 @@ def read(graph: Graph, text: str, default: QuantMethod, loader: Loader | None = 
         >>> mlp = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64))
         >>> graph = trace(mlp, {"input": torch.zeros(1, 64)}, "mlp")
         >>> gguf.read(graph, "^1=q4_1", QuantMethod.parse("fp-16")).qconfig.methods
-        {'1': QuantMethod(name='uaq_g32', bits=4)}
+        {'1': QuantMethod(name='uaq_g32', bits=4, inputs=16)}
     """
     rules = list(parse(text))
     matched = set[str]()

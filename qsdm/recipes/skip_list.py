@@ -141,7 +141,7 @@ def read(
         >>> mlp = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64))
         >>> graph = trace(mlp, {"input": torch.zeros(1, 64)}, "mlp")
         >>> skip_list.read(graph, ["0"], QuantMethod.parse("uaq-4")).qconfig.methods
-        {'1': QuantMethod(name='uaq', bits=4)}
+        {'1': QuantMethod(name='uaq', bits=4, inputs=16)}
     """
     config = {"modules_to_not_convert": data} if isinstance(data, list) else data
     skipped = [entry for key in KEYS for entry in strings(config, key)]

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from qsdm.graph import Graph, Weight
 from qsdm.qconfig import QuantMethod
+from qsdm.qconfig.activations import FULL
 from qsdm.recipes import Layer, gguf, layers, sdnq, torchao
 
 TARGETS: dict[str, Callable[[Layer, QuantMethod], bool]] = {
@@ -43,4 +44,5 @@ def held_by(target: str | None, graph: Graph) -> Callable[[Weight, QuantMethod],
         return None
     can_hold = TARGETS[target]
     owner = {weight.name: layer for layer in layers(graph) for weight in layer.weights}
-    return lambda weight, method: can_hold(owner[weight.name], method)
+    # Engines round inputs by rules of their own, if they do.
+    return lambda weight, method: method.inputs == FULL and can_hold(owner[weight.name], method)

@@ -145,7 +145,7 @@ def read(store: Store, space: str = "traced", full_bits: int = 16) -> Results:
         front=front,
         summary=_optional(store, SUMMARY, "summary.json"),
         steps=_optional(store, STEPS, STEPS_FILE),
-        chosen=None if chosen is None else {k: str(m) for k, m in chosen.methods.items()},
+        chosen=None if chosen is None else {k: str(m) for k, m in chosen.decisions.items()},
         pictures={path.stem: path.read_bytes() for path in pictures},
         protocol=labels.protocol.to_json() if labels else None,
         versions={name: version for o in outcomes for name, version in sorted(o.versions.items())},
@@ -224,10 +224,12 @@ def calibrated_space(store: Store, graph: Graph, name: str, full_bits: int) -> S
     if errors is None or errors.shape != shape:
         raise StoreError(f"{path} holds no errors of weights: run python -m qsdm.calibrate again")
     methods = [QuantMethod.parse(text) for text in header["methods"]]
-    offered = {
-        weight: tuple(sorted(compress(methods, row), key=lambda method: method.bits))
-        for weight, row in zip(header["weights"], ~np.isnan(errors), strict=True)
-    }
+    every = [QuantMethod.parse(text) for text in header.get("offered", header["methods"])]
+    offered = {}
+    for weight, row in zip(header["weights"], ~np.isnan(errors), strict=True):
+        own_methods = set(compress(methods, row))
+        on_offer = [method for method in every if method.of_weight in own_methods]
+        offered[weight] = tuple(sorted(on_offer, key=lambda method: method.bits))
     # The space may have merged what the graph splits.
     split = sorted({weight.partition("#")[0] for weight in offered if "#" in weight})
     kept = "|".join(f"^{re.escape(module)}$" for module in split) or r"\A\b\Z"

@@ -96,7 +96,7 @@ class StandIns:
         counts: Counter[str] = Counter()
         rows = []
         for i, weight in enumerate(self.encoding.space.graph.weights):
-            row, sentence = self.row(i, qconfig.methods.get(weight.name))
+            row, sentence = self.row(i, qconfig.decisions.get(weight.name))
             rows.append(row)
             counts[sentence] += bool(sentence)
         return np.array(rows, dtype=np.float32), +counts

@@ -144,7 +144,7 @@ def cards(evidence: Evidence, names: Sequence[str]) -> list[Card]:
     result = []
     for name in names:
         node = evidence.space.graph.node_of(name)
-        weight, method = _weight(evidence.space, name), evidence.qconfig.methods[name]
+        weight, method = _weight(evidence.space, name), evidence.qconfig.decisions[name]
         full_bits = evidence.space.full_bits
         own = _bytes(method, weight, full_bits)
         card: Card = {
@@ -226,7 +226,7 @@ def swapped(qconfig: QuantConfig, name: str, method: QuantMethod) -> QuantConfig
     Returns:
         Another configuration.
     """
-    methods = dict(qconfig.methods) | {name: method}
+    methods = qconfig.decisions | {name: method}
     if method.is_full:
         del methods[name]
     return QuantConfig(qconfig.denoiser, methods)
@@ -239,11 +239,12 @@ def _swaps(evidence: Evidence, names: Sequence[str]) -> dict[str, list[Swap]]:
     base = encoding.columns_of(space.encode(evidence.qconfig)[None])[0]
     column = {method: i for i, method in enumerate(encoding.methods)}
     full = QuantMethod("fp", space.full_bits)
+    chosen = evidence.qconfig.decisions
     others = [
         (name, method)
         for name in names
         for method in (*space.options[rows[name]], full)
-        if method != evidence.qconfig.methods[name]
+        if method != chosen[name]
     ]
     columns = np.repeat(base[None], len(others) + 1, axis=0)
     for row, (name, method) in zip(columns[1:], others, strict=True):

@@ -157,7 +157,7 @@ def scores_of(
     """
     rows = {weight.name: i for i, weight in enumerate(space.graph.weights)}
     columns = {method: i for i, method in enumerate(space.methods)}
-    chosen = list(qconfig.methods.items())
+    chosen = list(qconfig.decisions.items())
     scores = {
         ATTRIBUTION: np.array([sensitivity.score(name, method) or 0.0 for name, method in chosen])
     }
@@ -196,7 +196,7 @@ def along(qconfig: QuantConfig, way: Way, counts: np.ndarray) -> list[QuantConfi
     """
     restored = [set(way.weights[:count]) for count in counts.tolist()]
     return [
-        QuantConfig(qconfig.denoiser, {n: m for n, m in qconfig.methods.items() if n not in done})
+        QuantConfig(qconfig.denoiser, {n: m for n, m in qconfig.decisions.items() if n not in done})
         for done in restored
     ]
 

@@ -230,7 +230,7 @@ def of_graph(graph: Graph, qconfig: QuantConfig) -> QuantConfig:
         RecipeError: the weights have other names.
     """
     own = {weight.name for weight in graph.weights}
-    renamed = QuantConfig(graph.denoiser, qconfig.methods)
+    renamed = QuantConfig(graph.denoiser, qconfig.methods, qconfig.activations, qconfig.inputs)
     check(graph, renamed if set(qconfig.methods) <= own else qconfig)
     return renamed
 

@@ -123,7 +123,7 @@ class Problem:
         row = {name: i for i, name in enumerate(table.weights)}
         error = np.full(sizes_of(space)[1].shape, np.inf)
         for i, (weight, offered) in enumerate(zip(space.graph.weights, space.options, strict=True)):
-            for o, method in enumerate(offered):
+            for o, method in enumerate(m.of_weight for m in offered):
                 in_table = weight.name in row and method in column
                 error[i, o] = (
                     table.rel_error[row[weight.name], column[method]] if in_table else np.nan

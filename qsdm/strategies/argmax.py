@@ -101,7 +101,8 @@ def settings_of(problem: Problem) -> list[Block]:
             for w in weights:
                 offered = space.options[w]
                 near = sorted(
-                    (abs(o.bits - method.bits), o != method, i) for i, o in enumerate(offered)
+                    (abs(o.bits - method.bits), o.inputs != method.inputs, o != method, i)
+                    for i, o in enumerate(offered)
                 )
                 row.append(near[0][-1])
             rows.add(tuple(row))

@@ -24,7 +24,8 @@ from qsdm.store.files import warn_once
 from qsdm.strategies import sizes_of
 from qsdm.text import require
 
-BUDGETS = ("size_bytes", "avg_bits")
+BUDGETS = ("size_bytes", "avg_bits", "tera_bops")
+DEFAULT_BITS = 3.5  # the budget of bytes, where none is given
 Holds = Callable[[Weight, QuantMethod], bool]
 """Whether an engine can hold a weight under a method."""
 
@@ -40,6 +41,7 @@ class Constraints:
     Attributes:
         size_bytes: the most bytes of the quantizable weights; None for no limit.
         avg_bits: the most bits per quantizable value, overhead included; None for no limit.
+        tera_bops: the most bit operations of a forward, in 10^12; None for no limit.
         limit: worst allowed value by metric.
         pin: method by name of a weight, or by pattern (``*.to_q``).
         forbid: methods that no weight may have: ``uaq-3``, or ``uaq`` for all its bits.
@@ -49,6 +51,7 @@ class Constraints:
 
     size_bytes: float | None = None
     avg_bits: float | None = None
+    tera_bops: float | None = None
     limit: Mapping[str, float] = field(default_factory=dict)
     pin: Mapping[str, str] = field(default_factory=dict)
     forbid: tuple[str, ...] = ()
@@ -67,7 +70,7 @@ class Constraints:
         """Read the values of a command's keys.
 
         Args:
-            budget: ``size_bytes``, ``avg_bits``, or both.
+            budget: ``size_bytes``, ``avg_bits`` and ``tera_bops``, or some of them.
             limit: worst allowed value by metric.
             pin: method by weight or pattern; or texts ``WEIGHT=METHOD``.
             forbid: methods, with or without bits.
@@ -84,11 +87,14 @@ class Constraints:
         for name, value in given.items():
             if name not in BUDGETS:
                 raise ValueError(
-                    f"no budget.{name}: give budget.size_bytes=BYTES or budget.avg_bits=BITS"
+                    f"no budget.{name}: give budget.size_bytes=BYTES, budget.avg_bits=BITS or "
+                    "budget.tera_bops=OPERATIONS"
                 )
-            least = 1
-            if not _is_number(value) or value < least:
-                raise ValueError(f"wanted budget.{name} of at least {least} (got {value!r})")
+            if name == "tera_bops":  # of a small denoiser they are few
+                if not _is_number(value) or value <= 0:
+                    raise ValueError(f"wanted a positive budget.{name} (got {value!r})")
+            elif not _is_number(value) or value < 1:
+                raise ValueError(f"wanted budget.{name} of at least 1 (got {value!r})")
         for name, value in (limit or {}).items():
             if not _is_number(value):
                 raise ValueError(f"limit.{name}: wanted a finite number (got {value!r})")
@@ -100,6 +106,7 @@ class Constraints:
         return Constraints(
             given.get("size_bytes"),
             given.get("avg_bits"),
+            given.get("tera_bops"),
             dict(limit or {}),
             pins,
             methods,
@@ -119,7 +126,7 @@ class Constraints:
     @property
     def budget_text(self) -> str:
         """The budget as it was given, as ``budget.avg_bits=3.5``; empty without one."""
-        given = {"size_bytes": self.size_bytes, "avg_bits": self.avg_bits}
+        given = {name: getattr(self, name) for name in BUDGETS}
         return ", ".join(f"budget.{k}={v:g}" for k, v in given.items() if v is not None)
 
     def restrict(self, space: Space, holds: Holds | None = None) -> Restriction:
@@ -137,7 +144,7 @@ class Constraints:
             ValueError: a pin matches no weight, or a forbidden method is not on offer.
         """
         for text in self.forbid:
-            if not any(text in (method.name, str(method)) for method in space.methods):
+            if not any(text in _names(method) for method in space.methods):
                 raise ValueError(
                     f"forbid: the space offers no {text!r} "
                     f"(it offers {', '.join(map(str, space.methods))})"
@@ -149,7 +156,7 @@ class Constraints:
                 i
                 for i, method in enumerate(offered)
                 if pinned.get(weight.name, method) == method
-                and not {method.name, str(method)} & set(self.forbid)
+                and not _names(method) & set(self.forbid)
                 and (holds is None or holds(weight, method))
             ]
             if not left:
@@ -174,6 +181,11 @@ class Constraints:
             raise Infeasible(
                 f"{self.budget_text} cannot be met: configurations reach from {8 * low / num:.3f} "
                 f"to {8 * high / num:.3f} bits, {low:,} to {high:,} bytes"
+            )
+        if self.tera_bops is not None and (least := BitOperations.of(space).least) > self.tera_bops:
+            raise Infeasible(
+                f"budget.tera_bops={self.tera_bops:g} cannot be met: configurations need "
+                f"{least:.4g} at least"
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -206,6 +218,52 @@ class Constraints:
             )
         why = ["pin"] * bool(pinned) + ["forbid"] * bool(self.forbid) + ["target"] * bool(holds)
         return f"{' and '.join(why)} leave {weight.name!r} no method (offered: {methods})"
+
+
+def _names(method: QuantMethod) -> set[str]:
+    """What forbids a method: its name, with or without its bits and those of inputs."""
+    return {method.name, str(method.of_weight), str(method)}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BitOperations:
+    """The bit operations of configurations, as a metric that a search can limit.
+
+    Attributes:
+        options: float64 [W, O], in 10^12, of each weight's layers under each of its options;
+            infinite beyond a weight's options.
+    """
+
+    options: np.ndarray
+    name: str = "tera_bops"
+    sign: int = -1
+
+    @staticmethod
+    def of(space: Space) -> BitOperations:
+        """Tabulate the operations of a space.
+
+        Args:
+            space: W weights and the methods on offer for each.
+        """
+        macs = dict.fromkeys((weight.name for weight in space.graph.weights), 0)
+        for node in space.graph.nodes:
+            if node.weight is not None:
+                macs[node.weight.name] += node.macs
+        options = np.full((len(space.options), max(map(len, space.options))), np.inf)
+        for row, (name, offered) in zip(
+            options, zip(macs, space.options, strict=True), strict=True
+        ):
+            row[: len(offered)] = [macs[name] * m.bits * m.inputs / 1e12 for m in offered]
+        return BitOperations(options)
+
+    def __call__(self, genes: np.ndarray) -> np.ndarray:
+        """Genes, int64 [B, W] => 10^12 bit operations, float64 [B]."""
+        return self.options[np.arange(len(self.options)), genes].sum(axis=1)
+
+    @property
+    def least(self) -> float:
+        """Of the configuration that needs the fewest."""
+        return float(self.options.min(axis=1).sum())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -300,6 +358,19 @@ def read_budget(
         warn_once(f"{key}={value:g} is now spelled budget.avg_bits={value:g}")
         result["avg_bits"] = value
     return result, evaluations
+
+
+def with_bytes(budget: Mapping[str, float] | None) -> dict[str, float]:
+    """Add the default to a budget that says nothing of bytes.
+
+    Args:
+        budget: by name.
+
+    Returns:
+        The budget.
+    """
+    given = dict(budget or {})
+    return given if {"size_bytes", "avg_bits"} & set(given) else {"avg_bits": DEFAULT_BITS} | given
 
 
 def reach(space: Space) -> tuple[int, int]:

@@ -228,7 +228,13 @@ def uniform_genes(space: Space) -> np.ndarray:
 
     def nearest(offered: tuple[QuantMethod, ...], method: QuantMethod) -> int:
         order = [
-            (abs(other.bits - method.bits), other != method, other.name != "kmeans_a", i)
+            (
+                abs(other.bits - method.bits),
+                other.inputs != method.inputs,
+                other != method,
+                other.name != "kmeans_a",
+                i,
+            )
             for i, other in enumerate(offered)
         ]
         return min(order)[-1]
@@ -263,8 +269,9 @@ def _unmet(archive: Archive) -> str:
         values = metric.sign * archive.metrics[fits, column]
         best = metric.sign * float(values.max(initial=-np.inf))
         if metric.sign * (best - limit) < 0:
+            kind = "budget" if metric.name == "tera_bops" else "limit"
             return (
-                f"limit.{metric.name}={limit:g} cannot be met within the budget: the best that is "
+                f"{kind}.{metric.name}={limit:g} cannot be met within the budget: the best that is "
                 f"predicted there is {best:.4g}; give a larger budget or another limit"
             )
     return "no configuration was found that keeps budget and limits: give larger ones"

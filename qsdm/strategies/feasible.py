@@ -39,7 +39,8 @@ def reachable(
         Infeasible: a weight has no option left.
         ValueError: a name does not exist.
     """
-    part = replace(constraints, size_bytes=None, avg_bits=None).restrict(space, holds)
+    whole = replace(constraints, size_bytes=None, avg_bits=None, tera_bops=None)
+    part = whole.restrict(space, holds)
     low, high = reach(part.space)
     num = space.graph.num_values
     lines = [

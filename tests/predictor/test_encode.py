@@ -7,6 +7,7 @@ import pytest
 from toy_unet import Toy
 
 from qsdm.predictor.encode import Encoding, encode
+from qsdm.qconfig import QuantMethod, Space
 from qsdm.qconfig.cost import MethodTable
 
 
@@ -42,6 +43,35 @@ def test_errors_of_decisions_are_those_of_the_table(toy: Toy, encoding: Encoding
     assert worse.digest != encoding.digest
     offered = encoding.columns[0][encoding.columns[0] >= 0]
     assert (worse.decisions[0, offered, 1] > encoding.decisions[0, offered, 1]).all()
+
+
+def test_bits_of_inputs_are_a_feature_of_their_own(toy: Toy, encoding: Encoding) -> None:
+    whole = [weight.name.count("#") == 0 for weight in toy.space.graph.weights]
+    options = tuple(
+        tuple(QuantMethod(m.name, m.bits, bits) for m in offered for bits in (16, 8, 6))
+        if alone
+        else offered
+        for offered, alone in zip(toy.space.options, whole, strict=True)
+    )
+    space = Space(toy.space.graph, options, toy.space.full_bits)
+    rounded = encode(space, toy.table)  # which knows nothing of inputs
+    assert rounded.digest != encoding.digest
+    assert rounded.decisions.shape[2] == encoding.decisions.shape[2] + 1
+    weight = whole.index(True)
+    for offered in toy.space.options[weight]:
+        rows = [
+            rounded.decisions[weight, rounded.methods.index(QuantMethod(m.name, m.bits, bits))]
+            for m in [offered]
+            for bits in (16, 8, 6)
+        ]
+        plain = encoding.decisions[weight, encoding.methods.index(offered)]
+        for row in rows:
+            np.testing.assert_array_equal(row[:-1], rows[0][:-1])
+        # Split weights have one width here, so that quantiles of errors differ a little.
+        np.testing.assert_allclose(rows[0][:-1], plain, rtol=0.02)
+        assert [row[-1] for row in rows] == [0, 8 * 2.0**-8, 8 * 2.0**-6]
+    genes = np.stack([space.encode(space.sample(np.random.default_rng(i))) for i in range(4)])
+    assert (rounded.one_hot(genes).sum(axis=2) == 1).all()
 
 
 def test_every_node_has_a_loop_and_edges_are_sorted_by_target(toy: Toy, encoding: Encoding) -> None:

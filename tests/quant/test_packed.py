@@ -130,7 +130,7 @@ def test_packed_layers_round_what_the_configuration_says(toy: Toy, x: torch.Tens
 
 def test_bins_of_steps_are_not_packed(toy: Toy) -> None:
     one = StepBin(0.8, 1, QuantConfig("toy", {}))
-    with pytest.raises(ValueError, match=r"holds one version of its weight.*0\.8 to 1"):
+    with pytest.raises(ValueError, match=r"one configuration for all steps.*0\.8 to 1"):
         pack(toy, GRAPH, QuantConfig("toy", MIXED.methods, steps=(one,)))
     assert isinstance(toy.a, nn.Linear)
 

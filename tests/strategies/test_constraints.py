@@ -8,15 +8,23 @@ import numpy as np
 import pytest
 
 from qsdm.graph import Graph, Node, Op, Weight
-from qsdm.qconfig import QuantMethod, Space
-from qsdm.qconfig.cost import avg_bits, size_bytes
+from qsdm.qconfig import QuantConfig, QuantMethod, Space, SpaceSpec
+from qsdm.qconfig.cost import avg_bits, size_bytes, tera_bops
 from qsdm.recipes.targets import TARGETS, held_by
 from qsdm.strategies import Problem
 from qsdm.strategies.archive import Archive, Goal
 from qsdm.strategies.choice import Tradeoff, choose
-from qsdm.strategies.constraints import Constraints, Infeasible, reach, read_budget
+from qsdm.strategies.constraints import (
+    BitOperations,
+    Constraints,
+    Infeasible,
+    reach,
+    read_budget,
+    with_bytes,
+)
 from qsdm.strategies.explorer import search_front, uniform_genes
 from qsdm.strategies.feasible import least_bytes, reachable
+from qsdm.strategies.greedy import Greedy
 from qsdm.strategies.random import Random
 
 METHODS = ["uaq-3", "uaq-4", "kmeans_c-3", "kmeans_a-3", "uaq_g64-4", "nf4_g64-4"]
@@ -112,7 +120,7 @@ def test_the_reachable_range_is_that_of_the_extreme_configurations() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"budget": {"bytes": 3}}, r"no budget\.bytes: give budget\.size_bytes=BYTES or budget"),
+        ({"budget": {"bytes": 3}}, r"no budget\.bytes: give budget\.size_bytes=BYTES, budget"),
         ({"budget": {"avg_bits": "3.5x"}}, r"budget\.avg_bits of at least 1 \(got '3\.5x'\)"),
         ({"budget": {"size_bytes": -1}}, r"budget\.size_bytes of at least 1 \(got -1\)"),
         ({"budget": {"avg_bits": float("nan")}}, r"budget\.avg_bits"),
@@ -196,6 +204,47 @@ def test_every_point_keeps_budget_and_limits_and_says_what_is_predicted() -> Non
     goal = Goal((distance,), (), {"distance": 1e-9}, max_bytes)
     with pytest.raises(Infeasible, match=r"limit\.distance=1e-09 cannot be met .* predicted there"):
         search_front(quality(of), of, Random(50), goal=goal, evaluations=100)
+
+
+def test_bit_operations_are_a_budget_of_their_own() -> None:
+    """Inputs cost no bytes, and the path along bytes alone would never round them."""
+    weights = [Weight(f"w{i}", f"w{i}.weight", (32, 512)) for i in range(6)]
+    nodes = [Node(w.name, Op.LINEAR, weight=w, macs=10**9 * (i + 1)) for i, w in enumerate(weights)]
+    graph = Graph("chain", tuple(nodes), ())
+    space = SpaceSpec("rounded", ["uaq-3", "uaq-4"], activations=[16, 8, 6]).of(graph)
+    operations = BitOperations.of(space)
+    genes = np.random.default_rng(0).integers(0, 6, (50, 6))
+    measured = [tera_bops(graph, space.decode(row)) for row in genes]
+    np.testing.assert_allclose(operations(genes), measured)
+    assert operations.least == tera_bops(graph, space.uniform("uaq-3+a6"))
+    rng = np.random.default_rng(0)
+    error = np.stack([[4.0**-m.bits * rng.uniform(0.5, 2) for m in o] for o in space.options])
+    harm = error + np.array([[4.0**-m.inputs for m in o] for o in space.options])
+
+    def predict(genes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return -1e3 * harm[np.arange(6), genes].sum(axis=1), np.zeros(len(genes))
+
+    most = float(np.median(measured))
+    assert Constraints.of({"tera_bops": most}).restrict(space).space == space
+    goal = Goal((operations,), (), {"tera_bops": most})
+    front = search_front(predict, Problem(space, error), Greedy(), goal=goal, evaluations=2000)
+    chosen = [QuantConfig.from_json(point["qconfig"]) for point in front["points"]]
+    assert all(tera_bops(graph, qconfig) <= most for qconfig in chosen)
+    best = max(point["predicted"] for point in front["points"])
+    every = np.stack(np.meshgrid(*map(np.arange, [6] * 6)), axis=-1).reshape(-1, 6)
+    exact = predict(every[operations(every) <= most])[0].max()
+    assert best >= 1.02 * exact  # both are negative: 2 % more harm at most
+    assert len({tuple(sorted(set(qconfig.inputs.values()))) for qconfig in chosen}) > 1
+    little = {"tera_bops": 0.9 * operations.least}
+    with pytest.raises(Infeasible, match=r"budget\.tera_bops=0\.\d+ cannot be met: .* at least"):
+        Constraints.of(little).restrict(space)
+    with pytest.raises(ValueError, match=r"wanted a positive budget\.tera_bops \(got 0\)"):
+        Constraints.of({"tera_bops": 0})
+    assert with_bytes(little) == {"avg_bits": 3.5, **little}
+    forbidden = Constraints.of(forbid=["uaq-4", "uaq-3+a6"]).restrict(space).space
+    assert {str(m) for m in forbidden.methods} == {"uaq-3", "uaq-3+a8"}
+    held = held_by("torchao", graph)
+    assert {m.inputs for m in Constraints().restrict(space, held).space.methods} == {16}
 
 
 def test_the_least_bytes_of_a_limit_are_those_of_the_smallest_that_keeps_it() -> None:

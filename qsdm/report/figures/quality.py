@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qsdm.qconfig import QuantMethod
 from qsdm.report.figures.canvas import (
     FONT_PT,
     INK,
@@ -251,10 +252,10 @@ def mix(results: Results, width: float = WIDTH_IN) -> Figure:
 def _colors(methods: Mapping[str, object]) -> dict[str, str]:
     """A color for each method, shades of one for methods of the same bits, few bits first."""
     colors: dict[str, str] = {}
-    for method in sorted(methods, key=lambda name: (int(name.split("-")[1]), name)):
-        bits = int(method.split("-")[1])
-        shades = SHADES.get(bits, (PALETTE["random"],))
-        same = sum(int(other.split("-")[1]) == bits for other in colors)
+    widths = {name: QuantMethod.parse(name).bits for name in methods}
+    for method in sorted(methods, key=lambda name: (widths[name], name)):
+        shades = SHADES.get(widths[method], (PALETTE["random"],))
+        same = sum(widths[other] == widths[method] for other in colors)
         colors[method] = shades[same % len(shades)]
     return colors
 
