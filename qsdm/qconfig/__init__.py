@@ -463,14 +463,16 @@ class Space:
 
     def _require_one_width(self) -> None:
         """Refuse choices that would give one input two widths."""
-        parts: dict[str, list[str]] = {}
+        names: dict[str, list[str]] = {}
+        offers: dict[str, set[int]] = {}
         for weight, offered in zip(self.graph.weights, self.options, strict=True):
-            parts.setdefault(weight.parameter, []).append(weight.name)
-            num = len({method.inputs for method in offered})
-            if len(parts[weight.parameter]) > 1 and num > 1:
+            names.setdefault(weight.parameter, []).append(weight.name)
+            offers.setdefault(weight.parameter, set()).update(m.inputs for m in offered)
+        for parameter, parts in names.items():
+            if len(parts) > 1 and (num := len(offers[parameter])) > 1:
                 raise ValueError(
-                    f"{' and '.join(parts[weight.parameter])} read one input, which has one width "
-                    f"(got a choice of {num}): leave such weights whole, by space.splits='^$'"
+                    f"{' and '.join(parts)} read one input, which has one width (got a choice of "
+                    f"{num}): leave such weights whole, by space.splits='^$'"
                 )
 
     @property
