@@ -34,8 +34,7 @@ from qsdm.denoisers import weights_digest
 from qsdm.engine.kept import kept
 from qsdm.graph import canonical
 from qsdm.outcome import Objective, require_measured
-from qsdm.predictor.probes import is_probe
-from qsdm.probing import require_fidelity
+from qsdm.predictor.probes import is_probe, require_fidelity
 from qsdm.qconfig import OutsideSpace
 from qsdm.recipes.targets import held_by
 from qsdm.store import Store

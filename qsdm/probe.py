@@ -54,7 +54,8 @@ from qsdm import run, text
 from qsdm.engine.local import Local
 from qsdm.engine.serial import Serial
 from qsdm.outcome import Objective, Outcome, require_measured
-from qsdm.probing import Probing, nearness_of, require_fidelity
+from qsdm.predictor.probes import require_fidelity
+from qsdm.probing import Probing, nearness_of
 from qsdm.probing.alone import probe_alone
 from qsdm.probing.pairs import probe_pairs
 from qsdm.probing.roles import probe_roles

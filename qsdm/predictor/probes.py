@@ -30,6 +30,7 @@ from qsdm.qconfig import OutsideSpace, QuantMethod, Space
 from qsdm.qconfig.cost import MethodTable
 
 FIDELITIES = ("error", "transferred", "forward", "drawn", "full")
+MEASURED = FIDELITIES[2:]
 STAGE = "probe"  # what outcomes of groups of weights were measured for
 PAIRS = "pairs"  # what outcomes of two weights were measured for, see `interactions`
 
@@ -40,6 +41,19 @@ DISTANCES: Mapping[str, Callable[[float], float]] = {
     "output_error": lambda value: value,
 }
 """Metrics that say how far from full precision a configuration is, best first, and the distance."""
+
+
+def require_fidelity(fidelity: str) -> None:
+    """Check the name of what probes measure.
+
+    Args:
+        fidelity: ``forward``, ``drawn`` or ``full``.
+
+    Raises:
+        ValueError: another name.
+    """
+    if fidelity not in MEASURED:
+        raise ValueError(f"fidelity must be one of {', '.join(MEASURED)} (got {fidelity!r})")
 
 
 class ProbeError(ValueError):

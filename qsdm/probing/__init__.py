@@ -26,22 +26,6 @@ if TYPE_CHECKING:
     from qsdm.metrics import Metric
 
 
-FIDELITIES = ("forward", "drawn", "full")
-
-
-def require_fidelity(fidelity: str) -> None:
-    """Check the name of what probes measure.
-
-    Args:
-        fidelity: ``forward``, ``drawn`` or ``full``.
-
-    Raises:
-        ValueError: another name.
-    """
-    if fidelity not in FIDELITIES:
-        raise ValueError(f"fidelity must be one of {', '.join(FIDELITIES)} (got {fidelity!r})")
-
-
 @dataclass(frozen=True, slots=True)
 class Probing:
     """A running session, and how its probes are measured.
