@@ -85,7 +85,7 @@ class Course:
             ValueError: a bin holds none of the sampler's steps.
         """
         given: Mapping[str, Any] = dict(zip(self._names, args, strict=False)) | dict(kwargs)
-        scheduler = getattr(self.pipeline, "scheduler", None)
+        scheduler: Any = getattr(self.pipeline, "scheduler", None)
         place = place_of(scheduler, given.get("timestep"))
         step, num_steps = _step(scheduler, place)
         now = (place, _first(given.get("timestep")))
