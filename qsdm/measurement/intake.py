@@ -121,6 +121,17 @@ class Intake:
         done = self.measured.outcomes.keys() | self.measured.failures.keys()
         return [qconfig for digest, qconfig in self._expected.items() if digest not in done]
 
+    def split(self, num_parts: int, batch_size: int) -> None:
+        """Make smaller shards, of whole batches, so that several workers draw a configuration.
+
+        Args:
+            num_parts: of a configuration, at most.
+            batch_size: number of drawings at a time, at most.
+        """
+        part = -(-self.protocol.num_images // num_parts)
+        whole = -(-part // batch_size) * batch_size
+        self._shards = dataclasses.replace(self._shards, size=min(self.shard, whole))
+
     def tasks(self, full: Path) -> list[ScoreTask]:
         """Store the outcomes whose pictures are complete, and list what is to be drawn for others.
 

@@ -81,6 +81,7 @@ class Session:
         batch_size: number of drawings at a time, at most.
         shard: number of drawings per task.
         quantizer_version: of the quantized weights.
+        num_workers: of the engine; None if it does not know.
     """
 
     model: Model
@@ -90,6 +91,7 @@ class Session:
     batch_size: int
     shard: int
     quantizer_version: str
+    num_workers: int | None = None
 
     def protocol(self, seed_set: int, num_images: int) -> Protocol:
         """How pictures are drawn.
@@ -254,6 +256,8 @@ class Session:
         if not missing:
             return intake.measured
         full = self.full(protocol)
+        if len(missing) < (self.num_workers or 1):  # no worker shall be idle
+            intake.split(self.num_workers or 1, self.batch_size)
         with tqdm(desc=stage, total=len(missing), disable=None, unit="configuration") as bar:
             tasks = intake.tasks(full)
             bar.update(len(missing) - len(intake.missing()))
@@ -300,7 +304,14 @@ def open_session(
         here = engine.num_workers if isinstance(engine, Local | Serial) else None
         checked = _CheckedPool(pool, model, here, is_checked=check)
         yield Session(
-            model, space, subject.store, checked, batch_size, shard, fitted_version(packed)
+            model,
+            space,
+            subject.store,
+            checked,
+            batch_size,
+            shard,
+            fitted_version(packed),
+            engine.num_workers,
         )
 
 

@@ -46,6 +46,10 @@ class Shards:
     versions: Mapping[str, str]
     _scored: dict[tuple[str, int], ScoredShard] = field(default_factory=dict)
 
+    @property
+    def _folder(self) -> Path:
+        return self.store.path(f"shards/{self.protocol.digest[:16]}")
+
     def spans(self) -> Iterator[tuple[int, int]]:
         """Yield the number of each shard's first drawing, and one after its last."""
         for start in range(0, self.protocol.num_images, self.size):
@@ -98,8 +102,8 @@ class Shards:
         Args:
             qconfig: the configuration.
         """
-        for start, _ in self.spans():
-            self._path(qconfig, start).unlink(missing_ok=True)
+        for path in self._folder.glob(f"{qconfig.digest[:16]}-*.safetensors"):
+            path.unlink(missing_ok=True)  # also of runs with other shards
 
     def _find(self, qconfig: QuantConfig, start: int, stop: int) -> ScoredShard | None:
         key = qconfig.digest, start
@@ -119,6 +123,4 @@ class Shards:
         return self._scored.get(key)
 
     def _path(self, qconfig: QuantConfig, start: int) -> Path:
-        return self.store.path(
-            f"shards/{self.protocol.digest[:16]}/{qconfig.digest[:16]}-{start}.safetensors"
-        )
+        return self._folder / f"{qconfig.digest[:16]}-{start}.safetensors"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +58,21 @@ def write_outcomes_parquet(
 def read_outcomes_parquet(path: Path) -> list[Outcome]:
     """Read the outcomes; damaged rows are skipped, with a warning that counts them.
 
+    A run asks for the shipped ones many times, and decoding them takes a second: they are decoded
+    again only if the file was replaced.
+
     Args:
         path: what `write_outcomes_parquet` wrote.
 
     Raises:
         StoreError: the file is damaged as a whole.
     """
+    status = path.stat()
+    return list(_decoded(path, (status.st_ino, status.st_mtime_ns, status.st_size)))
+
+
+@lru_cache(maxsize=4)  # a model and those whose labels it learns from
+def _decoded(path: Path, version: tuple[int, ...]) -> tuple[Outcome, ...]:  # noqa: ARG001
     import pyarrow
     import pyarrow.parquet
 
@@ -77,4 +87,4 @@ def read_outcomes_parquet(path: Path) -> list[Outcome]:
             f"{path} is damaged or not a table of outcomes ({reason}): restore it, "
             "for example with git checkout"
         ) from error
-    return decode_rows(texts, Outcome.from_json, path, "outcomes")
+    return tuple(decode_rows(texts, Outcome.from_json, path, "outcomes"))

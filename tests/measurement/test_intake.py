@@ -44,9 +44,9 @@ def shard_of(start: int, value: float = 0.0, names: tuple[str, ...] = ("mean",))
     return ScoredShard(dict.fromkeys(names, values), digests, about)
 
 
-def intake_of(root: Path, *metrics: Mean, **options) -> Intake:
+def intake_of(root: Path, *metrics: Mean, shard: int = SHARD, **options) -> Intake:
     by_name = {metric.name: metric for metric in metrics or (Mean(),)}
-    return Intake(Store(root, "a"), PROTOCOL, by_name, SHARD, **options)
+    return Intake(Store(root, "a"), PROTOCOL, by_name, shard, **options)
 
 
 def run(intake: Intake, *, stop_after: int | None = None) -> None:
@@ -97,6 +97,31 @@ def test_a_killed_measurement_continues_within_a_configuration(tmp_path: Path) -
         d: o.metrics for d, o in whole.measured.outcomes.items()
     }
     assert not second.missing()
+
+
+def test_few_configurations_are_split_into_whole_batches(tmp_path: Path) -> None:
+    """All workers draw, the same batches as one would, and files of other splits do not stay."""
+    spans = {}
+    for parts, batch_size in ((1, 2), (2, 16), (3, 2), (4, 1), (8, 2)):
+        intake = intake_of(tmp_path, shard=NUM)
+        intake.expect(CONFIGS[:1])
+        intake.split(parts, batch_size)
+        spans[parts] = [(t.start, t.stop) for t in intake.tasks(FULL_PICTURES)]
+    halves, quarters = [(0, 4), (4, 8)], [(0, 2), (2, 4), (4, 6), (6, 8)]
+    assert spans == {1: [(0, 8)], 2: [(0, 8)], 3: halves, 4: quarters, 8: quarters}
+    first = intake_of(tmp_path, shard=NUM)
+    first.expect(CONFIGS[:1])
+    first.split(3, 2)
+    first._shards.add(CONFIGS[0], 4, shard_of(4))
+    (killed,) = tmp_path.rglob("shards/*/*")
+    second = intake_of(tmp_path, shard=NUM)
+    second.expect(CONFIGS[:1])
+    second.split(3, 2)
+    assert [(t.start, t.stop) for t in second.tasks(FULL_PICTURES)] == [(0, 4)]
+    killed.rename(killed.with_name(killed.name.replace("-4.", "-3.")))  # of another split
+    run(second)
+    assert second.measured.outcomes[CONFIGS[0].digest].metrics == {"mean": pytest.approx(3.5 + 1)}
+    assert not list(tmp_path.rglob("shards/*/*"))
 
 
 def test_an_outcome_that_was_not_stored_before_the_kill_is(tmp_path: Path) -> None:
