@@ -36,6 +36,8 @@ def test_round_trips(tmp_path: Path) -> None:
     assert all(np.array_equal(arrays[name], tensors[name]) for name in tensors)
     write_outcomes_parquet(tmp_path / "a.parquet", [outcome(3), outcome(4)], {})
     assert read_outcomes_parquet(tmp_path / "a.parquet") == [outcome(3), outcome(4)]
+    write_outcomes_parquet(tmp_path / "a.parquet", [outcome(4), outcome(2)], {})  # another file
+    assert read_outcomes_parquet(tmp_path / "a.parquet") == [outcome(4), outcome(2)]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "a.parquet",
         "a.safetensors",
