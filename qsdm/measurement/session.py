@@ -256,8 +256,9 @@ class Session:
         if not missing:
             return intake.measured
         full = self.full(protocol)
-        if len(missing) < (self.num_workers or 1):  # no worker shall be idle
-            intake.split(self.num_workers or 1, self.batch_size)
+        workers = self.num_workers or 1
+        if len(missing) < 2 * workers and len(missing) % workers:  # else some would be idle
+            intake.split(workers, self.batch_size)
         with tqdm(desc=stage, total=len(missing), disable=None, unit="configuration") as bar:
             tasks = intake.tasks(full)
             bar.update(len(missing) - len(intake.missing()))
