@@ -97,7 +97,8 @@ class ProbedRetention:
         weights = list(zip(self.space.graph.weights, self.space.options, strict=True))
         losses = np.zeros((len(weights), max(len(offered) for _, offered in weights)))
         for i, (weight, offered) in enumerate(weights):
-            errors = {m: table.rel_error[rows[weight.name], column[m]] for m in offered}
+            row = table.rel_error[rows[weight.name]]
+            errors = {m: row[column[m.of_weight]] for m in offered}
             for o, method in enumerate(offered):
                 losses[i, o] = loss_of(method, errors, self.alone[weight.name])
         model = RetentionModel(losses)
@@ -188,7 +189,7 @@ def probed_in(space: Space, adapter: Adapter, content: Lora) -> ProbedRetention:
     alone: dict[str, dict[QuantMethod, tuple[float, float]]] = {}
     for weight, offered in zip(space.graph.weights, space.options, strict=True):
         for method in offered:
-            digest = QuantConfig(denoiser, {weight.name: method}).digest
+            digest = QuantConfig(denoiser, {weight.name: method.of_weight}).digest
             if digest in retention:
                 alone.setdefault(weight.name, {})[method] = retention[digest]
     whole: dict[QuantMethod, tuple[float, float]] = {}
