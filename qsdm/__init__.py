@@ -21,19 +21,25 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 
-def open(model: str, space: str = "traced", store: Path | str = "store") -> Workspace:
+def open(
+    model: str,
+    space: str = "traced",
+    store: Path | str = "store",
+    component: str | None = None,
+) -> Workspace:
     """Open a model with everything that the store holds of it.
 
     Args:
         model: a name of ``conf/model``, a directory, a single file or a hub id.
         space: a name of ``conf/space``: which methods every weight may get.
         store: folder of the artifacts; it is created when something is first written.
+        component: another part of the pipeline in the denoiser's place, as text_encoder or vae.
 
     Returns:
         The workspace. Nothing large is loaded until it is asked for.
 
     Raises:
-        ModelError: there is no such model.
+        ModelError: there is no such model, or no such part.
         ValueError: there is no such space.
 
     Example:
@@ -44,4 +50,4 @@ def open(model: str, space: str = "traced", store: Path | str = "store") -> Work
     """
     from qsdm.workspace import named
 
-    return named(model, space, store)
+    return named(model, space, store, component)

@@ -2,6 +2,7 @@
 
     python -m qsdm.trace +model=sdxl
     python -m qsdm.trace +model=any path=DIRECTORY_OR_HUB_ID
+    python -m qsdm.trace +model=emoji_unet model.component=text_encoder   # or vae
     python -m qsdm.trace +model=flux export=[graphml,pyg]
 
 Writes graph.json and graph.html, an interactive page, into the store. Once calibrate has run, the
@@ -123,22 +124,26 @@ def trace(
 
 
 def passed_over(model: Model) -> list[str]:
-    """List what a trace of one denoiser leaves out.
+    """List what a trace of one part of a pipeline leaves out.
 
     Args:
-        model: whose denoiser was traced.
+        model: whose denoiser was traced, or the part in its place.
 
     Returns:
-        One line for each other denoiser of the pipeline, and one if the pipeline's pictures cannot
-        be measured.
+        One line for each other denoiser of the pipeline, one for its other parts with weights, and
+        one if the pipeline's pictures cannot be measured.
     """
-    cls = denoisers.pipeline_class(model)
-    others = denoisers.denoisers_in(denoisers.pipeline_index(model))
+    cls, index = denoisers.pipeline_class(model), denoisers.pipeline_index(model)
+    others = [name for name in denoisers.denoisers_in(index) if name != model.component]
     lines = [
         f"{name} is another denoiser of this pipeline: trace it with +model.component={name}"
         for name in others
-        if name != model.component
     ]
+    parts = denoisers.parts_in(index).keys() - {model.component, *others}
+    if rest := [name for name in sorted(parts) if name not in model.load]:
+        lines.append(
+            f"not traced: {', '.join(rest)} of this pipeline; +model.component={rest[0]} does"
+        )
     if cls is not None and (reason := conditioning.unavailable(cls, model.call.keys())) is not None:
         lines.append(f"{reason}: it can be traced and calibrated, not measured")
     return lines
@@ -175,7 +180,10 @@ def prepare(model: Model) -> tuple[nn.Module, dict[str, Any], str]:
     from qsdm.tracing import inputs, skeleton
 
     denoisers.existing(model)
-    module = skeleton.build(denoisers.denoiser_class(model), denoisers.denoiser_config(model))
+    cls = denoisers.denoiser_class(model)
+    module = skeleton.build(cls, denoisers.denoiser_config(model))
+    if not denoisers.is_denoiser(cls):
+        return module, *called(model, module)
     if model.directory is None or model.inputs:
         return module, inputs.build(module, model.inputs), UNAIDED
     if not denoisers.can_be_called(model):
@@ -196,6 +204,37 @@ def prepare(model: Model) -> tuple[nn.Module, dict[str, Any], str]:
     return module, captured, kind
 
 
+def called(model: Model, module: nn.Module) -> tuple[dict[str, Any], str]:
+    """Capture what a pipeline calls a text encoder or a VAE with, its denoisers without weights.
+
+    Args:
+        model: of that part.
+        module: the part, without its weights.
+
+    Returns:
+        Arguments by name, and where these come from.
+
+    Raises:
+        TraceError: the pipeline cannot be called here, or does not call the part.
+    """
+    from qsdm.tracing import TraceError, inputs
+
+    where = f"the {model.component} of {model.name} is traced from a call of its pipeline"
+    if not denoisers.can_be_called(model):
+        reason = reason_unaided(model).removeprefix(", because ") or "it is not on this machine"
+        raise TraceError(f"{where}, which cannot be called: {reason}")
+    parts = {model.component: module}
+    for name, kind in denoisers.denoisers_in(denoisers.pipeline_index(model)).items():
+        parts[name] = weightless(model, name, kind)
+    pipeline = denoisers.load_pipeline(model, **parts)
+    try:
+        call = denoisers.first_call(pipeline, model)
+        captured = inputs.capture(pipeline, model.component, **call)
+    except Exception as error:  # whatever a pipeline raises
+        raise TraceError(f"{where}, which failed: {first_line(error)}") from error
+    return captured, type(pipeline).__name__
+
+
 def twins(model: Model) -> dict[str, nn.Module]:
     """Build the pipeline's other denoisers of the same class without weights: Wan 2.2 has two.
 
@@ -205,16 +244,28 @@ def twins(model: Model) -> dict[str, nn.Module]:
     Returns:
         Skeletons by name of the component.
     """
+    others = denoisers.denoisers_in(denoisers.pipeline_index(model))
+    return {
+        name: weightless(model, name, kind)
+        for name, kind in others.items()
+        if kind == model.denoiser and name != model.component
+    }
+
+
+def weightless(model: Model, component: str, kind: str) -> nn.Module:
+    """Build a denoiser of a pipeline without its weights.
+
+    Args:
+        model: of the pipeline.
+        component: that holds the denoiser.
+        kind: its class.
+    """
     from qsdm.tracing import skeleton
 
-    others = denoisers.denoisers_in(denoisers.pipeline_index(model))
-    same = [name for name, kind in others.items() if kind == model.denoiser]
-    return {
-        name: skeleton.build(denoisers.denoiser_class(twin), denoisers.denoiser_config(twin))
-        for name in same
-        if name != model.component
-        for twin in [dataclasses.replace(model, component=name)]
-    }
+    other = dataclasses.replace(
+        model, name=model.zoo.name, component=component, denoiser=kind, config={}
+    )
+    return skeleton.build(denoisers.denoiser_class(other), denoisers.denoiser_config(other))
 
 
 def reason_unaided(model: Model) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from qsdm.denoisers import Model, ModelError, discover
+from qsdm.denoisers import Model, ModelError, discover, with_component
 from qsdm.graph import Graph
 from qsdm.qconfig import Space, SpaceSpec
 from qsdm.store import Store
@@ -70,8 +70,11 @@ class Workspace:
 
         Returns:
             The workspace.
+
+        Raises:
+            ModelError: the model is of a part that its pipeline lacks.
         """
-        return cls(model, space, Path(store))
+        return cls(with_component(model, model.component), space, Path(store))
 
     @property
     def name(self) -> str:
@@ -273,27 +276,34 @@ class Workspace:
         return value
 
 
-def named(model: str, space: str = "traced", store: Path | str = "store") -> Workspace:
+def named(
+    model: str,
+    space: str = "traced",
+    store: Path | str = "store",
+    component: str | None = None,
+) -> Workspace:
     """Open a workspace by names.
 
     Args:
         model: name in ``conf/model``; or the path of a diffusers pipeline, or its hub id.
         space: name in ``conf/space``.
         store: folder of the artifacts.
+        component: another part of the pipeline in the denoiser's place.
 
     Returns:
         The workspace.
 
     Raises:
-        ModelError: there is no such model.
+        ModelError: there is no such model, or no such part.
         ValueError: there is no such space.
     """
     from qsdm.run.conf import choices, load
 
     if model in choices()["model"] and model != "any":
         chosen = load("model", model)
+        chosen = with_component(chosen, component or chosen.component)
     elif Path(model).expanduser().exists() or "/" in model:
-        chosen = discover(model)
+        chosen = discover(model, component=component)
     else:
         raise ModelError(
             f"no model {model!r}: give a NAME of conf/model ({', '.join(choices()['model'])}), "

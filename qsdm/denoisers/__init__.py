@@ -2,6 +2,7 @@
 
 - ``model``: `Model`, which describes what is loaded and how it draws
 - ``discovery``: a `Model` for a pipeline that no YAML describes
+- ``components``: another part of a pipeline in the denoiser's place
 - ``classes``: classes and configs, before any weights are loaded
 - ``loading``, ``single_file``, ``weights``: pipelines, and the denoiser's parameters one by one
 - ``calls``, ``conditioning``, ``videos``: arguments of a pipeline's call; pictures that it starts
@@ -24,10 +25,12 @@ from qsdm.denoisers.classes import (
     denoiser_class,
     denoiser_config,
     denoisers_in,
+    is_denoiser,
     pipeline_class,
     pipeline_index,
     quiet,
 )
+from qsdm.denoisers.components import parts_in, with_component
 from qsdm.denoisers.discovery import discover, vae_factor
 from qsdm.denoisers.faults import ModelError
 from qsdm.denoisers.identity import (
@@ -68,7 +71,9 @@ __all__ = [
     "first_call",
     "found_model",
     "frames_of",
+    "is_denoiser",
     "load_pipeline",
+    "parts_in",
     "pipeline_class",
     "pipeline_digest",
     "pipeline_index",
@@ -78,6 +83,7 @@ __all__ = [
     "source_digest",
     "vae_factor",
     "weights_digest",
+    "with_component",
 ]
 
 found_model = discover  # its name in 0.1, which users' YAML files may hold as a _target_

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsdm.denoisers import conditioning, single_file, videos
-from qsdm.denoisers.classes import pipeline_class, pipeline_index
+from qsdm.denoisers.classes import is_denoiser, pipeline_class, pipeline_index
 from qsdm.denoisers.faults import ModelError
+from qsdm.denoisers.loading import denoiser_of
 from qsdm.prompts import Captions, Label, Prompt
 from qsdm.prompts.edits import Edit
-from qsdm.store import ZOO
 from qsdm.store.manifest import check_shipped
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def prompts_of(model: Model) -> Sequence[Prompt]:
             f"model {model.name} has no prompts: add prompts=NAME, with a NAME of conf/prompts"
         )
     if isinstance(model.prompts, str):
-        path = ZOO / model.name / "prompts.json" if model.prompts == "zoo" else Path(model.prompts)
+        path = model.zoo / "prompts.json" if model.prompts == "zoo" else Path(model.prompts)
         check_shipped(path)
         return Captions(str(path)).read()
     return model.prompts.read()
@@ -168,7 +168,8 @@ def arguments(
 def first_call(pipeline: diffusers.DiffusionPipeline, model: Model) -> dict[str, Any]:
     """Arguments of a call for one step of one picture, without classifier-free guidance.
 
-    Pictures that the pipeline needs are made up. A strength below 1 would skip the only step.
+    Pictures that the pipeline needs are made up. A strength below 1 would skip the only step. The
+    latent is decoded only if the model is not a denoiser, but perhaps what decodes.
 
     Args:
         pipeline: of the model.
@@ -181,4 +182,5 @@ def first_call(pipeline: diffusers.DiffusionPipeline, model: Model) -> dict[str,
     call = {**model.call, **({"strength": 1.0} if "strength" in parameters else {})}
     one_step = dataclasses.replace(model, steps=1, guidance=1.0, call=call)
     pictures = conditioning.fabricated(pipeline, model.resolution_px)
-    return arguments(pipeline, one_step, [Label(0, "a picture")], output_type="latent", **pictures)
+    output = "latent" if is_denoiser(type(denoiser_of(pipeline, model))) else "pt"
+    return arguments(pipeline, one_step, [Label(0, "a picture")], output_type=output, **pictures)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from qsdm.denoisers.model import Model
 
 _CLASS_NAME = re.compile(r"[A-Z]\w+")
+_DENOISERS = ("diffusers.models.unets.", "diffusers.models.transformers.")
 
 
 def quiet() -> None:
@@ -59,30 +60,45 @@ def class_of(name: str, model: Model) -> Any:
 
 
 def denoiser_class(model: Model) -> type[nn.Module]:
-    """Look up the class of the model's denoiser.
+    """Look up the class of the model's denoiser, or of the part in its place.
 
     Args:
-        model: whose ``denoiser`` names the class.
+        model: whose ``denoiser`` names the class, of diffusers or transformers.
 
     Returns:
         The class.
 
     Raises:
-        ModelError: this version of diffusers has no such class, or it is not a denoiser.
+        ModelError: the installed versions have no such class, or it is not a module.
     """
-    cls: type[nn.Module] = class_of(model.denoiser, model)
-    if not _is_denoiser(cls):
+    import diffusers
+    from torch import nn
+
+    name, cls = model.denoiser, None
+    if _CLASS_NAME.fullmatch(name):
+        cls = getattr(diffusers, name, None)
+        if cls is None:
+            import transformers
+
+            cls = getattr(transformers, name, None)
+    if cls is None:
+        cls = class_of(name, model)
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         names = ", ".join(denoisers_in(pipeline_index(model))) or "none"
         raise ModelError(
-            f"the {model.component} of model {model.name} is a {model.denoiser}, not a denoiser: "
-            f"correct model.component (its denoisers: {names})"
+            f"the {model.component} of model {model.name} is a {model.denoiser}, which has no "
+            f"weights to quantize: correct model.component (its denoisers: {names})"
         )
     return cls
 
 
-def _is_denoiser(cls: object) -> bool:
-    module = str(getattr(cls, "__module__", ""))
-    return module.startswith(("diffusers.models.unets.", "diffusers.models.transformers."))
+def is_denoiser(cls: type) -> bool:
+    """Whether a class is neither a text encoder nor a VAE, which are called once per picture.
+
+    Args:
+        cls: of a part of a pipeline.
+    """
+    return not cls.__module__.startswith(("transformers.", "diffusers.models.autoencoders."))
 
 
 def denoisers_in(index: Mapping[str, Any]) -> dict[str, str]:
@@ -104,7 +120,8 @@ def denoisers_in(index: Mapping[str, Any]) -> dict[str, str]:
     return {
         name: kind
         for name, kind in classes.items()
-        if _CLASS_NAME.fullmatch(kind) and _is_denoiser(getattr(diffusers, kind, None))
+        if _CLASS_NAME.fullmatch(kind)
+        and str(getattr(getattr(diffusers, kind, None), "__module__", "")).startswith(_DENOISERS)
     }
 
 

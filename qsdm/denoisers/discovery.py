@@ -10,6 +10,7 @@ from typing import Any
 
 from qsdm.denoisers import single_file
 from qsdm.denoisers.classes import denoisers_in, is_hub_id, read_mapping
+from qsdm.denoisers.components import is_denoisers_name, kind_in
 from qsdm.denoisers.faults import ModelError, pipeline_fault
 from qsdm.denoisers.loading import no_such_path
 from qsdm.denoisers.model import DEFAULT_COMPONENTS, Model
@@ -36,8 +37,8 @@ def discover(
             artifacts by the name, so the digest is of what determines the graph (class and config)
             and not of the graph, which is unknown before tracing; and of the whole path, because a
             fine-tuned copy has the same graph but other weights.
-        component: of the denoiser; by default unet, else transformer, else the pipeline's first
-            denoiser.
+        component: of the denoiser, or another part in its place, as text_encoder or vae; by
+            default unet, else transformer, else the pipeline's first denoiser.
         resolution_px: edge of the pictures in px; by default the denoiser's sample size times the
             enlargement by the VAE.
         steps: number of the sampler's steps.
@@ -48,7 +49,7 @@ def discover(
         The model.
 
     Raises:
-        ModelError: there is no diffusers pipeline, or it has no denoiser.
+        ModelError: there is no diffusers pipeline, or it has no such part with weights.
 
     Example:
         >>> import qsdm
@@ -65,17 +66,18 @@ def discover(
     if local.is_file():
         described = str(single_file.config_folder(local, fields.get("load", {}).get("config")))
     index = _pipeline_file(described, "model_index.json", revision)
-    component = _component(path, index, component)
-    published = _pipeline_file(described, f"{component}/config.json", revision)
-    config = {key: value for key, value in published.items() if not key.startswith("_")}
-    denoiser = index[component][1]
+    part = component or _denoiser_in(path, index)
+    denoiser = kind_in(index, part, repr(path)) if component else index[part][1]
+    config = _config(described, part, revision)
     if resolution_px is None:
-        resolution_px = default_resolution(described, index, config, revision)
+        own = part if is_denoisers_name(part) else _denoiser_in(path, index)
+        size = config if own == part else _config(described, own, revision)
+        resolution_px = default_resolution(described, index, size, revision)
     return Model(
         name=_default_name(path, revision, [denoiser, config]) if name is None else name,
         path=path,
         denoiser=denoiser,
-        component=component,
+        component=part,
         config=config,
         resolution_px=resolution_px,
         steps=steps,
@@ -84,20 +86,22 @@ def discover(
     )
 
 
-def _component(path: str, index: Mapping[str, Any], asked: str | None) -> str:
+def _denoiser_in(path: str, index: Mapping[str, Any]) -> str:
     """The component that holds the denoiser."""
-    candidates = (asked,) if asked else DEFAULT_COMPONENTS
-    for name in candidates:
+    for name in (*DEFAULT_COMPONENTS, *denoisers_in(index)):
         if (index.get(name) or (None,))[0] is not None:
             return name
-    denoisers = [] if asked else list(denoisers_in(index))
-    if denoisers:
-        return denoisers[0]
     components = ", ".join(sorted(key for key in index if not key.startswith("_")))
     raise ModelError(
-        f"no denoiser in the pipeline {path!r}: wanted a {' or a '.join(candidates)} "
+        f"no denoiser in the pipeline {path!r}: wanted a {' or a '.join(DEFAULT_COMPONENTS)} "
         f"(got {components})"
     )
+
+
+def _config(path: str, component: str, revision: str | None) -> dict[str, Any]:
+    """A component's published config, without what its writer notes about itself."""
+    published = _pipeline_file(path, f"{component}/config.json", revision)
+    return {key: value for key, value in published.items() if not key.startswith("_")}
 
 
 def _default_name(path: str, revision: str | None, identity: list[Any]) -> str:

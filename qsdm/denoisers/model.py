@@ -25,10 +25,11 @@ class Model:
         name: of the model; the store keeps its artifacts under this name.
         path: hub id, directory, single file (see `single_file`), or ``zoo`` for a pipeline that
             ships with qsdm.
-        denoiser: class in diffusers, such as UNet2DConditionModel.
+        denoiser: class in diffusers or transformers, such as UNet2DConditionModel.
         component: attribute of the pipeline that holds the denoiser: unet, transformer,
-            transformer_2, prior, ... The name of the model ends with it, except for the first two,
-            so that artifacts of several denoisers of one pipeline do not mix.
+            transformer_2, prior, ...; or another part in its place: text_encoder, vae (see
+            `qsdm.denoisers.with_component`). The name of the model ends with it, except for the
+            first two, so that artifacts of several parts of one pipeline do not mix.
         resolution_px: edge of the square pictures, in px.
         steps: number of the sampler's steps.
         guidance: scale of classifier-free guidance, 0 or more.
@@ -45,7 +46,8 @@ class Model:
         exclude: regular expression of the paths of modules that are not quantized.
         tied: regular expressions; parameters that match the same one with the same groups hold
             equal values.
-        dtype: in which the denoiser computes, in torch's spelling (but see `computed_in`).
+        dtype: in which the denoiser computes, in torch's spelling (but see `computed_in`); text
+            encoders and VAEs compute in float32.
         sampler: class in diffusers that replaces the pipeline's scheduler and takes over its
             options.
         prompts: what the pictures show; a string is the path of a JSON list of captions, or ``zoo``
@@ -129,11 +131,16 @@ class Model:
         return path if path.is_file() else None
 
     @property
+    def zoo(self) -> Path:
+        """Where the zoo keeps a pipeline of this name, whichever part of it the model is."""
+        return ZOO / self.name.removesuffix(f"-{self.component}")
+
+    @property
     def directory(self) -> Path | None:
         """The pipeline's local directory; for a single file, the one that describes it."""
         if (file := self.file) is not None:
             return single_file.config_folder(file, self.load.get("config"), download=False)
         if self.path == "zoo":
-            return ZOO / self.name / "pipeline"
+            return self.zoo / "pipeline"
         path = Path(self.path).expanduser()
         return path if path.is_dir() else None

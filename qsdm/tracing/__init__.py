@@ -1,6 +1,7 @@
 """Tracing: turn any diffusers denoiser into a `Graph`, with no model-specific code and no weights.
 
 - ``skeleton``: a copy of the module that takes no memory
+- ``entry``: the method that draws with it: ``decode`` of a VAE, ``forward`` of all others
 - ``inputs``: arguments for one forward, captured from the pipeline or built from its signature
 - ``repair``: built inputs, corrected according to the errors that the forward raises
 - ``lazy``: torch functions, run for their shapes only
@@ -22,6 +23,7 @@ from qsdm.tracing import inputs, repair, skeleton
 from qsdm.tracing.blocks import QUANTIZABLE
 from qsdm.tracing.calls import Recording, TraceError
 from qsdm.tracing.compact import compact
+from qsdm.tracing.entry import as_forward
 from qsdm.tracing.record import record
 
 __all__ = ["TraceError", "trace", "trace_unaided", "uncovered"]
@@ -64,12 +66,12 @@ def trace(
         [('0', (32, 8)), ('2', (8, 32))]
     """
     check(module)
-    twin = skeleton.of(module)
+    twin = as_forward(skeleton.of(module))
     graph = compact(record(twin, skeleton.real(dict(inputs))), twin, name, exclude, tied)
     if not graph.weights:
         raise TraceError(
             f"{type(module).__name__} calls no Linear or Conv: "
-            "it is not a denoiser that can be quantized"
+            "there is nothing in it to quantize"
         )
     return graph
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from qsdm.tracing.calls import TraceError
+from qsdm.tracing.entry import entry, signature
 from qsdm.tracing.vocabulary import Shapes, floats, guess, rule_of
 
 _NEVER = re.compile(
@@ -36,7 +37,7 @@ def capture(
 
     Args:
         pipeline: a diffusers pipeline; it is as before when this returns.
-        component: name of the attribute that holds the denoiser.
+        component: name of the attribute that holds the denoiser, or another part.
         twins: names of the attributes that hold further denoisers of the same class, which take
             turns with it over the sampler's steps. Whichever is called first shows the arguments of
             all.
@@ -44,25 +45,25 @@ def capture(
             doubles the batch.
 
     Returns:
-        Arguments of the denoiser's forward by name.
+        Arguments of the denoiser's forward by name, or of what draws with it instead (see `entry`).
 
     Raises:
         TraceError: the pipeline never called the denoiser.
     """
     module = getattr(pipeline, component)
-    signature = inspect.signature(type(module).forward)
+    method, taken = entry(module), signature(module)
     captured: dict[str, Any] = {}
 
-    def forward(*args: Any, **kwargs: Any) -> None:
-        bound = signature.bind(module, *args, **kwargs).arguments
+    def called(*args: Any, **kwargs: Any) -> None:
+        bound = taken.bind(module, *args, **kwargs).arguments
         for name, value in list(bound.items())[1:]:
-            is_rest = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+            is_rest = taken.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
             captured.update(value if is_rest else {name: value})
         raise _Captured
 
     taking_turns = [module, *(getattr(pipeline, twin) for twin in twins)]
     for each in taking_turns:
-        each.forward = forward
+        setattr(each, method, called)
     try:
         with torch.no_grad():
             pipeline(**call)
@@ -70,13 +71,13 @@ def capture(
         pass
     finally:
         for each in taking_turns:
-            del each.forward
+            delattr(each, method)
     if not captured:
         raise TraceError(
             f"{type(pipeline).__name__} drew a picture without calling its {component}: "
             "name another component"
         )
-    if "return_dict" in signature.parameters:
+    if "return_dict" in taken.parameters:
         captured["return_dict"] = False
     return captured
 

@@ -71,8 +71,11 @@ def attempt(
     """
     recorder = Recorder(module)
     with torch.no_grad(), torch.device("cpu"), _plain_attention(), recorder.hooked():
-        for name, tensor in lazy.tensors(inputs):
-            recorder.add_input(name, tensor)
+        arguments = list(lazy.tensors(inputs))
+        only_ids = not any(tensor.is_floating_point() for _, tensor in arguments)
+        for i, (name, tensor) in enumerate(arguments):
+            # The first of nothing but integers is a text encoder's data, whatever it is called.
+            recorder.add_input(name, tensor, i == 0 and only_ids)
         try:
             with recorder:
                 result = module(**inputs)
@@ -157,11 +160,12 @@ class Recorder(TorchFunctionMode):
                 waiting += [operand.source for operand in call.operands]
         return sorted(paths)
 
-    def add_input(self, name: str, tensor: Tensor) -> None:
+    def add_input(self, name: str, tensor: Tensor, is_data: bool = False) -> None:
         """Record an input, ``name`` being its path, before the forward runs."""
         self._source[tensor] = len(self.calls)
+        plumbing = not is_data and is_plumbing(name, tensor)
         self.calls.append(
-            Call("input", name, "", shape=tuple(tensor.shape), plumbing=is_plumbing(name, tensor))
+            Call("input", name, "", shape=tuple(tensor.shape), plumbing=plumbing)
         )
 
     def add_output(self, result: Any) -> None:

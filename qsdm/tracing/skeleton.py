@@ -26,11 +26,11 @@ def build(cls: type[nn.Module], config: Mapping[str, Any]) -> nn.Module:
     Raises:
         ValueError: the class does not take this config.
     """
+    options = {key: _plain(value) for key, value in config.items() if not key.startswith("_")}
+    kind = getattr(cls, "config_class", None)  # of transformers, which take one object
     with torch.device("meta"):
         try:
-            module = cls(
-                **{key: _plain(value) for key, value in config.items() if not key.startswith("_")}
-            )
+            module = cls(**options) if kind is None else cls(kind(**options))
         except (TypeError, ValueError, AssertionError) as error:
             raise ValueError(
                 f"{cls.__name__} does not take this config ({error}): "
