@@ -116,7 +116,8 @@ def trace(
     figures = summary(graph, model, module, missing)
     log({f"trace/{name}": value for name, value in figures.items()} | {"trace/seconds": seconds})
     track(log, "trace", target)
-    _print(graph, figures, missing, origin, seconds, target.path("graph.json"))
+    rest = left_out(graph, module, missing, figures["share_of_bare_parameters"])
+    _print(graph, figures, rest, origin, seconds, target.path("graph.json"))
     print(costs(graph, model.full_bits))
     for line in passed_over(model):
         print(line)
@@ -318,7 +319,41 @@ def summary(graph: Graph, model: Model, module: nn.Module, missing: list[str]) -
     }
 
 
-def reasons(graph: Graph, missing: Sequence[str]) -> list[str]:
+def left_out(
+    graph: Graph, module: nn.Module, missing: Sequence[str], bare: float
+) -> list[tuple[str, str]]:
+    """Explain which parameters are in no weight of the graph.
+
+    Args:
+        graph: of the module.
+        module: that was traced, without its weights.
+        missing: paths of its Linear and Conv modules without a node.
+        bare: share of the matrices that belong to no layer, in [0, 1].
+
+    Returns:
+        Rows of a heading and a sentence.
+    """
+    from torch import nn
+
+    from qsdm.tracing.entry import entry
+
+    rows = []
+    if bare >= 0.001:
+        belong = f"{bare:.1%} of all matrices belong to no Linear or Conv (experts, tables)"
+        rows.append(("bare", f"{belong}: left out"))
+    tables = {
+        path: child.weight.numel()
+        for path, child in module.named_modules()
+        if isinstance(child, nn.Embedding)
+    }
+    if tables:
+        num_values = f"{sum(tables.values()):,} values"
+        rows.append(("embeddings", f"{listed(list(tables))}: {num_values}, not quantized"))
+    method = "the forward" if entry(module) == "forward" else "decoding"
+    return rows + [("not called", reason) for reason in reasons(graph, missing, method)]
+
+
+def reasons(graph: Graph, missing: Sequence[str], method: str = "the forward") -> list[str]:
     """Explain why modules have no node of their own.
 
     A module whose sibling calls attention or a product with bare parameters was fused: its
@@ -328,6 +363,7 @@ def reasons(graph: Graph, missing: Sequence[str]) -> list[str]:
     Args:
         graph: of the denoiser.
         missing: paths of the modules.
+        method: what was traced, in words.
 
     Returns:
         A line for each reason, with the first of the paths.
@@ -343,15 +379,20 @@ def reasons(graph: Graph, missing: Sequence[str]) -> list[str]:
         cause = (
             f"fused into {node.name}, left out"
             if node
-            else "an input is missing, or the forward never uses them"
+            else f"an input is missing, or {method} never uses them"
         )
         causes.setdefault(cause, []).append(path)
-    lines = []
-    for cause, paths in causes.items():
-        num_more = len(paths) - MOST_PATHS
-        more = f" and {num_more} more" if num_more > 0 else ""
-        lines.append(f"{', '.join(paths[:MOST_PATHS])}{more}: {cause}")
-    return lines
+    return [f"{listed(paths)}: {cause}" for cause, paths in causes.items()]
+
+
+def listed(paths: Sequence[str]) -> str:
+    """The first few of some paths, and how many more there are.
+
+    Args:
+        paths: of modules.
+    """
+    num_more = len(paths) - MOST_PATHS
+    return ", ".join(paths[:MOST_PATHS]) + (f" and {num_more} more" if num_more > 0 else "")
 
 
 def costs(graph: Graph, full_bits: int) -> str:
@@ -382,7 +423,7 @@ def costs(graph: Graph, full_bits: int) -> str:
 def _print(
     graph: Graph,
     figures: dict[str, float],
-    missing: list[str],
+    rest: list[tuple[str, str]],
     origin: str,
     seconds: float,
     path: Path,
@@ -407,12 +448,8 @@ def _print(
         ("GMAC", f"{figures['giga_macs']:.1f} at batch 1"),
         ("roles", ", ".join(f"{role} {count}" for role, count in roles.most_common())),
     ]
-    if (bare := figures["share_of_bare_parameters"]) >= 0.001:
-        belong = f"{bare:.1%} of all matrices belong to no Linear or Conv (experts, tables)"
-        rows.append(("bare", f"{belong}: left out"))
-    rows += [("not called", reason) for reason in reasons(graph, missing)]
     print(graph.denoiser)
-    for name, value in [*rows, ("written", path)]:
+    for name, value in [*rows, *rest, ("written", path)]:
         print(f"  {name:<12} {value}")
 
 

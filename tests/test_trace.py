@@ -135,7 +135,7 @@ def test_the_command_line_of_the_issue(
         (["+model=any", "pth=pipe"], "did you mean 'path'?"),
         (
             ["+model=any", "path=pipe", "model.component=transformer"],
-            "wanted a transformer (got feature_extractor",
+            "the pipeline 'pipe' has no transformer (wanted one of text_encoder, unet, vae)",
         ),
     ]:
         assert run.execute(trace, arguments) == 1

@@ -21,7 +21,8 @@ import torch
 from torch import nn
 
 from qsdm.checkpoint import format
-from qsdm.checkpoint.format import FILE, QUANT_METHOD, CheckpointError
+from qsdm.checkpoint.encoders import described, is_encoder, load_encoder, stored_names
+from qsdm.checkpoint.format import ENCODERS_FILE, FILE, QUANT_METHOD, CheckpointError
 from qsdm.checkpoint.steps import follow_steps
 from qsdm.denoisers.classes import saved_without
 from qsdm.graph import Graph
@@ -168,7 +169,10 @@ def save_denoiser(
     plan = slices(graph, qconfig, full_bits)
     beside_weights = format.beside_weights(graph, qconfig, full_bits)
     names = state_names(plan)
-    state = denoiser.state_dict()
+    state, file = denoiser.state_dict(), FILE
+    if is_encoder(denoiser):
+        state = {name: state[name] for name in sorted(stored_names(denoiser))}
+        file = ENCODERS_FILE
     quantized_names = {name for piece in plan for name in piece.parameters}
     if missing := quantized_names - set(state):
         raise ValueError(
@@ -186,10 +190,11 @@ def save_denoiser(
     checksums: dict[str, str] = {}
 
     def fill(partial: Path) -> None:
-        with TensorFile(partial, parts, {"format": "pt", **format.file_metadata(qconfig)}) as file:
+        metadata = {"format": "pt", **format.file_metadata(qconfig)}
+        with TensorFile(partial, parts, metadata) as written:
             for name, tensor in state.items():
                 if name not in quantized_names:
-                    file.write(name, bytes_of(tensor))
+                    written.write(name, bytes_of(tensor))
             for prefix, piece in names.items():
                 weight, method = piece.weight, piece.method
                 if quantized is None or method.is_full:
@@ -197,17 +202,20 @@ def save_denoiser(
                 else:
                     packed = quantized(weight.name, method)
                 for part, stored in packed.parts.items():
-                    file.write(f"{prefix}.{part}", bytes_of(stored))
-        checksums.update(file.checksums)
+                    written.write(f"{prefix}.{part}", bytes_of(stored))
+        checksums.update(written.checksums)
 
-    target = Path(path) / FILE
-    replace(target, fill)
+    replace(Path(path) / file, fill)
     (Path(path) / f"{FILE}.index.json").unlink(missing_ok=True)  # diffusers would prefer it to FILE
-    options: dict[str, Any] = dict(denoiser.config)  # type: ignore[arg-type]
-    config = {key: value for key, value in options.items() if not key.startswith("_")}
-    import diffusers
+    if is_encoder(denoiser):
+        about = described(denoiser)
+    else:
+        import diffusers
 
-    about = {"_class_name": type(denoiser).__name__, "_diffusers_version": diffusers.__version__}
+        options: dict[str, Any] = dict(denoiser.config)  # type: ignore[arg-type]
+        about = {key: value for key, value in options.items() if not key.startswith("_")}
+        about["_class_name"] = type(denoiser).__name__
+        about["_diffusers_version"] = diffusers.__version__
     weights = [dataclasses.asdict(piece.weight) | {"method": str(piece.method)} for piece in plan]
     quantization = {
         "quant_method": QUANT_METHOD,
@@ -217,7 +225,7 @@ def save_denoiser(
         **beside_weights,
         "checksums": checksums,
     }
-    write_json(Path(path) / "config.json", format.seal(about | config, quantization))
+    write_json(Path(path) / "config.json", format.seal(about, quantization))
     return contents(path)
 
 
@@ -269,9 +277,10 @@ def load_quantized(
         **components: further arguments of ``from_pretrained``.
 
     Returns:
-        A ``DiffusionPipeline`` or, of a component's directory, a ``ModelMixin`` of diffusers. One
-        whose weights change with the sampler's steps follows the pipeline's scheduler; a component
-        alone has to be told of its pipeline (`follow_steps`).
+        A ``DiffusionPipeline`` or, of a component's directory, a ``ModelMixin`` of diffusers or a
+        ``PreTrainedModel`` of transformers. One whose weights change with the sampler's steps
+        follows the pipeline's scheduler; a component alone has to be told of its pipeline
+        (`follow_steps`).
 
     Raises:
         CheckpointError: it is damaged, truncated, or was not written by qsdm.
@@ -292,7 +301,8 @@ def load_quantized(
             f"{files[0]} is damaged: its digest differs from that in config.json; copy it again"
         )
     loader: Any = diffusers.DiffusionPipeline
-    if not (path / "model_index.json").exists():
+    packed_encoder = files == [folder / ENCODERS_FILE]
+    if not (path / "model_index.json").exists() and not packed_encoder:
         name = config.get("_class_name")
         loader = getattr(diffusers, str(name), None)
         if not (isinstance(loader, type) and issubclass(loader, diffusers.ModelMixin)):
@@ -307,7 +317,12 @@ def load_quantized(
     try:
         if (path / "model_index.json").exists():
             options = saved_without(read_json(path / "model_index.json")) | options
-        loaded = loader.from_pretrained(path, dtype=dtype, use_safetensors=True, **options)
+        if packed_encoder:
+            options = {folder.name: load_encoder(folder, config, files[0], dtype)} | options
+        if packed_encoder and folder == path:
+            loaded = options[folder.name]
+        else:
+            loaded = loader.from_pretrained(path, dtype=dtype, use_safetensors=True, **options)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except (MemoryError, torch.OutOfMemoryError):

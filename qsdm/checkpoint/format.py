@@ -39,6 +39,8 @@ SCHEMAS = (SCHEMA, SCHEMA_OF_ACTIVATIONS, SCHEMA_OF_STEPS)
 QUANT_METHOD = "qsdm"
 STEM = "diffusion_pytorch_model"
 FILE = f"{STEM}.safetensors"
+ENCODERS_FILE = "model.safetensors"
+"""The name that transformers gives to the weights of a text encoder."""
 
 
 class CheckpointError(StoreError):
@@ -256,6 +258,8 @@ def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
     Raises:
         CheckpointError: there is neither, or the index cannot be read or names missing files.
     """
+    if (folder / ENCODERS_FILE).is_file():
+        return [folder / ENCODERS_FILE]
     infix = f".{variant}" if variant else ""
     index, single = folder / f"{FILE}.index{infix}.json", folder / f"{STEM}{infix}.safetensors"
     if not index.exists():

@@ -16,7 +16,7 @@ from qsdm.denoisers.faults import WEIGHTLESS, ModelError
 from qsdm.denoisers.model import DEFAULT_COMPONENTS, Model
 
 LIBRARIES = ("diffusers", "transformers")
-"""Whose classes a component may have; a pipeline's own ones, as of safety checkers, are left out."""
+"""Whose classes a component may have; those of pipelines, as of safety checkers, are left out."""
 
 
 def with_component(model: Model, component: str) -> Model:

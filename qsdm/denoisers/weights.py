@@ -7,7 +7,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsdm.denoisers.classes import denoiser_class, denoiser_config, quiet
+from qsdm.denoisers.classes import (
+    denoiser_class,
+    denoiser_config,
+    denoisers_in,
+    pipeline_index,
+    quiet,
+)
 from qsdm.denoisers.faults import ModelError, component_fault, file_fault
 from qsdm.denoisers.files import component_files, pipeline_folder, read_index
 from qsdm.denoisers.identity import SAME_PICTURES, WEIGHTS
@@ -50,7 +56,12 @@ def denoiser_tensors(model: Model) -> Callable[[str], torch.Tensor]:
     """
     if model.file is not None:
         return denoiser_of_file(model).get_parameter
-    return mapped_tensors(model) or denoiser_of(load_pipeline(model), model).get_parameter
+    if (mapped := mapped_tensors(model)) is not None:
+        return mapped
+    # A text encoder is loaded without the denoisers, which are larger.
+    others = denoisers_in(pipeline_index(model)).keys() - {model.component}
+    pipeline = load_pipeline(model, **dict.fromkeys(others))
+    return denoiser_of(pipeline, model).get_parameter
 
 
 def mapped_tensors(model: Model) -> Callable[[str], torch.Tensor] | None:
@@ -61,12 +72,13 @@ def mapped_tensors(model: Model) -> Callable[[str], torch.Tensor] | None:
 
     Returns:
         A function from a parameter's name to its tensor, as it is stored; None if there are no such
-        files, or if ``model.load`` changes their values.
+        files, if ``model.load`` changes their values, or if transformers loads them, which renames
+        what it reads.
 
     Raises:
         ModelError: a file is missing or damaged.
     """
-    if model.file is not None:
+    if model.file is not None or _library(model) == "transformers":
         return None
     files: list[Path] = []
     if not set(model.load) - SAME_WEIGHTS - _other_components(model):
@@ -107,13 +119,23 @@ def mapped_tensors(model: Model) -> Callable[[str], torch.Tensor] | None:
     return read
 
 
+def _index(model: Model) -> dict[str, Any]:
+    """The pipeline's components; none if it is not on this machine."""
+    try:
+        return read_index(pipeline_folder(model))
+    except ModelError:
+        return {}
+
+
+def _library(model: Model) -> str | None:
+    """The library of the denoiser's class, or of that of the part in its place."""
+    entry = _index(model).get(model.component)
+    return str(entry[0]) if isinstance(entry, list) and entry else None
+
+
 def _other_components(model: Model) -> set[str]:
     """Names of the pipeline's components without the denoiser, on which it does not depend."""
-    try:
-        index = read_index(pipeline_folder(model))
-    except ModelError:
-        return set()
-    return {name for name in index if not name.startswith("_")} - {model.component}
+    return {name for name in _index(model) if not name.startswith("_")} - {model.component}
 
 
 def _renamed(model: Model, tensors: Mapping[str, Any]) -> dict[str, Any]:

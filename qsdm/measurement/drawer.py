@@ -24,6 +24,7 @@ from qsdm.denoisers import (
     computed_in,
     denoiser_of,
     denoisers_in,
+    is_denoiser,
     load_pipeline,
     pipeline_index,
 )
@@ -39,6 +40,7 @@ from qsdm.qconfig import QuantConfig, QuantMethod
 from qsdm.quant.calibrated import PackedWeights
 from qsdm.quant.packed import PackedLayer
 from qsdm.quant.swap import Originals, Switch
+from qsdm.tracing.entry import as_forward, entry
 
 
 class Packed(Interface):
@@ -77,7 +79,7 @@ class Drawer:
     """Draws with one model, one configuration after the other.
 
     From one configuration to the next only weights whose method changes are written. Prompt
-    embeddings are computed once.
+    embeddings are computed once, unless a configuration may change them.
 
     Args:
         model: whose pipeline is loaded.
@@ -108,7 +110,7 @@ class Drawer:
         if pipeline is None:
             pipeline = load_pipeline(model, denoiser_dtype=kept)
         self.pipeline = cast(Any, pipeline)
-        self.denoiser = denoiser_of(self.pipeline, model)
+        self.denoiser = as_forward(denoiser_of(self.pipeline, model))
         if kept != "float32" and computed_in(model.dtype) == torch.float32:
             compute_by_layer(self.denoiser, torch.float32)
         if isinstance(packed, PackedWeights):  # now, while the weights are as they were loaded
@@ -116,11 +118,14 @@ class Drawer:
         if torch.cuda.is_available():
             self.pipeline.to("cuda")
         for name in {model.component, *denoisers_in(pipeline_index(model))}:
-            if (module := getattr(self.pipeline, name, None)) is not None:
+            module = getattr(self.pipeline, name, None)
+            if module is not None and is_denoiser(type(module)):
                 compute_in(module, computed_in(model.dtype))
-        plain = None if is_quantized_elsewhere(self.denoiser) else self.denoiser
-        channels_last(plain, getattr(self.pipeline, "vae", None))
-        if hasattr(self.pipeline, "encode_prompt"):
+                if not is_quantized_elsewhere(module):
+                    channels_last(module)
+        channels_last(getattr(self.pipeline, "vae", None))
+        # What is quantized may be a text encoder.
+        if hasattr(self.pipeline, "encode_prompt") and not called_first(self.denoiser):
             self.pipeline.encode_prompt = remembered(self.pipeline.encode_prompt)
         self._packed = packed
         self._switch: Switch | None = None
@@ -170,6 +175,11 @@ class Drawer:
     def _applied(self, qconfig: QuantConfig) -> AbstractContextManager[None]:
         """Realize a configuration within a block, step by step where it has bins of steps."""
         if qconfig.steps:
+            if not is_denoiser(type(self.denoiser)):
+                raise EvaluationError(
+                    f"the {self.model.component} of {self.model.name!r} is not called at every "
+                    "step: wanted a configuration without bins of steps"
+                )
             return stepped(self.pipeline, self.denoiser, qconfig, self.switch)
         self.switch(qconfig)
         return nullcontext()
@@ -227,6 +237,15 @@ class Drawer:
             )
         levels = images.mul(255).round().clamp(0, 255).byte()
         return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def called_first(module: nn.Module) -> bool:
+    """Whether a part may be called before the denoiser, as text encoders are.
+
+    Args:
+        module: a part of a pipeline.
+    """
+    return not is_denoiser(type(module)) and entry(module) == "forward"
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from qsdm import text
-from qsdm.denoisers import Model, ModelError, denoiser_class, denoiser_config
+from qsdm.denoisers import Model, ModelError, denoiser_class, denoiser_config, is_denoiser
+from qsdm.denoisers.components import is_denoisers_name
 from qsdm.denoisers.files import pipeline_files, pipeline_folder
 from qsdm.denoisers.narrow import kept_in
 from qsdm.graph import Graph, Op
@@ -39,7 +40,7 @@ class Memory:
     """Bytes of a pipeline.
 
     Attributes:
-        denoiser: the name of the component that is the denoiser.
+        denoiser: the name of the component that is quantized.
         components: bytes by name, as stored; empty if there are no files.
         missing: why there are no files, one sentence; empty if there are.
         packed_bytes: of the denoiser under some configurations; empty if unknown.
@@ -58,11 +59,15 @@ class Memory:
     is_stepped: bool = False
 
     @property
+    def label(self) -> str:
+        """What is quantized is called so: the denoiser, or the component's own name."""
+        return "denoiser" if is_denoisers_name(self.denoiser) else self.denoiser
+
+    @property
     def groups(self) -> dict[str, int]:
-        """Bytes of the denoiser, the text encoders together, and every other component."""
-        sizes = (
-            {"denoiser": self.components[self.denoiser]} if self.denoiser in self.components else {}
-        )
+        """Bytes of what is quantized, the text encoders together, and every other component."""
+        own = self.components.get(self.denoiser)
+        sizes = {} if own is None else {self.label: own}
         for name, size in sorted(
             self.components.items(), key=lambda pair: not pair[0].startswith("text_encoder")
         ):
@@ -78,10 +83,10 @@ class Memory:
             batch_size: pictures of a forward, whose activations are counted.
         """
         parts = {name: f"{name} {text.size(size)}" for name, size in self.groups.items()}
-        if "denoiser" in parts and self.packed_bytes:
+        if self.label in parts and self.packed_bytes:
             sizes = " to ".join(dict.fromkeys(map(text.size, self.packed_bytes)))
             stepped = " for all bins of steps" if self.is_stepped else ""
-            parts["denoiser"] += f" (packed {sizes}{stepped})"
+            parts[self.label] += f" (packed {sizes}{stepped})"
         files = ", ".join(parts.values()) + ", " if parts else f"{self.missing}; "
         if self.activation_bytes is None:
             return f"memory: {files}activations of a forward are not known"
@@ -251,6 +256,8 @@ def packed_bytes(
         Bytes by the cost model, and those of what is never quantized.
     """
     weights = {name for weight in graph.weights for name in (weight.parameter, *weight.ties)}
+    if not weights & tensors.keys():  # transformers leaves a prefix away that files have
+        tensors = {name.partition(".")[2]: tensor for name, tensor in tensors.items()}
     rest = sum(tensor.num_values for name, tensor in tensors.items() if name not in weights)
     return cost.size_bytes(graph, qconfig, full_bits) + rest * full_bits // 8
 
@@ -276,7 +283,9 @@ def activation_bytes(model: Model, graph: Graph) -> int:
 
     from qsdm.tracing import activations, inputs, lazy, skeleton
 
-    module = skeleton.build(denoiser_class(model), denoiser_config(model))
+    if not is_denoiser(cls := denoiser_class(model)):
+        raise TraceError(f"the inputs of a {cls.__name__} are known to its pipeline alone")
+    module = skeleton.build(cls, denoiser_config(model))
     built = inputs.build(module, model.inputs)
     traced = {
         node.name.removeprefix("input."): node.activation

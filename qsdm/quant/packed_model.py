@@ -152,11 +152,16 @@ def pack(
     if qconfig.rounds_activations:
         Rounding(module, rounded, qconfig.activations is not None)
     if hasattr(module, "save_pretrained"):
-        module.save_pretrained = _refuse_to_save  # type: ignore[assignment]
+        module.save_pretrained = refuse_to_save  # type: ignore[assignment]
     return module
 
 
-def _refuse_to_save(*_: Any, **__: Any) -> None:
+def refuse_to_save(*_: Any, **__: Any) -> None:
+    """In the place of a packed module's ``save_pretrained``.
+
+    Raises:
+        RuntimeError: always.
+    """
     raise RuntimeError(
         "a denoiser that was packed in memory would be saved without its configuration, and loaded "
         "with random weights: call qsdm.checkpoint.save_quantized on the full-precision pipeline"

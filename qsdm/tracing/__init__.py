@@ -70,8 +70,7 @@ def trace(
     graph = compact(record(twin, skeleton.real(dict(inputs))), twin, name, exclude, tied)
     if not graph.weights:
         raise TraceError(
-            f"{type(module).__name__} calls no Linear or Conv: "
-            "there is nothing in it to quantize"
+            f"{type(module).__name__} calls no Linear or Conv: there is nothing in it to quantize"
         )
     return graph
 

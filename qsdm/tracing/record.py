@@ -164,9 +164,7 @@ class Recorder(TorchFunctionMode):
         """Record an input, ``name`` being its path, before the forward runs."""
         self._source[tensor] = len(self.calls)
         plumbing = not is_data and is_plumbing(name, tensor)
-        self.calls.append(
-            Call("input", name, "", shape=tuple(tensor.shape), plumbing=plumbing)
-        )
+        self.calls.append(Call("input", name, "", shape=tuple(tensor.shape), plumbing=plumbing))
 
     def add_output(self, result: Any) -> None:
         """Record the forward's result after it has run."""

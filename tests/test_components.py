@@ -1,0 +1,284 @@
+"""Text encoders and VAEs in the denoiser's place: traced, drawn with, packed; never confused."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import shutil
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from pipelines import t5
+from tiny import CAPTIONS
+
+from qsdm import run, tracing
+from qsdm.checkpoint import CheckpointError, contents, dequantized, load_quantized, save_quantized
+from qsdm.denoisers import Model, ModelError, discover, load_pipeline, with_component
+from qsdm.graph import Graph
+from qsdm.measurement.drawer import Drawer, Drawing
+from qsdm.measurement.memory import memory_of
+from qsdm.measurement.protocol import protocol_of
+from qsdm.outcome import EvaluationError
+from qsdm.qconfig import QuantConfig, QuantMethod, SpaceSpec, cost
+from qsdm.qconfig.steps import StepBin
+from qsdm.quant.decoding import dequantize
+from qsdm.quant.fitting import fit
+from qsdm.trace import trace
+from qsdm.tracing import TraceError
+from qsdm.tracing.entry import as_forward
+from qsdm.workspace import Workspace
+
+if TYPE_CHECKING:
+    from torch import nn
+
+PARTS = ("text_encoder", "vae")
+THREE = QuantMethod.parse("uaq-3")
+
+
+class Fitted:
+    """Quantized weights that are fitted when they are asked for.
+
+    Args:
+        module: in full precision; its values are kept.
+        graph: of the module.
+    """
+
+    def __init__(self, module: nn.Module, graph: Graph) -> None:
+        self.values = {w.name: module.get_parameter(w.parameter).clone() for w in graph.weights}
+
+    def dequantize(
+        self, weight: str, method: QuantMethod, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        values = dequantize(fit(self.values[weight], method))
+        return values if out is None else out.copy_(values)
+
+
+@pytest.fixture(scope="module")
+def traced(
+    tiny_model: Model, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Model, Graph, str]]:
+    """Model, graph and printed lines of each part."""
+    root = tmp_path_factory.mktemp("parts")
+    result = {}
+    for part in PARTS:
+        model = with_component(tiny_model, part)
+        with redirect_stdout(StringIO()) as printed:
+            graph = trace(Workspace(model, root=root))
+        result[part] = (model, graph, printed.getvalue())
+    return result
+
+
+def quantized(model: Model, graph: Graph) -> QuantConfig:
+    return QuantConfig(model.name, {weight.name: THREE for weight in graph.weights})
+
+
+def test_a_text_encoder_is_traced_without_its_embeddings(traced: dict) -> None:
+    model, graph, printed = traced["text_encoder"]
+    assert (model.name, model.denoiser) == ("tiny-text_encoder", "CLIPTextModel")
+    layer = "encoder.layers.0"
+    assert {weight.name for weight in graph.weights} == {
+        *(f"{layer}.self_attn.{name}_proj" for name in ("q", "k", "v", "out")),
+        f"{layer}.mlp.fc1",
+        f"{layer}.mlp.fc2",
+    }
+    roles = {node.weight.name: str(node.role) for node in graph.nodes if node.weight is not None}
+    assert roles[f"{layer}.self_attn.q_proj"] == "attn_q"
+    assert roles[f"{layer}.mlp.fc2"] == "ff_out"
+    inputs = [node.name for node in graph.nodes if node.op == "input"]
+    assert inputs == ["input.input_ids"]
+    assert "embeddings.token_embedding, embeddings.position_embedding: " in printed
+    assert "not quantized" in printed
+    assert "unet is another denoiser of this pipeline" in printed
+    assert "not traced: vae of this pipeline; +model.component=vae does" in printed
+
+
+def test_of_a_vae_only_what_decodes_is_traced(traced: dict, tiny_pipeline: object) -> None:
+    _, graph, printed = traced["vae"]
+    vae = tiny_pipeline.vae  # type: ignore[attr-defined]
+    layers = {
+        name
+        for name, child in vae.named_modules()
+        if isinstance(child, tracing.QUANTIZABLE) and not name.startswith(("encoder.", "quant_"))
+    }
+    assert {weight.name for weight in graph.weights} == layers
+    assert {"post_quant_conv", "decoder.conv_in", "decoder.conv_out"} <= layers
+    assert graph.nodes[-1].activation == (1, 3, 16, 16)
+    assert "not called   encoder.conv_in, " in printed
+    assert "decoding never uses them" in printed
+
+
+def test_a_t5_is_traced() -> None:
+    module = t5()[1]
+    ids = {"input_ids": torch.zeros(1, 24, dtype=torch.long)}
+    graph = tracing.trace(module, ids | {"attention_mask": torch.ones(1, 24)}, "t5")
+    layers = [n for n, m in module.named_modules() if isinstance(m, tracing.QUANTIZABLE)]
+    assert sorted(weight.name for weight in graph.weights) == sorted(layers)
+    assert {"attn_v", "attn_out", "ff_out"} <= {str(n.role) for n in graph.nodes if n.weight}
+
+
+def test_a_call_of_a_vae_decodes(tiny_pipeline: object) -> None:
+    vae = copy.deepcopy(tiny_pipeline.vae)  # type: ignore[attr-defined]
+    z = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    decoded = vae.decode(z, return_dict=False)[0]
+    seen = []
+    as_forward(as_forward(vae)).register_forward_hook(lambda *_: seen.append(1))
+    assert torch.equal(vae(z, return_dict=False)[0], decoded)
+    assert torch.equal(vae.decode(z, return_dict=False)[0], decoded)
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_pictures_follow_the_configuration_and_a_checkpoint_draws_the_same(
+    traced: dict, tiny_pipeline: object, part: str, tmp_path: Path
+) -> None:
+    model, graph, _ = traced[part]
+    qconfig, full = quantized(model, graph), QuantConfig(model.name, {})
+    pipeline = load_pipeline(model)
+    packed = Fitted(getattr(pipeline, part), graph)
+    drawings = [Drawing(i, CAPTIONS[i], i) for i in range(2)]
+    drawer = Drawer(model, graph, packed, 2, pipeline)
+    plain, low = (drawer.draw(one, drawings) for one in (full, qconfig))
+    assert np.abs(plain.astype(int) - low).max() > 2
+    assert (drawer.draw(full, drawings) == plain).all()
+    with pytest.raises(EvaluationError, match=f"the {part} .* is not called at every step"):
+        drawer.draw(QuantConfig(model.name, {}, steps=(StepBin(0, 1, qconfig),)), drawings)
+
+    written = save_quantized(load_pipeline(model), part, graph, qconfig, tmp_path)
+    assert written.packed_bytes == cost.size_bytes(graph, qconfig, 16)
+    assert contents(tmp_path) == written
+    loaded = load_quantized(tmp_path)
+    again = Drawer(model, graph, None, 2, loaded).draw(full, drawings)
+    assert np.abs(again.astype(int) - low).max() <= 1
+    alone = load_quantized(tmp_path / part)
+    assert type(alone).__name__ == model.denoiser
+    weight = graph.weights[0]
+    values = dequantized(alone).get_parameter(weight.parameter)
+    assert torch.equal(values, packed.dequantize(weight.name, THREE))
+    before = memory_of(model, graph, [qconfig])
+    own = sum(p.numel() for p in getattr(tiny_pipeline, part).parameters())
+    assert before.packed_bytes == (written.packed_bytes + 2 * (own - graph.num_values),) * 2
+
+
+def test_full_precision_is_the_same_whichever_part_is_quantized(
+    traced: dict, tiny_model: Model
+) -> None:
+    drawings = [Drawing(i, CAPTIONS[i], i) for i in range(2)]
+    models = [dataclasses.replace(tiny_model, dtype="bfloat16")]
+    models += [dataclasses.replace(traced[part][0], dtype="bfloat16") for part in PARTS]
+    first, *others = (
+        Drawer(model, traced["vae"][1], None, 2).draw(QuantConfig(model.name, {}), drawings)
+        for model in models
+    )
+    assert all((other == first).all() for other in others)
+
+
+def test_a_damaged_text_encoder_is_told(traced: dict, tmp_path: Path) -> None:
+    model, graph, _ = traced["text_encoder"]
+    save_quantized(
+        load_pipeline(model), "text_encoder", graph, quantized(model, graph), tmp_path / "whole"
+    )
+    folder = tmp_path / "whole" / "text_encoder"
+    with pytest.raises(RuntimeError, match=r"call qsdm\.checkpoint\.save_quantized"):
+        load_quantized(folder).save_pretrained(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    file = folder / "model.safetensors"
+    content = file.read_bytes()
+    flipped = bytearray(content)
+    flipped[-1] ^= 1
+    file.write_bytes(bytes(flipped))
+    with pytest.raises(CheckpointError, match="was changed after it was saved"):
+        load_quantized(tmp_path / "whole")
+    file.write_bytes(content)
+    about = {key: value for key, value in config.items() if key != "quantization_config"}
+    quantization = {
+        k: v
+        for k, v in config["quantization_config"].items()
+        if k not in ("config_checksum", "checksum")
+    }
+    for change, words in [
+        ({"architectures": ["CLIPConfig"]}, "no class of diffusers or transformers"),
+        ({"num_hidden_layers": 2}, "lacks 'encoder.layers.1"),
+        ({"num_hidden_layers": 0}, "is not the traced denoiser"),
+    ]:
+        (folder / "config.json").write_text(
+            json.dumps({**about, **change, "quantization_config": quantization})
+        )
+        with pytest.raises(CheckpointError, match=words):
+            load_quantized(folder)
+
+
+def test_configurations_of_two_parts_are_never_confused(traced: dict, tiny_model: Model) -> None:
+    text, graph, _ = traced["text_encoder"]
+    vae = traced["vae"][0]
+    names = [tiny_model.name, text.name, vae.name]
+    assert names == ["tiny", "tiny-text_encoder", "tiny-vae"]
+    protocols = {protocol_of(m, CAPTIONS, 0, 4).digest for m in (tiny_model, text, vae)}
+    assert len(protocols) == 3
+    assert len({QuantConfig(name, {"conv_in": THREE}).digest for name in names}) == 3
+    # Even under one name, as after model.name=tiny:
+    renamed = dataclasses.replace(tiny_model, name="x_vae"), dataclasses.replace(vae, name="x_vae")
+    assert len({protocol_of(m, CAPTIONS, 0, 4).digest for m in renamed}) == 2
+    space = SpaceSpec("small", ["uaq-3"], max_overhead=99).of(graph)
+    with pytest.raises(ValueError, match=r"wanted a configuration of 'tiny-text_encoder'"):
+        space.encode(QuantConfig("tiny", {weight.name: THREE for weight in graph.weights}))
+
+
+def test_a_part_can_be_taken_of_any_description(tiny_model: Model) -> None:
+    text = with_component(tiny_model, "text_encoder")
+    assert text.num_params is None
+    assert text.config == {}
+    assert with_component(text, "text_encoder") == text
+    assert with_component(text, "vae").name == "tiny-vae"
+    found = discover(tiny_model.path, component="vae", name="mine")
+    assert (found.name, found.denoiser) == ("mine-vae", "AutoencoderKL")
+    assert found.resolution_px == discover(tiny_model.path).resolution_px
+
+
+@pytest.mark.parametrize(
+    ("component", "words"),
+    [
+        ("scheduler", "is a DPMSolverMultistepScheduler, which has no weights to quantize (wanted"),
+        ("tokenizer", "is a CLIPTokenizer, which has no weights to quantize (wanted one of text_e"),
+        ("text_encodr", "has no text_encodr: did you mean text_encoder? (wanted one of text_enco"),
+        ("safety_checker", "has no safety_checker (wanted one of text_encoder, unet, vae)"),
+        ("[unet,vae]", "model.component: wanted one value (got the list ['unet', 'vae'])"),
+    ],
+)
+def test_what_has_no_weights_is_told(
+    component: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    arguments = ["+model=emoji_unet", f"model.component={component}", f"store={tmp_path}"]
+    assert run.execute(trace, arguments) == 1
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_a_part_of_a_pipeline_that_is_not_here_is_told(tiny_model: Model) -> None:
+    absent = dataclasses.replace(tiny_model, path="nobody/nothing")
+    with pytest.raises(ModelError, match="only the pipeline's own files say: give path=DIRECTORY"):
+        with_component(absent, "text_encoder")
+    assert with_component(absent, "transformer_2").component == "transformer_2"
+
+
+def test_a_part_that_is_never_called_is_told(tiny_model: Model, tmp_path: Path) -> None:
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    folder = tmp_path / "pipe"
+    shutil.copytree(tiny_model.path, folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    index["image_encoder"] = ["transformers", "CLIPVisionModelWithProjection"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    small = CLIPVisionConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+    )
+    CLIPVisionModelWithProjection(small).save_pretrained(folder / "image_encoder")
+    model = discover(str(folder), component="image_encoder", resolution_px=16)
+    with pytest.raises(TraceError, match="drew a picture without calling its image_encoder"):
+        trace(Workspace(model, root=tmp_path))
