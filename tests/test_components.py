@@ -60,7 +60,7 @@ class Fitted:
 
 
 @pytest.fixture(scope="module")
-def traced(
+def parts(
     tiny_model: Model, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, tuple[Model, Graph, str]]:
     """Model, graph and printed lines of each part."""
@@ -78,8 +78,8 @@ def quantized(model: Model, graph: Graph) -> QuantConfig:
     return QuantConfig(model.name, {weight.name: THREE for weight in graph.weights})
 
 
-def test_a_text_encoder_is_traced_without_its_embeddings(traced: dict) -> None:
-    model, graph, printed = traced["text_encoder"]
+def test_a_text_encoder_is_traced_without_its_embeddings(parts: dict) -> None:
+    model, graph, printed = parts["text_encoder"]
     assert (model.name, model.denoiser) == ("tiny-text_encoder", "CLIPTextModel")
     layer = "encoder.layers.0"
     assert {weight.name for weight in graph.weights} == {
@@ -98,8 +98,8 @@ def test_a_text_encoder_is_traced_without_its_embeddings(traced: dict) -> None:
     assert "not traced: vae of this pipeline; +model.component=vae does" in printed
 
 
-def test_of_a_vae_only_what_decodes_is_traced(traced: dict, tiny_pipeline: object) -> None:
-    _, graph, printed = traced["vae"]
+def test_of_a_vae_only_what_decodes_is_traced(parts: dict, tiny_pipeline: object) -> None:
+    _, graph, printed = parts["vae"]
     vae = tiny_pipeline.vae  # type: ignore[attr-defined]
     layers = {
         name
@@ -135,9 +135,9 @@ def test_a_call_of_a_vae_decodes(tiny_pipeline: object) -> None:
 
 @pytest.mark.parametrize("part", PARTS)
 def test_pictures_follow_the_configuration_and_a_checkpoint_draws_the_same(
-    traced: dict, tiny_pipeline: object, part: str, tmp_path: Path
+    parts: dict, tiny_pipeline: object, part: str, tmp_path: Path
 ) -> None:
-    model, graph, _ = traced[part]
+    model, graph, _ = parts[part]
     qconfig, full = quantized(model, graph), QuantConfig(model.name, {})
     pipeline = load_pipeline(model)
     packed = Fitted(getattr(pipeline, part), graph)
@@ -166,20 +166,20 @@ def test_pictures_follow_the_configuration_and_a_checkpoint_draws_the_same(
 
 
 def test_full_precision_is_the_same_whichever_part_is_quantized(
-    traced: dict, tiny_model: Model
+    parts: dict, tiny_model: Model
 ) -> None:
     drawings = [Drawing(i, CAPTIONS[i], i) for i in range(2)]
     models = [dataclasses.replace(tiny_model, dtype="bfloat16")]
-    models += [dataclasses.replace(traced[part][0], dtype="bfloat16") for part in PARTS]
+    models += [dataclasses.replace(parts[part][0], dtype="bfloat16") for part in PARTS]
     first, *others = (
-        Drawer(model, traced["vae"][1], None, 2).draw(QuantConfig(model.name, {}), drawings)
+        Drawer(model, parts["vae"][1], None, 2).draw(QuantConfig(model.name, {}), drawings)
         for model in models
     )
     assert all((other == first).all() for other in others)
 
 
-def test_a_damaged_text_encoder_is_told(traced: dict, tmp_path: Path) -> None:
-    model, graph, _ = traced["text_encoder"]
+def test_a_damaged_text_encoder_is_told(parts: dict, tmp_path: Path) -> None:
+    model, graph, _ = parts["text_encoder"]
     save_quantized(
         load_pipeline(model), "text_encoder", graph, quantized(model, graph), tmp_path / "whole"
     )
@@ -213,9 +213,9 @@ def test_a_damaged_text_encoder_is_told(traced: dict, tmp_path: Path) -> None:
             load_quantized(folder)
 
 
-def test_configurations_of_two_parts_are_never_confused(traced: dict, tiny_model: Model) -> None:
-    text, graph, _ = traced["text_encoder"]
-    vae = traced["vae"][0]
+def test_configurations_of_two_parts_are_never_confused(parts: dict, tiny_model: Model) -> None:
+    text, graph, _ = parts["text_encoder"]
+    vae = parts["vae"][0]
     names = [tiny_model.name, text.name, vae.name]
     assert names == ["tiny", "tiny-text_encoder", "tiny-vae"]
     protocols = {protocol_of(m, CAPTIONS, 0, 4).digest for m in (tiny_model, text, vae)}

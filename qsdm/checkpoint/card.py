@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qsdm.denoisers.components import is_denoisers_name
 from qsdm.graph import Graph
 from qsdm.outcome import Outcome, Protocol
 from qsdm.qconfig import QuantConfig, cost
@@ -42,6 +43,27 @@ def is_kept(folder: Path) -> bool:
     return path.is_file() and MARK not in path.read_text(encoding="utf-8", errors="replace")
 
 
+def by_diffusers(qconfig: QuantConfig) -> list[str]:
+    """How else a packed part is loaded, unless it is of transformers.
+
+    Args:
+        qconfig: of the checkpoint.
+    """
+    return [
+        "or by diffusers, which learns qsdm's format from an import:",
+        "",
+        "```python",
+        "import qsdm.checkpoint",
+        "from diffusers import DiffusionPipeline",
+        "",
+        'pipeline = DiffusionPipeline.from_pretrained("DIRECTORY")',
+        *["qsdm.checkpoint.follow_steps(pipeline)  # its weights change with the steps"]
+        * bool(qconfig.steps),
+        "```",
+        "",
+    ]
+
+
 def card(
     model: Model,
     graph: Graph,
@@ -68,8 +90,9 @@ def card(
     head += [f"base_model: {model.path}"] * bool(published) + ["---", "", MARK, ""]
     source = f"`{model.path}`" if published else f"the pipeline `{model.name}`"
     avg_bits = cost.avg_bits(graph, qconfig, bits)
+    part = "denoiser" if is_denoisers_name(model.component) else model.component
     about = [
-        ("denoiser", f"{model.denoiser} (`{model.component}`)"),
+        (part, f"{model.denoiser} (`{model.component}`)"),
         ("average bits", f"{avg_bits:.4f} of {bits}, overhead included"),
         (
             "quantizable weights",
@@ -82,9 +105,9 @@ def card(
     return "\n".join(
         [
             *head,
-            f"# {model.name}, its denoiser at {avg_bits:.2f} bits per weight",
+            f"# {model.name}, its {part} at {avg_bits:.2f} bits per weight",
             "",
-            f"Made by qsdm from {source}: each of the denoiser's weights is quantized by a "
+            f"Made by qsdm from {source}: each of the {part}'s weights is quantized by a "
             f"method of its own and packed; everything else is in {bits} bits.",
             "",
             *table(("", ""), about),
@@ -112,17 +135,7 @@ def card(
             'pipeline = load_quantized("DIRECTORY")',
             "```",
             "",
-            "or by diffusers, which learns qsdm's format from an import:",
-            "",
-            "```python",
-            "import qsdm.checkpoint",
-            "from diffusers import DiffusionPipeline",
-            "",
-            'pipeline = DiffusionPipeline.from_pretrained("DIRECTORY")',
-            *["qsdm.checkpoint.follow_steps(pipeline)  # its weights change with the steps"]
-            * bool(qconfig.steps),
-            "```",
-            "",
+            *([] if part.startswith("text_encoder") else by_diffusers(qconfig)),
             "## Speed",
             "",
             SPEED,

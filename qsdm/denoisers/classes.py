@@ -74,22 +74,21 @@ def denoiser_class(model: Model) -> type[nn.Module]:
     import diffusers
     from torch import nn
 
-    name, cls = model.denoiser, None
-    if _CLASS_NAME.fullmatch(name):
-        cls = getattr(diffusers, name, None)
-        if cls is None:
-            import transformers
+    cls: Any = getattr(diffusers, model.denoiser, None)
+    if cls is None and _CLASS_NAME.fullmatch(model.denoiser):
+        import transformers
 
-            cls = getattr(transformers, name, None)
-    if cls is None:
-        cls = class_of(name, model)
+        cls = getattr(transformers, model.denoiser, None)
+    if cls is None or not _CLASS_NAME.fullmatch(model.denoiser):
+        cls = class_of(model.denoiser, model)
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         names = ", ".join(denoisers_in(pipeline_index(model))) or "none"
         raise ModelError(
             f"the {model.component} of model {model.name} is a {model.denoiser}, which has no "
             f"weights to quantize: correct model.component (its denoisers: {names})"
         )
-    return cls
+    module_class: type[nn.Module] = cls
+    return module_class
 
 
 def is_denoiser(cls: type) -> bool:

@@ -58,6 +58,7 @@ TENSORS = {
     "pictures/*.safetensors": "remove it: it is written again when it is needed",
     "shards/*/*.safetensors": "remove it: its pictures are drawn again",
     "checkpoint/*/diffusion_pytorch_model*.safetensors": "python -m qsdm.realize",
+    "checkpoint/*/model*.safetensors": "python -m qsdm.realize",
 }
 """The command that writes them, or what else to do, by path in the model's folder."""
 
