@@ -126,6 +126,11 @@ def row(part: str, method: str, outcome: Outcome, full: Outcome) -> dict[str, An
     }
 
 
+def stored() -> dict[str, Any]:
+    """All results so far."""
+    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+
+
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """All rows as Markdown; the last column is harm for each 100 kB that are saved."""
     lines = [
@@ -159,22 +164,20 @@ def main() -> None:
     parser.add_argument("--seed-set", type=int, default=1)
     parser.add_argument("--images", type=int, default=128)
     args = parser.parse_args()
-    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     if args.name:
         drawn = {"seed_set": args.seed_set, "num_images": args.images}
-        own = results.get(args.name, {})
+        own = stored().get(args.name, {})
         rows = own.get("rows", []) if drawn.items() <= own.items() else []
-        results[args.name] = {**drawn, "rows": rows}
         parts = opened(args.name, args.store)
         for part, workspace in parts.items():
             if not any(one["part"] == part for one in rows):
                 rows += alone(workspace, part, args.seed_set, args.images)
-                write_json(RESULTS, results)
+                write_json(RESULTS, stored() | {args.name: {**drawn, "rows": rows}})
         for method in TOGETHER:
             if not any((one["part"], one["method"]) == (ALL, method) for one in rows):
                 rows.append(together(parts, method, args.seed_set, args.images))
-                write_json(RESULTS, results)
-    print(table(results))
+                write_json(RESULTS, stored() | {args.name: {**drawn, "rows": rows}})
+    print(table(stored()))
 
 
 if __name__ == "__main__":
