@@ -116,7 +116,7 @@ def trace(
     figures = summary(graph, model, module, missing)
     log({f"trace/{name}": value for name, value in figures.items()} | {"trace/seconds": seconds})
     track(log, "trace", target)
-    rest = left_out(graph, module, missing, figures["share_of_bare_parameters"])
+    rest = left_out(graph, module, missing)
     _print(graph, figures, rest, origin, seconds, target.path("graph.json"))
     print(costs(graph, model.full_bits))
     for line in passed_over(model):
@@ -224,7 +224,7 @@ def called(model: Model, module: nn.Module) -> tuple[dict[str, Any], str]:
     if not denoisers.can_be_called(model):
         reason = reason_unaided(model).removeprefix(", because ") or "it is not on this machine"
         raise TraceError(f"{where}, which cannot be called: {reason}")
-    parts = {model.component: module}
+    parts: dict[str, Any] = {model.component: module}
     for name, kind in denoisers.denoisers_in(denoisers.pipeline_index(model)).items():
         parts[name] = weightless(model, name, kind)
     pipeline = denoisers.load_pipeline(model, **parts)
@@ -319,16 +319,13 @@ def summary(graph: Graph, model: Model, module: nn.Module, missing: list[str]) -
     }
 
 
-def left_out(
-    graph: Graph, module: nn.Module, missing: Sequence[str], bare: float
-) -> list[tuple[str, str]]:
-    """Explain which parameters are in no weight of the graph.
+def left_out(graph: Graph, module: nn.Module, missing: Sequence[str]) -> list[tuple[str, str]]:
+    """Explain which layers are in no weight of the graph.
 
     Args:
         graph: of the module.
         module: that was traced, without its weights.
         missing: paths of its Linear and Conv modules without a node.
-        bare: share of the matrices that belong to no layer, in [0, 1].
 
     Returns:
         Rows of a heading and a sentence.
@@ -338,9 +335,6 @@ def left_out(
     from qsdm.tracing.entry import entry
 
     rows = []
-    if bare >= 0.001:
-        belong = f"{bare:.1%} of all matrices belong to no Linear or Conv (experts, tables)"
-        rows.append(("bare", f"{belong}: left out"))
     tables = {
         path: child.weight.numel()
         for path, child in module.named_modules()
@@ -448,6 +442,9 @@ def _print(
         ("GMAC", f"{figures['giga_macs']:.1f} at batch 1"),
         ("roles", ", ".join(f"{role} {count}" for role, count in roles.most_common())),
     ]
+    if (bare := figures["share_of_bare_parameters"]) >= 0.001:
+        belong = f"{bare:.1%} of all matrices belong to no Linear or Conv (experts, tables)"
+        rows.append(("bare", f"{belong}: left out"))
     print(graph.denoiser)
     for name, value in [*rows, *rest, ("written", path)]:
         print(f"  {name:<12} {value}")

@@ -60,8 +60,8 @@ def denoiser_tensors(model: Model) -> Callable[[str], torch.Tensor]:
         return mapped
     # A text encoder is loaded without the denoisers, which are larger.
     others = denoisers_in(pipeline_index(model)).keys() - {model.component}
-    pipeline = load_pipeline(model, **dict.fromkeys(others))
-    return denoiser_of(pipeline, model).get_parameter
+    without: dict[str, Any] = dict.fromkeys(others)
+    return denoiser_of(load_pipeline(model, **without), model).get_parameter
 
 
 def mapped_tensors(model: Model) -> Callable[[str], torch.Tensor] | None:
