@@ -18,6 +18,7 @@ import torch
 from pipelines import t5
 from tiny import CAPTIONS
 
+import qsdm
 from qsdm import run, tracing
 from qsdm.checkpoint import CheckpointError, contents, dequantized, load_quantized, save_quantized
 from qsdm.denoisers import Model, ModelError, discover, load_pipeline, with_component
@@ -267,6 +268,12 @@ def test_a_command_takes_one_part_with_weights(
         error = capsys.readouterr().err
         assert words in error
         assert error.count("\n") == 1
+
+
+def test_a_vae_is_traced_where_one_step_is_another_algorithm(tmp_path: Path) -> None:
+    """PixArt's pipeline takes one step as a distilled model does, which most samplers cannot."""
+    workspace = qsdm.open("emoji_pixart", store=tmp_path, component="vae")
+    assert len(trace(workspace, page=False).weights) == 27
 
 
 def test_a_part_of_a_pipeline_that_is_not_here_is_told(tiny_model: Model) -> None:

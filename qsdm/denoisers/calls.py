@@ -168,8 +168,9 @@ def arguments(
 def first_call(pipeline: diffusers.DiffusionPipeline, model: Model) -> dict[str, Any]:
     """Arguments of a call for one step of one picture, without classifier-free guidance.
 
-    Pictures that the pipeline needs are made up. A strength below 1 would skip the only step. The
-    latent is decoded only if the model is not a denoiser, but perhaps what decodes.
+    Pictures that the pipeline needs are made up. A strength below 1 would skip the only step. If
+    the model is no denoiser but perhaps what decodes, there are two steps and the latent is
+    decoded: PixArt takes one step for a distilled model's, which its own sampler cannot do.
 
     Args:
         pipeline: of the model.
@@ -180,7 +181,8 @@ def first_call(pipeline: diffusers.DiffusionPipeline, model: Model) -> dict[str,
     """
     parameters = inspect.signature(type(pipeline).__call__).parameters
     call = {**model.call, **({"strength": 1.0} if "strength" in parameters else {})}
-    one_step = dataclasses.replace(model, steps=1, guidance=1.0, call=call)
+    decodes = not is_denoiser(type(denoiser_of(pipeline, model)))
+    few = dataclasses.replace(model, steps=2 if decodes else 1, guidance=1.0, call=call)
     pictures = conditioning.fabricated(pipeline, model.resolution_px)
-    output = "latent" if is_denoiser(type(denoiser_of(pipeline, model))) else "pt"
-    return arguments(pipeline, one_step, [Label(0, "a picture")], output_type=output, **pictures)
+    output = "pt" if decodes else "latent"
+    return arguments(pipeline, few, [Label(0, "a picture")], output_type=output, **pictures)
