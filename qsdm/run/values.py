@@ -157,6 +157,10 @@ def check(node: Any, path: str) -> None:
                 typed[key] = node[key]
                 node[key] = typed[key]  # name=3 is a text
             except ValidationError as error:
+                if OmegaConf.is_list(node[key]):
+                    raise BadInput(
+                        f"{path}.{key}: wanted one value (got the list {list(node[key])})"
+                    ) from error
                 raise BadInput(f"{path}.{key}: {first_line(error)}") from error
     for key in own:
         if not OmegaConf.is_missing(node, key):
