@@ -107,19 +107,20 @@ def of_weights(
     return rows
 
 
-def compared(rows: Mapping[str, Mapping[str, Any]]) -> str:
+def compared(
+    rows: Mapping[str, Mapping[str, Any]], computed: Mapping[str, Mapping[str, Any]]
+) -> str:
     """Rank correlation with pictures, and mean distance to them, of each figure; in Markdown."""
-    rows = {name: row for name, row in rows.items() if name != FULL and "computed" in row}
     lines = [
         "| | rank correlation: picture | style | mean distance to picture |",
         "|---|---|---|---|",
     ]
     measured = {
-        kind: np.array([row["retention"][kind][0] for row in rows.values()])
+        kind: np.array([rows[name]["retention"][kind][0] for name in computed])
         for kind in ("picture", "style")
     }
     for figure in COMPUTED:
-        values = np.array([np.atleast_1d(row["computed"][figure])[0] for row in rows.values()])
+        values = np.array([np.atleast_1d(row[figure])[0] for row in computed.values()])
         ranks = [f"{srcc(values, of):+.2f}" for of in measured.values()]
         distance = 100 * np.abs(values - measured["picture"]).mean()
         lines.append(f"| {figure} | {' | '.join(ranks)} | {distance:.1f} points |")
@@ -139,11 +140,10 @@ def main() -> None:
     outputs = in_outputs(workspace, file, configs)
     weights = of_weights(workspace, file, configs)
     results = read_json(args.results)
-    rows = results[args.name]["rows"]
-    for name in configs:
-        rows[name]["computed"] = {**outputs[name], **weights[name]}
+    computed = {name: {**outputs[name], **weights[name]} for name in configs}
+    results[args.name]["computed"] = computed
     write_json(args.results, results)
-    print(compared(rows))
+    print(compared(results[args.name]["rows"], computed))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from qsdm.denoisers import prompts_of
 from qsdm.measurement.drawer import Drawer, Drawing
 from qsdm.measurement.paired import Difference
 from qsdm.measurement.protocol import of_pictures, seed_of
+from qsdm.measurement.retention import Adapter
 from qsdm.metrics import networks
 from qsdm.outcome import SIGNIFICANT_Z
 from qsdm.qconfig import QuantConfig, QuantMethod
@@ -64,13 +65,14 @@ def draw(
     model, graph = workspace.model, workspace.space.graph
     prompts = of_pictures(prompts_of(model), num_images)
     drawings = [Drawing(i, p, seed_of(SEED_SET, i)) for i, p in enumerate(prompts)]
-    configs = dict(configurations(workspace))
+    configs, digest = dict(configurations(workspace)), Adapter(adapter).digest
     files: dict[str, list[Path]] = {name: [] for name in configs}
     drawer: Drawer | None = None
     for start in range(0, num_images, AT_ONCE):
         part = drawings[start : start + AT_ONCE]
         for name, qconfig in configs.items():
-            file = out / f"{qconfig.digest[:16]}-{start}-{start + len(part)}.safetensors"
+            stem = f"{qconfig.digest[:16]}-{digest}-{start}-{start + len(part)}"
+            file = out / f"{stem}.safetensors"
             files[name].append(file)
             if file.exists():
                 continue
@@ -99,7 +101,12 @@ def chroma(images: np.ndarray) -> np.ndarray:
 
 
 class Effect:
-    """What the adapter does to N pictures under one configuration, in three measures."""
+    """What the adapter does to N pictures under one configuration, in three measures.
+
+    Args:
+        without: uint8 [N, H, W, 3], drawn without the adapter.
+        adapted: the same pictures with it.
+    """
 
     def __init__(self, without: np.ndarray, adapted: np.ndarray) -> None:
         change = adapted.astype(np.float64) - without
@@ -109,18 +116,18 @@ class Effect:
 
 
 def shares(effect: Effect, full: Effect, chosen: np.ndarray) -> dict[str, float]:
-    """The shares that survive, of some pictures."""
+    """The shares of full precision's effect that are left, over the chosen pictures (indices)."""
 
     def products(a: np.ndarray, b: np.ndarray) -> float:
         """Mean product of two different pictures' effects: the noise of one picture drops out."""
         a, b = a[chosen], b[chosen]
         return float(a.sum(0) @ b.sum(0) - (a * b).sum())
 
-    own, whole = effect.pixels[chosen], full.pixels[chosen]
+    pixels, full_pixels = effect.pixels[chosen], full.pixels[chosen]
     taken = (effect.color_without - effect.color_with)[chosen].sum()
     return {
         "style": products(effect.style, full.style) / products(full.style, full.style),
-        "picture": float((own * whole).sum() / (whole * whole).sum()),
+        "picture": float((pixels * full_pixels).sum() / (full_pixels**2).sum()),
         "color": float(taken / (full.color_without - full.color_with)[chosen].sum()),
     }
 
@@ -129,10 +136,10 @@ def with_errors(effect: Effect, full: Effect) -> dict[str, Difference]:
     """Each retention with its standard error: of leaving out one picture after the other."""
     everything = np.arange(len(full.pixels))
     values = shares(effect, full, everything)
-    without = [shares(effect, full, np.delete(everything, i)) for i in everything]
+    left_out = [shares(effect, full, np.delete(everything, i)) for i in everything]
     scale = len(everything) - 1
     return {
-        measure: Difference(value, float(np.sqrt(scale * np.var([w[measure] for w in without]))))
+        measure: Difference(value, float(np.sqrt(scale * np.var([s[measure] for s in left_out]))))
         for measure, value in values.items()
     }
 
@@ -158,12 +165,13 @@ def main() -> None:
             "avg_bits": avg_bits(workspace.space.graph, qconfig, workspace.model.full_bits),
             "color": [round(float(c.mean()), 3) for c in (effect.color_without, effect.color_with)],
             "retention": {
-                measure: [round(share.value, 4), round(share.standard_error or 0, 4)]
-                for measure, share in with_errors(effect, effects[FULL]).items()
+                measure: [round(left.value, 4), round(left.standard_error or 0, 4)]
+                for measure, left in with_errors(effect, effects[FULL]).items()
             },
         }
     results = read_json(args.results) if args.results.exists() else {}
-    results[args.name] = {"pictures": args.images, "seed_set": SEED_SET, "rows": rows}
+    measured = {"pictures": args.images, "seed_set": SEED_SET, "rows": rows}
+    results[args.name] = {**results.get(args.name, {}), **measured}
     write_json(args.results, results)
     print(table(rows))
 
