@@ -2,7 +2,7 @@
 
 What quantizing a weight does to the effect is nearly independent of what others do, so squares add
 up. A method that was not probed loses what the nearest one does, times the ratio of both weight
-errors. The sum is scaled to what a configuration of all weights was measured to lose.
+errors. The sum is scaled to what uniform configurations were measured to lose.
 """
 
 from __future__ import annotations
@@ -101,12 +101,11 @@ class ProbedRetention:
             errors = {m: row[column[m.of_weight]] for m in offered}
             for o, method in enumerate(offered):
                 losses[i, o] = loss_of(method, errors, self.alone[weight.name])
-        model = RetentionModel(losses)
-        for method, (value, _) in self.whole.items():
-            predicted = 1 - model(self.space.encode(self.space.uniform(method))[None])[0]
-            if predicted > 0:
-                return RetentionModel(losses * max(1 - value, 0.0) / predicted)
-        return model
+        uniform = [self.space.encode(self.space.uniform(method)) for method in self.whole]
+        predicted = sum(1 - RetentionModel(losses)(np.stack(uniform))) if uniform else 0.0
+        measured = sum(1 - value for value, _ in self.whole.values())
+        scale = max(measured, 0.0) / predicted if predicted > 0 else 1.0
+        return RetentionModel(losses * scale)
 
 
 def loss_of(
