@@ -1,7 +1,7 @@
 """How much of a LoRA's effect configurations retain, measured once and kept in the store.
 
-A configuration retains 1 - |its effect - full precision's|² / |full precision's|² of the adapter's
-effect on the denoiser's output (`qsdm.measurement.adapters`): 1 where the adapter does what it did,
+Of the adapter's effect e on the denoiser's output (`qsdm.measurement.adapters`), which is c under a
+configuration, ``1 - |c - e|² / |e|²`` is retained: 1 where the adapter does what it did,
 0 where it does nothing, less where it does something else.
 """
 
