@@ -112,7 +112,7 @@ class Model:
             raise ValueError(
                 f"model {self.name}: full_bits must be 16 or 32 (got {self.full_bits})"
             )
-        if bad := [key for key, metric in self.metrics.items() if not hasattr(metric, "features")]:
+        if bad := [key for key, metric in self.metrics.items() if not hasattr(metric, "version")]:
             raise ValueError(
                 f"model {self.name}: metrics.{bad[0]} is no metric but {self.metrics[bad[0]]!r}: "
                 "give its _target_, or choose metrics=NAME"
