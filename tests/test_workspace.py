@@ -53,7 +53,7 @@ def test_models_are_opened_by_name(tmp_path: Path) -> None:
     assert "fd_lite0" in emoji.model.metrics
     with pytest.raises(ModelError, match="no model 'emoji_unit': give a NAME of conf/model"):
         qsdm.open("emoji_unit")
-    with pytest.raises(ValueError, match="no space 'narrow': give one of paper, traced"):
+    with pytest.raises(ValueError, match="no space 'narrow': give one of activations, paper"):
         qsdm.open("emoji_unet", space="narrow")
 
 
