@@ -221,13 +221,12 @@ def test_constraints_are_spelled_by_name() -> None:
     given = {name: values[name] for name in ("budget", "limit", "pin", "forbid", "target", "lora")}
     constraints = Constraints.of(**given)
     assert constraints == Constraints(
-        1.2e6,
-        None,
-        {"psnr": 26, "lora_retention": 0.9},
-        {"up.0.conv1#0": "uaq-4", "*.to_q": "uaq-3"},
-        ("kmeans_a", "uaq-3"),
-        "torchao",
-        Path("loras/my style.safetensors"),
+        size_bytes=1.2e6,
+        limit={"psnr": 26, "lora_retention": 0.9},
+        pin={"up.0.conv1#0": "uaq-4", "*.to_q": "uaq-3"},
+        forbid=("kmeans_a", "uaq-3"),
+        target="torchao",
+        lora=Path("loras/my style.safetensors"),
     )
     function, cfg = compose("main", keys.spelled(["+model=emoji_unet", "budget=5000"], main))
     assert read_budget(values_of(function, cfg)["budget"]) == ({}, 5000)
