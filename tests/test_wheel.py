@@ -33,7 +33,7 @@ def test_a_wheel_is_the_code_and_what_all_models_need() -> None:
 def test_without_the_zoo_one_sentence_says_how_to_get_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("store", "denoisers.model", "denoisers.calls", "metrics.reference"):
+    for module in ("store", "denoisers.model", "metrics.reference"):
         monkeypatch.setattr(f"qsdm.{module}.ZOO", tmp_path / "zoo")
     model = load("model", "emoji_mmdit")
     sentence = r"is not in .*/zoo: .*; clone the repository and set QSDM_ZOO=CHECKOUT/qsdm/zoo,"
