@@ -112,11 +112,12 @@ class Model:
             raise ValueError(
                 f"model {self.name}: full_bits must be 16 or 32 (got {self.full_bits})"
             )
-        if bad := [key for key, metric in self.metrics.items() if not hasattr(metric, "version")]:
-            raise ValueError(
-                f"model {self.name}: metrics.{bad[0]} is no metric but {self.metrics[bad[0]]!r}: "
-                "give its _target_, or choose metrics=NAME"
-            )
+        for key, metric in self.metrics.items():
+            if metric is None or isinstance(metric, str | int | float | Mapping | Sequence):
+                raise ValueError(
+                    f"model {self.name}: metrics.{key} is no metric but {metric!r}: "
+                    "give its _target_, or choose metrics=NAME"
+                )
         if min(self.steps, self.resolution_px, self.frames) < 1 or self.guidance < 0:
             raise ValueError(
                 f"model {self.name}: steps, resolution_px and frames must be positive and guidance "
