@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import keyword
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,25 @@ class BadInput(ValueError):
     """The command line or a YAML cannot be used; the message says what was wanted."""
 
 
-def choices() -> dict[str, list[str]]:
+def choices() -> Mapping[str, Sequence[str]]:
     """List what conf/ offers.
 
     Returns:
         Names of the entries by group.
     """
-    folders = [
-        folder for folder in sorted(CONF.iterdir()) if folder.is_dir() and folder.name != "hydra"
-    ]
-    return {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in folders}
+    return _choices(CONF)
 
 
-def defaults(command: str) -> dict[str, str]:
+@cache  # a command asks for them with every key
+def _choices(conf: Path) -> dict[str, tuple[str, ...]]:
+    folders = [path for path in sorted(conf.iterdir()) if path.is_dir() and path.name != "hydra"]
+    return {
+        folder.name: tuple(sorted(path.stem for path in folder.glob("*.yaml")))
+        for folder in folders
+    }
+
+
+def defaults(command: str) -> Mapping[str, str]:
     """Read the groups that a command chooses by default.
 
     Args:
@@ -41,11 +48,14 @@ def defaults(command: str) -> dict[str, str]:
     Returns:
         Entry by group.
     """
+    return _defaults(CONF / f"{command}.yaml")
+
+
+@cache
+def _defaults(path: Path) -> dict[str, str]:
     import yaml
 
-    entries = yaml.safe_load((CONF / f"{command}.yaml").read_text(encoding="utf-8")).get(
-        "defaults", []
-    )
+    entries = yaml.safe_load(path.read_text(encoding="utf-8")).get("defaults", [])
     return {
         key: value
         for entry in entries

@@ -10,8 +10,9 @@ import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
+from functools import cache
 from pathlib import Path
-from types import UnionType
+from types import MappingProxyType, UnionType
 from typing import Any
 
 from qsdm.run.conf import OF_MODEL, BadInput, choices, defaults, unknown_key
@@ -37,7 +38,8 @@ FLAGS_WITH_VALUE = (
 """Flags of Hydra whose value is an argument of its own."""
 
 
-def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+@cache
+def parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     """List the parameters of a function or class, except ``log``.
 
     A parameter whose type has a method ``of_keys`` stands for the parameters of that method: the
@@ -63,7 +65,7 @@ def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
                 kind = hint_of(parts, part)
                 default = inspect.Parameter.empty if key == "space" else part.default
                 result[key] = part.replace(annotation=kind, default=default)
-    return result
+    return MappingProxyType(result)
 
 
 def shorthands(function: Callable[..., Any]) -> dict[str, str]:
@@ -125,9 +127,14 @@ def hint_of(target: Callable[..., Any], parameter: inspect.Parameter) -> Any:
     """
     if not isinstance(parameter.annotation, str):
         return parameter.annotation
+    return _evaluated(target, parameter.annotation)
+
+
+@cache  # compiling one takes longer than all else that is done with a key
+def _evaluated(target: Callable[..., Any], annotation: str) -> Any:
     names = vars(sys.modules[target.__module__]) if target.__module__ in sys.modules else {}
     # One annotation at a time: others may name classes of packages that are not imported yet.
-    stub = type("Stub", (), {"__annotations__": {"value": parameter.annotation}})
+    stub = type("Stub", (), {"__annotations__": {"value": annotation}})
     try:
         return typing.get_type_hints(stub, dict(names))["value"]
     except NameError:
