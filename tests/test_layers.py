@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -100,29 +101,38 @@ def part_of(path: Path) -> str:
     return first.removesuffix(".py")
 
 
-def imports(path: Path) -> Iterator[tuple[str, bool]]:
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(path: Path) -> list[tuple[str, bool]]:
     """Dotted names that a file imports, and whether that happens when the file is imported."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    later = set()
-    for node in ast.walk(tree):
-        checking = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        running = isinstance(node, ast.If) and "__main__" in ast.unparse(node.test)
-        if (
-            checking
-            or running
-            or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        ):
-            body = node.body if isinstance(node.body, list) else [node.body]
-            later |= {id(child) for statement in body for child in ast.walk(statement)}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield alias.name, id(node) not in later
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path.name} has a relative import"
-            assert node.module is not None
-            for alias in node.names:
-                yield f"{node.module}.{alias.name}", id(node) not in later
+    return list(imports_in(tree(path), at_once=True))
+
+
+def imports_in(node: ast.AST, at_once: bool) -> Iterator[tuple[str, bool]]:
+    if isinstance(node, ast.Import):
+        for alias in node.names:
+            yield alias.name, at_once
+    elif isinstance(node, ast.ImportFrom):
+        assert node.level == 0, f"line {node.lineno}: a relative import"
+        assert node.module is not None
+        for alias in node.names:
+            yield f"{node.module}.{alias.name}", at_once
+    elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        at_once = False
+    elif isinstance(node, ast.If) and at_once:
+        test = ast.unparse(node.test)
+        later = "TYPE_CHECKING" in test or "__main__" in test
+        for statement in node.body:
+            yield from imports_in(statement, not later)
+        for statement in node.orelse:
+            yield from imports_in(statement, True)
+        return
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.stmt | ast.ExceptHandler | ast.match_case):
+            yield from imports_in(child, at_once)
 
 
 @pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -159,15 +169,22 @@ def test_a_file_imports_only_what_its_layer_may(path: Path) -> None:
         )
 
 
+def dotted(node: ast.expr) -> str:
+    """Of a name, or of an attribute of one."""
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+        return f"{node.value.id}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
+
+
 def test_every_part_has_its_place() -> None:
     assert {part_of(path) for path in files()} <= set(ALLOWED)
 
 
 @pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_nothing_is_evaluated_or_unpickled(path: Path) -> None:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Call):
-            called = ast.unparse(node.func)
+            called = dotted(node.func)
             assert called not in {"eval", "exec", "torch.load", "pickle.load", "pickle.loads"}, (
                 f"{path.name}: {called}"
             )
@@ -193,7 +210,7 @@ MOST_PARAMETERS = 5
 )
 def test_functions_of_measurement_take_few_parameters(path: Path) -> None:
     """More of them want to be an object; the fields of a dataclass are none."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             given = node.args
             names = [a.arg for a in (*given.posonlyargs, *given.args, *given.kwonlyargs)]

@@ -305,15 +305,9 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.slow
+@pytest.mark.soak  # test_faults.py kills two drivers at once, test_local.py interrupts one
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    "how",
-    [
-        pytest.param(signal.SIGKILL, id="kill -9", marks=pytest.mark.soak),
-        pytest.param(signal.SIGINT, id="Ctrl-C"),
-    ],
-)
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
 def test_what_was_measured_survives(
     how: signal.Signals, tiny_model: Model, store: Path, tmp_path: Path
 ) -> None:

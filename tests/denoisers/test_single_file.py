@@ -104,7 +104,7 @@ def test_half_precision_stays_half_until_it_is_asked_for(
     )
 
 
-@pytest.mark.parametrize("name", ["whole", pytest.param("denoiser", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["whole", pytest.param("denoiser", marks=pytest.mark.soak)])
 def test_trace_calibrate_and_measure_take_a_file(
     case: Case, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -97,7 +97,7 @@ def compare(name: str, changes: dict[str, Any]) -> None:
     assert pairs_of_graph(tracing.trace(module, arguments, name)) == expected
 
 
-@pytest.mark.parametrize("name", REDUCED)
+@pytest.mark.parametrize("name", ["sdxl", "pixart_alpha", "sd35_medium"])
 def test_flow_between_weights_is_that_of_export(name: str) -> None:
     compare(name, REDUCED[name])
 
