@@ -145,7 +145,10 @@ def passed_over(model: Model) -> list[str]:
         lines.append(
             f"not traced: {', '.join(rest)} of this pipeline; +model.component={rest[0]} does"
         )
-    if cls is not None and (reason := conditioning.unavailable(cls, model.call.keys())) is not None:
+    if cls is None:
+        return lines
+    reason = conditioning.unavailable(cls, model.call.keys()) or conditioning.not_pictures(cls)
+    if reason is not None:
         lines.append(f"{reason}: it can be traced and calibrated, not measured")
     return lines
 

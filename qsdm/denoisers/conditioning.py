@@ -32,6 +32,7 @@ NEEDS_PICTURE = re.compile(
     r"|ImageToVideo|Image2Video|I2I|I2V|Depth2Img|Variation|StableVideoDiffusion|Layered"
 )
 NEEDS_VIDEO = re.compile(r"VideoToVideo|LucyEdit|VACE|WanAnimate|FunControl|Kandinsky6SR")
+_RETURNS_ELSE = re.compile(r"return (\w*(?:Audio|Prior|Inversion|Marigold)\w*Output)\(")
 VIDEOS = ("video", "control_video", "conditioning_frames", "pose_video")
 # These take a list of pictures as a batch, which tests/prompts/test_edits.py checks. Others
 # (Flux2Pipeline, QwenImageEditPlusPipeline) take it as several references for one drawing, so they
@@ -125,6 +126,24 @@ def unavailable(cls: type, call: Collection[str] = ()) -> str | None:
     return f"{cls.__name__} wants {lacking[0]}, which no prompts of qsdm contain"
 
 
+def not_pictures(cls: type) -> str | None:
+    """Say why what a pipeline returns cannot be measured, from the source of its call.
+
+    Args:
+        cls: of the pipeline.
+
+    Returns:
+        Half a sentence; None if it returns pictures or videos, or the source does not tell.
+    """
+    try:
+        source = inspect.getsource(inspect.unwrap(cls.__call__))
+    except (OSError, TypeError):
+        return None
+    if (match := _RETURNS_ELSE.search(source)) is None:
+        return None
+    return f"{cls.__name__} returns {match[1]}, neither pictures nor videos"
+
+
 def check(cls: type, prompts: Sequence[Prompt], call: Collection[str] = ()) -> None:
     """Refuse prompts without the pictures that the pipeline wants, before anything is drawn.
 
@@ -137,7 +156,7 @@ def check(cls: type, prompts: Sequence[Prompt], call: Collection[str] = ()) -> N
         PromptsError: it wants other prompts; the message says which.
     """
     kind = cls.__name__
-    if (reason := unavailable(cls, call)) is not None:
+    if (reason := unavailable(cls, call) or not_pictures(cls)) is not None:
         raise PromptsError(f"{reason}: it can be traced and calibrated, not measured")
     required = {name: fields for name, fields in needed(cls).items() if name not in call}
     edits = [prompt for prompt in prompts if isinstance(prompt, Edit)]
@@ -194,11 +213,30 @@ def pictures(pipeline: Any, edits: Sequence[Edit], resolution_px: int) -> dict[s
         mode = "L" if fields == ("mask_image",) else "RGB"
         images = [read_picture(Path(file), size_px, mode) for file in files if file]
         if len(images) == len(edits):
-            arguments[name] = images[0] if len(images) == 1 else images
+            arguments[name] = _for_nets(pipeline, fields, images)
     return arguments
 
 
-def fabricated(pipeline: Any, resolution_px: int) -> dict[str, Image]:
+def _for_nets(pipeline: Any, fields: Sequence[str], images: Sequence[Image]) -> Any:
+    """Pictures as a call takes them: all of several ControlNets get the same control picture."""
+    if "control_image" in fields and (nets := num_nets(pipeline)) > 1:
+        return list(images) * nets
+    return images[0] if len(images) == 1 else list(images)
+
+
+def num_nets(pipeline: Any) -> int:
+    """How many ControlNets or adapters a pipeline has, each of which takes a control picture.
+
+    Args:
+        pipeline: that draws.
+    """
+    several = {"controlnet": "nets", "adapter": "adapters"}  # of MultiControlNetModel and its like
+    return max(
+        len(getattr(getattr(pipeline, name, None), parts, ())) for name, parts in several.items()
+    )
+
+
+def fabricated(pipeline: Any, resolution_px: int) -> dict[str, Any]:
     """Make up a picture for each argument without which the pipeline cannot be called.
 
     Args:
@@ -213,7 +251,9 @@ def fabricated(pipeline: Any, resolution_px: int) -> dict[str, Image]:
     size_px = resolution_px // enlargement(pipeline)
     ramp = PIL.Image.linear_gradient("L").resize((size_px, size_px))
     return {
-        name: ramp if fields == ("mask_image",) else ramp.convert("RGB")
+        name: ramp
+        if fields == ("mask_image",)
+        else _for_nets(pipeline, fields, [ramp.convert("RGB")])
         for name, fields in needed(type(pipeline)).items()
     }
 
@@ -232,14 +272,15 @@ def enlargement(pipeline: Any) -> int:
     return 1
 
 
-def is_batched(cls: type, prompts: Sequence[Prompt]) -> bool:
+def is_batched(pipeline: Any, prompts: Sequence[Prompt]) -> bool:
     """Whether several of the prompts may be drawn by one call.
 
     Args:
-        cls: of the pipeline.
+        pipeline: that draws. One with several ControlNets takes a list as a picture for each.
         prompts: one per picture.
     """
-    return cls.__name__ in BATCHED or not any(isinstance(prompt, Edit) for prompt in prompts)
+    batched = type(pipeline).__name__ in BATCHED and num_nets(pipeline) < 2
+    return batched or not any(isinstance(prompt, Edit) for prompt in prompts)
 
 
 def _file(edit: Edit, fields: Sequence[str]) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,9 @@ IMPORTED_AS = {
     "nvidia-modelopt": "modelopt",
     "amd-quark": "quark",
 }
-WEIGHTLESS = re.compile(r"(Scheduler|Tokenizer(Fast)?|Processor\w*|FeatureExtractor)$")
-"""Classes of components that have no weights."""
+WEIGHTLESS = re.compile(r"(Scheduler|Tokenizer(Fast)?|Backend|Processor\w*|FeatureExtractor)$")
+"""Classes of components that have no weights; tokenizers without a class of their own are called
+TokenizersBackend, SentencePieceBackend and so on since transformers 5."""
 
 CONVERT = (
     'python -c "from diffusers import DiffusionPipeline as P; '
@@ -59,6 +60,12 @@ _WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|model)"
     r"(?:\.(?P<first>\w+))?(?:-\d+-of-\d+)?(?:\.(?P<second>\w+))?\.safetensors"
 )
+_OF_CODES = re.compile(
+    r"(^|\.)(weight_scale(_inv|_2)?|scale_weight|SCB|absmax|quant_map|qweight|qzeros"
+    r"|weight_packed|scaled_fp8|comfy_quant)$"
+)
+"""Names of tensors that go with another engine's codes: compressed-tensors', ComfyUI's, GPTQ's,
+bitsandbytes'."""
 
 
 def read_config(path: Path) -> Any:
@@ -111,6 +118,20 @@ def file_fault(path: Path) -> str | None:
     return _safetensors_fault(path, start, size) if path.suffix == ".safetensors" else None
 
 
+def mark_fault(path: Path) -> str | None:
+    """Say if a config cannot be read by diffusers and transformers for its first three bytes.
+
+    Args:
+        path: of a JSON file of a pipeline.
+    """
+    if path.suffix != ".json" or not path.read_bytes().startswith(b"\xef\xbb\xbf"):
+        return None
+    return (
+        f"{path} begins with a byte order mark, which diffusers cannot read: "
+        "save it as UTF-8 without one"
+    )
+
+
 def _json_fault(path: Path) -> str | None:
     try:
         json.loads(path.read_text(encoding="utf-8-sig"))
@@ -149,6 +170,27 @@ def _safetensors_fault(path: Path, start: bytes, size: int) -> str | None:
     return None
 
 
+def codes_fault(files: Iterable[Path]) -> str | None:
+    """Say why weights are no values, where no config says so and libraries would read them as such.
+
+    Args:
+        files: of a component, complete.
+
+    Returns:
+        One sentence if one holds integers, or scales of codes of 8 bits or less; else None.
+    """
+    for file in files:
+        parts = read_header(file, whole=False).parts if file.suffix == ".safetensors" else {}
+        for name, entry in parts.items():
+            is_integer = entry.dtype in ("I8", "U8") and len(entry.shape) > 1
+            if is_integer or _OF_CODES.search(name):
+                return (
+                    f"{file} holds quantized weights ({name}), and its config.json does not say of "
+                    "which engine: give the files with values of 16 or 32 bits"
+                )
+    return None
+
+
 def pipeline_fault(folder: Path, load: Mapping[str, Any]) -> str | None:
     """Say why a pipeline cannot be loaded.
 
@@ -163,12 +205,14 @@ def pipeline_fault(folder: Path, load: Mapping[str, Any]) -> str | None:
     index_file = folder / "model_index.json"
     if not index_file.is_file():
         return _no_pipeline(folder)
-    if (fault := file_fault(index_file)) is not None:
+    if (fault := file_fault(index_file) or mark_fault(index_file)) is not None:
         return fault
     index = read_config(index_file)
     if not isinstance(index, dict):
         return f"{index_file} does not hold a mapping: restore it"
     for name, entry in index.items():
+        if not isinstance(entry, list) and (folder / name).is_dir():
+            return f"{index_file}: {name} is {entry!r}, not [LIBRARY, CLASS]: restore it"
         if name.startswith("_") or name in load or not isinstance(entry, list) or not all(entry):
             continue
         weightless = WEIGHTLESS.search(str(entry[-1])) is not None
@@ -219,14 +263,10 @@ def component_fault(
     if not folder.is_dir():
         return f"the pipeline lacks the folder {folder}: download all of it"
     for path in sorted(folder.iterdir()):
-        if path.suffix in (".json", ".txt", ".model"):
-            if (fault := file_fault(path)) is not None:
-                return fault
-            if path.name == "config.json" and path.read_bytes().startswith(b"\xef\xbb\xbf"):
-                return (
-                    f"{path} begins with a byte order mark, which diffusers cannot read: "
-                    "save it as UTF-8 without one"
-                )
+        if path.suffix not in (".json", ".txt", ".model"):
+            continue
+        if (fault := file_fault(path) or mark_fault(path)) is not None:
+            return fault
     if weightless:
         return None
     return quantization_fault(folder) or weights_fault(folder, variant, library)

@@ -15,12 +15,13 @@ References:
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsdm.denoisers.faults import WEIGHTLESS, ModelError
+from qsdm.denoisers.faults import WEIGHTLESS, ModelError, codes_fault, file_fault, mark_fault
 
 if TYPE_CHECKING:
     from qsdm.denoisers import Model
@@ -74,8 +75,11 @@ def read_index(folder: Path) -> dict[str, Any]:
     Raises:
         ModelError: the file is missing or damaged.
     """
+    path = folder / "model_index.json"
     try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        if path.is_file() and (fault := file_fault(path) or mark_fault(path)) is not None:
+            raise ModelError(fault)
+        index = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(index, dict):
             raise ValueError("its model_index.json is not a mapping")
     except (OSError, ValueError) as error:
@@ -98,12 +102,19 @@ def loaded_components(folder: Path, load: Mapping[str, Any] = {}) -> dict[str, t
     Raises:
         ModelError: there is no pipeline.
     """
-    return {
+    components = {
         name: (str(entry[0]), str(entry[-1]))
         for name, entry in read_index(folder).items()
         if not name.startswith("_") and isinstance(entry, list) and entry and all(entry)
         if name not in load
     }
+    # The second of several ControlNets or adapters lies in NAME_1, the third in NAME_2, and so on.
+    for name, entry in [pair for pair in components.items() if pair[1][1].startswith("Multi")]:
+        others = (f"{name}_{i}" for i in itertools.count(1))
+        components |= dict.fromkeys(
+            itertools.takewhile(lambda other: (folder / other).is_dir(), others), entry
+        )
+    return components
 
 
 def pipeline_files(folder: Path, load: Mapping[str, Any] = {}) -> dict[str, list[Path]]:
@@ -155,10 +166,43 @@ def component_files(
     for owner in libraries:
         for file in _candidates(owner, home, variant, safe):
             if file.name in present:
-                return _shards(file) if file.suffix == ".json" else [file]
+                weights = _shards(file) if file.suffix == ".json" else [file]
+                return weights + (_adapters(home) if owner == "transformers" else [])
+    if library not in STEMS and (home / f"{library}.py").is_file():
+        return []  # code that the pipeline brings, as of a scheduler
     kind = "weights" if safe is not True else "safetensors"
     which = f" of the variant {variant!r}" if variant else ""
-    raise ModelError(f"{home} has no {kind}{which} that {library} loads: download the pipeline")
+    raise ModelError(
+        f"{home} has no {kind}{which} that {library} loads as its {name}: download the pipeline"
+    )
+
+
+def require_values(folder: Path, load: Mapping[str, Any] = {}) -> None:
+    """Refuse a pipeline if a component's files hold codes that libraries would read as values.
+
+    Args:
+        folder: of the pipeline.
+        load: see `pipeline_files`.
+
+    Raises:
+        ModelError: they do.
+    """
+    try:
+        loaded = pipeline_files(folder, load)
+    except ModelError:  # what is missing is told where it is loaded
+        return
+    for name, files in loaded.items():
+        try:
+            config = json.loads((folder / name / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            config = {}
+        is_told = isinstance(config, dict) and config.get("quantization_config")
+        try:
+            fault = None if is_told else codes_fault(files)
+        except (OSError, ValueError):
+            continue
+        if fault is not None:
+            raise ModelError(fault)
 
 
 def _candidates(library: str, home: Path, variant: str | None, safe: bool | None) -> list[Path]:
@@ -177,6 +221,14 @@ def _candidates(library: str, home: Path, variant: str | None, safe: bool | None
         return [home / _add(binary_index, variant), *_legacy(home / binary_index, variant), binary]
     files = [home / _add(index, variant), *_legacy(home / index, variant), single]
     return files if safe else [*files, binary]
+
+
+def _adapters(home: Path) -> list[Path]:
+    """The files of a PEFT adapter that was saved with its model, which transformers puts on it."""
+    if not (home / "adapter_config.json").is_file():
+        return []
+    files = [home / f"adapter_model.{ending}" for ending in ("safetensors", "bin")]
+    return [file for file in files if file.is_file()][:1]
 
 
 def _add(name: str, variant: str | None) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
 
-from qsdm.denoisers.faults import WEIGHTLESS, ModelError
+from qsdm.denoisers.faults import WEIGHTLESS, ModelError, read_config
 from qsdm.denoisers.files import (
     component_files,
     loaded_components,
@@ -44,7 +44,7 @@ SAME_PICTURES = {
 WEIGHTS = {"variant", "use_safetensors"}
 """Arguments of from_pretrained that choose weight files, whose contents are digested."""
 
-SETTINGS = {".json", ".txt", ".model", ".jinja"}
+SETTINGS = {".json", ".txt", ".model", ".jinja", ".py"}
 """Endings of the files of a component, weights apart, that change what it computes."""
 
 
@@ -191,12 +191,27 @@ def pipeline_digest(model: Model) -> str:
             index[name] = None  # leaving a component out is the same as lacking it
     settings = {
         f"{name}/{path.name}": _setting(path)
-        for name in sorted(components.keys() - {"scheduler"})  # see `sampler_of`
+        for name in sorted(components)
         if (folder / name).is_dir()
         for path in sorted((folder / name).iterdir())
-        if path.suffix in SETTINGS and not path.name.endswith(".index.json")
+        if path.suffix in ({".py"} if name == "scheduler" else SETTINGS)  # see `sampler_of`
+        and not path.name.endswith(".index.json")
     }
+    settings |= {str(name): _setting(path) for name, path in _own_code(folder, model).items()}
     return _sha256({**chosen, "index": index, "settings": settings})
+
+
+def _own_code(folder: Path, model: Model) -> dict[str, Path]:
+    """The source files of a pipeline whose class is not diffusers' own, by name."""
+    code: dict[str, Path] = {}
+    if not isinstance(read_index(folder).get("_class_name"), str):
+        code |= {path.name: path for path in folder.glob("*.py")}
+    if isinstance(custom := model.load.get("custom_pipeline"), str | Path):
+        home = Path(custom).expanduser()
+        for path in home.rglob("*.py") if home.is_dir() else [home]:
+            if path.is_file():
+                code[f"custom_pipeline/{path.relative_to(home)}"] = path
+    return code
 
 
 def sampler_of(model: Model) -> str:
@@ -219,10 +234,10 @@ def sampler_of(model: Model) -> str:
         return unseen_sampler(model)
     index = read_index(folder)
     try:
-        options = json.loads(
-            (folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8")
-        )
+        options = read_config(folder / "scheduler" / "scheduler_config.json")
         options.pop("_diffusers_version", None)
+        if not index["scheduler"][1]:
+            raise ValueError("model_index.json has null in its place")
         kind = model.sampler or index["scheduler"][1]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
@@ -281,46 +296,74 @@ def described(value: Any, where: str) -> Any:
     Raises:
         ModelError: the value does not show its content.
     """
+    try:
+        return _described(value, where)
+    except RecursionError as error:
+        raise _nothing_to_compare(value, where) from error
+
+
+def _nothing_to_compare(value: Any, where: str) -> ModelError:
+    return ModelError(
+        f"{where} is a {_kind(value)}, whose content cannot be compared with another's: "
+        "give a value that JSON can hold, a module or a tensor"
+    )
+
+
+def _kind(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def _described(value: Any, where: str) -> Any:
     import torch
 
     if isinstance(value, bool | int | float | str | type(None)):
         return value
     if isinstance(value, Mapping):
-        return {str(key): described(entry, f"{where}.{key}") for key, entry in value.items()}
+        return {str(key): _described(entry, f"{where}.{key}") for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [described(entry, where) for entry in value]
+        return [_described(entry, where) for entry in value]
     if isinstance(value, set | frozenset):
-        return sorted(json.dumps(described(entry, where), sort_keys=True) for entry in value)
+        return sorted(json.dumps(_described(entry, where), sort_keys=True) for entry in value)
     if isinstance(value, Path | torch.dtype | torch.device):
         return [type(value).__name__, str(value)]
-    name = f"{type(value).__module__}.{type(value).__qualname__}"
+    name = _kind(value)
     if isinstance(value, torch.Tensor):
-        return [name, str(value.dtype), list(value.shape), _tensor(value)]
+        try:
+            return [name, str(value.dtype), list(value.shape), _tensor(value)]
+        except (RuntimeError, NotImplementedError) as error:  # as of one without storage
+            raise _nothing_to_compare(value, where) from error
     if isinstance(value, torch.nn.Module):
         config = getattr(value, "config", None)
-        config = described(config, where) if isinstance(config, Mapping) else repr(config)
-        state = {key: described(entry, where) for key, entry in value.state_dict().items()}
+        config = _described(config, where) if isinstance(config, Mapping) else repr(config)
+        state = {key: _described(entry, where) for key, entry in value.state_dict().items()}
         return [name, config, state]
     if isinstance(value, type):
         return f"{value.__module__}.{value.__qualname__}"
     if isinstance(value, FunctionType):
-        code = value.__code__
-        constants = [repr(entry) for entry in code.co_consts if not isinstance(entry, CodeType)]
-        body = [code.co_code.hex(), list(code.co_names), constants]
-        return [value.__module__, value.__qualname__, *body]
+        bound = [
+            value.__defaults__,
+            value.__kwdefaults__,
+            [cell.cell_contents for cell in value.__closure__ or ()],
+        ]
+        code = _code(value.__code__)
+        return [value.__module__, value.__qualname__, *code, _described(bound, where)]
     if dataclasses.is_dataclass(value):
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-        return [name, described(fields, where)]
+        return [name, _described(fields, where)]
     if callable(to_dict := getattr(value, "to_dict", None)):  # a configuration of a quantizer
-        return [name, described(to_dict(), where)]
+        return [name, _described(to_dict(), where)]
     if isinstance(config := getattr(value, "config", None), Mapping):  # a scheduler
-        return [name, described(dict(config), where)]
+        return [name, _described(dict(config), where)]
     if vars_of := getattr(value, "__dict__", None):
-        return [name, described(vars_of, where)]
-    raise ModelError(
-        f"{where} is a {name}, whose content cannot be compared with another's: "
-        "give a value that JSON can hold, a module or a tensor"
-    )
+        return [name, _described(vars_of, where)]
+    raise _nothing_to_compare(value, where)
+
+
+def _code(code: CodeType) -> list[Any]:
+    constants = [
+        _code(entry) if isinstance(entry, CodeType) else repr(entry) for entry in code.co_consts
+    ]
+    return [code.co_code.hex(), list(code.co_names), constants]
 
 
 def _tensor(value: Any) -> str:
@@ -359,11 +402,11 @@ def _setting(path: Path) -> Any:
 def _content(path: Path) -> bytes:
     """sha256 of a file, which is read again only if it changed."""
     status = path.stat()
-    return _content_of(path, status.st_size, status.st_mtime_ns)
+    return _content_of(path, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=1024)
-def _content_of(path: Path, _size: int, _changed_ns: int) -> bytes:
+def _content_of(path: Path, _inode: int, _size: int, _changed_ns: int) -> bytes:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
 

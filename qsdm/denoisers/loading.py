@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +20,7 @@ from qsdm.denoisers.classes import (
     saved_without,
 )
 from qsdm.denoisers.faults import ModelError, pipeline_fault
+from qsdm.denoisers.files import pipeline_folder, require_values
 from qsdm.store.manifest import check_shipped, require_zoo
 
 if TYPE_CHECKING:
@@ -60,28 +64,83 @@ def load_pipeline(
     if isinstance(source, Path):
         check_shipped(source)
     if model.file is not None:
-        pipeline = _of_file(model, getattr(torch, dtype), components)
+        with _no_weights_made_up(model):
+            pipeline = _of_file(model, getattr(torch, dtype), components)
         return _finished(pipeline, model)
+    folder = None
+    with suppress(ModelError):  # not on this machine
+        folder = pipeline_folder(model)
+    if folder is not None:
+        require_values(folder, {**model.load, **components})
     try:
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(
-            source,
-            revision=model.revision,
-            dtype={
-                "default": getattr(torch, dtype),
-                model.component: getattr(torch, denoiser_dtype or dtype),
-            },
-            **{
-                "use_safetensors": True,
-                **saved_without(pipeline_index(model)),
-                **model.load,
-                **components,
-            },
-        )
-    except MemoryError:
+        with _no_weights_made_up(model):
+            pipeline = diffusers.DiffusionPipeline.from_pretrained(
+                source,
+                revision=model.revision,
+                dtype={
+                    "default": getattr(torch, dtype),
+                    model.component: getattr(torch, denoiser_dtype or dtype),
+                },
+                **{
+                    "use_safetensors": True,
+                    **saved_without(pipeline_index(model)),
+                    **model.load,
+                    **components,
+                },
+            )
+    except (MemoryError, ModelError):
         raise
     except Exception as error:  # whatever the libraries make of files that are not what they seem
         raise ModelError(_not_loaded(model, components, error)) from error
     return _finished(pipeline, model)
+
+
+_ROW = r"(?P<name>[\w.{},\[\] -]+?)\s*\|\W*(?:\d+m)?"
+_MADE_UP = re.compile(rf"Some weights of \w+ .* newly initialized: (?P<names>.*)|{_ROW}MISSING")
+"""What diffusers says of all weights that a file lacks, and transformers of each."""
+_MISSHAPEN = re.compile(rf"{_ROW}MISMATCH")
+
+
+@contextmanager
+def _no_weights_made_up(model: Model) -> Iterator[None]:
+    """Raise if a library gives random values to weights that files lack; it only logs that."""
+    loggers = [
+        logging.getLogger(f"{name}.modeling_utils") for name in ("diffusers.models", "transformers")
+    ]
+    before = [(logger.level, logger.propagate) for logger in loggers]
+    lacking: list[str] = []
+    misshapen: list[str] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said = record.getMessage()
+            lacking.extend(match["names"] or match["name"] for match in _MADE_UP.finditer(said))
+            misshapen.extend(match["name"] for match in _MISSHAPEN.finditer(said))
+
+    collector = Collector(logging.WARNING)
+    for logger in loggers:
+        logger.addHandler(collector)
+        logger.setLevel(logging.WARNING)
+        logger.propagate = False
+    try:
+        yield
+    except RuntimeError as error:
+        if not misshapen:
+            raise
+        raise ModelError(
+            f"{misshapen[0]} of {model.name!r} at {model.path} has another shape than its config "
+            "says: download both again"
+        ) from error
+    finally:
+        for logger, (level, propagate) in zip(loggers, before, strict=True):
+            logger.removeHandler(collector)
+            logger.setLevel(level)
+            logger.propagate = propagate
+    if lacking:
+        raise ModelError(
+            f"the weights of {model.name!r} at {model.path} lack {lacking[0]}"[:300]
+            + ", which would be random: download them again"
+        )
 
 
 def _of_file(model: Model, dtype: torch.dtype, components: Mapping[str, Any]) -> Any:

@@ -14,7 +14,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsdm.denoisers.faults import PICKLES, ModelError, file_fault, pipeline_fault, read_config
+from qsdm.denoisers.faults import (
+    PICKLES,
+    ModelError,
+    codes_fault,
+    file_fault,
+    pipeline_fault,
+    read_config,
+)
 from qsdm.store.header import Entry, read_header
 
 if TYPE_CHECKING:
@@ -50,6 +57,10 @@ def header(file: Path) -> Mapping[str, Entry]:
             f"{file} is a pickle, which qsdm does not open: convert it to safetensors, "
             "then give path=FILE.safetensors"
         )
+    if file.suffix.lower() in (".sft", ".safetensors") and file.suffix != ".safetensors":
+        raise ModelError(
+            f"{file} would not be read under this name: rename it to {file.stem}.safetensors"
+        )
     if file.suffix != ".safetensors":
         raise ModelError(
             f"{file} is not a checkpoint: give path=FILE.safetensors, "
@@ -62,6 +73,8 @@ def header(file: Path) -> Mapping[str, Entry]:
         raise ModelError(
             f"{file} is already quantized ({small[0]} has 8 bits): give the file with 16 or 32 bits"
         )
+    if (fault := codes_fault([file])) is not None:
+        raise ModelError(fault)
     return tensors
 
 
@@ -322,4 +335,6 @@ def rest_fault(
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, NotImplementedError) and "meta tensor" in str(error):
+        return "weights are missing in the file"
     return (str(error) or repr(error)).strip().splitlines()[0]

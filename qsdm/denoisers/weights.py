@@ -14,7 +14,7 @@ from qsdm.denoisers.classes import (
     pipeline_index,
     quiet,
 )
-from qsdm.denoisers.faults import ModelError, component_fault, file_fault
+from qsdm.denoisers.faults import ModelError, codes_fault, component_fault, file_fault
 from qsdm.denoisers.files import component_files, pipeline_folder, read_index
 from qsdm.denoisers.identity import SAME_PICTURES, WEIGHTS
 from qsdm.denoisers.loading import denoiser_of, denoiser_of_file, load_pipeline
@@ -103,6 +103,8 @@ def mapped_tensors(model: Model) -> Callable[[str], torch.Tensor] | None:
             fault = f"{file} is not a complete safetensors file ({error}): download it again"
             raise ModelError(file_fault(file) or fault) from error
         tensors |= {name: (opened, name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
+    if (fault := codes_fault(files)) is not None:
+        raise ModelError(fault)
     if any(OLD_NAMES.search(name) for name in tensors) and len(files) == 1:
         tensors = _renamed(model, tensors)
 

@@ -185,7 +185,7 @@ class Drawer:
         return nullcontext()
 
     def _draw(self, qconfig: QuantConfig, drawings: Sequence[Drawing], frames: int) -> np.ndarray:
-        batched = is_batched(type(self.pipeline), [drawing.prompt for drawing in drawings])
+        batched = is_batched(self.pipeline, [drawing.prompt for drawing in drawings])
         parts: list[np.ndarray] = []
         start = 0
         while start < len(drawings):
@@ -214,8 +214,16 @@ class Drawer:
             generator=[torch.Generator().manual_seed(drawing.seed) for drawing in batch],
             output_type="pt",
         )
-        images = pictures_of(self.pipeline(**call), frames)
         name = type(self.pipeline).__name__
+        try:
+            images = pictures_of(self.pipeline(**call), frames)
+        except AttributeError as error:
+            if not (lacking := _lacking(self.pipeline)):
+                raise
+            raise EvaluationError(
+                f"{name} does not draw without its {lacking[0]} ({error}): complete the pipeline, "
+                "whose model_index.json has null in its place"
+            ) from error
         if len(images) != len(batch) * frames:
             raise EvaluationError(
                 f"{name} drew {len(images)} pictures where {len(batch) * frames} were asked for: "
@@ -237,6 +245,15 @@ class Drawer:
             )
         levels = images.mul(255).round().clamp(0, 255).byte()
         return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def _lacking(pipeline: Any) -> list[str]:
+    """Parts that a pipeline was loaded without, although its class does not call them optional."""
+    return [
+        name
+        for name, part in pipeline.components.items()
+        if part is None and name not in pipeline._optional_components
+    ]
 
 
 def called_first(module: nn.Module) -> bool:

@@ -6,6 +6,7 @@ allocator, a storage counts from the call that creates it until its last tensor 
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Mapping
 from typing import Any
@@ -39,6 +40,8 @@ def peak_bytes(module: nn.Module, inputs: Mapping[str, Any]) -> int:
         lambda value: fake.from_tensor(value) if isinstance(value, Tensor) else value, dict(inputs)
     )
     live = _Live([*module.parameters(), *module.buffers(), *tree_leaves(arguments)])
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    was_off, logger.disabled = logger.disabled, True  # it logs the traceback of what is raised
     try:
         with torch.no_grad(), fake, live:
             module(**arguments)
@@ -47,6 +50,8 @@ def peak_bytes(module: nn.Module, inputs: Mapping[str, Any]) -> int:
             f"{type(module).__name__} does not run without values ({type(error).__name__}): "
             "its activations are unknown"
         ) from error
+    finally:
+        logger.disabled = was_off
     return live.peak_bytes
 
 

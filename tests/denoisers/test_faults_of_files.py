@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 
 from qsdm import run
 from qsdm.calibrate import calibrate
@@ -26,6 +27,7 @@ from qsdm.denoisers import (
     vae_factor,
 )
 from qsdm.denoisers import faults as pipeline_files
+from qsdm.denoisers.files import pipeline_files as pipeline_files_of
 from qsdm.run import errors
 from qsdm.store import StoreError
 from qsdm.trace import trace
@@ -65,62 +67,82 @@ def marked(name: str) -> Callable[[Path], None]:
     )
 
 
-FAULTS = {
-    "pointer-denoiser": (write(DENOISER, LFS), (DENOISER, "git lfs pull")),
-    "pointer-vae": (
-        write("vae/diffusion_pytorch_model.safetensors", LFS),
-        ("vae/diffusion_pytorch_model.safetensors", "git lfs pull"),
-    ),
-    "pointer-text": (write(TEXT, LFS), (TEXT, "git lfs pull")),
-    "pointer-json": (
-        write("text_encoder/config.json", LFS),
-        ("text_encoder/config.json", "git lfs pull"),
-    ),
-    "pointer-unet-json": (write("unet/config.json", LFS), ("unet/config.json", "git lfs pull")),
-    "page": (write(DENOISER, PAGE), (DENOISER, "web page", "hf auth login")),
-    "page-json": (write("vae/config.json", PAGE), ("vae/config.json", "web page")),
-    "empty": (write(DENOISER, ""), (DENOISER, "is empty", "download it again")),
-    "truncated": (cut(DENOISER), (DENOISER, "is truncated", "download it again")),
-    "truncated-text": (cut(TEXT), (TEXT, "is truncated", "download it again")),
-    "text-as-weights": (write(DENOISER, "Entry not found"), (DENOISER, "not a safetensors file")),
-    "only-fp16": (
-        rename(DENOISER, "diffusion_pytorch_model.fp16.safetensors"),
-        ("unet has no plain weights, only the variant fp16", "model.load.variant=fp16"),
-    ),
-    "only-bin": (
-        rename(DENOISER, "diffusion_pytorch_model.bin"),
-        ("pickle only (diffusion_pytorch_model.bin)", "convert"),
-    ),
-    "only-ckpt": (rename(DENOISER, "last.ckpt"), ("pickle only (last.ckpt)", "convert")),
-    "other-name": (rename(DENOISER, "epoch9.safetensors"), ("only epoch9.safetensors",)),
-    "no-folder": (
-        lambda folder: shutil.rmtree(folder / "vae"),
-        ("lacks the folder", "vae", "download all of it"),
-    ),
-    "missing-shard": (
-        write(
-            "unet/diffusion_pytorch_model.safetensors.index.json",
-            json.dumps({"weight_map": {"x": "diffusion_pytorch_model-00002-of-00002.safetensors"}}),
+FAULTS = (
+    {
+        "pointer-denoiser": (write(DENOISER, LFS), (DENOISER, "git lfs pull")),
+        "pointer-vae": (
+            write("vae/diffusion_pytorch_model.safetensors", LFS),
+            ("vae/diffusion_pytorch_model.safetensors", "git lfs pull"),
         ),
-        ("00002-of-00002.safetensors is missing",),
-    ),
-    "byte-order-mark": (
-        marked("text_encoder/config.json"),
-        ("text_encoder/config.json", "byte order mark", "UTF-8 without one"),
-    ),
-} | {
-    f"quantized-{method}": (
-        edit("text_encoder/config.json", quantization_config={"quant_method": method}),
-        ("text_encoder is quantized by", method, f"pip install {package}"),
-    )
-    for method, package in [
-        ("bitsandbytes", "bitsandbytes"),
-        ("quanto", "optimum-quanto"),
-        ("gguf", "gguf"),
-        ("gptq", "gptqmodel"),
-        ("hqq", "hqq"),
-    ]
-}
+        "pointer-text": (write(TEXT, LFS), (TEXT, "git lfs pull")),
+        "pointer-json": (
+            write("text_encoder/config.json", LFS),
+            ("text_encoder/config.json", "git lfs pull"),
+        ),
+        "pointer-unet-json": (write("unet/config.json", LFS), ("unet/config.json", "git lfs pull")),
+        "page": (write(DENOISER, PAGE), (DENOISER, "web page", "hf auth login")),
+        "page-json": (write("vae/config.json", PAGE), ("vae/config.json", "web page")),
+        "empty": (write(DENOISER, ""), (DENOISER, "is empty", "download it again")),
+        "truncated": (cut(DENOISER), (DENOISER, "is truncated", "download it again")),
+        "truncated-text": (cut(TEXT), (TEXT, "is truncated", "download it again")),
+        "text-as-weights": (
+            write(DENOISER, "Entry not found"),
+            (DENOISER, "not a safetensors file"),
+        ),
+        "only-fp16": (
+            rename(DENOISER, "diffusion_pytorch_model.fp16.safetensors"),
+            ("unet has no plain weights, only the variant fp16", "model.load.variant=fp16"),
+        ),
+        "only-bin": (
+            rename(DENOISER, "diffusion_pytorch_model.bin"),
+            ("pickle only (diffusion_pytorch_model.bin)", "convert"),
+        ),
+        "only-ckpt": (rename(DENOISER, "last.ckpt"), ("pickle only (last.ckpt)", "convert")),
+        "other-name": (rename(DENOISER, "epoch9.safetensors"), ("only epoch9.safetensors",)),
+        "no-folder": (
+            lambda folder: shutil.rmtree(folder / "vae"),
+            ("lacks the folder", "vae", "download all of it"),
+        ),
+        "missing-shard": (
+            write(
+                "unet/diffusion_pytorch_model.safetensors.index.json",
+                json.dumps(
+                    {"weight_map": {"x": "diffusion_pytorch_model-00002-of-00002.safetensors"}}
+                ),
+            ),
+            ("00002-of-00002.safetensors is missing",),
+        ),
+        "text-for-component": (
+            edit("model_index.json", vae="AutoencoderKL"),
+            ("model_index.json: vae is 'AutoencoderKL', not [LIBRARY, CLASS]",),
+        ),
+    }
+    | {
+        f"byte-order-mark-{name.split('/')[0]}": (
+            marked(name),
+            (name, "byte order mark", "UTF-8 without one"),
+        )
+        for name in (
+            "text_encoder/config.json",
+            "model_index.json",
+            "scheduler/scheduler_config.json",
+            "tokenizer/tokenizer_config.json",
+        )
+    }
+    | {
+        f"quantized-{method}": (
+            edit("text_encoder/config.json", quantization_config={"quant_method": method}),
+            ("text_encoder is quantized by", method, f"pip install {package}"),
+        )
+        for method, package in [
+            ("bitsandbytes", "bitsandbytes"),
+            ("quanto", "optimum-quanto"),
+            ("gguf", "gguf"),
+            ("gptq", "gptqmodel"),
+            ("hqq", "hqq"),
+        ]
+    }
+)
 
 
 @pytest.fixture
@@ -182,6 +204,73 @@ def test_trace_tells_faults_of_the_other_components(
     assert sentence.startswith("error: ")
     for word in words:
         assert word in sentence
+
+
+def tensors(name: str, change: Callable[[dict[str, torch.Tensor]], None]) -> Callable[[Path], None]:
+    def rewrite(folder: Path) -> None:
+        values = load_file(folder / name)
+        change(values)
+        save_file(values, folder / name, {"format": "pt"})
+
+    return rewrite
+
+
+CONV = "decoder.conv_in.weight"
+VAE = "vae/diffusion_pytorch_model.safetensors"
+
+
+def as_codes(values: dict[str, torch.Tensor]) -> None:
+    name = next(name for name in values if name.endswith("fc1.weight"))
+    values[name] = values[name].sign().to(torch.int8)
+
+
+def scaled(values: dict[str, torch.Tensor]) -> None:
+    values[CONV] = values[CONV].to(torch.float8_e4m3fn)
+    values[f"{CONV}_scale"] = torch.tensor(0.01)
+
+
+def without(ending: str) -> Callable[[dict[str, torch.Tensor]], None]:
+    def change(values: dict[str, torch.Tensor]) -> None:
+        del values[next(name for name in values if name.endswith(ending))]
+
+    return change
+
+
+def reshaped(values: dict[str, torch.Tensor]) -> None:
+    values[next(name for name in values if name.endswith("fc1.weight"))] = torch.zeros(3, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (tensors(TEXT, without("fc1.weight")), r"lack .*fc1\.weight, which would be random"),
+        (tensors(VAE, without(CONV)), rf"lack .*{CONV}.*, which would be random"),
+        (tensors(DENOISER, without("conv_norm_out.weight")), r"lack .*conv_norm_out\.weight"),
+        (tensors(TEXT, reshaped), r"fc1\.weight of .* has another shape than its config says"),
+        (tensors(TEXT, as_codes), r"model\.safetensors holds quantized weights \(.*fc1\.weight\)"),
+        (tensors(VAE, scaled), rf"holds quantized weights \({CONV}_scale\)"),
+    ],
+)
+def test_what_would_be_made_up_or_misread_is_told(
+    folder: Path, change: Callable[[Path], None], words: str
+) -> None:
+    """Libraries load these, and draw other pictures, each process its own."""
+    change(folder)
+    with pytest.raises(ModelError, match=words) as caught:
+        load_pipeline(discover(str(folder)))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_denoiser_of_codes_is_not_calibrated(folder: Path) -> None:
+    tensors(DENOISER, lambda values: values.update({"conv_in.weight_scale": torch.ones(1)}))(folder)
+    with pytest.raises(ModelError, match=r"holds quantized weights \(conv_in\.weight_scale\)"):
+        denoiser_tensors(discover(str(folder)))
+
+
+def test_a_tokenizer_of_no_class_of_its_own_has_no_weights(folder: Path) -> None:
+    """transformers 5 saves it as TokenizersBackend."""
+    edit("model_index.json", tokenizer=["transformers", "TokenizersBackend"])(folder)
+    assert set(pipeline_files_of(folder)) == {"unet", "vae", "text_encoder"}
 
 
 def test_a_whole_pipeline_has_no_fault(tiny_model: Model) -> None:

@@ -178,6 +178,11 @@ def bad(tmp_path: Path, case: Case, kind: str) -> tuple[Path, Path | None]:
         path.write_text("version https://git-lfs.github.com/spec/v1\n")
     elif kind == "float8":
         save_file({"model.diffusion_model.x": torch.zeros(4).to(torch.float8_e4m3fn)}, path)
+    elif kind == "int8":
+        save_file({"model.diffusion_model.x": torch.zeros(2, 2, dtype=torch.int8)}, path)
+    elif kind == "sft":
+        path = tmp_path / "file.sft"
+        save_file({"model.diffusion_model.x": torch.zeros(4)}, path)
     elif kind == "unknown":
         save_file({"some.weight": torch.zeros(4)}, path)
     elif kind == "inside":
@@ -200,6 +205,8 @@ def bad(tmp_path: Path, case: Case, kind: str) -> tuple[Path, Path | None]:
         ("txt", "is not a checkpoint: give path=FILE.safetensors"),
         ("pointer", "git-LFS pointer"),
         ("float8", "already quantized .* has 8 bits"),
+        ("int8", r"holds quantized weights \(model.diffusion_model.x\)"),
+        ("sft", "would not be read under this name: rename it to file.safetensors"),
         ("unknown", "not a kind of checkpoint that diffusers recognizes: give config=DIRECTORY"),
         ("inside", "belongs to the diffusers pipeline .*: give path="),
         ("no-config", "no directory config=.*: give the folder"),

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -200,6 +201,32 @@ def test_the_picture_of_a_controlnet_is_the_control_picture() -> None:
         "control_image": ("control_image",),
         "mask_image": ("mask_image",),
     }
+
+
+def test_all_of_several_controlnets_get_the_control_picture(tmp_path: Path) -> None:
+    """A list would be taken as one picture for each of them, whatever is drawn."""
+    net = SimpleNamespace(nets=[None, None])
+    several: Any = type("StableDiffusionControlNetPipeline", (_Controlled,), {})(net)
+    one: Any = type("StableDiffusionControlNetPipeline", (_Controlled,), {})(None)
+    edits = Edits(str(write_edits(tmp_path / "edits", 2))).read()
+    (alone,) = conditioning.pictures(one, edits[:1], 16).values()
+    assert conditioning.pictures(several, edits[:1], 16) == {"image": [alone, alone]}
+    assert len(conditioning.fabricated(several, 16)["image"]) == 2
+    assert conditioning.is_batched(one, edits)
+    assert not conditioning.is_batched(several, edits)
+
+
+class _Controlled:
+    def __init__(self, controlnet: object) -> None:
+        self.controlnet = controlnet
+
+    def __call__(self, prompt: str, image: object) -> None: ...
+
+
+def test_what_returns_no_pictures_is_told_before_it_is_loaded() -> None:
+    with pytest.raises(PromptsError, match="returns AudioPipelineOutput, neither pictures nor"):
+        conditioning.check(diffusers.StableAudioPipeline, ["rain"])
+    assert conditioning.not_pictures(diffusers.StableDiffusionPipeline) is None
 
 
 def test_every_pipeline_of_diffusers_is_read_without_an_error() -> None:
