@@ -217,10 +217,18 @@ def read(
             f"(got the keys {', '.join(map(repr, data)) or 'of an empty object'})"
         )
     skips = skip_list.read(graph, data, default, loader, rules)
-    if engine is None:
+    if engine in (None, skip_list.MODELOPT):
         return skips
     note = f"the type of {engine!r} is not read: weights get {default}"
     return Read(skips.qconfig, (*skips.notes, note))
+
+
+OTHER_NAMES = {
+    "quanto_quantize": "quanto",
+    "bitsandbytes_4bit": "bitsandbytes",
+    "bitsandbytes_8bit": "bitsandbytes",
+}
+"""Of engines, as some configs spell them."""
 
 
 def engine_of(data: dict[str, object]) -> str | None:
@@ -241,7 +249,7 @@ def engine_of(data: dict[str, object]) -> str | None:
     if (engine := data.get("quant_method")) is not None:
         if not isinstance(engine, str):
             raise RecipeError(f"wanted the name of an engine as quant_method (got {engine!r})")
-        return "quanto" if engine == "quanto_quantize" else engine
+        return OTHER_NAMES.get(engine, engine)
     bitsandbytes = {"load_in_4bit", "load_in_8bit", "_load_in_4bit", "_load_in_8bit"}
     if bitsandbytes & set(data) or any(key.startswith(("bnb_4bit_", "llm_int8_")) for key in data):
         return "bitsandbytes"

@@ -250,7 +250,8 @@ def method_of(dtype: str, options: Mapping[str, Any], layer: Layer) -> Decision:
 
     Args:
         dtype: of SDNQ.
-        options: ``group_size``, ``use_codebook``, ``use_svd``, ``use_hadamard``.
+        options: ``group_size``, ``use_codebook``, ``use_svd``, ``use_hadamard``,
+            ``use_dynamic_quantization``.
         layer: that gets it.
 
     Returns:
@@ -268,6 +269,8 @@ def method_of(dtype: str, options: Mapping[str, Any], layer: Layer) -> Decision:
     differences = [
         f"without its {key[4:]}" for key in ("use_svd", "use_hadamard") if options.get(key)
     ]
+    if options.get("use_dynamic_quantization"):
+        differences.append("more bits there where dynamic_loss_threshold is exceeded")
     if not layer.is_linear and size != _TENSOR:
         differences.append("a Conv, with scales or codebooks per kernel position there")
     if options.get("use_codebook"):

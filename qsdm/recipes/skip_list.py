@@ -210,6 +210,8 @@ def method_of(
     if engine is Engine.bitsandbytes:
         decision = bitsandbytes_method(config)
         return lambda _layer: decision
+    if config.get("quant_method") == MODELOPT:
+        return modelopt_method(config)
     if engine is Engine.quanto and any(config.get(key) for key in QUANTO_KEYS):
         return quanto_method(config)
     return lambda _layer: (default, [])
@@ -227,7 +229,26 @@ def bitsandbytes_method(config: Mapping[str, Any]) -> Decision:
     Raises:
         RecipeError: the 4-bit type is unknown.
     """
-    if config.get("load_in_8bit") or config.get("_load_in_8bit"):
+    given = {
+        bits: [
+            flag
+            for key in (f"load_in_{bits}bit", f"_load_in_{bits}bit")
+            if (flag := config.get(key)) is not None
+        ]
+        for bits in (4, 8)
+    }
+    if wrong := [flag for flags in given.values() for flag in flags if not isinstance(flag, bool)]:
+        raise RecipeError(
+            f"wanted true or false as load_in_4bit or load_in_8bit (got {wrong[0]!r})"
+        )
+    four, eight = (any(flags) for flags in given.values())
+    if four and eight:
+        raise RecipeError("load_in_4bit and load_in_8bit are both true: keep one of them")
+    if not (four or eight) and all(given.values()):
+        raise RecipeError(
+            "bitsandbytes quantizes nothing by this config: set load_in_4bit or load_in_8bit"
+        )
+    if eight:
         return affine(8), [
             "int8 is taken as uaq-8: bitsandbytes' is symmetric and keeps outlying inputs "
             "in 16 bits"
@@ -272,7 +293,52 @@ def quanto_method(config: Mapping[str, Any]) -> Callable[[Layer], Decision]:
         method = QuantMethod("fp8_e4m3", 8) if kind == "float8" else affine(bits, group)
         text = f"quanto's {kind} is taken as {method}, whose scales are found otherwise"
         differs = [] if group == method.group_size else [f"groups of {group} there"]
+        if config.get("activations") or config.get("activations_dtype"):
+            differs.append("activations are quantized too there")
         return method, [text, *differs]
+
+    return decide
+
+
+MODELOPT = "modelopt"
+MODELOPT_TYPES = ("FP8", "INT8", "INT4", "NF4", "NVFP4")
+
+
+def modelopt_method(config: Mapping[str, Any]) -> Callable[[Layer], Decision]:
+    """Choose the method nearest to the type of diffusers' NVIDIAModelOptConfig.
+
+    Args:
+        config: of modelopt.
+
+    Returns:
+        Function from a layer to a method and how it differs.
+
+    Raises:
+        RecipeError: the type is unknown; diffusers would take FP8 for it.
+    """
+    kind = config.get("quant_type")
+    weights, _, activations = kind.partition("_") if isinstance(kind, str) else ("", "", "")
+    if weights not in MODELOPT_TYPES:
+        raise RecipeError(f"wanted a quant_type of {', '.join(MODELOPT_TYPES)} (got {kind!r})")
+    block = config.get("block_quantize")
+    if block is not None and (not isinstance(block, int) or isinstance(block, bool) or block < 1):
+        raise RecipeError(f"wanted a positive whole number as block_quantize (got {block!r})")
+    in_blocks = block is not None and config.get("channel_quantize") is not None
+    whole = f"a scale per {'channel' if config.get('channel_quantize') is not None else 'tensor'}"
+    method = {
+        "FP8": QuantMethod("fp8_e4m3", 8),
+        "NF4": QuantMethod(NF4_G64.name, 4),
+        "INT8": affine(8, block if in_blocks else None),
+    }.get(weights, affine(4, block if in_blocks else None))
+    differs = [f"modelopt's {weights} is taken as {method}", f"blocks of {block} there"]
+    differs = [differs[0], differs[1] if in_blocks else f"{whole} there"]
+    if activations or config.get("weight_only") is False:
+        differs.append("activations are quantized too there")
+
+    def decide(layer: Layer) -> Decision:
+        if not layer.is_linear and config.get("disable_conv_quantization"):
+            return None, ["a Conv, which disable_conv_quantization leaves at full precision"]
+        return method, differs
 
     return decide
 

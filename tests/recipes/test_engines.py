@@ -366,12 +366,67 @@ def test_configs_without_quant_method_are_recognized(config: dict, method: str, 
 
 
 def test_a_config_whose_type_is_not_read_says_so() -> None:
-    data = {"quant_method": "modelopt", "modules_to_not_convert": ["x"]}
+    data = {"quant_method": "hqq", "modules_to_not_convert": ["x"]}
     found = read(graph_of("a", "x"), json.dumps(data), UAQ4)
     assert list(found.qconfig.methods) == ["a"]
-    assert any("the type of 'modelopt' is not read" in note for note in found.notes)
+    assert any("the type of 'hqq' is not read" in note for note in found.notes)
     found = read(graph_of("a"), json.dumps({"quant_method": "torchao"}), UAQ4)
     assert found.notes == ("1 weight: the config names no type of torchao: they get uaq-4",)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ({"load_in_4bit": True, "load_in_8bit": True}, "are both true: keep one"),
+        ({"load_in_4bit": False, "load_in_8bit": False}, "quantizes nothing by this config"),
+        ({"load_in_4bit": "true"}, r"wanted true or false .* \(got 'true'\)"),
+    ],
+)
+def test_bitsandbytes_without_one_width_is_refused(flags: dict, told: str) -> None:
+    with pytest.raises(RecipeError, match=told):
+        read(TOY, json.dumps({"quant_method": "bitsandbytes", **flags}), UAQ4)
+
+
+@pytest.mark.parametrize(
+    ("config", "method", "told"),
+    [
+        ({"quant_type": "FP8"}, "fp8_e4m3-8", "a scale per tensor there"),
+        ({"quant_type": "INT8", "channel_quantize": 0}, "uaq-8", "a scale per channel there"),
+        (
+            {"quant_type": "INT4", "channel_quantize": -1, "block_quantize": 64},
+            "uaq_g64-4",
+            "blocks of 64 there",
+        ),
+        ({"quant_type": "NF4"}, "nf4_g64-4", "modelopt's NF4 is taken as nf4_g64-4"),
+        ({"quant_type": "FP8_INT8"}, "fp8_e4m3-8", "activations are quantized too there"),
+    ],
+)
+def test_types_of_modelopt(config: dict, method: str, told: str) -> None:
+    got = read(graph_of("a", "b"), json.dumps({"quant_method": "modelopt", **config}), UAQ4)
+    assert {str(one) for one in got.qconfig.methods.values()} == {method}
+    assert any(told in note for note in got.notes)
+    assert not any("not read" in note for note in got.notes)
+    with pytest.raises(RecipeError, match="wanted a quant_type of FP8, INT8"):
+        read(TOY, '{"quant_method": "modelopt", "quant_type": "fp4"}', UAQ4)
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"quant_method": "quanto", "weights_dtype": "int8", "activations": "int8"}, "activations"),
+        (
+            {
+                "quant_method": "sdnq",
+                "weights_dtype": "int8",
+                "minimum_allowed_numel": 0,
+                "use_dynamic_quantization": True,
+            },
+            "dynamic_loss_threshold",
+        ),
+    ],
+)
+def test_what_an_engine_does_besides_is_told(config: dict, told: str) -> None:
+    assert any(told in note for note in read(TOY, json.dumps(config), UAQ4).notes)
 
 
 def test_what_bitsandbytes_config_writes_is_read() -> None:
