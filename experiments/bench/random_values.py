@@ -1,9 +1,23 @@
-"""Random values for modules whose published weights cannot be downloaded."""
+"""Stand-ins for what cannot be downloaded: random values for modules, and a tokenizer of bytes."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
+
+
+def byte_tokenizer() -> Any:
+    """A CLIP tokenizer of bytes, with the ids of the published one at the ends of a text."""
+    from tokenizers import pre_tokenizers
+    from transformers import CLIPTokenizer
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = [*letters, *(f"{letter}</w>" for letter in letters)]
+    vocab = {word: i for i, word in enumerate(words)}
+    vocab |= {"<|startoftext|>": 49406, "<|endoftext|>": 49407}
+    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77)
 
 
 def fill(module: torch.nn.Module, dtype: torch.dtype, rng: np.random.Generator) -> torch.nn.Module:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,23 +12,11 @@ import yaml
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "experiments" / "bench"))
 
-from random_values import fill  # noqa: E402
+from random_values import byte_tokenizer, fill  # noqa: E402
 
 CONFIG = ROOT / "conf" / "model" / "sdxl.yaml"
 DTYPE = torch.bfloat16
 TEXT = {"max_position_embeddings": 77, "vocab_size": 49408, "eos_token_id": 49407}
-
-
-def tokenizer() -> Any:
-    """A CLIP tokenizer of bytes, which needs no download."""
-    from tokenizers import pre_tokenizers
-    from transformers import CLIPTokenizer
-
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = [*letters, *(f"{letter}</w>" for letter in letters)]
-    vocab = {word: i for i, word in enumerate(words)}
-    vocab |= {"<|startoftext|>": 49406, "<|endoftext|>": 49407}
-    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77)
 
 
 def build(folder: Path) -> None:
@@ -80,8 +67,8 @@ def build(folder: Path) -> None:
         vae=fill(vae, DTYPE, rng),
         text_encoder=fill(texts[0], DTYPE, rng),
         text_encoder_2=fill(texts[1], DTYPE, rng),
-        tokenizer=tokenizer(),
-        tokenizer_2=tokenizer(),
+        tokenizer=byte_tokenizer(),
+        tokenizer_2=byte_tokenizer(),
         unet=fill(unet, DTYPE, rng),
         scheduler=EulerDiscreteScheduler(
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
