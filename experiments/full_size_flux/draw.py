@@ -1,6 +1,6 @@
 """Load the checkpoint in a process that knows nothing else, and draw a picture.
 
-    python experiments/full_size_flux/draw.py FOLDER [EDGE STEPS]
+python experiments/full_size_flux/draw.py FOLDER [EDGE STEPS]
 """
 
 from __future__ import annotations

@@ -75,8 +75,7 @@ def main(folder: Path, num: int, methods: list[str]) -> None:
     workspace = Workspace(model, spec, folder / "store")
     database = OutcomeDatabase(workspace.path("outcomes.sqlite"))
     protocols = database.protocols()
-    for outcome in made_up(workspace, num):
-        database.add(outcome, protocols[outcome.protocol])
+    database.add_all((o, protocols[o.protocol]) for o in made_up(workspace, num))
     print(f"{num} made-up labels")
 
 

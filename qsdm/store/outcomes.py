@@ -7,7 +7,7 @@ usable; measuring again replaces the damaged ones.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -98,12 +98,28 @@ class OutcomeDatabase:
         Raises:
             StoreError: it cannot be written, for example because the disk is full.
         """
-        assert outcome.protocol == protocol.digest
+        self.add_all([(outcome, protocol)])
+
+    def add_all(self, measured: Iterable[tuple[Outcome, Protocol]]) -> None:
+        """Add many outcomes as `add` does, in one transaction: all of them or none.
+
+        Args:
+            measured: outcomes, each with its protocol.
+
+        Raises:
+            StoreError: they cannot be written, for example because the disk is full.
+        """
+        protocols: set[str] = set()
         with self._opened() as db:
             db.execute("BEGIN IMMEDIATE")  # another driver may add to the same outcome
-            _add(db, "protocol", {"digest": protocol.digest}, protocol, Protocol.from_json)
-            keys = {"qconfig": outcome.qconfig.digest, "protocol": outcome.protocol}
-            _add(db, "outcome", keys, outcome, Outcome.from_json)
+            for outcome, protocol in measured:
+                assert outcome.protocol == protocol.digest
+                if protocol.digest not in protocols:
+                    keys = {"digest": protocol.digest}
+                    _add(db, "protocol", keys, protocol, Protocol.from_json)
+                    protocols.add(protocol.digest)
+                keys = {"qconfig": outcome.qconfig.digest, "protocol": outcome.protocol}
+                _add(db, "outcome", keys, outcome, Outcome.from_json)
 
     def read(self) -> list[Outcome]:
         """All undamaged outcomes, in the order in which they were added."""

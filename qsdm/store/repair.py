@@ -69,8 +69,9 @@ def repair(path: Path) -> Path:
         beside = path.with_name(path.name + suffix)
         if beside.exists():
             beside.rename(backup.with_name(backup.name + suffix))
-    database = OutcomeDatabase(path)
-    for outcome in outcomes:
-        if outcome.protocol in protocols:
-            database.add(outcome, protocols[outcome.protocol])
+    OutcomeDatabase(path).add_all(
+        (outcome, protocols[outcome.protocol])
+        for outcome in outcomes
+        if outcome.protocol in protocols
+    )
     return backup
