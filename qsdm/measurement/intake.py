@@ -102,6 +102,7 @@ class Intake:
             StoreError: the outcomes are damaged.
         """
         self._expected = {qconfig.digest: qconfig for qconfig in qconfigs}
+        begun = self._shards.begun()
         for outcome in self.store.outcomes(self.protocol):
             digest = outcome.qconfig.digest
             if digest not in self._expected:
@@ -110,7 +111,8 @@ class Intake:
                 self._partial[digest] = outcome
                 continue
             self.measured.outcomes[digest] = outcome
-            self._shards.remove(outcome.qconfig)  # of a run that was killed before it did
+            if digest[:16] in begun:  # by a run that was killed before it removed them
+                self._shards.remove(outcome.qconfig)
         missing = self.missing()
         if missing:  # now, before anything is drawn
             self._database = OutcomeDatabase(self.store.path("outcomes.sqlite"))

@@ -128,10 +128,12 @@ class Bank:
 
     Attributes:
         space: whose configurations have labels.
-        outcomes: all of them.
+        outcomes: those of the protocols that count; others may be among them.
         protocols: protocols of the outcomes that count, by digest.
         model: as it is today; None if outcomes of any weights count.
         digests: of the model's files; None without a model.
+        everything: reads the outcomes of all protocols, for what is said of them where nothing
+            counts; None: there are no others.
     """
 
     space: Space
@@ -139,10 +141,11 @@ class Bank:
     protocols: Mapping[str, Protocol]
     model: Model | None = None
     digests: Digests | None = None
+    everything: Callable[[], Sequence[Outcome]] | None = None
 
     @staticmethod
     def read(store: Store, space: Space, model: Model | None = None) -> Bank:
-        """Read a store.
+        """Read the outcomes of a store that count.
 
         Args:
             store: of the model.
@@ -156,11 +159,13 @@ class Bank:
             StoreError: the outcomes are damaged.
             ModelError: files of the model are missing.
         """
-        protocols, outcomes = store.protocols(), tuple(store.outcomes())
+        protocols = store.protocols()
         if model is None:
-            return Bank(space, outcomes, protocols)
+            return Bank(space, tuple(store.outcomes()), protocols)
         digests = digests_of(model)
-        return Bank(space, outcomes, present(protocols, model, digests), model, digests)
+        counting = present(protocols, model, digests)
+        outcomes = tuple(store.outcomes(counting))
+        return Bank(space, outcomes, counting, model, digests, store.outcomes)
 
     def labels(self, objective: Objective, seed_set: int = 0, num_images: int = 256) -> Labels:
         """Choose the labels to learn from.
@@ -301,7 +306,8 @@ class Bank:
         """Why there is no label."""
         denoiser = self.space.graph.denoiser
         remedy = f"run python -m qsdm.measure +model={denoiser}"
-        measured = [outcome for outcome in self.outcomes if outcome.is_label]
+        stored = self.outcomes if self.everything is None else self.everything()
+        measured = [outcome for outcome in stored if outcome.is_label]
         under = [
             protocol
             for outcome in measured

@@ -94,6 +94,10 @@ class Shards:
             del self._scored[qconfig.digest, start]
         return shards
 
+    def begun(self) -> set[str]:
+        """List the configurations that have files, by the first digits of their digests."""
+        return {path.name.partition("-")[0] for path in self._folder.glob("*-*.safetensors")}
+
     def remove(self, qconfig: QuantConfig) -> None:
         """Remove the files of a configuration whose outcome is stored.
 

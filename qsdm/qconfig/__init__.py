@@ -17,6 +17,7 @@ import functools
 import hashlib
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NotRequired, TypedDict
@@ -63,8 +64,11 @@ class QuantMethod:
     name: str
     bits: int
     inputs: int = widths.FULL
+    _text: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        inputs = "" if self.inputs == widths.FULL else f"+a{self.inputs}"
+        object.__setattr__(self, "_text", f"{self.name}-{self.bits}{inputs}")
         widths.check(self.inputs)
         if self.name not in METHODS:
             raise ValueError(
@@ -96,8 +100,7 @@ class QuantMethod:
         return QuantMethod(match[1], int(match[2]), widths.FULL if inputs is None else inputs)
 
     def __str__(self) -> str:
-        inputs = "" if self.inputs == widths.FULL else f"+a{self.inputs}"
-        return f"{self.name}-{self.bits}{inputs}"
+        return self._text
 
     @property
     def is_full(self) -> bool:
@@ -321,40 +324,28 @@ class QuantConfig:
         schema = data.get("schema") if isinstance(data, Mapping) else type(data).__name__
         if not isinstance(data, Mapping) or schema not in SCHEMAS:
             raise ValueError(f"wanted a configuration of schema {SCHEMA!r} (got {schema!r})")
-        stored = decode(data, _ConfigurationFile)
-        if schema == SCHEMA and stored.activations is not None:
-            raise ValueError(
-                f"a configuration with activations has schema {SCHEMA_OF_ACTIVATIONS!r} "
-                f"(got {SCHEMA!r}): write that, or remove the activations"
-            )
-        if schema != SCHEMA_OF_STEPS and stored.steps:
-            raise ValueError(
-                f"a configuration with bins of steps has schema {SCHEMA_OF_STEPS!r} "
-                f"(got {schema!r}): write that, or remove the steps"
-            )
-        name = stored.denoiser
-        bins = [
-            StepBin(
-                one["from"],
-                one["to"],
-                QuantConfig(name, *_parsed(one.get("methods", {}), one.get("activations"))),
-            )
-            for one in stored.steps
-        ]
-        whole = _parsed(stored.methods, stored.activations)
-        return QuantConfig(name, *whole, tuple(bins))
+        return decode(data, ConfigurationFile).qconfig()
+
+
+@functools.lru_cache(maxsize=4096)  # a store of 100,000 outcomes names few methods in many places
+def _parts(text: str) -> tuple[QuantMethod | None, int | None]:
+    """The method, and the bits of its layer's input, of a text form."""
+    method, bits = widths.parse(text)
+    return None if method is None else QuantMethod.parse(method), bits
 
 
 def _parsed(
     texts: Mapping[str, str], activations: int | None
 ) -> tuple[dict[str, QuantMethod], int | None, dict[str, int]]:
     """Methods, bits of all activations, and bits of single inputs, from JSON."""
-    parsed = {name: widths.parse(text) for name, text in texts.items()}
-    return (
-        {n: QuantMethod.parse(text) for n, (text, _) in parsed.items() if text is not None},
-        activations,
-        {name: bits for name, (_, bits) in parsed.items() if bits is not None},
-    )
+    methods, inputs = {}, {}
+    for name, text in texts.items():
+        method, bits = _parts(text)
+        if method is not None:
+            methods[sys.intern(name)] = method  # all configurations share their weights' names
+        if bits is not None:
+            inputs[sys.intern(name)] = bits
+    return methods, activations, inputs
 
 
 def _bin_to_json(one: StepBin) -> dict[str, Any]:
@@ -379,13 +370,47 @@ _BinFile = TypedDict(
 
 
 @dataclass(frozen=True, slots=True)
-class _ConfigurationFile:
-    """A configuration in JSON, without the name of its schema."""
+class ConfigurationFile:
+    """A `QuantConfig` in JSON."""
 
     denoiser: str
     methods: dict[str, str]
     activations: int | None = None
     steps: list[_BinFile] = field(default_factory=list)
+    schema: str = ""
+
+    def qconfig(self) -> QuantConfig:
+        """Read what it means.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            ValueError: it is of another schema, or has what its schema lacks.
+        """
+        if self.schema not in SCHEMAS:
+            raise ValueError(f"wanted a configuration of schema {SCHEMA!r} (got {self.schema!r})")
+        if self.schema == SCHEMA and self.activations is not None:
+            raise ValueError(
+                f"a configuration with activations has schema {SCHEMA_OF_ACTIVATIONS!r} "
+                f"(got {SCHEMA!r}): write that, or remove the activations"
+            )
+        if self.schema != SCHEMA_OF_STEPS and self.steps:
+            raise ValueError(
+                f"a configuration with bins of steps has schema {SCHEMA_OF_STEPS!r} "
+                f"(got {self.schema!r}): write that, or remove the steps"
+            )
+        bins = [
+            StepBin(
+                one["from"],
+                one["to"],
+                QuantConfig(
+                    self.denoiser, *_parsed(one.get("methods", {}), one.get("activations"))
+                ),
+            )
+            for one in self.steps
+        ]
+        return QuantConfig(self.denoiser, *_parsed(self.methods, self.activations), tuple(bins))
 
 
 def input_bits(graph: Graph, qconfig: QuantConfig) -> dict[str, int]:

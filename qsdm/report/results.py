@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
@@ -253,8 +254,16 @@ def most_labels(store: Store, space: Space, objective: Objective | None) -> Labe
     Raises:
         StoreError: the outcomes are damaged.
     """
-    sets = Bank.read(store, space).sets(objective or Objective({"avg_bits": -1.0}), "measure")
-    return sets[0] if sets else None
+    measure = objective or Objective({"avg_bits": -1.0})
+    protocols, most = store.protocols(), None
+    for digest, count in Counter(store.counts()).most_common():
+        if most is not None and len(most) >= count:  # no other protocol can have more
+            break
+        if digest in protocols:
+            own = {digest: protocols[digest]}
+            sets = Bank(space, store.outcomes(own), own).sets(measure, "measure")
+            most = max(filter(None, [most, *sets[:1]]), key=len, default=None)
+    return most
 
 
 def table_of(

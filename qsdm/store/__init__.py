@@ -19,7 +19,8 @@ variable ``QSDM_ZOO`` names a copy of it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -115,11 +116,12 @@ class Store:
 
         return self.read(GRAPH, "graph.json")
 
-    def outcomes(self, protocol: Protocol | None = None) -> list[Outcome]:
+    def outcomes(self, protocols: Protocol | Collection[str] | None = None) -> list[Outcome]:
         """Measured outcomes, shipped ones first, each pair of configuration and protocol once.
 
         Args:
-            protocol: return only its outcomes. None: those of all protocols.
+            protocols: return only the outcomes of this protocol, or of several, by their digests.
+                The others are not decoded. None: those of all protocols.
 
         Raises:
             StoreError: a file of outcomes is damaged as a whole. Single damaged rows are skipped,
@@ -127,22 +129,42 @@ class Store:
         """
         from qsdm.store.manifest import check_shipped
 
+        kept = [protocols.digest] if isinstance(protocols, Protocol) else protocols
+        adopted = {old: today.digest for old, today in self._adopted(self._stored()).items()}
+        if kept is not None:
+            kept = {*kept, *(old for old, today in adopted.items() if today in kept)}
         stored: list[Outcome] = []
         shipped = ZOO / self.denoiser / "store" / "outcomes.parquet"
         if shipped.exists():
             check_shipped(shipped)
             stored += read_outcomes_parquet(shipped)
         if (path := self.path("outcomes.sqlite")).exists():
-            stored += OutcomeDatabase(path).read()
-        adopted = {old: today.digest for old, today in self._adopted(self._stored()).items()}
-        return [
-            outcome
-            for outcome in merged(
-                replace(o, protocol=adopted[o.protocol]) if o.protocol in adopted else o
-                for o in stored
-            )
-            if protocol is None or outcome.protocol == protocol.digest
-        ]
+            stored += OutcomeDatabase(path).read(kept)
+        return merged(
+            replace(o, protocol=adopted[o.protocol]) if o.protocol in adopted else o
+            for o in stored
+            if kept is None or o.protocol in kept
+        )
+
+    def counts(self) -> dict[str, int]:
+        """Count the outcomes of each protocol without decoding them.
+
+        Returns:
+            By the protocol's digest at most so many: damaged ones count, and pairs of
+            configuration and protocol that are stored twice.
+
+        Raises:
+            StoreError: a file of outcomes is damaged as a whole.
+        """
+        counts: Counter[str] = Counter()
+        shipped = ZOO / self.denoiser / "store" / "outcomes.parquet"
+        if shipped.exists():
+            counts.update(o.protocol for o in read_outcomes_parquet(shipped))
+        if (path := self.path("outcomes.sqlite")).exists():
+            counts.update(OutcomeDatabase(path).counts())
+        for old, today in self._adopted(self._stored()).items():
+            counts[today.digest] += counts.pop(old, 0)
+        return dict(counts)
 
     def measured(self, keep: Callable[[Protocol], bool]) -> dict[str, Outcome]:
         """What was measured under some protocols.
@@ -157,7 +179,7 @@ class Store:
             StoreError: a file of outcomes is damaged as a whole.
         """
         kept = {digest for digest, protocol in self.protocols().items() if keep(protocol)}
-        return {o.qconfig.digest: o for o in self.outcomes() if o.protocol in kept}
+        return {o.qconfig.digest: o for o in self.outcomes(kept)}
 
     def protocols(self) -> dict[str, Protocol]:
         """The protocols of all stored outcomes.

@@ -134,7 +134,7 @@ def decode(data: bytes | Any, kind: type[T]) -> T:
 
     try:
         if isinstance(data, bytes):
-            data = msgspec.json.decode(data.removeprefix(b"\xef\xbb\xbf"))
+            return msgspec.json.decode(data.removeprefix(b"\xef\xbb\xbf"), type=kind)
         return msgspec.convert(data, kind)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error

@@ -7,7 +7,8 @@ usable; measuring again replaces the damaged ones.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -18,6 +19,7 @@ from qsdm.store.files import StoreError, warn_once, write_beside
 from qsdm.store.rows import decode_row, decode_rows, encode_row, former_of, merged, of_today
 
 Row = TypeVar("Row", Outcome, Protocol)
+T = TypeVar("T")
 _MOST_ROWS = 100_000  # tried one by one, as a damaged row may have any number
 _ENVIRONMENT_ERRORS = {  # not the fault of the file
     sqlite3.SQLITE_FULL,
@@ -31,6 +33,9 @@ _TABLES = {
     "outcome": "qconfig TEXT, protocol TEXT, json TEXT NOT NULL, PRIMARY KEY (qconfig, protocol)",
     "protocol": "digest TEXT PRIMARY KEY, json TEXT NOT NULL",
 }
+_KEYS = {"outcome": "qconfig, protocol", "protocol": "digest"}
+_AGREEING: dict[Path, tuple[tuple[int, int, int], ...]] = {}
+"""Databases whose tables agree with their indices, and the state of the files that was checked."""
 
 
 class OutcomeDatabase:
@@ -75,7 +80,7 @@ class OutcomeDatabase:
             with closing(self._connect()) as db, db:
                 yield db
         except sqlite3.DatabaseError as error:
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _ENVIRONMENT_ERRORS:
+            if not _is_of_environment(error):
                 raise self._damaged(str(error)) from error
             raise StoreError(
                 f"{self.path} cannot be written ({error}): free some space, or wait for the "
@@ -121,29 +126,120 @@ class OutcomeDatabase:
                 keys = {"qconfig": outcome.qconfig.digest, "protocol": outcome.protocol}
                 _add(db, "outcome", keys, outcome, Outcome.from_json)
 
-    def read(self) -> list[Outcome]:
-        """All undamaged outcomes, in the order in which they were added."""
-        former = former_of(self._texts("protocol"))
-        rows = self._texts("outcome")
-        outcomes = decode_rows(rows, Outcome.from_json, self.path, "outcomes")
-        return merged(of_today(outcome, former) for outcome in outcomes)
+    def read(self, protocols: Collection[str] | None = None) -> list[Outcome]:
+        """Read the undamaged outcomes, in the order in which they were added.
+
+        Args:
+            protocols: digests of those whose outcomes are read; None for all.
+
+        Returns:
+            The outcomes.
+        """
+        former = self._read("protocol", former_of)
+        wanted = None
+        if protocols is not None:
+            # Rows of the first schema name their protocols as it did.
+            wanted = {*protocols, *(old for old, (now, _) in former.items() if now in protocols)}
+
+        def decoded(texts: Iterable[object]) -> list[Outcome]:
+            return decode_rows(texts, Outcome.from_json, self.path, "outcomes")
+
+        outcomes = merged(of_today(o, former) for o in self._read("outcome", decoded, wanted))
+        return [o for o in outcomes if protocols is None or o.protocol in protocols]
 
     def protocols(self) -> dict[str, Protocol]:
         """All undamaged protocols, by digest."""
-        rows = self._texts("protocol")
-        protocols = decode_rows(rows, Protocol.from_json, self.path, "protocols")
+        protocols = self._read(
+            "protocol",
+            lambda texts: decode_rows(texts, Protocol.from_json, self.path, "protocols"),
+        )
         return {protocol.digest: protocol for protocol in protocols}
 
-    def _texts(self, table: str) -> list[object]:
+    def counts(self) -> dict[str, int]:
+        """Count the rows of each protocol by its digest; of a damaged file, those that are read."""
+        former = self._read("protocol", former_of)
+        counts: Counter[str] = Counter()
+        query = f"SELECT protocol, count(*) FROM outcome INDEXED BY {_index('outcome')} GROUP BY 1"
         with self._opened() as db:
-            if (problem := integrity(db)) is None:
-                return [text for (text,) in db.execute(f"SELECT json FROM {table} ORDER BY rowid")]
+            try:
+                rows = db.execute(query).fetchall() if self._disagreement(db) is None else None
+            except sqlite3.DatabaseError as error:
+                if _is_of_environment(error):
+                    raise
+                rows = None
+        if rows is None:
+            return Counter(outcome.protocol for outcome in self.read())
+        for digest, num in rows:
+            name = str(digest, "utf-8", "replace")
+            counts[former[name][0] if name in former else name] += num
+        return counts
+
+    def _read(
+        self,
+        table: str,
+        decoded: Callable[[Iterable[object]], T],
+        protocols: Collection[str] | None = None,
+    ) -> T:
+        """Decode the rows of a table, of outcomes only those of some protocols."""
+        query, values = f"SELECT json FROM {table} NOT INDEXED ORDER BY rowid", ()
+        if protocols is not None:
+            values = tuple(protocols)
+            query = (
+                f"SELECT json FROM outcome WHERE rowid IN (SELECT rowid FROM outcome INDEXED BY "
+                f"{_index('outcome')} WHERE protocol IN ({', '.join('?' * len(values))})) "
+                "ORDER BY rowid"
+            )
+        with self._opened() as db:
+            try:
+                if (problem := self._disagreement(db)) is None:
+                    return decoded(text for (text,) in db.execute(query, values))
+            except sqlite3.DatabaseError as error:
+                if _is_of_environment(error):
+                    raise
+                problem = str(error)
+            problem = integrity(db) or problem
         rows = salvaged(self.path, table)
         warn_once(
             f"{self.path} is damaged ({problem}), only {len(rows)} {table}s could be read: run "
             f"python -m qsdm.store --repair {self.path.parent}"
         )
-        return rows
+        return decoded(rows)
+
+    def _disagreement(self, db: sqlite3.Connection) -> str | None:
+        """Whether each table and its index hold the same keys, compared once per state of the file.
+
+        A damaged page may lack rows. It is one of the table or one of the index, and all else that
+        is read has checksums, so nothing is lost unseen; SQLite's own check, which reads every
+        page, takes many times as long.
+        """
+        stamp = self._stamp()
+        if _AGREEING.get(self.path) == stamp:
+            return None
+        for table, keys in _KEYS.items():
+            query = f"SELECT rowid, {keys} FROM {table}"
+            sums = [
+                sum(hash(row) for row in db.execute(f"{query} {order}"))
+                for order in ("NOT INDEXED", f"INDEXED BY {_index(table)}")
+            ]
+            if sums[0] != sums[1]:
+                return f"rows and index of the table {table} differ"
+        _AGREEING[self.path] = stamp
+        return None
+
+    def _stamp(self) -> tuple[tuple[int, int, int], ...]:
+        files = (self.path, self.path.with_name(f"{self.path.name}-wal"))
+        states = [file.stat() for file in files if file.exists()]
+        # While a database is open it has a log, which is empty if nothing was written.
+        return tuple((s.st_ino, s.st_size, s.st_mtime_ns) for s in states if s.st_size)
+
+
+def _index(table: str) -> str:
+    """The index that SQLite makes of a table's primary key."""
+    return f"sqlite_autoindex_{table}_1"
+
+
+def _is_of_environment(error: sqlite3.DatabaseError) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _ENVIRONMENT_ERRORS
 
 
 def integrity(db: sqlite3.Connection) -> str | None:

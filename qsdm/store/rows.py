@@ -44,12 +44,12 @@ def _ending(text: bytes) -> str:
 _LENGTH_OF_ENDING = len(_ending(b""))
 
 
-def decode_row(text: object, build: Callable[[Any], T]) -> T:
+def decode_row(text: object, build: Callable[[bytes], T]) -> T:
     """The inverse of `encode_row`.
 
     Args:
         text: bytes, or whatever a damaged row holds instead.
-        build: turns the content into what it means; raises ValueError.
+        build: turns the JSON into what it means, whatever else it holds; raises ValueError.
 
     Raises:
         ValueError: the row is damaged.
@@ -57,23 +57,22 @@ def decode_row(text: object, build: Callable[[Any], T]) -> T:
     if not isinstance(text, bytes):
         raise ValueError(f"wanted a text, got {type(text).__name__}")
     start = len(text) - _LENGTH_OF_ENDING
-    data = decode(text, dict[str, Any])
     # Unlike elsewhere, the checksum is of the text as written, because encoding the content again
     # would take as long as decoding it.
-    ending = _ending(text[:start] + b"}").encode()
-    if data.pop(KEY, None) is not None and text[start:] != ending:
+    is_whole = text[start:] == _ending(text[:start] + b"}").encode()
+    if not is_whole and decode(text, dict[str, Any]).get(KEY) is not None:
         raise ValueError("its content does not match its checksum")
-    return build(data)
+    return build(text)
 
 
 def decode_rows(
-    texts: Iterable[object], build: Callable[[Any], T], path: Path, noun: str
+    texts: Iterable[object], build: Callable[[bytes], T], path: Path, noun: str
 ) -> list[T]:
     """Decode the undamaged rows, and warn about the others.
 
     Args:
         texts: see `decode_row`.
-        build: turns the content of a row into what it means; raises ValueError.
+        build: see `decode_row`.
         path: the file that holds them, in the model's folder.
         noun: what the rows are, in the plural, for the warning.
     """
@@ -106,7 +105,8 @@ def former_of(texts: Iterable[object]) -> Former:
     former: Former = {}
     for text in texts:
         with suppress(ValueError):
-            data = decode_row(text, lambda row: row)
+            data = decode_row(text, lambda row: decode(row, dict[str, Any]))
+            data.pop(KEY, None)
             if "schema" not in data:
                 digest = hashlib.sha256(canonical(data)).hexdigest()
                 former[digest] = Protocol.from_json(data).digest, versions_in(data)
