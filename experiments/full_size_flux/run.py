@@ -22,7 +22,7 @@ sys.path.insert(0, str(HERE.parent / "bench"))
 
 from stage_log import run_stages  # noqa: E402
 
-METHODS = "uaq-3,kmeans_a-4"
+METHODS = "uaq-3,uaq-4"
 AVG_BITS = 3.7
 
 
