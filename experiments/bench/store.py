@@ -77,12 +77,13 @@ def made_up(
         An outcome and its protocol.
     """
     space, rng = workspace.space, np.random.default_rng(0)
+    num_options = [len(options) for options in space.options]
     templates = workspace.labels(QUALITY).outcomes
     for i in range(num):
         template, protocol = templates[i % len(templates)], protocols[i % len(protocols)]
         scale = 1 + 0.1 * rng.standard_normal()
         metrics = {name: None if v is None else v * scale for name, v in template.metrics.items()}
-        qconfig = space.sample(rng)
+        qconfig = space.decode(rng.integers(num_options))
         yield (
             dataclasses.replace(
                 template, qconfig=qconfig, protocol=protocol.digest, metrics=metrics
@@ -93,8 +94,9 @@ def made_up(
 
 def asked(workspace: Workspace) -> list[QuantConfig]:
     """The configurations that `measure` is asked for."""
-    rng = np.random.default_rng(1)
-    return [workspace.space.sample(rng) for _ in range(NUM_ASKED)]
+    space, rng = workspace.space, np.random.default_rng(1)
+    num_options = [len(options) for options in space.options]
+    return [space.decode(rng.integers(num_options)) for _ in range(NUM_ASKED)]
 
 
 def build(folder: Path, num_outcomes: int, num_shards: int, num_protocols: int) -> None:

@@ -1,10 +1,11 @@
 """Actors on a Ray cluster, or on one that is started on this machine until the block ends.
 
 Each actor is a process with the CPUs and GPUs that Ray gave it; Ray lets it see only its own GPUs.
-An actor gets tasks once it runs, so nodes that join later take part. The nodes of a cluster need
-qsdm, and the store and the model under the same paths. Ray reports actors and nodes that died, but
-not an actor that never starts because the cluster has no room for it: see ``start_s``. Several
-machines and GPUs have not been tried.
+An actor gets tasks once it runs, so nodes that join later take part. One that dies before it is up
+is replaced like one that dies at work, until as many as there are have failed in a row. The nodes
+of a cluster need qsdm, and the store and the model under the same paths. Ray reports actors and
+nodes that died, but not an actor that never starts because the cluster has no room for it: see
+``start_s``. Several machines and GPUs have not been tried.
 
 References:
     Ray: A Distributed Framework for Emerging AI Applications (Moritz et al., 2018).
@@ -24,6 +25,8 @@ from typing import Any
 
 from qsdm.engine import EngineError, Failure, Start
 from qsdm.engine.worker import Worker
+
+_MOST_FAILED_STARTS = 3  # in a row, of few workers; of many, one each
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +134,14 @@ class _RayPool:
         self._new = lambda: actor.remote(start, options.num_threads)
         self._idle: list[Any] = []
         self._coming: dict[Any, Any] = {}  # actors by the reference that is ready once they run
+        self._num_hired = 0
+        self._failed_starts = 0  # since one has succeeded
 
     def hire(self) -> None:
+        self._num_hired += 1
+        self._start()
+
+    def _start(self) -> None:
         actor = self._new()
         self._coming[actor.__ray_ready__.remote()] = actor
 
@@ -171,10 +180,16 @@ class _RayPool:
                     actor = self._coming.pop(ready)
                     try:
                         self._ray.get(ready)
-                    except RayError as error:
-                        raise EngineError(
-                            f"a worker could not start: {_last_line(error)}"
-                        ) from error
+                    except RayError as error:  # for example, its node was lost
+                        self._failed_starts += 1
+                        if self._failed_starts > max(_MOST_FAILED_STARTS, self._num_hired):
+                            raise EngineError(
+                                f"a worker could not start: {_last_line(error)}"
+                            ) from error
+                        self._ray.kill(actor)
+                        self._start()
+                        continue
+                    self._failed_starts = 0
                     self._idle.append(actor)
                     continue
                 actor, i = doing.pop(ready)
@@ -184,7 +199,7 @@ class _RayPool:
                     result = Failure(_last_line(error))
                 except RayError as death:  # of the actor or of its node
                     self._ray.kill(actor)
-                    self.hire()
+                    self._start()
                     deaths[i] += 1
                     if deaths[i] <= self._options.retries:
                         todo.append(i)

@@ -201,7 +201,9 @@ class QuantConfig:
         plain = {n: m.of_weight for n, m in self.methods.items()} if rounded else self.methods
         object.__setattr__(self, "methods", dict(plain))
         object.__setattr__(self, "inputs", {**self.inputs, **rounded})
-        object.__setattr__(self, "digest", hashlib.sha256(canonical(self.to_json())).hexdigest())
+        data = self.to_json()
+        text = _canonical_texts(data) if self.has_methods_alone else canonical(data)
+        object.__setattr__(self, "digest", hashlib.sha256(text).hexdigest())
 
     def __hash__(self) -> int:
         return hash(self.digest)
@@ -346,6 +348,16 @@ def _parsed(
         if bits is not None:
             inputs[sys.intern(name)] = bits
     return methods, activations, inputs
+
+
+def _canonical_texts(data: Mapping[str, Any]) -> bytes:
+    """What `canonical` returns, of texts alone, in a twentieth of the time."""
+    import msgspec
+
+    text = msgspec.json.encode(data, order="sorted")
+    # Python's json escapes these in another way, or where msgspec does not.
+    is_plain = text.isascii() and b"\\" not in text and b"\x7f" not in text
+    return text if is_plain else canonical(data)
 
 
 def _bin_to_json(one: StepBin) -> dict[str, Any]:
