@@ -423,6 +423,7 @@ def test_a_single_file_draws_as_its_pipeline(
         (["no/such/folder"], {}, "no file or directory"),
         (["{packed}:stepps=4"], {}, "takes no option 'stepps'"),
         (["{packed}:steps=0"], {}, "must be positive"),
+        (["{packed}/unet:load.torch_dtype=float16"], {}, r"are read \(got load.torch_dtype\)"),
         (["{packed}:steps=many"], {}, "packed"),
         (["{packed}"], {"limit": {"fid": 3}}, "limit.fid: fid is not measured"),
         (["{packed}"], {"limit": {"psnr": float("nan")}}, "wanted a finite number"),

@@ -25,6 +25,7 @@ from qsdm.checkpoint.encoders import described, is_encoder, load_encoder, stored
 from qsdm.checkpoint.format import ENCODERS_FILE, FILE, QUANT_METHOD, CheckpointError
 from qsdm.checkpoint.steps import follow_steps
 from qsdm.denoisers.classes import saved_without
+from qsdm.denoisers.loading import no_weights_made_up
 from qsdm.graph import Graph
 from qsdm.qconfig import QuantConfig, QuantMethod
 from qsdm.quant.calibration import SAFETENSORS
@@ -322,7 +323,8 @@ def load_quantized(
         if packed_encoder and folder == path:
             loaded = options[folder.name]
         else:
-            loaded = loader.from_pretrained(path, dtype=dtype, use_safetensors=True, **options)
+            with no_weights_made_up(path.name, path):
+                loaded = loader.from_pretrained(path, dtype=dtype, use_safetensors=True, **options)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except (MemoryError, torch.OutOfMemoryError):

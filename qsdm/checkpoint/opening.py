@@ -26,6 +26,7 @@ from qsdm.denoisers import (
 )
 from qsdm.denoisers.faults import is_installed, quantization_fault
 from qsdm.denoisers.files import pipeline_folder
+from qsdm.denoisers.loading import no_weights_made_up
 from qsdm.measurement.contender import Contender
 from qsdm.store.files import read_json
 
@@ -87,10 +88,11 @@ def load_denoiser(path: Path, model: Model, load: Mapping[str, Any] = {}) -> nn.
         importlib.import_module("sdnq")  # tells versions of diffusers before 0.39 how to load it
     options = {"use_safetensors": load.get("use_safetensors", True), "variant": variant}
     try:
-        denoiser: nn.Module = denoiser_class(model).from_pretrained(  # type: ignore[attr-defined]
-            str(path), dtype=dtype, **options
-        )
-    except (MemoryError, torch.OutOfMemoryError):
+        with no_weights_made_up(path.name, path):
+            denoiser: nn.Module = denoiser_class(model).from_pretrained(  # type: ignore[attr-defined]
+                str(path), dtype=dtype, **options
+            )
+    except (MemoryError, ModelError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever libraries make of files that are not what they seem
         raise ModelError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -64,7 +65,7 @@ def load_pipeline(
     if isinstance(source, Path):
         check_shipped(source)
     if model.file is not None:
-        with _no_weights_made_up(model):
+        with no_weights_made_up(model.name, model.path):
             pipeline = _of_file(model, getattr(torch, dtype), components)
         return _finished(pipeline, model)
     folder = None
@@ -73,7 +74,7 @@ def load_pipeline(
     if folder is not None:
         require_values(folder, {**model.load, **components})
     try:
-        with _no_weights_made_up(model):
+        with no_weights_made_up(model.name, model.path):
             pipeline = diffusers.DiffusionPipeline.from_pretrained(
                 source,
                 revision=model.revision,
@@ -99,15 +100,24 @@ _ROW = r"(?P<name>[\w.{},\[\] -]+?)\s*\|\W*(?:\d+m)?"
 _MADE_UP = re.compile(rf"Some weights of \w+ .* newly initialized: (?P<names>.*)|{_ROW}MISSING")
 """What diffusers says of all weights that a file lacks, and transformers of each."""
 _MISSHAPEN = re.compile(rf"{_ROW}MISMATCH")
+_LOADING = threading.RLock()  # loggers are shared by all threads
 
 
 @contextmanager
-def _no_weights_made_up(model: Model) -> Iterator[None]:
-    """Raise if a library gives random values to weights that files lack; it only logs that."""
+def no_weights_made_up(name: str, path: Path | str) -> Iterator[None]:
+    """Raise if a library gives random values to weights that files lack; it only logs that.
+
+    Args:
+        name: of what is loaded within the block.
+        path: of its files.
+
+    Raises:
+        ModelError: weights are missing, or have another shape than the config says.
+    """
     loggers = [
-        logging.getLogger(f"{name}.modeling_utils") for name in ("diffusers.models", "transformers")
+        logging.getLogger(f"{library}.modeling_utils")
+        for library in ("diffusers.models", "transformers")
     ]
-    before = [(logger.level, logger.propagate) for logger in loggers]
     lacking: list[str] = []
     misshapen: list[str] = []
 
@@ -118,6 +128,8 @@ def _no_weights_made_up(model: Model) -> Iterator[None]:
             misshapen.extend(match["name"] for match in _MISSHAPEN.finditer(said))
 
     collector = Collector(logging.WARNING)
+    _LOADING.acquire()
+    before = [(logger.level, logger.propagate) for logger in loggers]
     for logger in loggers:
         logger.addHandler(collector)
         logger.setLevel(logging.WARNING)
@@ -128,7 +140,7 @@ def _no_weights_made_up(model: Model) -> Iterator[None]:
         if not misshapen:
             raise
         raise ModelError(
-            f"{misshapen[0]} of {model.name!r} at {model.path} has another shape than its config "
+            f"{misshapen[0]} of {name!r} at {path} has another shape than its config "
             "says: download both again"
         ) from error
     finally:
@@ -136,9 +148,10 @@ def _no_weights_made_up(model: Model) -> Iterator[None]:
             logger.removeHandler(collector)
             logger.setLevel(level)
             logger.propagate = propagate
+        _LOADING.release()
     if lacking:
         raise ModelError(
-            f"the weights of {model.name!r} at {model.path} lack {lacking[0]}"[:300]
+            f"the weights of {name!r} at {path} lack {lacking[0]}"[:300]
             + ", which would be random: download them again"
         )
 

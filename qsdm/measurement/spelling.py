@@ -18,6 +18,7 @@ from qsdm.denoisers import (
     pipeline_class,
     prompts_of,
 )
+from qsdm.denoisers.identity import WEIGHTS
 from qsdm.measurement.contender import Contender
 from qsdm.metrics import Metric
 from qsdm.prompts import Prompts
@@ -174,6 +175,11 @@ def read_contender(
             if "component" in options:
                 raise ValueError(f"a model of conf/model has its component, {model.component}")
         elif base is not None and is_denoiser(Path(path).expanduser()):
+            if ignored := [key for key in load if key not in (*WEIGHTS, "config")]:
+                raise ValueError(
+                    f"of a denoiser alone, load.variant and load.use_safetensors are read "
+                    f"(got load.{ignored[0]})"
+                )
             model = dataclasses.replace(base, call={**base.call, **call}, **given)
             return Contender(path, model, Path(path).expanduser(), load)
         else:
