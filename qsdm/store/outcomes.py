@@ -181,9 +181,9 @@ class OutcomeDatabase:
         protocols: Collection[str] | None = None,
     ) -> T:
         """Decode the rows of a table, of outcomes only those of some protocols."""
-        query, values = f"SELECT json FROM {table} NOT INDEXED ORDER BY rowid", ()
+        query = f"SELECT json FROM {table} NOT INDEXED ORDER BY rowid"
+        values = tuple(protocols or ())
         if protocols is not None:
-            values = tuple(protocols)
             query = (
                 f"SELECT json FROM outcome WHERE rowid IN (SELECT rowid FROM outcome INDEXED BY "
                 f"{_index('outcome')} WHERE protocol IN ({', '.join('?' * len(values))})) "
