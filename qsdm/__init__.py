@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from qsdm.workspace import Workspace
@@ -25,7 +26,7 @@ def open(
     model: str,
     space: str = "traced",
     store: Path | str = "store",
-    component: str | None = None,
+    component: str | Sequence[str] | None = None,
 ) -> Workspace:
     """Open a model with everything that the store holds of it.
 
@@ -33,7 +34,8 @@ def open(
         model: a name of ``conf/model``, a directory, a single file or a hub id.
         space: a name of ``conf/space``: which methods every weight may get.
         store: folder of the artifacts; it is created when something is first written.
-        component: another part of the pipeline in the denoiser's place, as text_encoder or vae.
+        component: another part of the pipeline in the denoiser's place, as text_encoder or vae; or
+            several, as ``["unet", "vae"]``, which share one budget.
 
     Returns:
         The workspace. Nothing large is loaded until it is asked for.

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypedDict
 
 import qsdm
 from qsdm import run
-from qsdm.denoisers import weights_digest
+from qsdm.denoisers import require_denoiser, require_one_part, weights_digest
 from qsdm.engine.kept import kept
 from qsdm.graph import canonical
 from qsdm.outcome import Objective, require_measured
@@ -210,7 +210,11 @@ def main(
     require(1, evaluations=evaluations, avg_bits=avg_bits)
     budget, evaluations = read_budget(budget, evaluations, avg_bits=avg_bits)
     constraints = Constraints.of(budget, limit, pin, forbid, target)
+    if target not in (None, "qsdm"):
+        require_denoiser(workspace.model, f"target={target}")
     require_fidelity(fidelity)
+    if fidelity == "forward":
+        require_one_part(workspace.model, "fidelity=forward compares outputs of")
     asked = (*constraints.limit, *filter(None, [objective.fidelity]), *objective.metrics)
     require_measured(asked, workspace.model.metrics)
     parameters |= {"budget": budget, "evaluations": evaluations, "avg_bits": None}

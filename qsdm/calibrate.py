@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qsdm import run, text
-from qsdm.denoisers import ModelError, prompts_of, source_digest
+from qsdm.denoisers import ModelError, prompts_of, require_one_part, source_digest
 from qsdm.denoisers import denoiser_tensors as parameters  # as it was called here in 0.1
 from qsdm.qconfig import Space
 from qsdm.qconfig.cost import MethodTable
@@ -78,6 +78,8 @@ def calibrate(
         raise ValueError(
             f"imatrix={imatrix} would weight nothing: give space=weighted, or error=weighted"
         )
+    if imatrix is not None:
+        require_one_part(workspace.model, f"imatrix={imatrix} is of")
     importances = None if imatrix is None else read_imatrix(workspace, imatrix)
     target = workspace.path(f"calibration/{workspace.space_name}")
     model = workspace.model

@@ -369,6 +369,96 @@ def merge_splits(graph: Graph, keep: str) -> Graph:
     return sorted_graph(graph.denoiser, nodes, list(edges))
 
 
+def union(denoiser: str, graphs: Mapping[str, Graph], feeds: Iterable[tuple[str, str]]) -> Graph:
+    """Put the graphs of several parts of a pipeline into one.
+
+    Names of nodes, weights, parameters, stages and blocks begin with the part's, as ``vae.``;
+    everything else is as in the part's own graph, relative depths among it. So `subgraph` gives
+    that back.
+
+    Args:
+        denoiser: name of the whole.
+        graphs: by name of the part, in the order of the nodes.
+        feeds: names of two parts, the earlier one first: an edge leads from each output of the one
+            to what the other takes beside its first input, the noisy picture; to its only input if
+            it has one.
+
+    Returns:
+        The graph.
+    """
+    nodes: list[Node] = []
+    edges: list[tuple[int, int]] = []
+    ends: dict[str, tuple[list[int], list[int]]] = {}
+    for name, graph in graphs.items():
+        start = len(nodes)
+        nodes += [_renamed(node, f"{name}.", "") for node in graph.nodes]
+        edges += [(start + a, start + b) for a, b in graph.edges]
+        numbered = list(enumerate(graph.nodes, start))
+        inputs = [i for i, node in numbered if node.op == Op.INPUT]
+        # A time step is a number, or one for each picture.
+        others = [i for i in inputs[1:] if len(nodes[i].activation) > 1]
+        outputs = [i for i, node in numbered if node.op == Op.OUTPUT]
+        ends[name] = (others if len(inputs) > 1 else inputs, outputs)
+    for source, target in feeds:
+        edges += [(a, b) for a in ends[source][1] for b in ends[target][0]]
+    return Graph(denoiser, tuple(nodes), tuple(sorted(edges)))
+
+
+def parts_of(graph: Graph) -> tuple[str, ...]:
+    """Name the parts that `union` put into a graph.
+
+    Args:
+        graph: of one part of a pipeline or of several.
+
+    Returns:
+        The names; none if it is of one.
+    """
+    ends = (node.name.rpartition(".")[0] for node in graph.nodes if node.op == Op.OUTPUT)
+    return tuple(dict.fromkeys(filter(None, ends)))
+
+
+def subgraph(graph: Graph, name: str, denoiser: str) -> Graph:
+    """Take the graph of one part out of a graph of several.
+
+    Args:
+        graph: that `union` made, or one of its spaces.
+        name: of the part.
+        denoiser: name of the result.
+
+    Returns:
+        The part's own graph.
+    """
+    chosen = [i for i, node in enumerate(graph.nodes) if node.name.startswith(f"{name}.")]
+    position = {old: new for new, old in enumerate(chosen)}
+    edges = [(position[a], position[b]) for a, b in graph.edges if {a, b} <= position.keys()]
+    nodes = tuple(_renamed(graph.nodes[i], "", f"{name}.") for i in chosen)
+    return Graph(denoiser, nodes, tuple(edges))
+
+
+def _renamed(node: Node, prefix: str, without: str) -> Node:
+    """A node with other beginnings of all names in it."""
+
+    def name(text: str) -> str:
+        return f"{prefix}{text.removeprefix(without)}"
+
+    def place(text: str) -> str:  # empty at the top of a part's module tree
+        return name(f"{text}.").rstrip(".")
+
+    weight = node.weight
+    if weight is not None:
+        ties = tuple(map(name, weight.ties))
+        weight = dataclasses.replace(
+            weight, name=name(weight.name), parameter=name(weight.parameter), ties=ties
+        )
+    return dataclasses.replace(
+        node,
+        name=name(node.name),
+        stage=place(node.stage),
+        block=place(node.block),
+        weight=weight,
+    )
+
+
 def topological_order(
     sources: Mapping[int, Iterable[int]], key: Callable[[int], tuple[int, ...]]
 ) -> list[int]:

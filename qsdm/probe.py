@@ -51,6 +51,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qsdm import run, text
+from qsdm.denoisers import require_one_part
 from qsdm.engine.local import Local
 from qsdm.engine.serial import Serial
 from qsdm.outcome import Objective, Outcome, require_measured
@@ -147,6 +148,14 @@ def probe(
     if steps is not None:
         equal_bins(steps, workspace.model.steps)  # now, before workers start
     require_fidelity(fidelity)
+    for is_given, what in (
+        (fidelity == "forward", "fidelity=forward compares outputs of"),
+        (activations is not None, "activations are probed in"),
+        (steps is not None, "bins of steps are of"),
+        (lora is not None, "a LoRA is probed in"),
+    ):
+        if is_given:
+            require_one_part(workspace.model, what)
     chosen = [QuantMethod.parse(method) for method in methods]
     if not chosen:
         raise ValueError("methods must name at least one method, as [uaq-3]")

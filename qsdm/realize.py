@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qsdm import run, text
+from qsdm.denoisers import require_one_part
 from qsdm.engine.local import Local
 from qsdm.graph import canonical
 from qsdm.metrics import description
@@ -128,6 +129,10 @@ def realize(
     from qsdm.predictor.retention import read_retention
 
     widths = read_widths(activations)
+    if widths:
+        require_one_part(workspace.model, "activations are measured in")
+    if lora is not None:
+        require_one_part(workspace.model, "a LoRA is of")
     require(1, MANY, candidates=candidates, batch_size=batch_size)
     require(2, MANY, num_images=num_images)
     require(0, MANY, num_random=num_random)

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from qsdm import denoisers, run
-from qsdm.graph import Graph
+from qsdm.graph import Graph, subgraph
 from qsdm.qconfig import QuantConfig, QuantMethod, Space, cost
 from qsdm.recipes import (
     Loader,
@@ -97,10 +97,11 @@ def recipe(
             layers are quantized too.
 
     Returns:
-        The written recipe.
+        The written recipe; of several denoisers of a pipeline, each of which gets a file, the last.
 
     Raises:
-        ModelError: this version of diffusers lacks the denoiser's class.
+        ModelError: this version of diffusers lacks the denoiser's class, or an engine holds no such
+            part of a pipeline.
         StoreError: the model was not traced, or the file cannot be read.
         RecipeError: the format of the file is unknown, or it is for another denoiser.
 
@@ -110,7 +111,9 @@ def recipe(
         >>> emoji = qsdm.open("emoji_unet")
         >>> recipe(emoji, to=Format.torchao)  # doctest: +SKIP
     """
-    fallback, own = QuantMethod.parse(default), workspace.space
+    fallback, own, model = QuantMethod.parse(default), workspace.space, workspace.model
+    if to is not Format.qsdm and not model.denoisers:
+        denoisers.require_denoiser(model, f"to={to}")
     source = workspace.find("chosen.json", "realize") if file is None else file
     try:
         contents = source.read_text(encoding="utf-8-sig")
@@ -118,17 +121,61 @@ def recipe(
         raise StoreError(
             f"{source} cannot be read ({type(error).__name__}): give file=PATH of a recipe"
         ) from error
-    loader = loader_of(workspace.model)
+    several = len(model.components) > 1
+    if several and not is_native(contents):
+        denoisers.require_one_part(model, "recipes of other engines are of")
+    loader = None if several else loader_of(model)
     source_recipe = read(own.graph, contents, fallback, rules, loader)
-    written = WRITERS[to](own.graph, source_recipe.qconfig, loader)
-    target = workspace.path(f"recipes/{source.name.partition('.')[0]}{written.suffix}")
-    write_text(target, written.text)
-    usage = measuring(workspace, source_recipe.qconfig) if to is Format.qsdm else written.usage
-    print(f"{source}: {summary(own, source_recipe.qconfig)}")
-    for note in (*source_recipe.notes, *written.notes):
-        print(f"  {note}")
-    print(f"{target}\n{usage.replace('FILE', str(target))}")
+    qconfig, stem = source_recipe.qconfig, source.name.partition(".")[0]
+    print(f"{source}: {summary(own, qconfig)}")
+    pieces = {stem: (own.graph, qconfig, loader)}
+    notes = source_recipe.notes
+    if several and to is not Format.qsdm:
+        chosen = [one for one in model.parts if one.denoisers]
+        pieces = {f"{stem}-{one.component}": piece(own.graph, qconfig, one) for one in chosen}
+        rest = [name for name in model.components if name not in model.denoisers]
+        notes += (
+            f"{' and '.join(rest)} left out, as {to} holds denoisers alone: "
+            "qsdm.checkpoint.load_quantized loads all parts of what realize writes",
+        ) * bool(rest)
+    for name, (graph, methods, own_loader) in pieces.items():
+        written = WRITERS[to](graph, methods, own_loader)
+        target = workspace.path(f"recipes/{name}{written.suffix}")
+        write_text(target, written.text)
+        usage = measuring(workspace, qconfig) if to is Format.qsdm else written.usage
+        for note in (*notes, *written.notes):
+            print(f"  {note}")
+        print(f"{target}\n{usage.replace('FILE', str(target))}")
+        notes = ()
     return written
+
+
+def is_native(contents: str) -> bool:
+    """Whether a file holds a configuration of qsdm.
+
+    Args:
+        contents: of the file.
+    """
+    try:
+        data = json.loads(contents)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(data, dict) and "schema" in data
+
+
+def piece(graph: Graph, qconfig: QuantConfig, model: Model) -> tuple[Graph, QuantConfig, Loader]:
+    """Take what belongs to one denoiser out of what several parts of a pipeline share.
+
+    Args:
+        graph: of all parts.
+        qconfig: of all parts.
+        model: of the denoiser.
+
+    Returns:
+        Its graph, configuration and loader.
+    """
+    own = subgraph(graph, model.component, graph.denoiser)
+    return own, qconfig.part(model.component), loader_of(model)
 
 
 def loader_of(model: Model) -> Loader:

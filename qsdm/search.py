@@ -52,6 +52,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qsdm import text
+from qsdm.denoisers import require_denoiser
 from qsdm.engine.local import Local
 from qsdm.engine.serial import Serial
 from qsdm.outcome import LORA_RETENTION, Objective, require_measured
@@ -175,6 +176,8 @@ def search(
     require(0, kappa=kappa, price_per_hour=price_per_hour)
     budget, evaluations = read_budget(budget, evaluations, max_bits=max_bits)
     constraints = Constraints.of(budget, limit, pin, forbid, target, lora)
+    if target not in (None, "qsdm"):
+        require_denoiser(workspace.model, f"target={target}")
     if feasible:
         return print_reach(workspace, objective, constraints)
     space = workspace.space

@@ -3,6 +3,7 @@
     python -m qsdm.trace +model=sdxl
     python -m qsdm.trace +model=any path=DIRECTORY_OR_HUB_ID
     python -m qsdm.trace +model=emoji_unet model.component=text_encoder   # or vae
+    python -m qsdm.trace +model=emoji_unet 'model.component=[unet,text_encoder,vae]'  # one budget
     python -m qsdm.trace +model=flux export=[graphml,pyg]
 
 Writes graph.json and graph.html, an interactive page, into the store. Once calibrate has run, the
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from qsdm import denoisers, run, text
 from qsdm.denoisers import Model, conditioning
-from qsdm.graph import Graph, Op
+from qsdm.graph import Graph, Op, union
 from qsdm.qconfig import QuantConfig, QuantMethod, cost
 from qsdm.report import graph_page
 from qsdm.report.tracked import track
@@ -81,27 +82,19 @@ def trace(
     from qsdm import tracing
 
     model = workspace.model
-    denoisers.denoiser_class(model)  # its import takes longer than the trace, which is timed
+    for part in model.parts:  # their imports take longer than the trace, which is timed
+        denoisers.denoiser_class(part)
     forms = [export] if isinstance(export, str) else list(export)
     for form in forms:
         if form not in EXPORTS:
             raise ValueError(f"export takes {' or '.join(EXPORTS)} (got {form!r})")
     began = process_time()
-    module, inputs, origin = prepare(model)
-    num_params = sum(parameter.numel() for parameter in module.parameters())
-    if model.num_params is not None and num_params != model.num_params:
-        raise denoisers.ModelError(
-            f"{model.name}: the denoiser has {num_params:,} parameters, not {model.num_params:,}: "
-            "its config or num_params in the YAML is wrong"
-        )
-    if origin.startswith(UNAIDED):
-        graph, how = tracing.trace_unaided(
-            module, model.inputs, model.name, model.exclude, model.tied
-        )
-        origin = f"{origin}; {how}"
-    else:
-        graph = tracing.trace(module, inputs, model.name, model.exclude, model.tied)
+    traced = [traced_part(part) for part in model.parts]
     seconds = process_time() - began
+    if len(traced) == 1:
+        ((module, graph, origin),) = traced
+    else:
+        module, graph, origin = together(model, traced)
     missing = tracing.uncovered(module, graph)
     target = workspace.store
     GRAPH.write(target.path("graph.json"), graph.to_json())
@@ -124,6 +117,62 @@ def trace(
     return graph
 
 
+def traced_part(model: Model) -> tuple[nn.Module, Graph, str]:
+    """Trace a denoiser, or the part in its place.
+
+    Args:
+        model: of one part.
+
+    Returns:
+        The part without its weights, its graph, and where the inputs came from.
+
+    Raises:
+        ModelError: see `trace`.
+        TraceError: see `trace`.
+    """
+    from qsdm import tracing
+
+    module, inputs, origin = prepare(model)
+    num_params = sum(parameter.numel() for parameter in module.parameters())
+    if model.num_params is not None and num_params != model.num_params:
+        raise denoisers.ModelError(
+            f"{model.name}: the denoiser has {num_params:,} parameters, not {model.num_params:,}: "
+            "its config or num_params in the YAML is wrong"
+        )
+    if not origin.startswith(UNAIDED):
+        graph = tracing.trace(module, inputs, model.name, model.exclude, model.tied)
+        return module, graph, origin
+    graph, how = tracing.trace_unaided(module, model.inputs, model.name, model.exclude, model.tied)
+    return module, graph, f"{origin}; {how}"
+
+
+def together(
+    model: Model, traced: Sequence[tuple[nn.Module, Graph, str]]
+) -> tuple[nn.Module, Graph, str]:
+    """Join the parts of a pipeline, as they feed one another: encoders, denoisers, decoders.
+
+    Args:
+        model: of several parts.
+        traced: what `traced_part` returns, in their order.
+
+    Returns:
+        The same of all of them.
+    """
+    from torch import nn
+
+    own = model.denoisers
+    before = model.components[: model.components.index(own[0])] if own else ()
+    after = model.components[len(before) + len(own) :] if own else ()
+    feeds = [(a, b) for a in before for b in own] + [(a, b) for a in own for b in after]
+    modules, graphs, origins = zip(*traced, strict=True)
+    named = dict(zip(model.components, graphs, strict=True))
+    return (
+        nn.ModuleDict(dict(zip(model.components, modules, strict=True))),
+        union(model.name, named, feeds),
+        "; ".join(dict.fromkeys(origins)),
+    )
+
+
 def passed_over(model: Model) -> list[str]:
     """List what a trace of one part of a pipeline leaves out.
 
@@ -135,15 +184,17 @@ def passed_over(model: Model) -> list[str]:
         one if the pipeline's pictures cannot be measured.
     """
     cls, index = denoisers.pipeline_class(model), denoisers.pipeline_index(model)
-    others = [name for name in denoisers.denoisers_in(index) if name != model.component]
+    others = [name for name in denoisers.denoisers_in(index) if name not in model.components]
     lines = [
         f"{name} is another denoiser of this pipeline: trace it with +model.component={name}"
         for name in others
     ]
-    parts = denoisers.parts_in(index).keys() - {model.component, *others}
+    parts = denoisers.parts_in(index).keys() - {*model.components, *others}
     if rest := [name for name in sorted(parts) if name not in model.load]:
+        all_of_them = ",".join([*model.components, *rest])
         lines.append(
-            f"not traced: {', '.join(rest)} of this pipeline; +model.component={rest[0]} does"
+            f"not traced: {', '.join(rest)} of this pipeline; +model.component={rest[0]} does, and "
+            f"model.component=[{all_of_them}] puts all under one budget"
         )
     if cls is None:
         return lines
@@ -346,7 +397,9 @@ def left_out(graph: Graph, module: nn.Module, missing: Sequence[str]) -> list[tu
     if tables:
         num_values = f"{sum(tables.values()):,} values"
         rows.append(("embeddings", f"{listed(list(tables))}: {num_values}, not quantized"))
-    method = "the forward" if entry(module) == "forward" else "decoding"
+    parts = module.values() if isinstance(module, nn.ModuleDict) else [module]
+    methods = ("the forward" if entry(part) == "forward" else "decoding" for part in parts)
+    method = " or ".join(dict.fromkeys(methods))
     return rows + [("not called", reason) for reason in reasons(graph, missing, method)]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -72,8 +72,9 @@ class Workspace:
             The workspace.
 
         Raises:
-            ModelError: the model is of a part that its pipeline lacks.
+            ModelError: the model is of a part that its pipeline lacks, or that takes no inputs.
         """
+        _check_inputs(model)
         return cls(with_component(model, model.component), space, Path(store))
 
     @property
@@ -276,11 +277,27 @@ class Workspace:
         return value
 
 
+def _check_inputs(model: Model) -> None:
+    """Refuse inputs of a model without a denoiser, unless its entry of ``conf/model`` has them."""
+    from qsdm.run.conf import choices, load
+
+    if not model.inputs or model.denoisers:
+        return
+    name = model.base_name
+    if name in choices()["model"] and name != "any" and model.inputs == load("model", name).inputs:
+        return
+    raise ModelError(
+        f"model.inputs are of a denoiser, while {' and '.join(model.components)} "
+        f"{'is' if len(model.components) == 1 else 'are'} traced from a call of the pipeline: "
+        "leave out model.inputs, or list the denoiser in model.component"
+    )
+
+
 def named(
     model: str,
     space: str = "traced",
     store: Path | str = "store",
-    component: str | None = None,
+    component: str | Sequence[str] | None = None,
 ) -> Workspace:
     """Open a workspace by names.
 
@@ -288,7 +305,8 @@ def named(
         model: name in ``conf/model``; or the path of a diffusers pipeline, or its hub id.
         space: name in ``conf/space``.
         store: folder of the artifacts.
-        component: another part of the pipeline in the denoiser's place.
+        component: another part of the pipeline in the denoiser's place; or several, which share
+            one budget.
 
     Returns:
         The workspace.

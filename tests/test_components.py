@@ -1,4 +1,4 @@
-"""Text encoders and VAEs in the denoiser's place: traced, drawn with, packed; never confused."""
+"""Text encoders and VAEs in the denoiser's place, or beside it: traced, drawn with, packed."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tiny import CAPTIONS
 import qsdm
 from qsdm import run, tracing
 from qsdm.checkpoint import CheckpointError, contents, dequantized, load_quantized, save_quantized
-from qsdm.denoisers import Model, ModelError, discover, load_pipeline, with_component
-from qsdm.graph import Graph
+from qsdm.denoisers import Model, ModelError, denoiser_of, discover, load_pipeline, with_component
+from qsdm.graph import Graph, parts_of, subgraph
 from qsdm.measurement.drawer import Drawer, Drawing
 from qsdm.measurement.memory import memory_of
 from qsdm.measurement.protocol import protocol_of
@@ -31,6 +31,8 @@ from qsdm.qconfig import QuantConfig, QuantMethod, SpaceSpec, cost
 from qsdm.qconfig.steps import StepBin
 from qsdm.quant.decoding import dequantize
 from qsdm.quant.fitting import fit
+from qsdm.quant.swap import sliced
+from qsdm.strategies.constraints import Constraints, Infeasible
 from qsdm.trace import trace
 from qsdm.tracing import TraceError
 from qsdm.tracing.entry import as_forward
@@ -39,7 +41,8 @@ from qsdm.workspace import Workspace
 if TYPE_CHECKING:
     from torch import nn
 
-PARTS = ("text_encoder", "vae")
+ALL = "text_encoder+unet+vae"
+PARTS = ("text_encoder", "vae", ALL)
 THREE = QuantMethod.parse("uaq-3")
 
 
@@ -52,7 +55,9 @@ class Fitted:
     """
 
     def __init__(self, module: nn.Module, graph: Graph) -> None:
-        self.values = {w.name: module.get_parameter(w.parameter).clone() for w in graph.weights}
+        self.values = {
+            w.name: sliced(module.get_parameter(w.parameter), w).clone() for w in graph.weights
+        }
 
     def dequantize(
         self, weight: str, method: QuantMethod, out: torch.Tensor | None = None
@@ -142,13 +147,17 @@ def test_pictures_follow_the_configuration_and_a_checkpoint_draws_the_same(
     model, graph, _ = parts[part]
     qconfig, full = quantized(model, graph), QuantConfig(model.name, {})
     pipeline = load_pipeline(model)
-    packed = Fitted(getattr(pipeline, part), graph)
+    packed = Fitted(denoiser_of(pipeline, model), graph)
     drawings = [Drawing(i, CAPTIONS[i], i) for i in range(2)]
     drawer = Drawer(model, graph, packed, 2, pipeline)
     plain, low = (drawer.draw(one, drawings) for one in (full, qconfig))
     assert (plain != low).any()
     assert (drawer.draw(full, drawings) == plain).all()
-    with pytest.raises(EvaluationError, match=f"the {part} .* is not called at every step"):
+    for name in model.components:  # a weight of each part changes the picture
+        one = next(weight.name for weight in graph.weights if part == name or name in weight.name)
+        assert (drawer.draw(QuantConfig(model.name, {one: THREE}), drawings) != plain).any()
+    refused = "is not called at every step|bins of steps, .* are of one part .*component=unet$"
+    with pytest.raises((EvaluationError, ModelError), match=refused):
         drawer.draw(QuantConfig(model.name, {}, steps=(StepBin(0, 1, qconfig),)), drawings)
 
     written = save_quantized(load_pipeline(model), part, graph, qconfig, tmp_path)
@@ -157,14 +166,50 @@ def test_pictures_follow_the_configuration_and_a_checkpoint_draws_the_same(
     loaded = load_quantized(tmp_path)
     again = Drawer(model, graph, None, 2, loaded).draw(full, drawings)
     assert np.abs(again.astype(int) - low).max() <= 1
-    alone = load_quantized(tmp_path / part)
-    assert type(alone).__name__ == model.denoiser
-    weight = graph.weights[0]
-    values = dequantized(alone).get_parameter(weight.parameter)
-    assert torch.equal(values, packed.dequantize(weight.name, THREE))
+    for one in model.parts:
+        alone = load_quantized(tmp_path / one.component)
+        assert type(alone).__name__ == one.denoiser
+        prefix = f"{one.component}." * (len(model.parts) > 1)
+        weight = next(weight for weight in graph.weights if weight.name.startswith(prefix))
+        values = dequantized(alone).get_parameter(weight.parameter.removeprefix(prefix))
+        assert torch.equal(values, packed.dequantize(weight.name, THREE))
     before = memory_of(model, graph, [qconfig])
-    own = sum(p.numel() for p in getattr(tiny_pipeline, part).parameters())
+    own = sum(p.numel() for p in denoiser_of(tiny_pipeline, model).parameters())
     assert before.packed_bytes == (written.packed_bytes + 2 * (own - graph.num_values),) * 2
+
+
+def test_a_joint_graph_holds_those_of_its_parts(parts: dict) -> None:
+    model, graph, printed = parts[ALL]
+    assert model.name == "tiny-text_encoder-unet-vae"
+    assert model.denoiser == "CLIPTextModel+UNet2DConditionModel+AutoencoderKL"
+    for part in ("text_encoder", "vae"):
+        assert subgraph(graph, part, f"tiny-{part}") == parts[part][1]
+    denoiser = subgraph(graph, "unet", "tiny")
+    own = [parts["text_encoder"][1], denoiser, parts["vae"][1]]
+    assert len(graph.nodes) == sum(len(one.nodes) for one in own)
+    assert len(graph.weights) == sum(len(one.weights) for one in own)
+    assert parts_of(graph) == ("text_encoder", "unet", "vae")
+    assert parts_of(denoiser) == ()
+    names = [node.name for node in graph.nodes]
+    between = {
+        (names[a], names[b])
+        for a, b in graph.edges
+        if names[a].partition(".")[0] != names[b].partition(".")[0]
+    }
+    assert {(a.partition(".")[0], b) for a, b in between} == {
+        ("text_encoder", "unet.input.encoder_hidden_states"),
+        ("unet", "vae.input.z"),
+    }
+    blocks = {node.block.partition(".")[0] for node in graph.nodes}
+    assert blocks == {"text_encoder", "unet", "vae"}
+    uniform = dict.fromkeys((w.name for w in graph.weights), THREE)
+    qconfig = QuantConfig(model.name, uniform)
+    sizes = [cost.size_bytes(one, quantized(model, one)) for one in own]
+    assert cost.size_bytes(graph, qconfig) == sum(sizes)
+    assert "not traced" not in printed
+    space = SpaceSpec("small", ["uaq-3"], max_overhead=99).of(graph)
+    with pytest.raises(Infeasible, match=f"at least text_encoder {sizes[0]:,}, unet {sizes[1]:,}"):
+        Constraints.of({"size_bytes": 99}).restrict(space)
 
 
 def test_full_precision_is_the_same_whichever_part_is_quantized(
@@ -220,8 +265,8 @@ def test_configurations_of_two_parts_are_never_confused(parts: dict, tiny_model:
     vae = parts["vae"][0]
     names = [tiny_model.name, text.name, vae.name]
     assert names == ["tiny", "tiny-text_encoder", "tiny-vae"]
-    protocols = {protocol_of(m, CAPTIONS, 0, 4).digest for m in (tiny_model, text, vae)}
-    assert len(protocols) == 3
+    models = (tiny_model, text, vae, parts[ALL][0])
+    assert len({protocol_of(m, CAPTIONS, 0, 4).digest for m in models}) == 4
     assert len({QuantConfig(name, {"conv_in": THREE}).digest for name in names}) == 3
     # Even under one name, as after model.name=tiny:
     renamed = dataclasses.replace(tiny_model, name="x_vae"), dataclasses.replace(vae, name="x_vae")
@@ -240,6 +285,14 @@ def test_a_part_can_be_taken_of_any_description(tiny_model: Model) -> None:
     found = discover(tiny_model.path, component="vae", name="mine")
     assert (found.name, found.denoiser) == ("mine-vae", "AutoencoderKL")
     assert found.resolution_px == discover(tiny_model.path).resolution_px
+    two = discover(tiny_model.path, component=["vae", "unet"], name="mine")
+    assert (two.name, two.component) == ("mine-unet-vae", "unet+vae")
+    both = with_component(tiny_model, ["vae", "unet"])
+    assert with_component(both, "vae+unet") == both
+    assert with_component(both, "vae") == with_component(tiny_model, "vae")
+    assert with_component(both, "unet") == tiny_model
+    assert with_component(text, both.component).parts[0].denoiser == tiny_model.denoiser
+    assert both.parts[0].num_params == tiny_model.num_params
 
 
 @pytest.mark.parametrize(
@@ -256,15 +309,18 @@ def test_what_has_no_weights_is_told(component: str, words: str, tiny_model: Mod
         with_component(tiny_model, component)
 
 
-def test_a_command_takes_one_part_with_weights(
-    tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_command_takes_parts_with_weights(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     arguments = ["+model=emoji_unet", f"store={tmp_path}", "model.component="]
     for component, words in [
         ("scheduler", "error: the scheduler of 'emoji_unet' is a DPMSolverMultistepScheduler, "),
-        ("[unet,vae]", "model.component: wanted one value (got the list ['unet', 'vae'])"),
+        ("[unet,vae,unet]", "component lists unet twice: give each part of the pipeline once"),
+        ("[unet,vea]", "the pipeline 'emoji_unet' has no vea: did you mean vae? (wanted one of"),
+        (
+            "vae model.inputs.sample=[1]",
+            "model.inputs are of a denoiser, while vae is traced ",
+        ),
     ]:
-        assert run.execute(trace, [*arguments[:2], arguments[2] + component]) == 1
+        assert run.execute(trace, [*arguments[:2], *f"{arguments[2]}{component}".split()]) == 1
         error = capsys.readouterr().err
         assert words in error
         assert error.count("\n") == 1

@@ -1,7 +1,8 @@
 """Checkpoints that are small on disk: diffusers pipelines whose denoiser is stored as packed codes.
 
     DIR/model_index.json, vae/, text_encoder/ ...   as diffusers writes them
-    DIR/<component>/                                the packed denoiser: `qsdm.checkpoint.format`
+    DIR/<component>/                                the packed denoiser: `qsdm.checkpoint.format`;
+                                                    so are text encoders and VAEs that are packed
 
 `load_quantized` returns the pipeline; so does diffusers' own ``from_pretrained`` once this module
 is imported. Adapters, casts and models made from a packed one: docs/checkpoints.md.
@@ -12,8 +13,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +28,9 @@ from qsdm.checkpoint.format import ENCODERS_FILE, FILE, QUANT_METHOD, Checkpoint
 from qsdm.checkpoint.steps import follow_steps
 from qsdm.denoisers.classes import saved_without
 from qsdm.denoisers.loading import no_weights_made_up
-from qsdm.graph import Graph
-from qsdm.qconfig import QuantConfig, QuantMethod
+from qsdm.denoisers.model import JOINED, join
+from qsdm.graph import Graph, subgraph
+from qsdm.qconfig import OutsideSpace, QuantConfig, QuantMethod
 from qsdm.quant.calibration import SAFETENSORS
 from qsdm.quant.decoding import layout
 from qsdm.quant.digests import bytes_of
@@ -89,14 +92,14 @@ class Contents:
 
 def save_quantized(
     pipeline: diffusers.DiffusionPipeline,
-    component: str,
+    component: str | Sequence[str],
     graph: Graph,
     qconfig: QuantConfig,
     path: Path,
     quantized: Callable[[str, QuantMethod], Quantized] | None = None,
     full_bits: int = 16,
 ) -> Contents:
-    """Write a pipeline with its denoiser quantized.
+    """Write a pipeline with its denoiser quantized, or several of its parts.
 
     Example::
 
@@ -108,7 +111,9 @@ def save_quantized(
 
     Args:
         pipeline: in full precision; it is not changed.
-        component: the attribute that holds the denoiser.
+        component: the attribute that holds the denoiser; or several parts, in whose joined graph
+            names begin with the part's. Those of which the configuration quantizes nothing are
+            written as diffusers does.
         graph: of the configuration's space (``space.graph``).
         qconfig: which method each weight gets.
         path: the directory to write to; it is made if need be.
@@ -117,7 +122,7 @@ def save_quantized(
         full_bits: 16 or 32, for a full-precision slice beside a quantized one.
 
     Returns:
-        What the denoiser's file contains.
+        What the files of all quantized parts contain.
 
     Raises:
         OutsideSpace: the configuration names a weight that the graph lacks.
@@ -125,15 +130,47 @@ def save_quantized(
         StoreError: it cannot be written.
     """
     path = Path(path)
+    pieces = {join(component): (graph, qconfig)}
+    if len(names := join(component).split(JOINED)) > 1:
+        pieces = _pieces(names, graph, qconfig)
     pipeline.save_config(path)  # type: ignore[attr-defined]
-    for name, part in pipeline.components.items():  # type: ignore[attr-defined]
-        if name != component and hasattr(part, "save_pretrained"):
-            part.save_pretrained(path / name)
-    written = save_denoiser(
-        getattr(pipeline, component), graph, qconfig, path / component, quantized, full_bits
-    )
-    format.write_checksums(path, component)
-    return written
+    for name, module in pipeline.components.items():  # type: ignore[attr-defined]
+        if name not in pieces and hasattr(module, "save_pretrained"):
+            module.save_pretrained(path / name)
+    for name, (own, methods) in pieces.items():
+        read = quantized
+        if quantized is not None and len(names) > 1:
+            read = partial(_quantized_of, name, quantized)
+        save_denoiser(getattr(pipeline, name), own, methods, path / name, read, full_bits)
+    format.write_checksums(path, pieces)
+    return contents(path if len(pieces) > 1 else path / next(iter(pieces)))
+
+
+def _pieces(
+    names: Sequence[str], graph: Graph, qconfig: QuantConfig
+) -> dict[str, tuple[Graph, QuantConfig]]:
+    """Graph and configuration of each part of which something is quantized."""
+    if qconfig.steps or qconfig.activations is not None:
+        raise ValueError(
+            "bins of steps, and bits of all activations, are of one part of a pipeline "
+            f"(got {', '.join(names)}): give a configuration of methods alone"
+        )
+    if unknown := qconfig.weights - {weight.name for weight in graph.weights}:
+        raise OutsideSpace(f"the graph of {graph.denoiser!r} has no weight {min(unknown)!r}")
+    if qconfig.is_full:
+        raise ValueError(f"the configuration quantizes none of {', '.join(names)}: give methods")
+    parts = {name: (subgraph(graph, name, graph.denoiser), qconfig.part(name)) for name in names}
+    return {name: piece for name, piece in parts.items() if not piece[1].is_full}
+
+
+def _quantized_of(
+    part: str,
+    quantized: Callable[[str, QuantMethod], Quantized],
+    name: str,
+    method: QuantMethod,
+) -> Quantized:
+    """The values of a weight of a part, by its own name."""
+    return quantized(f"{part}.{name}", method)
 
 
 def save_denoiser(
@@ -231,7 +268,7 @@ def save_denoiser(
 
 
 def contents(path: Path, variant: str | None = None) -> Contents:
-    """What a denoiser's files contain.
+    """What a denoiser's files contain, or those of all packed parts of a pipeline.
 
     Args:
         path: a pipeline's directory, or its packed component's.
@@ -243,12 +280,15 @@ def contents(path: Path, variant: str | None = None) -> Contents:
     size: dict[str, int] = {}
     header_bytes = 0
     bins: tuple[str, ...] = ()
-    for file in format.weight_files(format.component_folder(Path(path)), variant):
-        header = format.header(file)
-        header_bytes += header.start
-        bins = format.bins_of(header.metadata)
-        for name, entry in header.parts.items():
-            size[name] = entry.data_offsets[1] - entry.data_offsets[0]
+    folders = format.component_folders(Path(path))
+    for folder in folders:
+        prefix = f"{folder.name}." * (len(folders) > 1)
+        for file in format.weight_files(folder, variant):
+            header = format.header(file)
+            header_bytes += header.start
+            bins = format.bins_of(header.metadata)
+            for name, entry in header.parts.items():
+                size[prefix + name] = entry.data_offsets[1] - entry.data_offsets[0]
     plain = {name: number for name, number in size.items() if ".packed." not in name}
     return Contents(sum(size.values()) - sum(plain.values()), plain, header_bytes, bins)
 
@@ -289,39 +329,33 @@ def load_quantized(
     import diffusers
 
     path = Path(path)
-    folder = format.component_folder(path)
-    config = read_json(folder / "config.json")
-    about = config["quantization_config"]
-    files = format.weight_files(folder, variant)
-    for file in files:
-        format.header(file)
-    format.plan_of(about["weights"])
-    digest = about.get("sha256", "")
-    if check and digest and files == [folder / FILE] and digest != _digest(files[0]):
+    folders = {
+        folder: (read_json(folder / "config.json"), format.weight_files(folder, variant))
+        for folder in format.component_folders(path)
+    }
+    for folder, (config, files) in folders.items():
+        _check(folder, config, files, check)
+    is_pipeline = (path / "model_index.json").exists()
+    if not is_pipeline and path not in folders:
         raise CheckpointError(
-            f"{files[0]} is damaged: its digest differs from that in config.json; copy it again"
+            f"{path} is no pipeline, as it has no model_index.json: copy it again, or give one of "
+            f"its parts ({', '.join(map(str, folders))})"
         )
+    packed = [one for one, (_, files) in folders.items() if files == [one / ENCODERS_FILE]]
     loader: Any = diffusers.DiffusionPipeline
-    packed_encoder = files == [folder / ENCODERS_FILE]
-    if not (path / "model_index.json").exists() and not packed_encoder:
-        name = config.get("_class_name")
-        loader = getattr(diffusers, str(name), None)
-        if not (isinstance(loader, type) and issubclass(loader, diffusers.ModelMixin)):
-            raise CheckpointError(
-                f"{folder / 'config.json'} names no denoiser of diffusers (got {name!r}): "
-                "copy it again"
-            )
-    format.check_config(folder / "config.json", config)
+    if not is_pipeline and not packed:
+        loader = _class_of(path, folders[path][0])
     if check:
         format.check_files(path)
     options = components | ({"variant": variant} if variant else {})
     try:
-        if (path / "model_index.json").exists():
+        if is_pipeline:
             options = saved_without(read_json(path / "model_index.json")) | options
-        if packed_encoder:
+        for folder in packed:
+            config, files = folders[folder]
             options = {folder.name: load_encoder(folder, config, files[0], dtype)} | options
-        if packed_encoder and folder == path:
-            loaded = options[folder.name]
+        if packed == [path]:
+            loaded = options[path.name]
         else:
             with no_weights_made_up(path.name, path):
                 loaded = loader.from_pretrained(path, dtype=dtype, use_safetensors=True, **options)
@@ -334,14 +368,56 @@ def load_quantized(
         raise CheckpointError(
             f"{path} cannot be loaded ({reason}): copy or save it again"
         ) from error
-    for name, part in getattr(loaded, "components", {folder.name: loaded}).items():
+    for name, module in getattr(loaded, "components", {path.name: loaded}).items():
         # A parameter that the files lack diffusers leaves without values, with a warning at most.
-        for parameter, tensor in part.named_parameters() if isinstance(part, nn.Module) else ():
+        own = module.named_parameters() if isinstance(module, nn.Module) else ()
+        for parameter, tensor in own:
             if tensor.is_meta:
                 raise CheckpointError(
                     f"the files of {name!r} in {path} lack {parameter!r}: copy or save it again"
                 )
     return follow_steps(loaded)
+
+
+def _check(folder: Path, config: Mapping[str, Any], files: Sequence[Path], digests: bool) -> None:
+    """Check what a packed component's files say about themselves.
+
+    Args:
+        folder: of the component.
+        config: content of its config.json.
+        files: of its weights.
+        digests: whether to compare a file's digest, if the config has one.
+
+    Raises:
+        CheckpointError: something is damaged.
+    """
+    about = config["quantization_config"]
+    for file in files:
+        format.header(file)
+    format.plan_of(about["weights"])
+    digest = about.get("sha256", "")
+    if digests and digest and files == [folder / FILE] and digest != _digest(files[0]):
+        raise CheckpointError(
+            f"{files[0]} is damaged: its digest differs from that in config.json; copy it again"
+        )
+    format.check_config(folder / "config.json", config)
+
+
+def _class_of(folder: Path, config: Mapping[str, Any]) -> Any:
+    """The class of diffusers that a component's config.json names.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    import diffusers
+
+    name = config.get("_class_name")
+    loader = getattr(diffusers, str(name), None)
+    if not (isinstance(loader, type) and issubclass(loader, diffusers.ModelMixin)):
+        raise CheckpointError(
+            f"{folder / 'config.json'} names no denoiser of diffusers (got {name!r}): copy it again"
+        )
+    return loader
 
 
 def dequantized(denoiser: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qsdm.denoisers.components import is_denoisers_name
-from qsdm.graph import Graph
+from qsdm.graph import Graph, subgraph
 from qsdm.outcome import Outcome, Protocol
 from qsdm.qconfig import QuantConfig, cost
 
@@ -90,9 +89,14 @@ def card(
     head += [f"base_model: {model.path}"] * bool(published) + ["---", "", MARK, ""]
     source = f"`{model.path}`" if published else f"the pipeline `{model.name}`"
     avg_bits = cost.avg_bits(graph, qconfig, bits)
-    part = "denoiser" if is_denoisers_name(model.component) else model.component
+    alone = model.denoisers if len(model.denoisers) == 1 else ()
+    named = ["denoiser" if one in alone else one for one in model.components]
+    whole = " and ".join(filter(None, [", ".join(named[:-1]), named[-1]]))
     about = [
-        (part, f"{model.denoiser} (`{model.component}`)"),
+        *(
+            (name, described(one, graph, qconfig))
+            for name, one in zip(named, model.parts, strict=True)
+        ),
         ("average bits", f"{avg_bits:.4f} of {bits}, overhead included"),
         (
             "quantizable weights",
@@ -105,9 +109,9 @@ def card(
     return "\n".join(
         [
             *head,
-            f"# {model.name}, its {part} at {avg_bits:.2f} bits per weight",
+            f"# {model.name}, its {whole} at {avg_bits:.2f} bits per weight",
             "",
-            f"Made by qsdm from {source}: each of the {part}'s weights is quantized by a "
+            f"Made by qsdm from {source}: each weight of its {whole} is quantized by a "
             f"method of its own and packed; everything else is in {bits} bits.",
             "",
             *table(("", ""), about),
@@ -135,13 +139,29 @@ def card(
             'pipeline = load_quantized("DIRECTORY")',
             "```",
             "",
-            *([] if part.startswith("text_encoder") else by_diffusers(qconfig)),
+            *([] if any(n.startswith("text_encoder") for n in named) else by_diffusers(qconfig)),
             "## Speed",
             "",
             SPEED,
             "",
         ]
     )
+
+
+def described(model: Model, graph: Graph, qconfig: QuantConfig) -> str:
+    """Describe a part: its class, and of several that share a budget, its own share.
+
+    Args:
+        model: of the part.
+        graph: of all parts.
+        qconfig: the configuration.
+    """
+    text = f"{model.denoiser} (`{model.component}`)"
+    if model.name == graph.denoiser:
+        return text
+    own, methods = subgraph(graph, model.component, graph.denoiser), qconfig.part(model.component)
+    bits, size = (f(own, methods, model.full_bits) for f in (cost.avg_bits, cost.size_bytes))
+    return f"{text}, {bits:.4f} bits, {size:,} bytes"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -237,7 +257,7 @@ def sizes(model: Model, before: Memory, after: Mapping[str, int]) -> list[tuple[
     Returns:
         Rows of name, bytes before and bytes after.
     """
-    names = sorted(after, key=lambda name: (name != model.component, name))
+    names = sorted(after, key=lambda name: (name not in model.components, name))
     rows = [
         (f"`{n}`", f"{before.components[n]:,}" if n in before.components else "-", f"{after[n]:,}")
         for n in names

@@ -46,8 +46,8 @@ def deliver(
     weights = PackedWeights(packed)
     weights.require(denoiser_tensors(model), graph)
     # The denoiser's weights are read only where they are not packed.
-    mapped = mapped_denoiser(model) if bits == 16 else None
-    parts: dict[str, Any] = {} if mapped is None else {model.component: mapped}
+    mapped = {part.component: mapped_denoiser(part) for part in model.parts if bits == 16}
+    parts: dict[str, Any] = {name: module for name, module in mapped.items() if module is not None}
     contents = save_quantized(
         load_pipeline(model, dtype=f"float{bits}", **parts),
         model.component,

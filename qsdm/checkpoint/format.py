@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -181,17 +181,17 @@ def check_config(file: Path, config: Mapping[str, Any]) -> None:
         raise CheckpointError(f"the quantization_config in {file} is damaged: copy it again")
 
 
-def write_checksums(folder: Path, component: str) -> None:
-    """List the checksums of a pipeline's files, except those of its packed component.
+def write_checksums(folder: Path, components: Iterable[str]) -> None:
+    """List the checksums of a pipeline's files, except those of its packed components.
 
     Args:
         folder: the pipeline's directory.
-        component: name of the packed component, whose files carry checksums of their own.
+        components: names of the packed components, whose files carry checksums of their own.
 
     Raises:
         StoreError: the list cannot be written.
     """
-    excluded = (component, manifest.NAME, "README.md")
+    excluded = (*components, manifest.NAME, "README.md")
     files = [path for path in folder.rglob("*") if path.is_file()]
     manifest.write_checksums(
         folder, [path for path in files if path.relative_to(folder).parts[0] not in excluded]
@@ -219,15 +219,19 @@ def check_files(folder: Path) -> None:
             )
 
 
-def component_folder(path: Path) -> Path:
-    """Find the directory of the packed denoiser.
+def component_folders(path: Path) -> list[Path]:
+    """Find the directories of packed parts: the denoiser's, as a rule.
 
     Args:
-        path: that directory itself, or the pipeline's.
+        path: such a directory itself, or the pipeline's.
+
+    Returns:
+        At least one.
 
     Raises:
         CheckpointError: there is none.
     """
+    folders = []
     children = sorted(child for child in path.iterdir() if child.is_dir()) if path.is_dir() else ()
     for folder in (path, *children):
         config = folder / "config.json"
@@ -241,7 +245,9 @@ def component_folder(path: Path) -> Path:
             ) from error
         ours = isinstance(about, dict) and about.get("quant_method") == QUANT_METHOD
         if ours and "weights" in about:
-            return folder
+            folders.append(folder)
+    if folders:
+        return folders
     raise CheckpointError(
         f"no quantized checkpoint in {path}: "
         "wanted a directory that save_quantized or python -m qsdm.realize wrote"

@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from qsdm.checkpoint import follow_steps, load_quantized
-from qsdm.checkpoint.format import QUANT_METHOD
+from qsdm.checkpoint.format import (
+    ENCODERS_FILE,
+    QUANT_METHOD,
+    CheckpointError,
+    component_folders,
+)
 from qsdm.denoisers import (
     Model,
     ModelError,
@@ -56,7 +61,35 @@ def open_pipeline(contender: Contender) -> diffusers.DiffusionPipeline:
     elif model.file is None and quantization(contender):
         folder = _pipeline_folder(model) / component
         parts[component] = load_denoiser(folder, model, model.load)
+    if model.file is None:
+        parts = packed_encoders(model) | parts
     return follow_steps(load_pipeline(model, **parts))
+
+
+def packed_encoders(model: Model) -> dict[str, nn.Module]:
+    """Load what transformers cannot: text encoders of a checkpoint that are packed.
+
+    Args:
+        model: of the pipeline.
+
+    Returns:
+        By name of the component; none if the pipeline is not on this machine.
+
+    Raises:
+        CheckpointError: one is damaged.
+    """
+    home = model.directory
+    if home is None or not home.is_dir():
+        return {}
+    try:
+        folders = component_folders(home)
+    except CheckpointError:  # nothing is packed, or who loads it says what is wrong
+        return {}
+    return {
+        folder.name: load_quantized(folder)
+        for folder in folders
+        if (folder / ENCODERS_FILE).is_file()
+    }
 
 
 def load_denoiser(path: Path, model: Model, load: Mapping[str, Any] = {}) -> nn.Module:

@@ -2,7 +2,7 @@
 
 - ``model``: `Model`, which describes what is loaded and how it draws
 - ``discovery``: a `Model` for a pipeline that no YAML describes
-- ``components``: another part of a pipeline in the denoiser's place
+- ``components``: another part of a pipeline in the denoiser's place, or several parts
 - ``classes``: classes and configs, before any weights are loaded
 - ``loading``, ``single_file``, ``weights``: pipelines, and the denoiser's parameters one by one
 - ``calls``, ``conditioning``, ``videos``: arguments of a pipeline's call; pictures that it starts
@@ -30,7 +30,12 @@ from qsdm.denoisers.classes import (
     pipeline_index,
     quiet,
 )
-from qsdm.denoisers.components import parts_in, with_component
+from qsdm.denoisers.components import (
+    parts_in,
+    require_denoiser,
+    require_one_part,
+    with_component,
+)
 from qsdm.denoisers.discovery import discover, vae_factor
 from qsdm.denoisers.faults import ModelError
 from qsdm.denoisers.identity import (
@@ -79,6 +84,8 @@ __all__ = [
     "pipeline_index",
     "prompts_of",
     "quiet",
+    "require_denoiser",
+    "require_one_part",
     "sampler_of",
     "source_digest",
     "vae_factor",

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from qsdm.denoisers import single_file
 from qsdm.denoisers.classes import denoisers_in, is_hub_id, read_mapping
-from qsdm.denoisers.components import is_denoisers_name, kind_in
+from qsdm.denoisers.components import kind_in, with_component
 from qsdm.denoisers.faults import ModelError, pipeline_fault
 from qsdm.denoisers.loading import no_such_path
-from qsdm.denoisers.model import DEFAULT_COMPONENTS, Model
+from qsdm.denoisers.model import (
+    DEFAULT_COMPONENTS,
+    JOINED,
+    Model,
+    is_denoisers_name,
+    join,
+)
 from qsdm.graph import canonical
 
 DEFAULT_RESOLUTION_PX = 512
@@ -23,7 +29,7 @@ DEFAULT_RESOLUTION_PX = 512
 def discover(
     path: str,
     name: str | None = None,
-    component: str | None = None,
+    component: str | Sequence[str] | None = None,
     resolution_px: int | None = None,
     steps: int = 20,
     guidance: float = 5.0,
@@ -37,8 +43,8 @@ def discover(
             artifacts by the name, so the digest is of what determines the graph (class and config)
             and not of the graph, which is unknown before tracing; and of the whole path, because a
             fine-tuned copy has the same graph but other weights.
-        component: of the denoiser, or another part in its place, as text_encoder or vae; by
-            default unet, else transformer, else the pipeline's first denoiser.
+        component: of the denoiser, or another part in its place, as text_encoder or vae, or
+            several; by default unet, else transformer, else the pipeline's first denoiser.
         resolution_px: edge of the pictures in px; by default the denoiser's sample size times the
             enlargement by the VAE.
         steps: number of the sampler's steps.
@@ -66,7 +72,10 @@ def discover(
     if local.is_file():
         described = str(single_file.config_folder(local, fields.get("load", {}).get("config")))
     index = _pipeline_file(described, "model_index.json", revision)
-    part = component or _denoiser_in(path, index)
+    if component is not None and JOINED in (together := join(component)):
+        one = discover(path, name, None, resolution_px, steps, guidance, **fields)
+        return with_component(one, together)
+    part = join(component) if component else _denoiser_in(path, index)
     denoiser = kind_in(index, part, repr(path)) if component else index[part][1]
     config = _config(described, part, revision)
     if resolution_px is None:

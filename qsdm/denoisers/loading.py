@@ -40,8 +40,8 @@ def load_pipeline(
     Args:
         model: what to load.
         dtype: of the weights in memory, in torch's spelling.
-        denoiser_dtype: of the denoiser's weights, if it is another one and the path is no single
-            file.
+        denoiser_dtype: of the weights of the denoiser, or of the part in its place, if it is
+            another one and the path is no single file.
         **components: used instead of the pipeline's own, which are then not loaded.
 
     Returns:
@@ -80,7 +80,7 @@ def load_pipeline(
                 revision=model.revision,
                 dtype={
                     "default": getattr(torch, dtype),
-                    model.component: getattr(torch, denoiser_dtype or dtype),
+                    **dict.fromkeys(own_types(model), getattr(torch, denoiser_dtype or dtype)),
                 },
                 **{
                     "use_safetensors": True,
@@ -291,5 +291,21 @@ def denoiser_of(pipeline: diffusers.DiffusionPipeline, model: Model) -> nn.Modul
     Args:
         pipeline: of the model.
         model: whose ``component`` names the denoiser.
+
+    Returns:
+        It, or the part in its place; several parts as a ``ModuleDict`` by their names, so that
+        those of their parameters begin with them. What calls them is the pipeline.
     """
-    return getattr(pipeline, model.component)
+    from torch import nn
+
+    parts = {name: getattr(pipeline, name) for name in model.components}
+    return nn.ModuleDict(parts) if len(parts) > 1 else parts[model.component]
+
+
+def own_types(model: Model) -> tuple[str, ...]:
+    """Name the components that may be kept in a type of their own.
+
+    Args:
+        model: of one part of a pipeline, or of several: then its denoisers.
+    """
+    return model.components if len(model.components) == 1 else model.denoisers

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qsdm.denoisers import single_file
 from qsdm.prompts import Prompts
@@ -15,6 +16,59 @@ from qsdm.text import require
 
 DEFAULT_COMPONENTS = ("unet", "transformer")
 DTYPES = ("float32", "float16", "bfloat16", "float64")
+JOINED = "+"
+"""Between the names of several parts of a pipeline, which share one budget."""
+
+if TYPE_CHECKING:
+    Component = str
+else:  # a command line or a YAML may list parts, which a model joins to one text
+    Component = str | Sequence[str]
+
+_DECODERS = ("vae", "vq", "movq")
+
+
+def is_denoisers_name(component: str) -> bool:
+    """Whether pipelines call a denoiser so, as unet, transformer_2 or prior.
+
+    Args:
+        component: attribute of a pipeline.
+    """
+    return not component.startswith(("text_encoder", "image_encoder", *_DECODERS))
+
+
+def join(components: str | Sequence[str]) -> str:
+    """Write the names of parts as one text, in the order in which a picture passes them.
+
+    Args:
+        components: of one part, or of several; in a text, joined by ``+``.
+
+    Returns:
+        Encoders, denoisers, decoders, as ``text_encoder+unet+vae``.
+
+    Raises:
+        ValueError: there is no name, or one occurs twice.
+
+    Example:
+        >>> from qsdm.denoisers.model import join
+        >>> join(["unet", "vae", "text_encoder"])
+        'text_encoder+unet+vae'
+    """
+    is_list = isinstance(components, Sequence) and not isinstance(components, str)
+    names = [str(name) for name in (components if is_list else str(components).split(JOINED))]
+    if not names:
+        raise ValueError("component lists no part of the pipeline: give one, as [unet,vae]")
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise ValueError(f"component lists {twice[0]} twice: give each part of the pipeline once")
+
+    def place(name: str) -> tuple[bool, bool, str]:
+        is_decoder = name.startswith(_DECODERS)
+        return is_decoder, is_decoder or is_denoisers_name(name), name
+
+    return JOINED.join(sorted(names, key=place))
+
+
+OF_DENOISER: Mapping[str, Any] = {"config": {}, "inputs": {}, "tied": (), "num_params": None}
+"""What an entry of ``conf/model`` says of its denoiser alone, left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +82,10 @@ class Model:
         denoiser: class in diffusers or transformers, such as UNet2DConditionModel.
         component: attribute of the pipeline that holds the denoiser: unet, transformer,
             transformer_2, prior, ...; or another part in its place: text_encoder, vae (see
-            `qsdm.denoisers.with_component`). The name of the model ends with it, except for the
-            first two, so that artifacts of several parts of one pipeline do not mix.
+            `qsdm.denoisers.with_component`). Several parts share one budget: a list of them is
+            joined (see `join`), and ``denoiser`` joins their classes likewise. The name of the
+            model ends with it, except for the first two alone, so that artifacts of several parts
+            of one pipeline do not mix.
         resolution_px: edge of the square pictures, in px.
         steps: number of the sampler's steps.
         guidance: scale of classifier-free guidance, 0 or more.
@@ -69,7 +125,7 @@ class Model:
     name: str
     path: str
     denoiser: str
-    component: str
+    component: Component
     resolution_px: int
     steps: int
     guidance: float
@@ -90,7 +146,11 @@ class Model:
     source: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.component.isidentifier():
+        try:
+            object.__setattr__(self, "component", join(self.component))
+        except ValueError as error:
+            raise ValueError(f"model {self.name}: {error}") from error
+        if not all(name.isidentifier() for name in self.components):
             raise ValueError(
                 f"model {self.name}: component must be a part of the pipeline, such as unet or "
                 f"transformer_2 (got {self.component!r})"
@@ -105,8 +165,8 @@ class Model:
                 f"model {self.name}: dtype must be {', '.join(DTYPES[:-1])} or {DTYPES[-1]} "
                 f"(got {self.dtype!r})"
             )
-        if self.component not in DEFAULT_COMPONENTS and not self.name.endswith(self.component):
-            object.__setattr__(self, "name", f"{self.name}-{self.component}")
+        if self.component not in DEFAULT_COMPONENTS and not self.name.endswith(self._ending):
+            object.__setattr__(self, "name", f"{self.name}-{self._ending}")
         require(1, num_params=self.num_params)
         if self.full_bits not in (16, 32):
             raise ValueError(
@@ -132,9 +192,50 @@ class Model:
         return path if path.is_file() else None
 
     @property
+    def components(self) -> tuple[str, ...]:
+        """The names of its parts, in the order of a graph: one, unless several share a budget."""
+        return tuple(self.component.split(JOINED))
+
+    @property
+    def denoisers(self) -> tuple[str, ...]:
+        """Those of its components that are denoisers."""
+        return tuple(filter(is_denoisers_name, self.components))
+
+    @property
+    def parts(self) -> tuple[Model, ...]:
+        """The model of each part; of one part, itself.
+
+        What an entry of ``conf/model`` says of its denoiser alone is left out of the others:
+        config, inputs, tied parameters and their number.
+        """
+        if len(self.components) == 1:
+            return (self,)
+        kinds = self.denoiser.split(JOINED)
+        return tuple(
+            dataclasses.replace(
+                self,
+                name=self.base_name,
+                component=name,
+                denoiser=kind,
+                **({} if is_denoisers_name(name) else OF_DENOISER),
+            )
+            for name, kind in zip(self.components, kinds, strict=True)
+        )
+
+    @property
+    def _ending(self) -> str:
+        """Of names; a folder may not have the sign that joins."""
+        return self.component.replace(JOINED, "-")
+
+    @property
+    def base_name(self) -> str:
+        """The model's name, whichever part of its pipeline it is."""
+        return self.name.removesuffix(f"-{self._ending}")
+
+    @property
     def zoo(self) -> Path:
         """Where the zoo keeps a pipeline of this name, whichever part of it the model is."""
-        return ZOO / self.name.removesuffix(f"-{self.component}")
+        return ZOO / self.base_name
 
     @property
     def directory(self) -> Path | None:

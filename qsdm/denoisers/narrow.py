@@ -31,7 +31,11 @@ def kept_in(model: Model) -> str:
 
     Returns:
         ``model.dtype`` if the denoiser is large and all its files are of this type, else float32.
+        Of several parts, that of the denoisers: the others are kept in float32, as beside one.
     """
+    if len(model.parts) > 1:
+        types = {kept_in(part) for part in model.parts if part.denoisers}
+        return types.pop() if len(types) == 1 else "float32"
     stored, num_values = stored_in(model)
     return model.dtype if num_values >= LARGE and stored == model.dtype else "float32"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from qsdm.denoisers.classes import (
     denoiser_class,
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import torch
 
     from qsdm.denoisers.model import Model
+
+T = TypeVar("T")
 
 SAME_WEIGHTS = SAME_PICTURES | WEIGHTS
 """Arguments of from_pretrained with which the denoiser's weights still are those of its files."""
@@ -54,6 +56,8 @@ def denoiser_tensors(model: Model) -> Callable[[str], torch.Tensor]:
         >>> read("conv_in.weight").shape
         torch.Size([...])
     """
+    if len(model.parts) > 1:
+        return of_parts({part.component: denoiser_tensors(part) for part in model.parts})
     if model.file is not None:
         return denoiser_of_file(model).get_parameter
     if (mapped := mapped_tensors(model)) is not None:
@@ -62,6 +66,23 @@ def denoiser_tensors(model: Model) -> Callable[[str], torch.Tensor]:
     others = denoisers_in(pipeline_index(model)).keys() - {model.component}
     without: dict[str, Any] = dict.fromkeys(others)
     return denoiser_of(load_pipeline(model, **without), model).get_parameter
+
+
+def of_parts(reads: Mapping[str, Callable[[str], T]]) -> Callable[[str], T]:
+    """Read parameters of several parts, whose names begin with the part's.
+
+    Args:
+        reads: by name of a part, a function of its own parameters' names.
+
+    Returns:
+        A function of the longer names.
+    """
+
+    def read(name: str) -> T:
+        part, _, own = name.partition(".")
+        return reads[part](own)
+
+    return read
 
 
 def mapped_tensors(model: Model) -> Callable[[str], torch.Tensor] | None:

@@ -27,10 +27,12 @@ from qsdm.denoisers import (
     is_denoiser,
     load_pipeline,
     pipeline_index,
+    require_one_part,
 )
 from qsdm.denoisers.conditioning import is_batched
+from qsdm.denoisers.loading import own_types
 from qsdm.denoisers.narrow import compute_by_layer, kept_in
-from qsdm.denoisers.weights import mapped_tensors
+from qsdm.denoisers.weights import mapped_tensors, of_parts
 from qsdm.graph import Graph
 from qsdm.measurement.frames import pictures_of
 from qsdm.measurement.stepped import stepped
@@ -111,13 +113,17 @@ class Drawer:
             pipeline = load_pipeline(model, denoiser_dtype=kept)
         self.pipeline = cast(Any, pipeline)
         self.denoiser = as_forward(denoiser_of(self.pipeline, model))
+        self.parts = {
+            part.component: as_forward(denoiser_of(self.pipeline, part)) for part in model.parts
+        }
         if kept != "float32" and computed_in(model.dtype) == torch.float32:
-            compute_by_layer(self.denoiser, torch.float32)
+            for name in own_types(model):
+                compute_by_layer(self.parts[name], torch.float32)
         if isinstance(packed, PackedWeights):  # now, while the weights are as they were loaded
             packed.require(self.denoiser.get_parameter, graph)
         if torch.cuda.is_available():
             self.pipeline.to("cuda")
-        for name in {model.component, *denoisers_in(pipeline_index(model))}:
+        for name in {*model.components, *denoisers_in(pipeline_index(model))}:
             module = getattr(self.pipeline, name, None)
             if module is not None and is_denoiser(type(module)):
                 compute_in(module, computed_in(model.dtype))
@@ -125,7 +131,8 @@ class Drawer:
                     channels_last(module)
         channels_last(getattr(self.pipeline, "vae", None))
         # What is quantized may be a text encoder.
-        if hasattr(self.pipeline, "encode_prompt") and not called_first(self.denoiser):
+        is_first = any(map(called_first, self.parts.values()))
+        if hasattr(self.pipeline, "encode_prompt") and not is_first:
             self.pipeline.encode_prompt = remembered(self.pipeline.encode_prompt)
         self._packed = packed
         self._switch: Switch | None = None
@@ -174,6 +181,8 @@ class Drawer:
 
     def _applied(self, qconfig: QuantConfig) -> AbstractContextManager[None]:
         """Realize a configuration within a block, step by step where it has bins of steps."""
+        if qconfig.steps or qconfig.activations is not None:
+            require_one_part(self.model, "bins of steps, and bits of all activations, are of")
         if qconfig.steps:
             if not is_denoiser(type(self.denoiser)):
                 raise EvaluationError(
@@ -327,6 +336,8 @@ def stored_in(model: Model) -> Originals:
     Returns:
         A function from a parameter's name to its values; to None where they cannot be mapped.
     """
+    if len(model.parts) > 1:
+        return of_parts({part.component: stored_in(part) for part in model.parts})
     try:
         read = mapped_tensors(model)
     except ModelError:  # the pipeline was loaded, but not from files of its own

@@ -13,10 +13,11 @@ from typing import Any
 
 from qsdm import text
 from qsdm.denoisers import Model, ModelError, denoiser_class, denoiser_config, is_denoiser
-from qsdm.denoisers.components import is_denoisers_name
 from qsdm.denoisers.files import pipeline_files, pipeline_folder
+from qsdm.denoisers.loading import own_types
+from qsdm.denoisers.model import is_denoisers_name
 from qsdm.denoisers.narrow import kept_in
-from qsdm.graph import Graph, Op
+from qsdm.graph import Graph, Op, subgraph
 from qsdm.qconfig import QuantConfig, cost
 from qsdm.store.header import read_header
 from qsdm.tracing import TraceError
@@ -40,7 +41,7 @@ class Memory:
     """Bytes of a pipeline.
 
     Attributes:
-        denoiser: the name of the component that is quantized.
+        quantized: names of the components that are quantized, one as a rule.
         components: bytes by name, as stored; empty if there are no files.
         missing: why there are no files, one sentence; empty if there are.
         packed_bytes: of the denoiser under some configurations; empty if unknown.
@@ -50,7 +51,7 @@ class Memory:
         is_stepped: a packed denoiser holds versions of weights for several bins of steps.
     """
 
-    denoiser: str
+    quantized: tuple[str, ...]
     components: Mapping[str, int]
     missing: str = ""
     packed_bytes: tuple[int, ...] = ()
@@ -60,18 +61,20 @@ class Memory:
 
     @property
     def label(self) -> str:
-        """What is quantized is called so: the denoiser, or the component's own name."""
-        return "denoiser" if is_denoisers_name(self.denoiser) else self.denoiser
+        """What is quantized is called so: the denoiser, or the components' own names."""
+        names = [name for name in self.quantized if not is_denoisers_name(name)]
+        is_with_denoiser = len(names) < len(self.quantized)
+        return " and ".join(["denoiser"] * is_with_denoiser + names)
 
     @property
     def groups(self) -> dict[str, int]:
         """Bytes of what is quantized, the text encoders together, and every other component."""
-        own = self.components.get(self.denoiser)
-        sizes = {} if own is None else {self.label: own}
+        own = [self.components[name] for name in self.quantized if name in self.components]
+        sizes = {self.label: sum(own)} if own else {}
         for name, size in sorted(
             self.components.items(), key=lambda pair: not pair[0].startswith("text_encoder")
         ):
-            if name != self.denoiser:
+            if name not in self.quantized:
                 group = "text encoders" if name.startswith("text_encoder") else name
                 sizes[group] = sizes.get(group, 0) + size
         return sizes
@@ -116,19 +119,45 @@ def memory_of(model: Model, graph: Graph, qconfigs: Sequence[QuantConfig] = ()) 
     names = {weight.name for weight in graph.weights}
     # Configurations of other weights are refused later.
     fitting = [qconfig for qconfig in qconfigs if names >= qconfig.weights]
-    if fitting and model.component in tensors:
-        sizes = [
-            packed_bytes(tensors[model.component], graph, qconfig, model.full_bits)
-            for qconfig in fitting
-        ]
+    if fitting and tensors.keys() >= set(model.components):
+        own = quantized_tensors(tensors, graph, model.components)
+        sizes = [packed_bytes(own, graph, qconfig, model.full_bits) for qconfig in fitting]
         packed = (min(sizes), max(sizes))
     try:
         active = activation_bytes(model, graph)
     except (ModelError, TraceError, ValueError):
         active = None
-    components = {name: total(own) for name, own in tensors.items()}
+    components = {name: total(of_one) for name, of_one in tensors.items()}
     stepped = bool(packed) and any(qconfig.steps for qconfig in fitting)
-    return Memory(model.component, components, missing, packed, active, model.guidance > 1, stepped)
+    guided = model.guidance > 1
+    return Memory(model.components, components, missing, packed, active, guided, stepped)
+
+
+def quantized_tensors(
+    tensors: Mapping[str, Mapping[str, Tensor]], graph: Graph, components: Sequence[str]
+) -> dict[str, Tensor]:
+    """List the tensors of what is quantized, under the names that a graph has for parameters.
+
+    Args:
+        tensors: by component and name.
+        graph: of the components.
+        components: names of one or of several; those without tensors are left out.
+
+    Returns:
+        Tensors by name.
+    """
+    weights = {name for weight in graph.weights for name in (weight.parameter, *weight.ties)}
+    result: dict[str, Tensor] = {}
+    for component in components:
+        prefix = f"{component}." * (len(components) > 1)
+        own = {f"{prefix}{name}": tensor for name, tensor in tensors.get(component, {}).items()}
+        if not weights & own.keys():  # transformers leaves a prefix away that files have
+            own = {
+                f"{prefix}{name.removeprefix(prefix).partition('.')[2]}": tensor
+                for name, tensor in own.items()
+            }
+        result |= own
+    return result
 
 
 def tensors_of(model: Model) -> dict[str, dict[str, Tensor]]:
@@ -214,7 +243,7 @@ def loaded_bytes(model: Model) -> int:
         return 0
     own = 4 if kept_in(model) == "float32" else 2
     return sum(
-        (own if name == model.component else 4) * tensor.num_values
+        (own if name in own_types(model) else 4) * tensor.num_values
         for name, tensors in components.items()
         for tensor in tensors.values()
     )
@@ -235,9 +264,11 @@ def checkpoint_bytes(model: Model, graph: Graph, qconfigs: Sequence[QuantConfig]
         components = tensors_of(model)
     except ModelError:
         return 0
-    bits, denoiser = model.full_bits, components.pop(model.component, {})
+    bits, own = model.full_bits, quantized_tensors(components, graph, model.components)
+    for name in model.components:
+        components.pop(name, None)
     others = sum(tensor.num_values for part in components.values() for tensor in part.values())
-    packed = min(packed_bytes(denoiser, graph, qconfig, bits) for qconfig in qconfigs)
+    packed = min(packed_bytes(own, graph, qconfig, bits) for qconfig in qconfigs)
     return packed + others * bits // 8
 
 
@@ -247,7 +278,7 @@ def packed_bytes(
     """Compute the bytes of the denoiser under a configuration.
 
     Args:
-        tensors: of the denoiser, by name.
+        tensors: of the denoiser, see `quantized_tensors`.
         graph: of the denoiser.
         qconfig: the configuration.
         full_bits: bits of a value that is never quantized.
@@ -256,8 +287,6 @@ def packed_bytes(
         Bytes by the cost model, and those of what is never quantized.
     """
     weights = {name for weight in graph.weights for name in (weight.parameter, *weight.ties)}
-    if not weights & tensors.keys():  # transformers leaves a prefix away that files have
-        tensors = {name.partition(".")[2]: tensor for name, tensor in tensors.items()}
     rest = sum(tensor.num_values for name, tensor in tensors.items() if name not in weights)
     return cost.size_bytes(graph, qconfig, full_bits) + rest * full_bits // 8
 
@@ -283,6 +312,11 @@ def activation_bytes(model: Model, graph: Graph) -> int:
 
     from qsdm.tracing import activations, inputs, lazy, skeleton
 
+    if len(model.components) > 1:  # those of the denoiser are the largest
+        if len(model.denoisers) != 1:
+            raise TraceError(f"no part of {model.name!r} is the denoiser alone")
+        (own,) = (one for one in model.parts if one.denoisers)
+        return activation_bytes(own, subgraph(graph, own.component, own.name))
     if not is_denoiser(cls := denoiser_class(model)):
         raise TraceError(f"the inputs of a {cls.__name__} are known to its pipeline alone")
     module = skeleton.build(cls, denoiser_config(model))

@@ -87,7 +87,8 @@ def importances(drawer: Drawer, prompts: Sequence[Prompt]) -> dict[str, np.ndarr
         nonlocal calls
         calls += 1
 
-    hooks = [drawer.denoiser.register_forward_pre_hook(count)]
+    names = drawer.model.denoisers or drawer.model.components
+    hooks = [drawer.parts[name].register_forward_pre_hook(count) for name in names]
     for name, moment in moments.items():
         layer = drawer.denoiser.get_submodule(name.rpartition(".")[0])
         hooks.append(layer.register_forward_pre_hook(moment))

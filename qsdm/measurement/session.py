@@ -20,7 +20,7 @@ from typing import Protocol as Interface
 import numpy as np
 from tqdm import tqdm
 
-from qsdm.denoisers import Model, check_prompts, prompts_of
+from qsdm.denoisers import Model, check_prompts, prompts_of, require_one_part
 from qsdm.engine import Engine, Failure, Pool
 from qsdm.engine.local import Local
 from qsdm.engine.serial import Serial
@@ -291,6 +291,7 @@ def open_session(
     Raises:
         StoreError: the model is not traced or not calibrated.
         EvaluationError: a number is out of range.
+        ModelError: bits of inputs are offered for several parts of a pipeline.
         PromptsError: the pipeline needs other prompts.
     """
     if batch_size < 1 or shard < 1:
@@ -299,6 +300,8 @@ def open_session(
         )
     model, space = subject.model, subject.space
     packed = subject.packed
+    if space.rounds_inputs:
+        require_one_part(model, "bits of inputs are chosen in")
     if check:
         _check(model)
     with engine.open(WorkerStart(model, space.graph, packed, batch_size)) as pool:

@@ -17,6 +17,7 @@ from qsdm.denoisers import (
     frames_of,
     pipeline_class,
     prompts_of,
+    require_one_part,
 )
 from qsdm.denoisers.identity import WEIGHTS
 from qsdm.measurement.contender import Contender
@@ -207,12 +208,15 @@ def discovered(path: str, options: Mapping[str, Any], base: Model | None) -> Mod
     which: dict[str, Any] = {key: options.get(key) for key in ("revision", "component")}
     load = dict(options["load"])
     if base is None:
-        return discover(path, **which, load=load)
+        model = discover(path, **which, load=load)
+        require_one_part(model, "component names")
+        return model
     folder = base.directory or Path(base.path)
     if Path(path).expanduser().is_file():
         load.setdefault("config", base.load.get("config") if base.file else str(folder))
         which["component"] = which["component"] or base.component
     model = discover(path, **which, resolution_px=base.resolution_px, load=load)
+    require_one_part(model, "component names")
     alike = pipeline_class(model) == pipeline_class(base)
     return dataclasses.replace(
         model,

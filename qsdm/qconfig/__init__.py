@@ -20,7 +20,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict, TypeVar
 
 import numpy as np
 
@@ -34,6 +34,7 @@ SCHEMA = "qsdm/qconfig/1"
 SCHEMA_OF_ACTIVATIONS = "qsdm/qconfig/2"  # that of SCHEMA with bits of activations
 SCHEMA_OF_STEPS = "qsdm/qconfig/3"  # that of activations with bins of steps
 SCHEMAS = (SCHEMA, SCHEMA_OF_ACTIVATIONS, SCHEMA_OF_STEPS)
+T = TypeVar("T")
 _TEXT = re.compile(r"([a-z0-9_]+)-(\d+)")
 _STEEPEST = 60.0  # exp(-60): an option of so small a share is never drawn
 
@@ -272,6 +273,22 @@ class QuantConfig:
         """
         held = (one.qconfig for one in self.steps if one.holds(step, num_steps))
         return next(held, self.elsewhere)
+
+    def part(self, name: str) -> QuantConfig:
+        """What it says of one part of a pipeline, of several that share it.
+
+        Args:
+            name: of the part, with which names of its weights begin.
+
+        Returns:
+            A configuration of the same denoiser, whose weights are called as in the part alone.
+        """
+        start = f"{name}."
+
+        def own(values: Mapping[str, T]) -> dict[str, T]:
+            return {k.removeprefix(start): v for k, v in values.items() if k.startswith(start)}
+
+        return QuantConfig(self.denoiser, own(self.methods), inputs=own(self.inputs))
 
     def with_activations(self, bits: int | None) -> QuantConfig:
         """The same weights with other bits of activations, for all layers; bins keep theirs.

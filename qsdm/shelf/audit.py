@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qsdm.denoisers import require_one_part
 from qsdm.graph import Graph
 from qsdm.outcome import Objective
 from qsdm.qconfig import OutsideSpace, QuantConfig, QuantMethod, Space, cost
@@ -130,6 +131,7 @@ def read_published(
     from qsdm.recipe import loader_of, read
 
     graph, model = workspace.space.graph, workspace.model
+    require_one_part(model, "a published recipe is of")
     if not path.exists():
         raise StoreError(f"no file {path}: give the FILE or folder of a recipe after audit")
     config = None if path.is_file() else config_in(path, model.component)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from qsdm.graph import Weight
+from qsdm.graph import Weight, parts_of
 from qsdm.outcome import LORA_RETENTION
 from qsdm.qconfig import QuantMethod, Space
 from qsdm.store.files import warn_once
@@ -180,7 +180,7 @@ class Constraints:
         if low > self.max_bytes(num):
             raise Infeasible(
                 f"{self.budget_text} cannot be met: configurations reach from {8 * low / num:.3f} "
-                f"to {8 * high / num:.3f} bits, {low:,} to {high:,} bytes"
+                f"to {8 * high / num:.3f} bits, {low:,} to {high:,} bytes{least_of_parts(space)}"
             )
         if self.tera_bops is not None and (least := BitOperations.of(space).least) > self.tera_bops:
             raise Infeasible(
@@ -382,10 +382,40 @@ def reach(space: Space) -> tuple[int, int]:
     Returns:
         Bytes of both.
     """
+    _, sizes = sizes_of(space)
+    return int(smallest(space).sum()), int(sizes.max(axis=1).sum())
+
+
+def smallest(space: Space) -> np.ndarray:
+    """Compute the fewest bytes of each weight.
+
+    Args:
+        space: W weights and the methods on offer for each.
+
+    Returns:
+        Int64 [W].
+    """
     options, sizes = sizes_of(space)
     offered = np.arange(sizes.shape[1]) < options[:, None]
-    smallest = np.where(offered, sizes, np.iinfo(np.int64).max).min(axis=1)
-    return int(smallest.sum()), int(sizes.max(axis=1).sum())
+    return np.where(offered, sizes, np.iinfo(np.int64).max).min(axis=1)
+
+
+def least_of_parts(space: Space) -> str:
+    """Say what each part of a pipeline takes at least, where several share a budget.
+
+    Args:
+        space: of the weights.
+
+    Returns:
+        The end of a sentence; empty for one part.
+    """
+    names = [weight.name for weight in space.graph.weights]
+    least = dict(zip(names, map(int, smallest(space)), strict=True))
+    of_parts = []
+    for part in parts_of(space.graph):
+        own = [size for name, size in least.items() if name.startswith(f"{part}.")]
+        of_parts.append(f"{part} {sum(own):,}")
+    return f", at least {', '.join(of_parts)}: give more, or leave a part out" if of_parts else ""
 
 
 def pins_of(pin: Mapping[str, Any] | Sequence[str]) -> dict[str, str]:

@@ -146,7 +146,7 @@ def test_a_line_tells_all_of_it(emoji: Graph) -> None:
 
 def test_text_encoders_count_together() -> None:
     sizes = {"vae": 1, "text_encoder": 2, "transformer": 8, "image_encoder": 3, "text_encoder_2": 4}
-    found = Memory("transformer", sizes)
+    found = Memory(("transformer",), sizes)
     assert list(found.groups.items()) == [
         ("denoiser", 8),
         ("text encoders", 6),
