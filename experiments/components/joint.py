@@ -1,0 +1,230 @@
+"""Is one budget over the parts of a pipeline worth more than one for each?
+
+    python experiments/components/joint.py --name emoji_unet --store store
+
+All parts are traced and calibrated as one (``model.component=[unet,text_encoder,vae]``), and each
+weight is probed alone with a few pictures. Their sum predicts, and its knapsack chooses, within the
+total bytes of three rivals:
+
+- ``denoiser``: the denoiser at 3.5 bits, text encoder and VAE in 16, as tools leave them
+- ``rule``: the denoiser at 3.5 bits, text encoder and VAE at 8 bits
+- ``apart``: each part at 3.5 bits by its own knapsack
+
+Each rival and the joint choice of its bytes is measured on noise that no probe has seen. Adds the
+rows of the pipeline to joint.json as they come, and prints the tables of all pipelines in it; what
+the store holds is not measured again. Differences are paired: the same captions and noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import qsdm
+from qsdm.calibrate import calibrate
+from qsdm.denoisers import parts_in, pipeline_index
+from qsdm.engine.serial import Serial
+from qsdm.measurement.paired import difference
+from qsdm.measurement.session import open_session
+from qsdm.outcome import Objective, Outcome
+from qsdm.predictor.encode import encode
+from qsdm.predictor.probes import probes_of
+from qsdm.probe import probe
+from qsdm.qconfig import QuantConfig, SpaceSpec, cost
+from qsdm.store.files import write_json
+from qsdm.strategies import Problem
+from qsdm.strategies.greedy import filled, path
+from qsdm.trace import trace
+from qsdm.workspace import Workspace
+
+RESULTS = Path(__file__).with_name("joint.json")
+METRICS = ("fd_lite0", "psnr", "lite0_distance")
+SPACE = SpaceSpec("joint", ["kmeans_a-3", "kmeans_a-4", "uaq-6", "uaq-8"], splits=".*")
+PROBED = "kmeans_a-3"
+BITS = 3.5
+Z95 = 1.96
+
+
+def opened(name: str, store: str) -> Workspace:
+    """All parts of a pipeline as one, traced and calibrated."""
+    index = pipeline_index(qsdm.open(name, store=store).model)
+    whole = qsdm.open(name, store=store, component=list(parts_in(index)))
+    chosen = {metric: whole.model.metrics[metric] for metric in METRICS}
+    model = dataclasses.replace(whole.model, metrics=chosen)
+    workspace = dataclasses.replace(whole, model=model, spec=SPACE)
+    if not workspace.path("graph.json").exists():
+        trace(workspace, page=False)
+    if not workspace.path(f"calibration/{SPACE.name}/table.safetensors").exists():
+        calibrate(workspace)
+    return workspace
+
+
+def harm_of(workspace: Workspace, num_images: int) -> np.ndarray:
+    """Harm of each option of each weight, float64 [W, O]: interpolated between probes by error."""
+    quality = Objective({"fd_lite0": -1})
+    probe(workspace, quality, [PROBED], "drawn", num_images, max_probes=9999, engine=Serial())
+    space, table = workspace.space, workspace.table
+    with open_session(workspace, Serial()) as ready:
+        protocol, outcomes = ready.drawing(0, num_images), ready.store.outcomes()
+    probes = probes_of(space, table, outcomes, protocol, "lite0_distance")
+    columns = encode(space, table).columns  # -1 beyond a weight's options: never chosen
+    return np.take_along_axis(probes.damage(space, table), np.maximum(columns, 0), axis=1)
+
+
+class Chooser:
+    """Chooses by the sum of harms, along the lower convex hull.
+
+    Args:
+        workspace: of all parts.
+        harm: float64 [W, O], of each option.
+    """
+
+    def __init__(self, workspace: Workspace, harm: np.ndarray) -> None:
+        self.space, self.harm = workspace.space, harm
+        self.problem = Problem.of(self.space, workspace.table)
+
+    def joint(self, max_bytes: float) -> QuantConfig:
+        """The best of all parts together."""
+        path_of_all = path(self.problem, self.harm)
+        fitting = path_of_all[self.problem.size_of(path_of_all) <= max_bytes]
+        return self.space.decode(filled(self.problem, self.harm, fitting[0], max_bytes))
+
+    def within(self, part: str, bits: float) -> dict[str, Any]:
+        """Methods of one part at so many bits on average, chosen by its own knapsack."""
+        names = [weight.name for weight in self.space.graph.weights]
+        own = np.array([name.startswith(f"{part}.") for name in names])
+        weights = [w for w, is_own in zip(self.space.graph.weights, own, strict=True) if is_own]
+        budget = bits * sum(weight.numel for weight in weights) / 8
+        rows, harm = np.arange(len(names)), np.where(own[:, None], self.harm, 0)
+        for genes in path(self.problem, harm):
+            sizes = self.problem.size_bytes[rows, genes]
+            if sizes[own].sum() <= budget:
+                genes = filled(self.problem, harm, genes, budget + sizes[~own].sum())
+                chosen = self.space.decode(genes).methods
+                return {name: chosen[name] for name in chosen if name.startswith(f"{part}.")}
+        raise ValueError(f"{part} has no configuration of {bits} bits")
+
+
+def rivals(chooser: Chooser, parts: Sequence[str], denoiser: str) -> dict[str, QuantConfig]:
+    """The rules whose bytes the joint choice gets."""
+    name = chooser.space.graph.denoiser
+    own = chooser.within(denoiser, BITS)
+    eight = chooser.space.uniform("uaq-8").methods
+    others = {w: m for w, m in eight.items() if not w.startswith(f"{denoiser}.")}
+    apart = {w: m for part in parts for w, m in chooser.within(part, BITS).items()}
+    return {
+        "denoiser": QuantConfig(name, own),
+        "rule": QuantConfig(name, {**own, **others}),
+        "apart": QuantConfig(name, apart),
+    }
+
+
+def row(workspace: Workspace, rival: str, who: str, outcome: Outcome) -> dict[str, Any]:
+    """What the table says of a measured configuration."""
+    graph, bits = workspace.space.graph, workspace.space.full_bits
+    by_part = {}
+    for part in workspace.model.components:
+        weights = [w for w in graph.weights if w.name.startswith(f"{part}.")]
+        methods = outcome.qconfig.methods
+        sizes = (methods[w.name].size_bits(w, bits) if w.name in methods else bits * w.numel
+                 for w in weights)  # fmt: skip
+        by_part[part] = sum(sizes) / sum(w.numel for w in weights)
+    return {
+        "rival": rival,
+        "who": who,
+        "bytes": cost.size_bytes(graph, outcome.qconfig, bits),
+        "bits": by_part,
+        **{metric: outcome.metrics[metric] for metric in METRICS},
+        "qconfig": outcome.qconfig.to_json(),
+    }
+
+
+def measured(workspace: Workspace, args: argparse.Namespace) -> dict[str, Any]:
+    """Measure the rivals and the joint choices, and their paired differences."""
+    model = workspace.model
+    chooser = Chooser(workspace, harm_of(workspace, args.probe_images))
+    rows: list[dict[str, Any]] = []
+    pairs: list[dict[str, Any]] = []
+    result = {"seed_set": args.seed_set, "num_images": args.images, "probed": args.probe_images}
+    with open_session(workspace, Serial(), 32) as ready:
+        protocol = ready.protocol(args.seed_set, args.images)
+        full = QuantConfig(workspace.name, {})
+        rows.append(row(workspace, "", "full", ready.measure([full], protocol).of(full)))
+        for rival, theirs in rivals(chooser, model.components, model.denoisers[0]).items():
+            size = cost.size_bytes(chooser.space.graph, theirs, chooser.space.full_bits)
+            ours = chooser.joint(size)
+            done = ready.measure([theirs, ours], protocol)
+            rows += [
+                row(workspace, rival, who, done.of(one))
+                for who, one in (("rival", theirs), ("joint", ours))
+            ]
+            for metric in METRICS[:2]:
+                change = difference(done.of(ours), done.of(theirs), metric)
+                assert change is not None
+                pairs.append(
+                    {
+                        "rival": rival,
+                        "metric": metric,
+                        "joint minus rival": [change.value, change.standard_error],
+                    }
+                )
+            write_json(RESULTS, stored() | {args.name: {**result, "rows": rows, "pairs": pairs}})
+    return result
+
+
+def stored() -> dict[str, Any]:
+    """All results so far."""
+    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+
+
+def table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """All rows as Markdown; the last column is joint minus rival with its 95 % interval."""
+    lines = [
+        "| | within the bytes of | bytes | bits: text encoder, denoiser, VAE | fd_lite0 ↓ | "
+        "PSNR, dB ↑ | joint minus rival, fd_lite0 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, result in results.items():
+        changes = {
+            one["rival"]: one["joint minus rival"]
+            for one in result["pairs"]
+            if one["metric"] == "fd_lite0"
+        }
+        for one in result["rows"]:
+            value, error = changes.get(one["rival"], (0.0, 0.0))
+            told = f"{value:+.1f} ± {Z95 * error:.1f}" if one["who"] == "joint" else ""
+            who = {"full": "full precision", "rival": f"`{one['rival']}` itself"}
+            cells = [
+                f"`{name}`",
+                who.get(one["who"], f"`{one['rival']}`, joint"),
+                f"{one['bytes']:,}",
+                ", ".join(f"{bits:.2f}" for bits in one["bits"].values()),
+                f"{one['fd_lite0']:.1f}",
+                "-" if one["who"] == "full" else f"{one['psnr']:.2f}",
+                told,
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--name")
+    parser.add_argument("--store", default="store")
+    parser.add_argument("--seed-set", type=int, default=5)
+    parser.add_argument("--images", type=int, default=128)
+    parser.add_argument("--probe-images", type=int, default=8)
+    args = parser.parse_args()
+    if args.name:
+        measured(opened(args.name, args.store), args)
+    print(table(stored()))
+
+
+if __name__ == "__main__":
+    main()
