@@ -345,6 +345,8 @@ def load_quantized(
     loader: Any = diffusers.DiffusionPipeline
     if not is_pipeline and not packed:
         loader = _class_of(path, folders[path][0])
+    for folder, (config, _) in folders.items():
+        format.check_config(folder / "config.json", config)
     if check:
         format.check_files(path)
     options = components | ({"variant": variant} if variant else {})
@@ -400,7 +402,6 @@ def _check(folder: Path, config: Mapping[str, Any], files: Sequence[Path], diges
         raise CheckpointError(
             f"{files[0]} is damaged: its digest differs from that in config.json; copy it again"
         )
-    format.check_config(folder / "config.json", config)
 
 
 def _class_of(folder: Path, config: Mapping[str, Any]) -> Any:
