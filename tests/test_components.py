@@ -20,19 +20,29 @@ from tiny import CAPTIONS
 
 import qsdm
 from qsdm import run, tracing
+from qsdm.__main__ import main
 from qsdm.checkpoint import CheckpointError, contents, dequantized, load_quantized, save_quantized
 from qsdm.denoisers import Model, ModelError, denoiser_of, discover, load_pipeline, with_component
+from qsdm.engine.serial import Serial
 from qsdm.graph import Graph, parts_of, subgraph
 from qsdm.measurement.drawer import Drawer, Drawing
 from qsdm.measurement.memory import memory_of
 from qsdm.measurement.protocol import protocol_of
-from qsdm.outcome import EvaluationError
+from qsdm.outcome import EvaluationError, Objective
+from qsdm.predictor import FitOptions
+from qsdm.probe import probe
 from qsdm.qconfig import QuantConfig, QuantMethod, SpaceSpec, cost
 from qsdm.qconfig.steps import StepBin
+from qsdm.quant.calibrated import PackedWeights
 from qsdm.quant.decoding import dequantize
 from qsdm.quant.fitting import fit
 from qsdm.quant.swap import sliced
+from qsdm.recipe import Format, recipe
+from qsdm.search import search
+from qsdm.sensitivity import AttributionOptions
+from qsdm.store.files import read_json
 from qsdm.strategies.constraints import Constraints, Infeasible
+from qsdm.strategies.greedy import Greedy
 from qsdm.trace import trace
 from qsdm.tracing import TraceError
 from qsdm.tracing.entry import as_forward
@@ -354,3 +364,70 @@ def test_a_part_that_is_never_called_is_told(tiny_model: Model, tmp_path: Path) 
     model = discover(str(folder), component="image_encoder", resolution_px=16)
     with pytest.raises(TraceError, match="drew a picture without calling its image_encoder"):
         trace(Workspace(model, root=tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.soak  # faster tests do each stage for one part
+@pytest.mark.timeout(1200)
+def test_all_stages_take_several_parts(
+    parts: dict, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """One budget of bytes over a text encoder, a denoiser and a VAE, from trace to checkpoint."""
+    model = parts[ALL][0]
+    space = SpaceSpec("small", ["uaq-3", "uaq-8"], max_overhead=99)
+    workspace = Workspace(model, space, tmp_path)
+    low, high = (
+        cost.size_bytes(parts[ALL][1], space.of(parts[ALL][1]).uniform(method))
+        for method in space.methods
+    )
+    objective = Objective({"fd_lite0": -1})
+    main(
+        workspace,
+        objective,
+        FitOptions(folds=3, width=8, hops=2, epochs=2),
+        AttributionOptions(num_configs=4),
+        Greedy(),
+        Serial(),
+        probe_images=2,
+        num_labels=12,
+        num_images=4,
+        budget={"size_bytes": (low + high) // 2},
+        evaluations=60,
+        rounds=0,
+        num_random=0,
+    )
+    capsys.readouterr()
+    store, graph = workspace.store, workspace.space.graph
+    chosen = QuantConfig.from_json(read_json(store.path("chosen.json")))
+    assert cost.size_bytes(graph, chosen) <= (low + high) // 2
+    folder = store.path("checkpoint")
+    assert contents(folder).packed_bytes == cost.size_bytes(graph, chosen)
+    text = (folder / "README.md").read_text()
+    assert "its text_encoder, denoiser and vae at" in text
+    for part in model.components:
+        own = cost.size_bytes(subgraph(graph, part, ""), chosen.part(part))
+        assert contents(folder / part).packed_bytes == own
+        assert f"(`{part}`)" in text
+        assert f"{own:,} bytes" in text
+    drawings = [Drawing(i, CAPTIONS[i], i) for i in range(2)]
+    measured = Drawer(model, graph, PackedWeights(workspace.packed), 2).draw(chosen, drawings)
+    full = QuantConfig(model.name, {})
+    loaded = Drawer(model, graph, None, 2, load_quantized(folder)).draw(full, drawings)
+    assert np.abs(loaded.astype(int) - measured).max() <= 3  # biases went through 16 bits
+    recipe(workspace, to=Format.torchao)
+    assert "text_encoder and vae left out, as torchao holds denoisers" in capsys.readouterr().out
+    file = store.path("recipes/chosen-unet.torchao.json")
+    assert "conv_in" in file.read_text()
+    assert "unet." not in file.read_text()
+    assert recipe(workspace).text == json.dumps(chosen.to_json(), indent=1) + "\n"
+    with pytest.raises(ModelError, match=r"recipes of other engines are of one part .*=unet$"):
+        recipe(workspace, file=file)
+    for given, words in [
+        ({"fidelity": "forward"}, "fidelity=forward compares outputs of one part of a pipeline"),
+        ({"activations": 6}, "activations are probed in one part of a pipeline"),
+        ({"steps": 2}, "bins of steps are of one part of a pipeline"),
+    ]:
+        with pytest.raises(ModelError, match=words):
+            probe(workspace, objective, **given)
+    with pytest.raises(ModelError, match="target=torchao holds the denoiser, one part of a pip"):
+        search(workspace, objective, Greedy(), target="torchao")

@@ -2,9 +2,11 @@
 
     python experiments/components/joint.py --name emoji_unet --store store
 
-All parts are traced and calibrated as one (``model.component=[unet,text_encoder,vae]``), and each
-weight is probed alone with a few pictures. Their sum predicts, and its knapsack chooses, within the
-total bytes of three rivals:
+All parts are traced and calibrated as one (``model.component=[unet,text_encoder,vae]``). What
+`study.py` has measured of each part at 4 bits says what its bytes are worth; within a part, each
+weight has a share of that in proportion to the error of the part's own output when it alone is
+quantized, on recorded inputs. The sum predicts, and its knapsack chooses, within the total bytes of
+three rivals:
 
 - ``denoiser``: the denoiser at 3.5 bits, text encoder and VAE in 16, as tools leave them
 - ``rule``: the denoiser at 3.5 bits, text encoder and VAE at 8 bits
@@ -20,23 +22,26 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
 import qsdm
 from qsdm.calibrate import calibrate
-from qsdm.denoisers import parts_in, pipeline_index
+from qsdm.denoisers import parts_in, pipeline_index, prompts_of
 from qsdm.engine.serial import Serial
+from qsdm.measurement.drawer import Drawer, Drawing
+from qsdm.measurement.forward import Call, output_of, squares_of
 from qsdm.measurement.paired import difference
+from qsdm.measurement.protocol import seed_of
 from qsdm.measurement.session import open_session
-from qsdm.outcome import Objective, Outcome
-from qsdm.predictor.encode import encode
-from qsdm.predictor.probes import probes_of
-from qsdm.probe import probe
-from qsdm.qconfig import QuantConfig, SpaceSpec, cost
+from qsdm.outcome import Outcome
+from qsdm.qconfig import QuantConfig, QuantMethod, SpaceSpec, cost
+from qsdm.quant.calibrated import PackedWeights
 from qsdm.store.files import write_json
 from qsdm.strategies import Problem
 from qsdm.strategies.greedy import filled, path
@@ -44,9 +49,12 @@ from qsdm.trace import trace
 from qsdm.workspace import Workspace
 
 RESULTS = Path(__file__).with_name("joint.json")
-METRICS = ("fd_lite0", "psnr", "lite0_distance")
+STUDY = Path(__file__).with_name("results.json")
+METRICS = ("fd_lite0", "psnr")
 SPACE = SpaceSpec("joint", ["kmeans_a-3", "kmeans_a-4", "uaq-6", "uaq-8"], splits=".*")
-PROBED = "kmeans_a-3"
+PROBED = "kmeans_a-4"
+NUM_CALLS = 2
+"""Of a part, spread over the calls that draw a picture."""
 BITS = 3.5
 Z95 = 1.96
 
@@ -65,16 +73,67 @@ def opened(name: str, store: str) -> Workspace:
     return workspace
 
 
-def harm_of(workspace: Workspace, num_images: int) -> np.ndarray:
-    """Harm of each option of each weight, float64 [W, O]: interpolated between probes by error."""
-    quality = Objective({"fd_lite0": -1})
-    probe(workspace, quality, [PROBED], "drawn", num_images, max_probes=9999, engine=Serial())
-    space, table = workspace.space, workspace.table
-    with open_session(workspace, Serial()) as ready:
-        protocol, outcomes = ready.drawing(0, num_images), ready.store.outcomes()
-    probes = probes_of(space, table, outcomes, protocol, "lite0_distance")
-    columns = encode(space, table).columns  # -1 beyond a weight's options: never chosen
-    return np.take_along_axis(probes.damage(space, table), np.maximum(columns, 0), axis=1)
+def output_errors(workspace: Workspace, num_images: int) -> dict[str, float]:
+    """Relative squared error of a part's output when a weight alone is quantized, by weight."""
+    model, graph = workspace.model, workspace.space.graph
+    drawer = Drawer(model, graph, PackedWeights(workspace.packed), num_images)
+    seen: dict[str, list[Call]] = {part: [] for part in model.components}
+    prompts = prompts_of(model)
+    drawings = [Drawing(i, prompts[i], seed_of(0, i)) for i in range(num_images)]
+
+    def kept(part: str) -> Callable[..., None]:
+        def keep(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            seen[part].append(Call((), (args, kwargs), output_of(output)))
+
+        return keep
+
+    hooks = [
+        module.register_forward_hook(kept(part), with_kwargs=True)
+        for part, module in drawer.parts.items()
+    ]
+    drawer.draw(QuantConfig(workspace.name, {}), drawings)
+    for hook in hooks:
+        hook.remove()
+    errors: dict[str, float] = {}
+    uniform = workspace.space.uniform(PROBED).methods
+    for weight in graph.weights:
+        part = weight.name.partition(".")[0]
+        calls = seen[part]
+        places = np.unique(np.linspace(0, len(calls) - 1, NUM_CALLS + 2).round().astype(int))
+        inner = places[1:-1] if len(places) > NUM_CALLS else places
+        drawer.switch(QuantConfig(workspace.name, {weight.name: uniform[weight.name]}))
+        errors[weight.name] = float(
+            np.mean([error_of(drawer.parts[part], calls[i]) for i in inner])
+        )
+    return errors
+
+
+@torch.inference_mode()
+def error_of(module: nn.Module, call: Call) -> float:
+    """Squared error of a module's output over the squared norm of what was recorded."""
+    args, kwargs = call.arguments
+    output = output_of(module(*args, **kwargs))
+    return float(squares_of(output - call.output, 1)[0] / squares_of(call.output, 1)[0])
+
+
+def harm_of(workspace: Workspace, name: str, num_images: int) -> np.ndarray:
+    """Predicted change of fd_lite0 by each option of each weight, float64 [W, O]."""
+    rows = json.loads(STUDY.read_text(encoding="utf-8"))[name]["rows"]
+    worth = {one["part"]: one["change"][0] for one in rows if one["method"] == PROBED}
+    errors = output_errors(workspace, num_images)
+    problem, space = Problem.of(workspace.space, workspace.table), workspace.space
+    probed = [o.index(QuantMethod.parse(PROBED)) if QuantMethod.parse(PROBED) in o else 0
+              for o in space.options]  # fmt: skip
+    totals = dict.fromkeys(workspace.model.components, 0.0)
+    for weight, error in errors.items():
+        totals[weight.partition(".")[0]] += error
+    harm = np.zeros_like(problem.error)
+    for w, weight in enumerate(space.graph.weights):
+        part = weight.name.partition(".")[0]
+        share = worth[part] * errors[weight.name] / totals[part]
+        num = problem.num_options[w]
+        harm[w, :num] = share * problem.error[w, :num] / max(problem.error[w, probed[w]], 1e-12)
+    return harm
 
 
 class Chooser:
@@ -148,11 +207,11 @@ def row(workspace: Workspace, rival: str, who: str, outcome: Outcome) -> dict[st
 def measured(workspace: Workspace, args: argparse.Namespace) -> dict[str, Any]:
     """Measure the rivals and the joint choices, and their paired differences."""
     model = workspace.model
-    chooser = Chooser(workspace, harm_of(workspace, args.probe_images))
+    chooser = Chooser(workspace, harm_of(workspace, args.name, args.probe_images))
     rows: list[dict[str, Any]] = []
     pairs: list[dict[str, Any]] = []
     result = {"seed_set": args.seed_set, "num_images": args.images, "probed": args.probe_images}
-    with open_session(workspace, Serial(), 32) as ready:
+    with open_session(workspace, Serial(), 64) as ready:
         protocol = ready.protocol(args.seed_set, args.images)
         full = QuantConfig(workspace.name, {})
         rows.append(row(workspace, "", "full", ready.measure([full], protocol).of(full)))
@@ -164,7 +223,7 @@ def measured(workspace: Workspace, args: argparse.Namespace) -> dict[str, Any]:
                 row(workspace, rival, who, done.of(one))
                 for who, one in (("rival", theirs), ("joint", ours))
             ]
-            for metric in METRICS[:2]:
+            for metric in METRICS:
                 change = difference(done.of(ours), done.of(theirs), metric)
                 assert change is not None
                 pairs.append(
@@ -202,7 +261,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
             who = {"full": "full precision", "rival": f"`{one['rival']}` itself"}
             cells = [
                 f"`{name}`",
-                who.get(one["who"], f"`{one['rival']}`, joint"),
+                who.get(one["who"], f"the joint choice in the bytes of `{one['rival']}`"),
                 f"{one['bytes']:,}",
                 ", ".join(f"{bits:.2f}" for bits in one["bits"].values()),
                 f"{one['fd_lite0']:.1f}",
