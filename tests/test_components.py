@@ -22,9 +22,11 @@ import qsdm
 from qsdm import run, tracing
 from qsdm.__main__ import main
 from qsdm.checkpoint import CheckpointError, contents, dequantized, load_quantized, save_quantized
+from qsdm.checkpoint.opening import open_pipeline
 from qsdm.denoisers import Model, ModelError, denoiser_of, discover, load_pipeline, with_component
 from qsdm.engine.serial import Serial
 from qsdm.graph import Graph, parts_of, subgraph
+from qsdm.measurement.contender import Contender
 from qsdm.measurement.drawer import Drawer, Drawing
 from qsdm.measurement.memory import memory_of
 from qsdm.measurement.protocol import protocol_of
@@ -36,6 +38,7 @@ from qsdm.qconfig.steps import StepBin
 from qsdm.quant.calibrated import PackedWeights
 from qsdm.quant.decoding import dequantize
 from qsdm.quant.fitting import fit
+from qsdm.quant.packed import PackedLayer
 from qsdm.quant.swap import sliced
 from qsdm.recipe import Format, recipe
 from qsdm.search import search
@@ -150,7 +153,7 @@ def test_a_call_of_a_vae_decodes(tiny_pipeline: object) -> None:
     assert len(seen) == 2
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", ["text_encoder", ALL])
 def test_pictures_follow_the_configuration_and_a_checkpoint_draws_the_same(
     parts: dict, tiny_pipeline: object, part: str, tmp_path: Path
 ) -> None:
@@ -227,7 +230,7 @@ def test_full_precision_is_the_same_whichever_part_is_quantized(
 ) -> None:
     drawings = [Drawing(i, CAPTIONS[i], i) for i in range(2)]
     models = [dataclasses.replace(tiny_model, dtype="bfloat16")]
-    models += [dataclasses.replace(parts[part][0], dtype="bfloat16") for part in PARTS]
+    models += [dataclasses.replace(parts[part][0], dtype="bfloat16") for part in ("vae", ALL)]
     first, *others = (
         Drawer(model, parts["vae"][1], None, 2).draw(QuantConfig(model.name, {}), drawings)
         for model in models
@@ -414,6 +417,9 @@ def test_all_stages_take_several_parts(
     full = QuantConfig(model.name, {})
     loaded = Drawer(model, graph, None, 2, load_quantized(folder)).draw(full, drawings)
     assert np.abs(loaded.astype(int) - measured).max() <= 3  # biases went through 16 bits
+    opened = open_pipeline(Contender("ours", discover(str(folder), resolution_px=16)))
+    for part in model.components:
+        assert any(isinstance(layer, PackedLayer) for layer in getattr(opened, part).modules())
     recipe(workspace, to=Format.torchao)
     assert "text_encoder and vae left out, as torchao holds denoisers" in capsys.readouterr().out
     file = store.path("recipes/chosen-unet.torchao.json")
