@@ -306,6 +306,10 @@ def test_a_part_can_be_taken_of_any_description(tiny_model: Model) -> None:
     assert with_component(both, "unet") == tiny_model
     assert with_component(text, both.component).parts[0].denoiser == tiny_model.denoiser
     assert both.parts[0].num_params == tiny_model.num_params
+    with pytest.raises(ModelError, match=r"model\.load\.vae=null leaves the vae out"):
+        with_component(dataclasses.replace(tiny_model, load={"vae": None}), "unet+vae")
+    with pytest.raises(ValueError, match=r"wanted a class for each of unet, vae \(got UNet2DCondi"):
+        _ = dataclasses.replace(tiny_model, component="vae+unet").parts
 
 
 @pytest.mark.parametrize(

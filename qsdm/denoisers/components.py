@@ -56,6 +56,12 @@ def with_component(model: Model, component: str | Sequence[str]) -> Model:
         'UNet2DConditionModel+AutoencoderKL'
     """
     component = join(component)
+    for name in component.split(JOINED):
+        if name in model.load and model.load[name] is None:
+            raise ModelError(
+                f"model.load.{name}=null leaves the {name} out, which model.component={component} "
+                "quantizes: give one of both"
+            )
     if JOINED in component:
         return _of_parts(model, component)
     if JOINED in model.denoiser:

@@ -211,6 +211,11 @@ class Model:
         if len(self.components) == 1:
             return (self,)
         kinds = self.denoiser.split(JOINED)
+        if len(kinds) != len(self.components):
+            raise ValueError(
+                f"model {self.name}: wanted a class for each of {', '.join(self.components)} (got "
+                f"{self.denoiser}): take the model from qsdm.denoisers.with_component"
+            )
         return tuple(
             dataclasses.replace(
                 self,
