@@ -159,11 +159,12 @@ def file_digest(path: Path) -> str:
         )
     check_shipped(path)
     contents = path.rglob("*") if path.is_dir() else [path]
-    return _digest(path, max((p.stat().st_mtime_ns for p in contents), default=0))
+    states = ((str(file), file.stat()) for file in sorted(contents))
+    return _digest(path, tuple((name, s.st_ino, s.st_size, s.st_mtime_ns) for name, s in states))
 
 
 @lru_cache(maxsize=64)
-def _digest(path: Path, _mtime_ns: int) -> str:
+def _digest(path: Path, _states: tuple[tuple[str, int, int, int], ...]) -> str:
     """A digest that is computed again when the file or folder changes."""
     digest = hashlib.sha256()
     files = (

@@ -13,11 +13,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qsdm.metrics import MetricError, networks
+from qsdm.metrics import MetricError, file_digest, networks
 
 BATCH = 16
 NETWORKS = {"image_reward": "RE-N-Y/ImageReward", "hps": "RE-N-Y/hpsv21"}
@@ -52,7 +53,8 @@ class Preference:
 
     @property
     def version(self) -> str:
-        return f"imscore {self.source}"
+        directory = Path(self.source).expanduser()
+        return f"imscore {file_digest(directory) if directory.is_dir() else self.source}"
 
     def features(
         self, images: np.ndarray, captions: Sequence[str], _full: np.ndarray | None

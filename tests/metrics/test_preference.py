@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -48,6 +50,21 @@ def test_a_missing_package_is_told(name: str, monkeypatch: pytest.MonkeyPatch) -
         MetricError, match=rf"^{name} needs the package imscore .*pip install 'qsdm\[preference\]'"
     ):
         Preference(name).features(np.zeros((2, 8, 8, 3), np.uint8), ["x"] * 2, None)
+
+
+def test_another_network_in_its_folder_is_another_version(tmp_path: Path) -> None:
+    """Also if its files are older than others there, as a copy that keeps their times."""
+    assert Preference("hps").version == "imscore RE-N-Y/hpsv21"
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"0")
+    versions = {Preference("hps", str(tmp_path)).version}
+    for content in (b"1", b"2"):
+        copied = tmp_path.with_name("copy")
+        copied.write_bytes(content)
+        os.utime(copied, (0, 0))
+        copied.replace(tmp_path / "model.safetensors")
+        versions.add(Preference("hps", str(tmp_path)).version)
+    assert len(versions) == 3
 
 
 def test_there_are_two() -> None:
