@@ -404,7 +404,8 @@ class Objective:
     fidelity: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.weights or not all(math.isfinite(w) for w in self.weights.values()):
+        numbers = [w for w in self.weights.values() if isinstance(w, int | float)]
+        if len(numbers) < max(1, len(self.weights)) or not all(map(math.isfinite, numbers)):
             raise ValueError(
                 "an objective needs finite weights by metric, as {fid: -1, avg_bits: -150} "
                 f"(got {dict(self.weights)})"

@@ -125,7 +125,9 @@ def test_an_objective_is_linear() -> None:
         objective({"avg_bits": 4.0, "fid": None})
 
 
-@pytest.mark.parametrize("weights", [{}, {"fid": math.nan}])
-def test_an_objective_needs_finite_weights(weights: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "weights", [{}, {"fid": math.nan}, {"fid": -1, "psnr": ".inf"}, {"fid": None}]
+)
+def test_an_objective_needs_finite_weights(weights: dict) -> None:
     with pytest.raises(ValueError, match="finite weights"):
         Objective(weights)
