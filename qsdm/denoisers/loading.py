@@ -210,9 +210,32 @@ def denoiser_of_file(model: Model) -> nn.Module:
 def _finished(pipeline: Any, model: Model) -> Any:
     """The pipeline with the model's sampler, without a progress bar."""
     if model.sampler is not None:
-        pipeline.scheduler = class_of(model.sampler, model).from_config(pipeline.scheduler.config)
+        cls = sampler_class(model.sampler, model)
+        pipeline.scheduler = cls.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def sampler_class(name: str, model: Model) -> Any:
+    """Look up the class of a sampler.
+
+    Args:
+        name: of the class in diffusers.
+        model: for the message.
+
+    Raises:
+        ModelError: diffusers has no such class, or it is no sampler: making one of another kind
+            from a sampler's options would build a network of gigabytes.
+    """
+    import diffusers
+
+    cls = class_of(name, model)
+    if not (isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin)):
+        raise ModelError(
+            f"{name} is no sampler: give model.sampler=CLASS of diffusers' schedulers, such as "
+            f"EulerDiscreteScheduler (model {model.name})"
+        )
+    return cls
 
 
 def _not_loaded(model: Model, components: Mapping[str, Any], error: Exception) -> str:

@@ -11,6 +11,7 @@ import pytest
 
 from qsdm import denoisers
 from qsdm.denoisers import Model, ModelError
+from qsdm.denoisers.loading import sampler_class
 from qsdm.store import ZOO
 
 TOY = Model(
@@ -50,6 +51,13 @@ def test_a_directory_is_a_model(tmp_path: Path) -> None:
 def test_a_class_that_diffusers_lacks_is_named(name: str) -> None:
     with pytest.raises(ModelError, match="has no class"):
         denoisers.denoiser_class(dataclasses.replace(TOY, denoiser=name))
+
+
+@pytest.mark.parametrize("name", ["UNet2DConditionModel", "StableDiffusionPipeline"])
+def test_a_sampler_of_another_kind_is_not_made(name: str) -> None:
+    with pytest.raises(ModelError, match=f"{name} is no sampler: give model.sampler=CLASS"):
+        sampler_class(name, TOY)
+    assert sampler_class("DDIMScheduler", TOY).__name__ == "DDIMScheduler"
 
 
 def test_missing_weights_say_how_to_get_them(tmp_path: Path) -> None:
