@@ -12,7 +12,7 @@ PEERS := .venv-peers
 LOWEST := .venv-lowest
 UV_FLAGS ?=
 
-.PHONY: help install demo test check soak soak-tests docs lowest bench bench-cuda bench-sdxl bench-full-size peers-table trace-table study
+.PHONY: help install demo test check soak soak-tests docs lowest bench bench-cuda bench-sdxl bench-full-size bench-store peers-table trace-table study
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -78,6 +78,9 @@ bench-sdxl: install ## SDXL at full size: pack, switch, write, load, run; 13 GB 
 
 bench-full-size: install ## learn, predict, search and attribute at SDXL's size; 10 minutes
 	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(PY) experiments/bench/full_size.py
+
+bench-store: install ## open a store of 100,000 outcomes and 1,000 shards; 1.3 GB of disk, 5 minutes the first time
+	OMP_NUM_THREADS=1 $(PY) experiments/bench/store.py
 
 $(PEERS)/.installed: pyproject.toml constraints.txt
 	test -x $(PEERS)/bin/python || "$(PYTHON)" -m venv $(PEERS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qsdm.graph import Graph, Node, Op, Weight
+from qsdm.graph import Graph, Node, Op, Weight, canonical
 from qsdm.qconfig import (
     OutsideSpace,
     QuantConfig,
@@ -91,6 +92,11 @@ def test_json_round_trip_and_digest() -> None:
     assert again.digest == qconfig.digest
     turned = QuantConfig("toy", dict(reversed(qconfig.methods.items())))
     assert turned.digest == qconfig.digest, "the order of weights is no difference"
+    odd = QuantConfig(
+        "tö\\y\x7f", {'a"b\n': QuantMethod("uaq", 4), "ü/\u2028": QuantMethod("fp", 16)}
+    )
+    for one in (qconfig, odd, QuantConfig("toy", {})):
+        assert one.digest == hashlib.sha256(canonical(one.to_json())).hexdigest()
 
 
 @pytest.mark.parametrize(

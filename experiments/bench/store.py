@@ -6,8 +6,8 @@
 
 The outcomes are those that ship with emoji_unet, with other random configurations of its 127
 weights and other values of their nine metrics: 11 kB of JSON each. They are of as many protocols
-as --protocols says, one of which is what `measure` would draw today. The library writes them, and
-the shards. The store is kept in --folder and used again.
+as --protocols says: one of the labels, the others of other noise, every other one of earlier
+weights. The library writes them, and the shards. The store is kept in --folder and used again.
 
 Each command is opened in a fresh process, up to where its own work begins:
 
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
 import json
 import resource
 import subprocess
@@ -182,6 +183,8 @@ def opened(command: str, folder: Path) -> None:
         command: one of `COMMANDS`.
         folder: of the store.
     """
+    for module in ("measurement.intake", "predictor.best_probes", "train", "report.results"):
+        importlib.import_module(f"qsdm.{module}")  # which takes as long for an empty store
     workspace = qsdm.open(NAME, store=folder)
     before = resource.getrusage(resource.RUSAGE_SELF)
     began = time.perf_counter()

@@ -15,7 +15,9 @@ from qsdm.store.rows import decode_rows, encode_row
 def write_outcomes_parquet(
     path: Path, outcomes: Sequence[Outcome], columns: Mapping[str, Sequence[Any]]
 ) -> None:
-    """Write one row per outcome.
+    """Write one row per outcome, those of each protocol as a row group of their own.
+
+    Programs that read the outcomes of one protocol, such as DuckDB, leave out the other row groups.
 
     A row has the digests, the stage that measured it, the number of pictures, the metrics with
     their standard errors, the digest of the pictures, and the whole outcome as JSON with its
@@ -23,7 +25,7 @@ def write_outcomes_parquet(
 
     Args:
         path: the file, replaced if it exists.
-        outcomes: the rows.
+        outcomes: the rows; those of a protocol follow one another in the file, in this order.
         columns: further columns by name, each with one value per outcome.
 
     Raises:
@@ -46,13 +48,20 @@ def write_outcomes_parquet(
         | {"pictures": o.provenance.get("pictures"), "json": encode_row(o.to_json())}
         for i, o in enumerate(outcomes)
     ]
-    table = pyarrow.Table.from_pylist(rows).replace_schema_metadata({"qsdm_schema": str(SCHEMA)})
-    replace(
-        path,
-        lambda partial: pyarrow.parquet.write_table(
-            table, partial, compression="zstd", write_page_checksum=True
-        ),
-    )
+    metadata = {"qsdm_schema": str(SCHEMA)}
+    table = pyarrow.Table.from_pylist(rows).replace_schema_metadata(metadata)
+    groups: dict[str, list[int]] = {}
+    for i, outcome in enumerate(outcomes):
+        groups.setdefault(outcome.protocol, []).append(i)
+
+    def fill(partial: Path) -> None:
+        with pyarrow.parquet.ParquetWriter(
+            partial, table.schema, compression="zstd", write_page_checksum=True
+        ) as writer:
+            for members in groups.values():
+                writer.write_table(table.take(members))
+
+    replace(path, fill)
 
 
 def read_outcomes_parquet(path: Path) -> list[Outcome]:

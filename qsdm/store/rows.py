@@ -6,10 +6,11 @@ Rows of qsdm 0.1.0 have no checksum and are checked by their schema alone.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -77,17 +78,30 @@ def decode_rows(
         noun: what the rows are, in the plural, for the warning.
     """
     contents, num_damaged = [], 0
-    for text in texts:
-        try:
-            contents.append(decode_row(text, build))
-        except ValueError:
-            num_damaged += 1
+    with _no_cycles_sought():
+        for text in texts:
+            try:
+                contents.append(decode_row(text, build))
+            except ValueError:
+                num_damaged += 1
     if num_damaged:
         warn_once(
             f"{num_damaged} of {len(contents) + num_damaged} {noun} in {path} are damaged and were "
             f"skipped: run python -m qsdm.measure +model={_model_of(path)} again"
         )
     return contents
+
+
+@contextmanager
+def _no_cycles_sought() -> Iterator[None]:
+    """Python would walk through all that was decoded again and again; it holds no cycles."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _model_of(path: Path) -> str:

@@ -126,6 +126,25 @@ def test_flipped_bits_of_a_database_are_told_or_change_nothing(
         )
 
 
+def test_a_row_that_the_index_lacks_is_told_and_read(
+    database: OutcomeDatabase, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows of some protocols are found by the index, so a fault in it must not hide any."""
+    whole = database.path.read_bytes()
+    name = outcome(3).qconfig.digest.encode() + PROTOCOL.digest.encode()
+    in_index = max(i for i in range(len(whole)) if whole.startswith(name, i))
+    in_table = min(i for i in range(len(whole)) if whole.startswith(name, i))
+    assert in_index != in_table
+    for offset in (in_index, in_table):
+        changed = bytes([whole[offset + 70] ^ 1])  # in the protocol's digest
+        database.path.write_bytes(whole[: offset + 70] + changed + whole[offset + 71 :])
+        warn_once.cache_clear()
+        again = OutcomeDatabase(database.path)
+        assert again.read([PROTOCOL.digest]) == [outcome(bits) for bits in (2, 3, 4, 5)]
+        assert again.counts() == {PROTOCOL.digest: 4}
+        assert "is damaged (row 2 missing from index" in capsys.readouterr().err
+
+
 def test_a_damaged_database_is_repaired(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     warn_once.cache_clear()
     database = OutcomeDatabase(tmp_path / "toy" / "outcomes.sqlite")

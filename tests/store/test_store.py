@@ -9,13 +9,15 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 from outcomes import PROTOCOL, outcome
 
-from qsdm.outcome import Outcome
+from qsdm.outcome import Outcome, Protocol
 from qsdm.store import Store, StoreError
 from qsdm.store.files import read_json, replace, write_json
 from qsdm.store.outcomes import OutcomeDatabase
@@ -34,8 +36,11 @@ def test_round_trips(tmp_path: Path) -> None:
     arrays, about = read_tensors(tmp_path / "a.safetensors")
     assert about == {"kind": "test"}
     assert all(np.array_equal(arrays[name], tensors[name]) for name in tensors)
-    write_outcomes_parquet(tmp_path / "a.parquet", [outcome(3), outcome(4)], {})
-    assert read_outcomes_parquet(tmp_path / "a.parquet") == [outcome(3), outcome(4)]
+    other = dataclasses.replace(outcome(5), protocol="f" * 64)
+    write_outcomes_parquet(tmp_path / "a.parquet", [outcome(3), other, outcome(4)], {})
+    assert read_outcomes_parquet(tmp_path / "a.parquet") == [outcome(3), outcome(4), other]
+    with pyarrow.parquet.ParquetFile(tmp_path / "a.parquet") as file:  # a row group per protocol
+        assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [2, 1]
     write_outcomes_parquet(tmp_path / "a.parquet", [outcome(4), outcome(2)], {})  # another file
     assert read_outcomes_parquet(tmp_path / "a.parquet") == [outcome(4), outcome(2)]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -148,6 +153,23 @@ def test_outcomes_of_chosen_protocols(tmp_path: Path) -> None:
     (digest,) = store.measured(lambda p: p.seed_set == 7)
     assert store.measured(lambda p: p.seed_set == 7)[digest].metrics == {"fd": 2.0}
     assert store.measured(lambda p: p.seed_set == 9) == {}
+    assert store.outcomes(PROTOCOL) == store.outcomes([PROTOCOL.digest]) == [outcome(3, 1.0)]
+    assert store.counts() == {PROTOCOL.digest: 1, other.digest: 1}
+
+
+def test_many_outcomes_are_added_all_or_none(tmp_path: Path) -> None:
+    database = OutcomeDatabase(tmp_path / "o.sqlite")
+    many = [(outcome(bits), PROTOCOL) for bits in (2, 3, 4)]
+
+    def interrupted() -> Iterator[tuple[Outcome, Protocol]]:
+        yield from many
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        database.add_all(interrupted())
+    assert database.read() == []
+    database.add_all(many)
+    assert database.read() == [outcome(bits) for bits in (2, 3, 4)]
 
 
 def test_a_foreign_database_is_named(tmp_path: Path) -> None:
