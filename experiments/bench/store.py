@@ -5,7 +5,7 @@
         [--folder DIR]
 
 The outcomes are those that ship with emoji_unet, with other random configurations of its 127
-weights and other values of their nine metrics: 11 kB of JSON each. They are of as many protocols
+weights and other values of their nine metrics: 13 kB each. They are of as many protocols
 as --protocols says: one of the labels, the others of other noise, every other one of earlier
 weights. The library writes them, and the shards. The store is kept in --folder and used again.
 

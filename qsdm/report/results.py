@@ -255,7 +255,8 @@ def most_labels(store: Store, space: Space, objective: Objective | None) -> Labe
         StoreError: the outcomes are damaged.
     """
     measure = objective or Objective({"avg_bits": -1.0})
-    protocols, most = store.protocols(), None
+    protocols = store.protocols()
+    most: Labels | None = None
     for digest, count in Counter(store.counts()).most_common():
         if most is not None and len(most) >= count:  # no other protocol can have more
             break
