@@ -17,6 +17,7 @@ from qsdm.denoisers.model import (
     DEFAULT_COMPONENTS,
     JOINED,
     Model,
+    check_kinds,
     is_denoisers_name,
     join,
 )
@@ -56,6 +57,7 @@ def discover(
 
     Raises:
         ModelError: there is no diffusers pipeline, or it has no such part with weights.
+        ValueError: a field is of another kind than `Model` takes.
 
     Example:
         >>> import qsdm
@@ -67,6 +69,7 @@ def discover(
     """
     if not path:
         raise ModelError("the path is empty: give path=DIRECTORY of a diffusers pipeline")
+    check_kinds(name or path, fields)
     local, described = Path(path).expanduser(), path
     revision = fields.get("revision")
     if local.is_file():

@@ -6,6 +6,7 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,18 @@ from qsdm.store import ZOO
 from qsdm.text import require
 
 DEFAULT_COMPONENTS = ("unet", "transformer")
+_TEXT = (str, type(None))
+_KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
+    **dict.fromkeys(
+        ("config", "load", "call", "inputs", "metrics", "source"),
+        ("names with values, as {a: 1}", (Mapping,)),
+    ),
+    **dict.fromkeys(("revision", "exclude", "sampler"), ("a text, in quotes if need be", _TEXT)),
+    **dict.fromkeys(("resolution_px", "steps", "frames"), ("a whole number", (Integral,))),
+    "guidance": ("a number", (Real,)),
+    "tied": ("a list, as [a, b]", (Sequence,)),
+}
+"""What each field must be: commands give those of ``model=any`` without looking at their types."""
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 JOINED = "+"
 """Between the names of several parts of a pipeline, which share one budget."""
@@ -69,6 +82,23 @@ def join(components: str | Sequence[str]) -> str:
 
 OF_DENOISER: Mapping[str, Any] = {"config": {}, "inputs": {}, "tied": (), "num_params": None}
 """What an entry of ``conf/model`` says of its denoiser alone, left out."""
+
+
+def check_kinds(name: str, fields: Mapping[str, Any]) -> None:
+    """Refuse fields of a model of another kind than `Model` takes.
+
+    Args:
+        name: of the model, for the message.
+        fields: by name; some or all.
+
+    Raises:
+        ValueError: one is; the message names it.
+    """
+    for key, (words, kinds) in _KINDS.items():
+        value = fields.get(key)
+        is_text = isinstance(value, str)
+        if key in fields and (not isinstance(value, kinds) or (is_text and kinds is not _TEXT)):
+            raise ValueError(f"model {name}: {key} must be {words} (got {value!r})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +176,7 @@ class Model:
     source: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_kinds(self.name, {key: getattr(self, key) for key in _KINDS})
         try:
             object.__setattr__(self, "component", join(self.component))
         except ValueError as error:

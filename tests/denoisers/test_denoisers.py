@@ -34,11 +34,22 @@ TOY = Model(
         ("steps", 0, "must be positive"),
         ("resolution_px", -1, "must be positive"),
         ("guidance", -0.5, "not negative"),
+        ("guidance", "high", "guidance must be a number"),
+        ("frames", "many", "frames must be a whole number"),
+        ("load", [], "load must be names with values"),
+        ("call", "x=1", "call must be names with values"),
+        ("tied", "abc", "tied must be a list"),
+        ("revision", 1234567, "revision must be a text, in quotes"),
     ],
 )
 def test_a_bad_value_is_named(field: str, value: object, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         dataclasses.replace(TOY, **{field: value})
+
+
+def test_fields_of_a_pipeline_are_checked_before_its_files(tiny_model: Model) -> None:
+    with pytest.raises(ValueError, match="load must be names with values"):
+        denoisers.discover(tiny_model.path, load=[])
 
 
 def test_a_directory_is_a_model(tmp_path: Path) -> None:
