@@ -136,7 +136,7 @@ def probe(
     """
     from qsdm.measurement.retention import Adapter, Retaining
     from qsdm.measurement.session import open_session
-    from qsdm.predictor.interactions import blocks, candidates
+    from qsdm.predictor.interactions import BY, blocks, candidates
     from qsdm.probing.lora import probe_lora
     from qsdm.report.tracked import track
 
@@ -180,6 +180,8 @@ def probe(
         )
     if pairs_of not in ("weights", "blocks"):
         raise ValueError(f"pairs_of must be weights or blocks (got {pairs_of!r})")
+    if pairs_by not in BY:
+        raise ValueError(f"pairs_by must be {' or '.join(BY)} (got {pairs_by!r})")
     if pairs and activations is not None:
         raise ValueError(
             f"activations are probed role by role, not in pairs (got pairs={pairs}): give one "

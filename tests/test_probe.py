@@ -357,6 +357,8 @@ def test_pairs_need_the_objective_and_a_predictor(workspace: Workspace) -> None:
         probe(workspace, QUALITY, pairs=-1, **QUICK)
     with pytest.raises(ValueError, match="pairs_of must be weights or blocks"):
         probe(workspace, QUALITY, pairs=1, pairs_of="stages", **QUICK)
+    with pytest.raises(ValueError, match="pairs_by must be difference or shapley"):
+        probe(workspace, QUALITY, pairs_by="guess", **QUICK)
 
 
 def test_groups_of_a_large_graph_stay_within_the_budget(workspace: Workspace) -> None:
