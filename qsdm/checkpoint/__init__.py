@@ -1,8 +1,7 @@
 """Checkpoints that are small on disk: diffusers pipelines whose denoiser is stored as packed codes.
 
     DIR/model_index.json, vae/, text_encoder/ ...   as diffusers writes them
-    DIR/<component>/                                the packed denoiser: `qsdm.checkpoint.format`;
-                                                    so are text encoders and VAEs that are packed
+    DIR/<component>/                                the packed part: `qsdm.checkpoint.format`
 
 `load_quantized` returns the pipeline; so does diffusers' own ``from_pretrained`` once this module
 is imported. Adapters, casts and models made from a packed one: docs/checkpoints.md.
