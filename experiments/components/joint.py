@@ -34,6 +34,7 @@ import qsdm
 from qsdm.calibrate import calibrate
 from qsdm.denoisers import parts_in, pipeline_index, prompts_of
 from qsdm.engine.serial import Serial
+from qsdm.graph import subgraph
 from qsdm.measurement.drawer import Drawer, Drawing
 from qsdm.measurement.forward import Call, output_of, squares_of
 from qsdm.measurement.paired import difference
@@ -122,8 +123,8 @@ def harm_of(workspace: Workspace, name: str, num_images: int) -> np.ndarray:
     worth = {one["part"]: one["change"][0] for one in rows if one["method"] == PROBED}
     errors = output_errors(workspace, num_images)
     problem, space = Problem.of(workspace.space, workspace.table), workspace.space
-    probed = [o.index(QuantMethod.parse(PROBED)) if QuantMethod.parse(PROBED) in o else 0
-              for o in space.options]  # fmt: skip
+    method = QuantMethod.parse(PROBED)
+    probed = [o.index(method) if method in o else 0 for o in space.options]
     totals = dict.fromkeys(workspace.model.components, 0.0)
     for weight, error in errors.items():
         totals[weight.partition(".")[0]] += error
@@ -187,13 +188,10 @@ def rivals(chooser: Chooser, parts: Sequence[str], denoiser: str) -> dict[str, Q
 def row(workspace: Workspace, rival: str, who: str, outcome: Outcome) -> dict[str, Any]:
     """What the table says of a measured configuration."""
     graph, bits = workspace.space.graph, workspace.space.full_bits
-    by_part = {}
-    for part in workspace.model.components:
-        weights = [w for w in graph.weights if w.name.startswith(f"{part}.")]
-        methods = outcome.qconfig.methods
-        sizes = (methods[w.name].size_bits(w, bits) if w.name in methods else bits * w.numel
-                 for w in weights)  # fmt: skip
-        by_part[part] = sum(sizes) / sum(w.numel for w in weights)
+    by_part = {
+        part: cost.avg_bits(subgraph(graph, part, part), outcome.qconfig.part(part), bits)
+        for part in workspace.model.components
+    }
     return {
         "rival": rival,
         "who": who,
