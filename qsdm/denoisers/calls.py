@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from qsdm.denoisers import conditioning, single_file, videos
 from qsdm.denoisers.classes import is_denoiser, pipeline_class, pipeline_index
 from qsdm.denoisers.faults import ModelError
+from qsdm.denoisers.guidance import guidance_of
 from qsdm.denoisers.loading import denoiser_of
 from qsdm.prompts import Captions, Label, Prompt
 from qsdm.prompts.edits import Edit
@@ -145,7 +146,7 @@ def arguments(
     call: dict[str, Any] = {
         "prompt": [str(prompt) for prompt in prompts],
         "num_inference_steps": model.steps,
-        "guidance_scale": model.guidance,
+        **guidance_of(pipeline, model, len(prompts)),
         "height": model.resolution_px,
         "width": model.resolution_px,
         "max_area": model.resolution_px**2,  # to which FLUX Kontext scales height and width

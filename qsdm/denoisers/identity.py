@@ -16,6 +16,7 @@ from pathlib import Path
 from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
 
+from qsdm.denoisers.classes import pipeline_class
 from qsdm.denoisers.faults import WEIGHTLESS, ModelError, read_config
 from qsdm.denoisers.files import (
     component_files,
@@ -24,6 +25,7 @@ from qsdm.denoisers.files import (
     pipeline_folder,
     read_index,
 )
+from qsdm.denoisers.guidance import TRUE_CFG, has_true_cfg
 from qsdm.denoisers.loading import describing_folder
 from qsdm.store.manifest import check_shipped
 
@@ -273,13 +275,17 @@ def unseen_sampler(model: Model) -> str:
 
 
 def _called(model: Model, options: Any) -> str:
-    """Twelve digits of a digest of a scheduler's options and of ``model.call``."""
+    """Twelve digits of a digest of a scheduler's options, of ``model.call``, and of the argument
+    that guides if it is another one than ``guidance_scale``."""
 
     def spell(value: Any) -> Any:
         return described(value, "model.call")
 
+    content = [options, dict(model.call)]
+    if (cls := pipeline_class(model)) is not None and has_true_cfg(cls):
+        content.append(TRUE_CFG)
     # Not `canonical`: a scheduler's options may hold infinity.
-    text = json.dumps([options, dict(model.call)], sort_keys=True, default=spell)
+    text = json.dumps(content, sort_keys=True, default=spell)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
