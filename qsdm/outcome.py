@@ -199,6 +199,15 @@ class Outcome:
         """
         return self.provenance.get("stage", "measure") == "measure"
 
+    @property
+    def is_mixed_label(self) -> bool:
+        """Whether it is a label of a configuration that quantizes several weights.
+
+        A large store holds many of them, and few other outcomes: of full precision, of probes, of
+        tests, of proposals.
+        """
+        return self.is_label and len(self.qconfig.methods.keys() | self.qconfig.inputs.keys()) > 1
+
     def lacks(self, versions: Mapping[str, str]) -> set[str]:
         """List the metrics that are still to be measured.
 

@@ -183,7 +183,7 @@ def evidence_of(
         probes = workspace.probes(objective)
     except (ProbeError, OutsideSpace):
         probes = None
-    present = [outcome for outcome in bank.outcomes if outcome.protocol in bank.protocols]
+    present = store.outcomes(bank.protocols)
     front = f"search/{name}.json"
     points = store.read(FRONT, front)["points"] if workspace.path(front).exists() else []
     size = size_bytes(space.graph, qconfig, space.full_bits)

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from qsdm.graph import Graph, Node, Op, Weight
-from qsdm.qconfig import OutsideSpace, QuantConfig, QuantMethod
+from qsdm.qconfig import OutsideSpace, QuantConfig, QuantMethod, Space
 from qsdm.qconfig.cost import (
     MethodTable,
     avg_bits,
+    avg_bits_of,
     peak_bytes,
     size_bytes,
     tera_bops,
@@ -42,6 +43,13 @@ def test_full_precision_costs_its_bits() -> None:
 def test_overhead_counts() -> None:
     """4 bits, and 2 values of 16 bits per row of 128 and of 64."""
     assert avg_bits(GRAPH, both(UAQ, UAQ)) == 4 + (32 / 128 + 32 / 64) / 2
+
+
+def test_average_bits_of_many_configurations() -> None:
+    space = Space.of(GRAPH, ["uaq-3", "uaq-4"], full_bits=32)
+    genes = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
+    expected = [avg_bits(GRAPH, space.decode(row), 32) for row in genes]
+    assert avg_bits_of(space, genes).tolist() == expected
 
 
 def test_bytes_add_up_over_weights() -> None:

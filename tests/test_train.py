@@ -69,7 +69,8 @@ def test_train_reads_the_outcomes_once_and_hashes_the_weights_once(
                 dataclasses.replace(outcome, protocol=under.digest, provenance={"stage": "test"}),
                 under,
             )
-    counts = {"outcomes": 0, "weights": 0, "encoded": 0}
+    num_stored = len(store.outcomes())
+    counts = {"outcomes": 0, "decoded": 0, "weights": 0, "encoded": 0}
 
     def counting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def count(*args: Any, **kwargs: Any) -> Any:
@@ -79,6 +80,7 @@ def test_train_reads_the_outcomes_once_and_hashes_the_weights_once(
         return count
 
     monkeypatch.setattr(Store, "outcomes", counting("outcomes", Store.outcomes))
+    monkeypatch.setattr(Outcome, "from_json", counting("decoded", Outcome.from_json))
     monkeypatch.setattr(Space, "encode", counting("encoded", Space.encode))
     for module in list(sys.modules.values()):  # whoever has imported it
         if getattr(module, "__name__", "").startswith("qsdm") and hasattr(module, "weights_digest"):
@@ -86,7 +88,8 @@ def test_train_reads_the_outcomes_once_and_hashes_the_weights_once(
             monkeypatch.setattr(module, "weights_digest", digest)
     report = train(Workspace(MODEL, SPACE, tmp_path), QUALITY, QUICK, num_images=64)
     assert len(report["test"]["sets"]) == 3
-    assert counts["outcomes"] == 1
+    assert counts["outcomes"] == 2, "labels of one protocol, and all that are none"
+    assert counts["decoded"] == num_stored, "each row once"
     assert counts["weights"] == 1
     # Full precision is tried, too.
     assert counts["encoded"] == 20 + 1 + 3 * 9, "each outcome becomes genes once"

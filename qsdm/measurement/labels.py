@@ -15,6 +15,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -124,14 +125,17 @@ class Labels:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Bank:
-    """Everything that is stored of a model, read once.
+    """Everything that is stored of a model; labels are read when they are asked for, once.
 
     Attributes:
         space: whose configurations have labels.
-        outcomes: those of the protocols that count; others may be among them.
+        outcomes: those of the protocols that count, but for what ``mixed_labels`` reads; others may
+            be among them.
         protocols: protocols of the outcomes that count, by digest.
         model: as it is today; None if outcomes of any weights count.
         digests: of the model's files; None without a model.
+        mixed_labels: reads the labels of a protocol, by its digest, that quantize several weights;
+            None: they are among ``outcomes``.
         everything: reads the outcomes of all protocols, for what is said of them where nothing
             counts; None: there are no others.
     """
@@ -141,11 +145,12 @@ class Bank:
     protocols: Mapping[str, Protocol]
     model: Model | None = None
     digests: Digests | None = None
+    mixed_labels: Callable[[str], Sequence[Outcome]] | None = None
     everything: Callable[[], Sequence[Outcome]] | None = None
 
     @staticmethod
     def read(store: Store, space: Space, model: Model | None = None) -> Bank:
-        """Read the outcomes of a store that count.
+        """Read the outcomes of a store that count, as far as they are no mixed labels.
 
         Args:
             store: of the model.
@@ -159,13 +164,17 @@ class Bank:
             StoreError: the outcomes are damaged.
             ModelError: files of the model are missing.
         """
-        protocols = store.protocols()
-        if model is None:
-            return Bank(space, tuple(store.outcomes()), protocols)
-        digests = digests_of(model)
-        counting = present(protocols, model, digests)
-        outcomes = tuple(store.outcomes(counting))
-        return Bank(space, outcomes, counting, model, digests, store.outcomes)
+        protocols, digests = store.protocols(), None
+        if model is not None:
+            digests = digests_of(model)
+            protocols = present(protocols, model, digests)
+
+        @cache
+        def mixed_labels(protocol: str) -> Sequence[Outcome]:
+            return tuple(store.outcomes([protocol], mixed_labels=True))
+
+        others = tuple(store.outcomes(protocols, mixed_labels=False))
+        return Bank(space, others, protocols, model, digests, mixed_labels, store.outcomes)
 
     def labels(self, objective: Objective, seed_set: int = 0, num_images: int = 256) -> Labels:
         """Choose the labels to learn from.
@@ -253,7 +262,10 @@ class Bank:
         stages = {stage} if isinstance(stage, str) else set(stage)
         metrics = objective.metrics
         ways: dict[tuple[str, ...], list[tuple[Outcome, np.ndarray]]] = {}
-        for outcome in self.outcomes:
+        stored = list(self.outcomes)
+        if self.mixed_labels is not None and "measure" in stages:
+            stored += [outcome for digest in accepted for outcome in self.mixed_labels(digest)]
+        for outcome in stored:
             if outcome.protocol not in accepted or stage_of(outcome) not in stages:
                 continue
             if any(outcome.metrics.get(name) is None for name in metrics):
@@ -277,15 +289,16 @@ class Bank:
         outcomes: tuple[Outcome, ...],
         genes: tuple[np.ndarray, ...],
     ) -> Labels:
-        names = objective.metrics
-        sized = any(name not in names for name in objective.weights)
-        bits = avg_bits(self.space, outcomes) if sized else []
+        names, all_genes = objective.metrics, np.stack(genes)
 
         def values(of: Callable[[Outcome, str], float | None]) -> np.ndarray:
             total = np.zeros(len(outcomes))
             for name, weight in objective.weights.items():
-                column = [of(outcome, name) for outcome in outcomes] if name in names else bits
-                total += weight * np.array(column, dtype=np.float64)
+                if name in names:
+                    column = [of(outcome, name) for outcome in outcomes]
+                    total += weight * np.array(column, dtype=np.float64)
+                else:
+                    total += weight * cost.avg_bits_of(self.space, all_genes)
             return total
 
         def half(split: int, side: int) -> np.ndarray:
@@ -295,7 +308,7 @@ class Bank:
         halves = [[half(split, side) for side in (0, 1)] for split in range(num)]
         return Labels(
             outcomes,
-            np.stack(genes),
+            all_genes,
             values(lambda o, name: o.metrics[name]),
             np.array(halves) if num else None,
             protocol,
@@ -336,11 +349,6 @@ PROPOSED = ("rounds", "candidates")
 
 class NoLabels(StoreError):
     """Nothing was measured that is a label."""
-
-
-def avg_bits(space: Space, outcomes: Sequence[Outcome]) -> list[float]:
-    """Average bits of each outcome's configuration."""
-    return [cost.avg_bits(space.graph, o.qconfig, space.full_bits) for o in outcomes]
 
 
 def stage_of(outcome: Outcome) -> str:

@@ -22,9 +22,7 @@ def avg_bits(space: Space, genes: np.ndarray) -> np.ndarray:
     Returns:
         Bits per quantizable value, float64 [B].
     """
-    return np.array(
-        [cost.avg_bits(space.graph, space.decode(row), space.full_bits) for row in genes]
-    )
+    return cost.avg_bits_of(space, genes)
 
 
 def error_sum(space: Space, table: MethodTable, genes: np.ndarray) -> np.ndarray:

@@ -310,7 +310,7 @@ class QuantConfig:
             return {
                 "schema": SCHEMA,
                 "denoiser": self.denoiser,
-                "methods": {k: str(m) for k, m in self.methods.items()},
+                "methods": {k: m._text for k, m in self.methods.items()},
             }
         data: dict[str, Any] = {
             "schema": SCHEMA_OF_STEPS if self.steps else SCHEMA_OF_ACTIVATIONS,
@@ -503,6 +503,7 @@ class Space:
     options: tuple[tuple[QuantMethod, ...], ...]
     full_bits: int = 16
     methods: tuple[QuantMethod, ...] = field(init=False, compare=False, repr=False)
+    _genes: dict[str, dict[str, int]] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if len(self.options) != len(self.graph.weights) or not all(self.options):
@@ -512,6 +513,9 @@ class Space:
             )
         methods = {method for offered in self.options for method in offered}
         object.__setattr__(self, "methods", tuple(sorted(methods)))
+        pairs = zip(self.graph.weights, self.options, strict=True)
+        genes = {weight.name: {str(m): i for i, m in enumerate(own)} for weight, own in pairs}
+        object.__setattr__(self, "_genes", genes)
         if self.rounds_inputs:
             self._require_one_width()
 
@@ -656,23 +660,20 @@ class Space:
                 "a space has methods of weights and bits of their layers' inputs, not those of the "
                 "whole denoiser or bins of steps"
             )
-        names = {weight.name for weight in self.graph.weights}
-        if unmatched := sorted(names ^ set(qconfig.methods) | set(qconfig.inputs) - names):
+        names = self._genes.keys()
+        if unmatched := sorted(names ^ qconfig.methods.keys() | qconfig.inputs.keys() - names):
             raise OutsideSpace(
                 "configuration and space must name the same weights "
                 f"(only one of them has {unmatched[0]!r})"
             )
         decisions = qconfig.decisions
-        genes = np.empty(len(self.options), dtype=np.int64)
-        for i, (weight, offered) in enumerate(zip(self.graph.weights, self.options, strict=True)):
-            method = decisions[weight.name]
-            if method not in offered:
-                raise OutsideSpace(
-                    f"{method} is not on offer for {weight.name!r} "
-                    f"(offered: {', '.join(map(str, offered))})"
-                )
-            genes[i] = offered.index(method)
-        return genes
+        genes = [own.get(decisions[name]._text, -1) for name, own in self._genes.items()]
+        if -1 in genes:
+            name, offered = list(self._genes.items())[genes.index(-1)]
+            raise OutsideSpace(
+                f"{decisions[name]} is not on offer for {name!r} (offered: {', '.join(offered)})"
+            )
+        return np.array(genes, dtype=np.int64)
 
     def decode(self, genes: np.ndarray) -> QuantConfig:
         """The inverse of `encode`.

@@ -16,7 +16,7 @@ from typing import NotRequired, TypedDict
 import numpy as np
 
 from qsdm.graph import Graph
-from qsdm.qconfig import OutsideSpace, QuantConfig, QuantMethod, input_bits
+from qsdm.qconfig import OutsideSpace, QuantConfig, QuantMethod, Space, input_bits
 
 
 def size_bytes(graph: Graph, qconfig: QuantConfig, full_bits: int = 16) -> int:
@@ -89,6 +89,23 @@ def avg_bits(graph: Graph, qconfig: QuantConfig, full_bits: int = 16) -> float:
         share * 8 * size_bytes(graph, part, full_bits) / graph.num_values
         for share, part in qconfig.parts
     )
+
+
+def avg_bits_of(space: Space, genes: np.ndarray) -> np.ndarray:
+    """Compute the average bits of many configurations of a space, as `avg_bits` does of one.
+
+    Args:
+        space: W weights and the methods on offer for each.
+        genes: int64 [B, W], index into the options of each weight.
+
+    Returns:
+        Float64 [B], bits per value.
+    """
+    num_bits = np.zeros(len(genes), dtype=np.int64)
+    for w, (weight, offered) in enumerate(zip(space.graph.weights, space.options, strict=True)):
+        sizes = [method.size_bits(weight, space.full_bits) for method in offered]
+        num_bits += np.array(sizes, dtype=np.int64)[genes[:, w]]
+    return num_bits // 8 * 8 / space.graph.num_values
 
 
 def tera_bops(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from qsdm.graph import Graph, merge_splits
-from qsdm.measurement.labels import Bank, Labels, avg_bits
+from qsdm.measurement.labels import Bank, Labels
 from qsdm.outcome import Objective
 from qsdm.qconfig import QuantConfig, QuantMethod, Space, cost
 from qsdm.store import Store, StoreError
@@ -280,9 +280,10 @@ def table_of(
     Returns:
         avg_bits, metrics and, with an objective, quality of each label.
     """
+    sizes = cost.avg_bits_of(space, labels.genes)
     rows: list[dict[str, Any]] = [
         {"avg_bits": bits, "metrics": dict(outcome.metrics)}
-        for outcome, bits in zip(labels.outcomes, avg_bits(space, labels.outcomes), strict=True)
+        for outcome, bits in zip(labels.outcomes, sizes.tolist(), strict=True)
     ]
     if objective is not None:
         for row, value in zip(rows, labels.values.tolist(), strict=True):

@@ -31,7 +31,7 @@ from qsdm.store.artifacts import Artifact
 from qsdm.store.files import StoreError, read_json
 from qsdm.store.outcomes import OutcomeDatabase
 from qsdm.store.parquet import read_outcomes_parquet
-from qsdm.store.rows import merged
+from qsdm.store.rows import Part, merged
 
 __all__ = ["ZOO", "Store", "StoreError"]
 
@@ -116,12 +116,18 @@ class Store:
 
         return self.read(GRAPH, "graph.json")
 
-    def outcomes(self, protocols: Protocol | Collection[str] | None = None) -> list[Outcome]:
+    def outcomes(
+        self,
+        protocols: Protocol | Collection[str] | None = None,
+        mixed_labels: bool | None = None,
+    ) -> list[Outcome]:
         """Measured outcomes, shipped ones first, each pair of configuration and protocol once.
 
         Args:
             protocols: return only the outcomes of this protocol, or of several, by their digests.
                 The others are not decoded. None: those of all protocols.
+            mixed_labels: True: only mixed labels, see `Outcome.is_mixed_label`; False: only other
+                outcomes. The others are not decoded. None: both.
 
         Raises:
             StoreError: a file of outcomes is damaged as a whole. Single damaged rows are skipped,
@@ -139,12 +145,16 @@ class Store:
             check_shipped(shipped)
             stored += read_outcomes_parquet(shipped)
         if (path := self.path("outcomes.sqlite")).exists():
-            stored += OutcomeDatabase(path).read(kept)
-        return merged(
+            part = None
+            if mixed_labels is not None:
+                part = Part(mixed_labels, stored, frozenset(adopted) | set(adopted.values()))
+            stored += OutcomeDatabase(path).read(kept, part)
+        outcomes = merged(
             replace(o, protocol=adopted[o.protocol]) if o.protocol in adopted else o
             for o in stored
             if kept is None or o.protocol in kept
         )
+        return [o for o in outcomes if mixed_labels is None or o.is_mixed_label == mixed_labels]
 
     def counts(self) -> dict[str, int]:
         """Count the outcomes of each protocol without decoding them.

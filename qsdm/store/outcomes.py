@@ -10,13 +10,22 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 from qsdm.outcome import Outcome, Protocol
 from qsdm.store.files import StoreError, warn_once, write_beside
-from qsdm.store.rows import decode_row, decode_rows, encode_row, former_of, merged, of_today
+from qsdm.store.rows import (
+    Part,
+    decode_row,
+    decode_rows,
+    encode_row,
+    former_of,
+    merged,
+    of_today,
+)
 
 Row = TypeVar("Row", Outcome, Protocol)
 T = TypeVar("T")
@@ -126,11 +135,15 @@ class OutcomeDatabase:
                 keys = {"qconfig": outcome.qconfig.digest, "protocol": outcome.protocol}
                 _add(db, "outcome", keys, outcome, Outcome.from_json)
 
-    def read(self, protocols: Collection[str] | None = None) -> list[Outcome]:
+    def read(
+        self, protocols: Collection[str] | None = None, part: Part | None = None
+    ) -> list[Outcome]:
         """Read the undamaged outcomes, in the order in which they were added.
 
         Args:
             protocols: digests of those whose outcomes are read; None for all.
+            part: the part that is wanted; None for both. Some outcomes of the other part may be
+                among them.
 
         Returns:
             The outcomes.
@@ -141,8 +154,13 @@ class OutcomeDatabase:
             # Rows of the first schema name their protocols as it did.
             wanted = {*protocols, *(old for old, (now, _) in former.items() if now in protocols)}
 
+        build: Callable[[bytes], Outcome | None] = Outcome.from_json
+        if part is not None:
+            merged_ones = former.keys() | {now for now, _ in former.values()}
+            build = replace(part, protocols=part.protocols | merged_ones).outcome
+
         def decoded(texts: Iterable[object]) -> list[Outcome]:
-            return decode_rows(texts, Outcome.from_json, self.path, "outcomes")
+            return decode_rows(texts, build, self.path, "outcomes")
 
         outcomes = merged(of_today(o, former) for o in self._read("outcome", decoded, wanted))
         return [o for o in outcomes if protocols is None or o.protocol in protocols]

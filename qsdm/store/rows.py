@@ -9,8 +9,9 @@ import dataclasses
 import gc
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -67,29 +68,94 @@ def decode_row(text: object, build: Callable[[bytes], T]) -> T:
 
 
 def decode_rows(
-    texts: Iterable[object], build: Callable[[bytes], T], path: Path, noun: str
+    texts: Iterable[object], build: Callable[[bytes], T | None], path: Path, noun: str
 ) -> list[T]:
     """Decode the undamaged rows, and warn about the others.
 
     Args:
         texts: see `decode_row`.
-        build: see `decode_row`.
+        build: see `decode_row`; None for a row that is not asked for.
         path: the file that holds them, in the model's folder.
         noun: what the rows are, in the plural, for the warning.
     """
-    contents, num_damaged = [], 0
+    contents, num_left_out, num_damaged = [], 0, 0
     with _no_cycles_sought():
         for text in texts:
             try:
-                contents.append(decode_row(text, build))
+                content = decode_row(text, build)
             except ValueError:
                 num_damaged += 1
+                continue
+            if content is None:
+                num_left_out += 1
+            else:
+                contents.append(content)
     if num_damaged:
         warn_once(
-            f"{num_damaged} of {len(contents) + num_damaged} {noun} in {path} are damaged and were "
-            f"skipped: run python -m qsdm.measure +model={_model_of(path)} again"
+            f"{num_damaged} of {len(contents) + num_left_out + num_damaged} {noun} in {path} are "
+            f"damaged and were skipped: run python -m qsdm.measure +model={_model_of(path)} again"
         )
     return contents
+
+
+@dataclass(frozen=True, slots=True)
+class _Methods:
+    methods: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Gist:
+    """What of a row is decoded to see which part it belongs to."""
+
+    qconfig: _Methods
+    protocol: str
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Mixed labels alone, or all other outcomes; rows of the other part are not decoded.
+
+    Attributes:
+        mixed_labels: which of both, see `Outcome.is_mixed_label`.
+        others: outcomes of other files. Rows of the same configuration and protocol are merged with
+            them and take their stage, so they are decoded in any case.
+        protocols: digests of earlier schemas' protocols and of those that they are today. Their
+            rows are merged with each other and are decoded in any case, too.
+    """
+
+    mixed_labels: bool
+    others: Sequence[Outcome] = ()
+    protocols: frozenset[str] = frozenset()
+    _methods: dict[str, set[frozenset[tuple[str, str]]]] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        methods: dict[str, set[frozenset[tuple[str, str]]]] = {}  # of others, by their protocol
+        for outcome in self.others:
+            own = frozenset(outcome.qconfig.to_json()["methods"].items())
+            methods.setdefault(outcome.protocol, set()).add(own)
+        object.__setattr__(self, "_methods", methods)
+
+    def outcome(self, text: bytes) -> Outcome | None:
+        """Decode the outcome of a row that belongs to this part, or may.
+
+        Args:
+            text: of the row.
+
+        Returns:
+            The outcome; None if the row belongs to the other part.
+
+        Raises:
+            ValueError: it is not an outcome.
+        """
+        gist = decode(text, _Gist)
+        methods, stage = gist.qconfig.methods, gist.provenance.get("stage", "measure")
+        if (stage == "measure" and len(methods) > 1) == self.mixed_labels:
+            return Outcome.from_json(text)
+        merged = self._methods.get(gist.protocol)
+        if merged is not None and frozenset(methods.items()) in merged:
+            return Outcome.from_json(text)
+        return Outcome.from_json(text) if gist.protocol in self.protocols else None
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import pytest
 from outcomes import PROTOCOL, outcome
 
 from qsdm.outcome import Outcome, Protocol
+from qsdm.qconfig import QuantConfig, QuantMethod
 from qsdm.store import Store, StoreError
 from qsdm.store.files import read_json, replace, write_json
 from qsdm.store.outcomes import OutcomeDatabase
@@ -155,6 +156,37 @@ def test_outcomes_of_chosen_protocols(tmp_path: Path) -> None:
     assert store.measured(lambda p: p.seed_set == 9) == {}
     assert store.outcomes(PROTOCOL) == store.outcomes([PROTOCOL.digest]) == [outcome(3, 1.0)]
     assert store.counts() == {PROTOCOL.digest: 1, other.digest: 1}
+
+
+def test_mixed_labels_are_read_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is merged with another file's outcome belongs where that one does."""
+    monkeypatch.setattr("qsdm.store.ZOO", tmp_path / "zoo")
+    shipped, store = tmp_path / "zoo" / "toy" / "store", Store(tmp_path / "mine", "toy")
+
+    def mixed(bits: int, stage: str, metric: str = "fd") -> Outcome:
+        methods = {"a": QuantMethod("uaq", bits), "b": QuantMethod("uaq", 4)}
+        about = {"stage": stage}
+        return dataclasses.replace(
+            outcome(4), qconfig=QuantConfig("toy", methods), metrics={metric: 1.0}, provenance=about
+        )
+
+    tested, label, learned = mixed(2, "test"), mixed(3, "measure"), mixed(4, "measure")
+    write_outcomes_parquet(shipped / "outcomes.parquet", [tested, label], {})
+    write_json(shipped / "protocols.json", [PROTOCOL.to_json()])
+    alone, proposed = outcome(4), mixed(5, "rounds")
+    more = [mixed(2, "measure", "fid"), mixed(3, "test", "fid")]
+    stored = [alone, proposed, learned, *more]
+    database = OutcomeDatabase(store.path("outcomes.sqlite"))
+    database.add_all((one, PROTOCOL) for one in stored)
+    both = [tested.merged(more[0]), label.merged(more[1]), alone, proposed, learned]
+    assert store.outcomes() == both
+    labels = [both[1], learned]
+    assert store.outcomes(mixed_labels=True) == labels
+    rows: list[Outcome] = []
+    decoded = Outcome.from_json
+    monkeypatch.setattr(Outcome, "from_json", lambda text: rows.append(decoded(text)) or rows[-1])
+    assert store.outcomes(PROTOCOL, mixed_labels=False) == [o for o in both if o not in labels]
+    assert learned not in rows
 
 
 def test_many_outcomes_are_added_all_or_none(tmp_path: Path) -> None:
