@@ -52,13 +52,15 @@ class SameConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] => [N, C', H / stride, W / stride], rounded up."""
-        padding: list[int] = []
-        for size, kernel, stride in zip(
-            reversed(x.shape[2:]), reversed(self.kernel_size), reversed(self.stride), strict=True
-        ):
-            total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
-            padding += [total // 2, total - total // 2]
-        return super().forward(F.pad(x, padding) if any(padding) else x)
+        sides = zip(x.shape[2:], self.kernel_size, self.stride, strict=True)
+        height, width = (
+            max((-(-size // stride) - 1) * stride + kernel - size, 0)
+            for size, kernel, stride in sides
+        )
+        if height % 2 or width % 2:  # only here: a padded copy takes as long as a convolution
+            x = F.pad(x, [0, width % 2, 0, height % 2])
+        padding = (height // 2, width // 2)
+        return F.conv2d(x, self.weight, self.bias, self.stride, padding, groups=self.groups)
 
 
 class InvertedBottleneck(nn.Module):
@@ -154,7 +156,12 @@ def features(images: np.ndarray, batch_size: int = 8) -> np.ndarray:
     for start in range(0, len(images), batch_size):
         pixels = torch.from_numpy(images[start : start + batch_size]).permute(0, 3, 1, 2).float()
         resized = F.interpolate(
-            pixels, size=(INPUT_PX, INPUT_PX), mode="bicubic", align_corners=False, antialias=False
+            pixels.contiguous(),  # by channel, which resizes in half the time
+            size=(INPUT_PX, INPUT_PX),
+            mode="bicubic",
+            align_corners=False,
+            antialias=False,
         )
-        means[start : start + batch_size] = network()(resized.clamp(0, 255)).numpy()
+        by_pixel = resized.clamp_(0, 255).contiguous(memory_format=torch.channels_last)
+        means[start : start + batch_size] = network()(by_pixel).numpy()
     return means

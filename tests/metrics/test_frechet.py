@@ -89,6 +89,10 @@ def test_lite0_pads_like_tensorflow() -> None:
     row = torch.arange(1.0, 5.0).repeat(4, 1)[None, None]
     with torch.no_grad():
         assert conv(row)[0, 0, 0].tolist() == [3 * (1 + 2 + 3), 3 * (3 + 4)]
+    wide = lite0.SameConv2d(1, 1, 5, 2, bias=False)  # one zero before, two after
+    torch.nn.init.ones_(wide.weight)
+    with torch.no_grad():
+        assert wide(row)[0, 0, 0].tolist() == [4 * (1 + 2 + 3 + 4), 4 * (2 + 3 + 4)]
 
 
 def test_lite0_sees_what_a_trained_network_sees() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from pathlib import Path
 
 import numpy as np
@@ -69,3 +70,32 @@ def test_the_same_pictures_are_seen_once() -> None:
     changed[0, 0, 0, 0] ^= 1
     assert networks.once("test", changed, compute) is not first
     assert calls == [4, 4]
+
+
+def test_features_of_full_precision_outlast_those_of_many_others() -> None:
+    """Each set of pictures that is compared asks for them again, file by file."""
+    computed = []
+
+    def compute(images: np.ndarray) -> np.ndarray:
+        computed.append(int(images[0, 0, 0, 0]))
+        return np.zeros((len(images), 112), np.float32)
+
+    files = [np.full((2, 8, 8, 3), number, np.uint8) for number in range(60)]
+    for other in files[20:]:
+        for full in files[:20]:
+            networks.once("outlasts", full, compute)
+        networks.once("outlasts", other, compute)
+    assert sorted(computed) == list(range(60)), "nothing is computed twice"
+
+
+def test_no_more_features_are_kept_than_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(networks, "_cache", collections.OrderedDict())
+    monkeypatch.setattr(networks, "_MAX_CACHED_BYTES", 2 * 112 * 4)
+    for number in range(5):
+        images = np.full((1, 8, 8, 3), number, np.uint8)
+        networks.once("memory", images, lambda images: np.zeros((len(images), 112), np.float32))
+    assert len(networks._cache) == 2
+    images = np.zeros((9, 8, 8, 3), np.uint8)
+    large = networks.once("memory", images, lambda images: np.zeros((len(images), 112), np.float32))
+    (kept,) = networks._cache.values()
+    assert kept is large, "the last one is kept, whatever its size"
