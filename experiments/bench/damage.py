@@ -228,7 +228,9 @@ def cases(folder: Path) -> list[Case]:
 
     def outcomes() -> object:
         store = workspace.store
-        return [o.to_json() for o in store.outcomes()], sorted(store.protocols())
+        protocols = sorted(store.protocols())
+        parts = (store.outcomes(protocols, mixed_labels=mixed) for mixed in (True, False))
+        return [[o.to_json() for o in part] for part in (store.outcomes(), *parts)], protocols
 
     def page(name: str) -> Callable[[], object]:
         return lambda: getattr(results.read(workspace.store, "small"), name)

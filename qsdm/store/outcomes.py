@@ -42,7 +42,10 @@ _TABLES = {
     "outcome": "qconfig TEXT, protocol TEXT, json TEXT NOT NULL, PRIMARY KEY (qconfig, protocol)",
     "protocol": "digest TEXT PRIMARY KEY, json TEXT NOT NULL",
 }
-_KEYS = {"outcome": "qconfig, protocol", "protocol": "digest"}
+_KEYS = {  # with their types: a text does not equal the blob of its bytes
+    "outcome": "qconfig, protocol, typeof(qconfig) || typeof(protocol)",
+    "protocol": "digest, typeof(digest)",
+}
 _AGREEING: dict[Path, tuple[tuple[int, int, int], ...]] = {}
 """Databases whose tables agree with their indices, and the state of the files that was checked."""
 

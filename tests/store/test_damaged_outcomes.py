@@ -103,6 +103,18 @@ def test_a_database_is_never_taken_for_an_empty_one(database: OutcomeDatabase) -
         OutcomeDatabase(database.path)
 
 
+def test_a_key_of_another_type_hides_no_row(
+    database: OutcomeDatabase, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One bit of a record's header makes a text a blob, which equals no text."""
+    text, blob = b"\x06\x81\x0d\x81\x0d", b"\x06\x81\x0d\x81\x0c"  # of 64 bytes, in the index
+    whole = database.path.read_bytes()
+    assert whole.count(text) == 4
+    database.path.write_bytes(whole.replace(text, blob, 1))
+    assert database.read([PROTOCOL.digest]) == [outcome(bits) for bits in (2, 3, 4, 5)]
+    assert "is damaged" in capsys.readouterr().err
+
+
 def test_flipped_bits_of_a_database_are_told_or_change_nothing(
     database: OutcomeDatabase, capsys: pytest.CaptureFixture[str]
 ) -> None:
