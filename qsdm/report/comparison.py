@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 TEMPLATE = Path(__file__).with_name("comparison.html.j2")
 PAGE, DATA, GRID = "compare.html", "compare.json", "changed_most.png"
 THUMBNAIL_PX = 256
+VERDICTS = ("better", "worse", "no difference seen", "too few pictures to tell")
 Content = Mapping[str, Any]
 """What compare.json holds."""
 
@@ -175,9 +176,9 @@ def render(content: Content, pictures: Mapping[str, np.ndarray]) -> str:
         differences=pairs(content),
         captions=captions(content, pictures),
         chart=chart,
-        chart_hint=f"{content['metrics'][metric]['label'].partition(', ')[0]} of every picture to "
-        f"the one of {content['pipelines'][0]['name']} from the same caption and noise, from what "
-        "changed most to what changed least.",
+        chart_hint=f"{_short(content, metric)} of every picture to the one of "
+        f"{content['pipelines'][0]['name']} from the same caption and noise, from what changed "
+        "most to what changed least.",
         limits=content["limits"],
         limit_sentence=limit_sentence,
         about=about(content),
@@ -201,11 +202,17 @@ def heading(content: Content) -> str:
         said: dict[str, list[str]] = {}
         for row in content["differences"]:
             if (row["first"], row["second"]) == (reference["name"], entry["name"]):
-                said.setdefault(row["verdict"], []).append(row["metric"])
-        parts = [f"{word} in {', '.join(names)}" for word, names in sorted(said.items())]
+                said.setdefault(row["verdict"], []).append(_short(content, row["metric"]))
+        parts = [f"{word} in {', '.join(said[word])}" for word in VERDICTS if word in said]
         parts.append(with_label(content, fidelity, entry["metrics"][fidelity]))
         sentences.append(f"{entry['name']}: {'; '.join(parts)}")
     return f"Against {reference['name']}. " + ". ".join(sentences) + "."
+
+
+def _short(content: Content, metric: str) -> str:
+    """The label of a metric without its unit."""
+    label: str = content["metrics"][metric]["label"]
+    return label.partition(", ")[0]
 
 
 def number(content: Content, metric: str, value: float | None, sign: str = "") -> str:

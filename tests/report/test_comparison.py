@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -79,8 +80,29 @@ def text() -> str:
 
 def test_the_heading_says_what_intervals_carry() -> None:
     assert comparison.heading(CONTENT) == (
-        "Against A. B<b>: worse in fid; PSNR 24.00 dB. C: no difference seen in fid; PSNR 30.00 dB."
+        "Against A. B<b>: worse in FID; PSNR 24.00 dB. C: no difference seen in FID; PSNR 30.00 dB."
     )
+
+
+def test_the_heading_begins_with_what_was_found() -> None:
+    verdicts = {"psnr": "no difference seen", "fid": "worse", "ssim": "better"}
+    metrics = {**METRICS, "ssim": {"label": "SSIM", "larger_is_better": True, "digits": 3}}
+    found = [
+        {**pair("A", "C", 1, 0, 2, verdict), "metric": metric}
+        for metric, verdict in verdicts.items()
+    ]
+    pipelines = [CONTENT["pipelines"][0], CONTENT["pipelines"][2]]
+    content = {**CONTENT, "metrics": metrics, "differences": found, "pipelines": pipelines}
+    assert comparison.heading(content) == (
+        "Against A. C: better in SSIM; worse in FID; no difference seen in PSNR; PSNR 30.00 dB."
+    )
+
+
+def test_wide_tables_are_reached_by_the_keyboard(text: str) -> None:
+    assert text.count('class="scroll"') == 4
+    labels = re.findall(r'class="scroll" tabindex="0" role="region" aria-label="([^"]+)"', text)
+    assert labels == ["Measured", "B&lt;b&gt; − A", "C − A", "C − B&lt;b&gt;"]
+    assert ".scroll:focus-visible" in text
 
 
 def test_differences_stand_by_pair_with_their_intervals() -> None:

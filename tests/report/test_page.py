@@ -170,6 +170,12 @@ def test_nothing_is_loaded_from_elsewhere(text):
     assert len(text) < 8_000_000
 
 
+def test_wide_tables_are_reached_by_the_keyboard(text):
+    labels = re.findall(r'class="scroll" tabindex="0" role="region" aria-label="([^"]+)"', text)
+    assert len(labels) == text.count('class="scroll"')
+    assert {"Measured", "Rounds"} <= set(labels)
+
+
 def test_ids_of_figures_are_unique_in_the_page(text):
     ids = Reader(text).ids
     assert len(ids) == len(set(ids))
