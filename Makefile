@@ -66,6 +66,7 @@ bench: install $(PEERS)/.installed ## measure speed, beside other quantizers in 
 	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(PEERS)/bin/python experiments/bench/quant.py
 	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(PEERS)/bin/python experiments/bench/peers.py
 	OMP_NUM_THREADS=1 $(PY) experiments/bench/measure.py
+	OMP_NUM_THREADS=1 $(PY) experiments/bench/compare.py
 	OMP_NUM_THREADS=1 $(PY) experiments/bench/dispatch.py
 	$(PY) experiments/bench/trace.py
 
