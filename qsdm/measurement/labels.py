@@ -164,7 +164,8 @@ class Bank:
             StoreError: the outcomes are damaged.
             ModelError: files of the model are missing.
         """
-        protocols, digests = store.protocols(), None
+        protocols = store.protocols()
+        digests: Digests | None = None
         if model is not None:
             digests = digests_of(model)
             protocols = present(protocols, model, digests)

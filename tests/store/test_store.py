@@ -184,7 +184,12 @@ def test_mixed_labels_are_read_apart(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert store.outcomes(mixed_labels=True) == labels
     rows: list[Outcome] = []
     decoded = Outcome.from_json
-    monkeypatch.setattr(Outcome, "from_json", lambda text: rows.append(decoded(text)) or rows[-1])
+
+    def noted(text: bytes) -> Outcome:
+        rows.append(decoded(text))
+        return rows[-1]
+
+    monkeypatch.setattr(Outcome, "from_json", noted)
     assert store.outcomes(PROTOCOL, mixed_labels=False) == [o for o in both if o not in labels]
     assert learned not in rows
 
