@@ -46,7 +46,9 @@ def found(workspace: Workspace, objective: Objective, bits: float) -> QuantConfi
     front = search(workspace, objective, Greedy(), budget)
     terms = Terms(workspace.space, objective, Constraints.of(budget), workspace.model.metrics)
     points = terms.allowed_points(front)
-    (best,) = best_points(points, 1, terms.tradeoff(points))
+    protocol = workspace.labels(objective).protocol
+    enough = terms.enough(workspace.store.outcomes(protocol), protocol)
+    (best,) = best_points(points, 1, terms.tradeoff(points, enough))
     return QuantConfig.from_json(best["qconfig"])
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qsdm.measurement.labels import label_of_full
 from qsdm.measurement.memory import checkpoint_bytes
 from qsdm.measurement.paired import Difference
 from qsdm.measurement.retention import Retaining, in_percent
@@ -103,11 +104,30 @@ class Terms:
         """1 if a larger value of a metric is better, else -1."""
         return 1 if metric == LORA_RETENTION or self.metrics[metric].larger_is_better else -1
 
-    def tradeoff(self, points: Sequence[Mapping[str, Any]]) -> Tradeoff | None:
+    def enough(self, outcomes: Sequence[Outcome], protocol: Protocol) -> float:
+        """Look up the quality of full precision, beyond which a tradeoff pays for nothing.
+
+        Args:
+            outcomes: of the model.
+            protocol: of the candidates.
+
+        Returns:
+            The objective; infinite if it has a cost, or if full precision was not measured.
+        """
+        if len(self.objective.metrics) < len(self.objective.weights):
+            return np.inf
+        full_bits = self.space.full_bits
+        label = label_of_full(outcomes, protocol.digest, self.objective, full_bits)
+        return np.inf if label is None else label
+
+    def tradeoff(
+        self, points: Sequence[Mapping[str, Any]], enough: float = np.inf
+    ) -> Tradeoff | None:
         """Measure the predicted tradeoff of quality and fidelity.
 
         Args:
             points: of the front, those that keep the constraints.
+            enough: quality beyond which more of it counts for nothing.
 
         Returns:
             The tradeoff; None if fidelity is no axis, or there are no points.
@@ -124,7 +144,7 @@ class Terms:
             )
         quality = np.array([point["predicted"] for point in points])
         values = np.array([point["metrics"][name] for point in points])
-        return Tradeoff.of(name, self.sign(name), quality, values)
+        return Tradeoff.of(name, self.sign(name), quality, values, enough)
 
     def allowed_points(self, front: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Select the points of a front that keep the constraints.
@@ -221,7 +241,8 @@ class Terms:
             ValueError: the front has nothing that keeps the constraints.
         """
         points = self.allowed_points(front)
-        tradeoff = self.tradeoff(points)
+        enough = self.enough(ready.store.outcomes(protocol), protocol)
+        tradeoff = self.tradeoff(points, enough)
         points = best_points(points, num, tradeoff)
         proposed = [QuantConfig.from_json(point["qconfig"]) for point in points]
         if not (folder := ready.store.path("checkpoint")).exists():  # else it takes its place

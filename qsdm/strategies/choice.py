@@ -7,6 +7,10 @@ axis in units of the ends' difference. That is the point of the largest
 
 so measured values can be compared by it, too, whatever the offset of their predictions.
 
+Quality beyond that of full precision counts for nothing: a configuration that is *better* by a
+Fréchet distance draws other pictures than the denoiser that the user has, and the search would pay
+for them with fidelity.
+
 References:
     Finding Knees in Multi-objective Optimization (Branke et al., 2004), section 1: knees as what a
     user without further preferences takes.
@@ -31,12 +35,14 @@ class Tradeoff:
         sign: 1 if larger is better, else -1.
         quality_span: between the ends of the front.
         metric_span: between the ends of the front.
+        enough: quality beyond which more of it counts for nothing, that of full precision.
     """
 
     metric: str
     sign: int
     quality_span: float
     metric_span: float
+    enough: float = np.inf
 
     def score(self, quality: float, value: float) -> float:
         """Compute how good a point is; larger is better.
@@ -45,10 +51,13 @@ class Tradeoff:
             quality: by the objective.
             value: of the metric.
         """
-        return quality / self.quality_span + self.sign * value / self.metric_span
+        counted = min(quality, self.enough)
+        return counted / self.quality_span + self.sign * value / self.metric_span
 
     @staticmethod
-    def of(metric: str, sign: int, quality: np.ndarray, values: np.ndarray) -> Tradeoff:
+    def of(
+        metric: str, sign: int, quality: np.ndarray, values: np.ndarray, enough: float = np.inf
+    ) -> Tradeoff:
         """Measure the front of quality and fidelity, whatever the bytes.
 
         Args:
@@ -56,13 +65,15 @@ class Tradeoff:
             sign: 1 if larger is better, else -1.
             quality: float64 [B], B is positive.
             values: float64 [B], of the metric.
+            enough: quality beyond which more of it counts for nothing.
 
         Returns:
             The tradeoff; a span is 1 where the front is one point.
         """
-        best = front(np.stack([-quality, -sign * values], axis=1))
-        spans = (float(np.ptp(quality[best])) or 1.0, float(np.ptp(values[best])) or 1.0)
-        return Tradeoff(metric, sign, *spans)
+        counted = np.minimum(quality, enough)
+        best = front(np.stack([-counted, -sign * values], axis=1))
+        spans = (float(np.ptp(counted[best])) or 1.0, float(np.ptp(values[best])) or 1.0)
+        return Tradeoff(metric, sign, *spans, enough)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +137,14 @@ def choose(
 
     best = max(kept, key=score)
     top = max(kept, key=lambda i: quality[i])
-    return Choice(
-        best,
+    why = (
         f"chosen as the knee of the objective ({quality[best]:.4g}; the best has "
         f"{quality[top]:.4g}) and {tradeoff.metric} ({metrics[best][tradeoff.metric]:.4g}; there "
-        f"{metrics[top][tradeoff.metric]:.4g}) among {among}",
+        f"{metrics[top][tradeoff.metric]:.4g}) among {among}"
     )
+    if quality[top] > tradeoff.enough:
+        why += f"; more than full precision's objective, {tradeoff.enough:.4g}, counts for nothing"
+    return Choice(best, why)
 
 
 def _nearest(
