@@ -26,7 +26,7 @@ from qsdm.workspace import Workspace, named
 
 QUALITY = {"fd_lite0": -1.0}
 OBJECTIVES = {
-    "qsdm, balanced": Objective(QUALITY, "lite0_distance"),
+    "qsdm, balanced": Objective(QUALITY, "psnr"),
     "qsdm, quality": Objective(QUALITY),
 }
 

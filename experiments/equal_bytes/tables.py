@@ -35,9 +35,13 @@ METRICS = {"fd_lite0": False, "psnr": True, "lite0_distance": False}
 
 JUDGED = ("fd_lite0", "psnr")
 OURS, VARIANT = "ours", "ours (quality)"
+BALANCED, QUALITY = "qsdm, balanced", "qsdm, quality"
+ALSO_OURS = (OURS, VARIANT, BALANCED, QUALITY)
 FULL = "full precision"
 RULES = {
     VARIANT: ("ours, quality alone", PALETTE["ours"], "*"),
+    BALANCED: ("qsdm search, balanced", PALETTE["ours"], "o"),
+    QUALITY: ("qsdm search, quality", PALETTE["ours"], "D"),
     "weight error": ("greedy by weight error", PALETTE["greedy_error"], "o"),
     "probes": ("single layers, Fréchet distance", PALETTE["candidates"], "o"),
     "probes, fidelity": ("single layers, pixels", PALETTE["candidates"], "D"),
@@ -145,10 +149,12 @@ def outcome_of(results: Mapping[str, Any], digest: str) -> Outcome | None:
     )
 
 
-def rows_of(results: Mapping[str, Any], budget: str) -> tuple[Outcome, float, list[Row]] | None:
-    """Compare ours with all that was measured at a budget; None if ours was not."""
+def rows_of(
+    results: Mapping[str, Any], budget: str, base: str = OURS
+) -> tuple[Outcome, float, list[Row]] | None:
+    """Compare ours, or another rule, with all that was measured at a budget; None if it was not."""
     by_rule = results["rules"][budget]
-    ours = outcome_of(results, by_rule[OURS])
+    ours = outcome_of(results, by_rule[base]) if base in by_rule else None
     if ours is None:
         return None
 
@@ -158,7 +164,7 @@ def rows_of(results: Mapping[str, Any], budget: str) -> tuple[Outcome, float, li
     measured = {
         rule: outcome
         for rule, digest in by_rule.items()
-        if rule != OURS and (outcome := outcome_of(results, digest)) is not None
+        if rule != base and (outcome := outcome_of(results, digest)) is not None
     }
     rows = [
         row(rule, [outcome], bits(rule), ours)
@@ -174,7 +180,7 @@ def rows_of(results: Mapping[str, Any], budget: str) -> tuple[Outcome, float, li
     full = outcome_of(results, results["full"])
     if full is not None:
         rows.append(row(FULL, [full], 16.0, ours))
-    return ours, bits(OURS), rows
+    return ours, bits(base), rows
 
 
 def row(name: str, outcomes: Sequence[Outcome], bits: float, ours: Outcome) -> Row:
@@ -186,7 +192,7 @@ def row(name: str, outcomes: Sequence[Outcome], bits: float, ours: Outcome) -> R
 
 
 def rivals(rows: Sequence[Row]) -> list[Row]:
-    return [row for row in rows if row.name not in (VARIANT, FULL)]
+    return [row for row in rows if row.name not in (*ALSO_OURS, FULL)]
 
 
 def summary(everything: Mapping[str, Mapping[str, Any]], budget: str) -> list[str]:
@@ -202,7 +208,8 @@ def summary(everything: Mapping[str, Mapping[str, Any]], budget: str) -> list[st
         "| | " + " | ".join(f"`{name}`: fd_lite0 | PSNR, dB" for name in of) + " |",
         "|---" * (1 + 2 * len(of)) + "|",
     ]
-    for rival in (*names, VARIANT):
+    also = {one.name for rows in of.values() for one in rows}
+    for rival in (*names, *(rule for rule in ALSO_OURS if rule in also)):
         cells = []
         for rows in of.values():
             one = next((row for row in rows if row.name == rival), None)
@@ -215,7 +222,8 @@ def summary(everything: Mapping[str, Mapping[str, Any]], budget: str) -> list[st
 def markdown(everything: Mapping[str, Mapping[str, Any]]) -> str:
     """Format all tables."""
     budgets = {budget for results in everything.values() for budget in results["rules"]}
-    lines = [line for b in sorted(budgets, key=float) for line in summary(everything, b)]
+    lines = [line for base in (OURS, BALANCED) for line in verdicts(everything, base)]
+    lines += [line for b in sorted(budgets, key=float) for line in summary(everything, b)]
     for name, results in everything.items():
         for budget in sorted(results["rules"], key=float):
             compared = rows_of(results, budget)
@@ -246,6 +254,32 @@ def markdown(everything: Mapping[str, Mapping[str, Any]]) -> str:
             lines += [row_of(one) for one in rows]
             lines += ["", conclusion(rows), ""]
     return "\n".join(lines)
+
+
+def verdicts(everything: Mapping[str, Mapping[str, Any]], base: str) -> list[str]:
+    """Count what the intervals carry of one rule at each budget: how many rivals it is better than
+    in both metrics, in one of them, in neither; and who is better than it."""
+    lines = [
+        f"### What the intervals carry of `{base}`",
+        "",
+        "| | bits | rivals | better than in both | in one | in neither | better in fd_lite0 "
+        "| better in PSNR |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, budget, _, rows in compared_rows(everything, base):
+        against = rivals(rows)
+        wins = [sum(one.verdict(m) == "better" for m in JUDGED) for one in against]
+        losses = [
+            ", ".join(one.name for one in against if one.verdict(m) == "worse") or "-"
+            for m in JUDGED
+        ]
+        counts = [str(wins.count(k)) for k in (2, 1, 0)]
+        lines.append(
+            f"| `{name}` | {float(budget):g} | {len(against)} | "
+            + " | ".join([*counts, *losses])
+            + " |"
+        )
+    return [*lines, ""]
 
 
 def row_of(one: Row) -> str:
@@ -311,11 +345,11 @@ def differences(everything: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def compared_rows(
-    everything: Mapping[str, Mapping[str, Any]],
+    everything: Mapping[str, Mapping[str, Any]], base: str = OURS
 ) -> Iterator[tuple[str, str, Outcome, list[Row]]]:
     for name, results in everything.items():
         for budget in sorted(results["rules"], key=float):
-            if (compared := rows_of(results, budget)) is not None:
+            if (compared := rows_of(results, budget, base)) is not None:
                 yield name, budget, compared[0], compared[2]
 
 
@@ -371,7 +405,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--store", help="collect from this store first")
     parser.add_argument("--chosen", type=Path, default=Path("chosen"))
-    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--images", type=int, default=1024)
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--figure", type=Path, default=HERE.parents[1] / "docs/equal_bytes.png")
     args = parser.parse_args()

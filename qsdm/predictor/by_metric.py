@@ -1,28 +1,37 @@
-"""Predictions of single metrics by the closed model, fitted when they are asked for.
+"""Predictions of single metrics by closed models, fitted when they are asked for.
 
 The networks learn one objective. Limits (``limit.psnr=28``) and the axis of fidelity need other
-metrics, which the labels hold as well: the informed model (`qsdm.predictor.informed`) of a metric
+metrics, which the labels hold as well: an informed model (`qsdm.predictor.informed`) of a metric
 takes a third of a second for 240 labels, and ranks held-out labels of fidelity as well as the
-networks rank theirs. Its mean is a table and a quadratic form, so thousands of configurations are
-predicted in no time.
+networks rank theirs. A search looks where a model promises most, so one model alone is believed
+where it errs: the mean counts of those that start without probes and from the best probes of each
+fidelity, as for the objective (`qsdm.predictor.mean`). It is a table and a few quadratic forms, so
+thousands of configurations are predicted in no time.
+
+PSNR is learned as the squared error of pixels, in which the harms of weights add up; decibels do
+not.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from qsdm.measurement.labels import Bank, Labels
+from qsdm.measurement.labels import Bank, Labels, label_of_full
 from qsdm.outcome import Objective
 from qsdm.predictor.encode import Encoding
 from qsdm.predictor.informed import Lessons
+from qsdm.predictor.mean import Mean
 from qsdm.predictor.scores import srcc
 from qsdm.qconfig import OutsideSpace
 from qsdm.qconfig.cost import MethodTable
 
 OF_FULL_PRECISION = {"lite0_distance": 0.0, "lpips": 0.0, "ssim": 1.0}
-"""Metrics of fidelity, and what full precision has by definition; a dB has no such value."""
+"""Metrics of fidelity, and what full precision has by definition."""
+
+PSNR = "psnr"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,21 +42,25 @@ class MetricModel:
         name: of the metric.
         sign: 1 if larger is better, else -1.
         encoding: of the space.
-        offset: what all configurations share.
-        contributions: float64 [W, M + 1], of each decision.
-        amplitude: float64 [W, M + 1], of each decision in the interactions.
-        form: float64 [W, W], interactions of two weights.
+        mean: of closed models; of PSNR, of minus the squared error.
         srcc: rank correlation of the labels with their predictions by the others.
     """
 
     name: str
     sign: int
     encoding: Encoding
-    offset: float
-    contributions: np.ndarray
-    amplitude: np.ndarray
-    form: np.ndarray
+    mean: Mean
     srcc: float
+    _offset: float = field(init=False)
+    _contributions: np.ndarray = field(init=False)  # [W, M + 1]
+    _amplitudes: np.ndarray = field(init=False)  # [J, W, M + 1]
+    _forms: np.ndarray = field(init=False)  # [J, W, W]
+
+    def __post_init__(self) -> None:
+        for name in ("offset", "amplitudes"):
+            object.__setattr__(self, f"_{name}", getattr(self.mean, name))
+        object.__setattr__(self, "_contributions", self.mean.contributions())
+        object.__setattr__(self, "_forms", self.mean.forms())
 
     def __call__(self, genes: np.ndarray) -> np.ndarray:
         """Predict.
@@ -59,10 +72,29 @@ class MetricModel:
             Values of the metric, float64 [B].
         """
         columns, rows = self.encoding.columns_of(genes), np.arange(genes.shape[1])
-        chosen = self.amplitude[rows, columns]
-        quality = self.offset + self.contributions[rows, columns].sum(axis=1)
-        quality += ((chosen @ self.form) * chosen).sum(axis=1)
-        return self.sign * quality
+        quality = self._offset + self._contributions[rows, columns].sum(axis=1)
+        for amplitude, form in zip(self._amplitudes, self._forms, strict=True):
+            chosen = amplitude[rows, columns]
+            quality += ((chosen @ form) * chosen).sum(axis=1)
+        return in_decibels(quality) if self.name == PSNR else self.sign * quality
+
+
+def squared(psnr: np.ndarray) -> np.ndarray:
+    """Minus the squared error of pixels, in units of the largest one's square.
+
+    Args:
+        psnr: in dB.
+    """
+    return -(10 ** (-psnr / 10))
+
+
+def in_decibels(quality: np.ndarray) -> np.ndarray:
+    """The inverse of `squared`; a predicted error is at least that of 80 dB.
+
+    Args:
+        quality: minus the squared error.
+    """
+    return -10 * np.log10(np.maximum(-quality, 1e-8))
 
 
 def metric_model(
@@ -84,8 +116,8 @@ def metric_model(
     Raises:
         ValueError: the labels do not hold the metric.
     """
-    from qsdm.predictor.best_probes import choose_probes
-    from qsdm.predictor.probes import ProbeError
+    from qsdm.predictor.best_probes import best_of_each_fidelity
+    from qsdm.predictor.probes import ProbeError, Probes
 
     objective = Objective({name: 1.0 if larger else -1.0})
     sets = bank.sets(objective, "measure", [labels.protocol])
@@ -93,31 +125,34 @@ def metric_model(
         held = sorted({n for o in labels.outcomes for n, v in o.metrics.items() if v is not None})
         raise ValueError(f"the labels hold no {name!r} (they hold {', '.join(held)})")
     own = sets[0]
-    full = OF_FULL_PRECISION.get(name)
-    if full is None:
-        full = next(
-            (
-                value
-                for outcome in bank.outcomes
-                if outcome.qconfig.is_full and outcome.protocol == own.protocol.digest
-                if (value := outcome.metrics.get(name)) is not None
-            ),
-            None,
-        )
-    try:
-        probes = choose_probes(bank, table, objective)
-    except (ProbeError, OutsideSpace):
-        probes = None
-    at_full = None if full is None else objective({name: full})
-    lessons = Lessons.of(encoding, table, objective, own, probes, at_full)
-    model = lessons.model(np.arange(len(own)))
-    return MetricModel(
-        name,
-        1 if larger else -1,
-        encoding,
-        model.prior.offset,
-        model.contributions(),
-        model.prior.amplitude,
-        model.form(),
-        srcc(own.values, model.left_out),
-    )
+    if name == PSNR:
+        halves = None if own.halves is None else squared(own.halves)
+        own, at_full = replace(own, values=squared(own.values), halves=halves), 0.0
+    else:
+        at_full = at_full_precision(bank, own, objective, name)
+    priors: list[Probes | None] = [None]
+    with contextlib.suppress(ProbeError, OutsideSpace):
+        priors = [*best_of_each_fidelity(bank, table, objective).values(), None]
+    rows = np.arange(len(own))
+    models = [
+        Lessons.of(encoding, table, objective, own, prior, at_full).model(rows) for prior in priors
+    ]
+    mean = Mean(tuple(models))
+    return MetricModel(name, 1 if larger else -1, encoding, mean, srcc(own.values, mean.left_out))
+
+
+def at_full_precision(bank: Bank, own: Labels, objective: Objective, name: str) -> float | None:
+    """Look up what full precision has, by definition or as it was measured.
+
+    Args:
+        bank: everything that was measured of the model.
+        own: labels of the metric.
+        objective: the metric, with its sign.
+        name: of the metric.
+
+    Returns:
+        The label; None if it is not known.
+    """
+    if (full := OF_FULL_PRECISION.get(name)) is not None:
+        return objective({name: full})
+    return label_of_full(bank.outcomes, own.protocol.digest, objective, bank.space.full_bits)

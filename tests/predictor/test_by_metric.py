@@ -9,9 +9,12 @@ from toy_unet import Toy
 
 from qsdm.measurement.labels import Bank
 from qsdm.outcome import Objective, Outcome
-from qsdm.predictor.by_metric import metric_model
+from qsdm.predictor.by_metric import in_decibels, metric_model, squared
 from qsdm.predictor.encode import Encoding, errors
 from qsdm.predictor.informed import Lessons
+from qsdm.qconfig import QuantConfig, QuantMethod
+
+METHOD = QuantMethod("uaq", 3)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +29,12 @@ def bank(toy: Toy) -> Bank:
         qconfig = toy.space.sample(rng)
         rows = [columns[method] for method in qconfig.methods.values()]
         total = float((sensitivity * error[np.arange(len(rows)), rows]).sum())
-        metrics = {"fd": 200 + 9 * total, "distance": 30 * total, "similarity": 40 - 5 * total}
+        metrics = {
+            "fd": 200 + 9 * total,
+            "distance": 30 * total,
+            "similarity": 40 - 5 * total,
+            "psnr": -10 * float(np.log10(1e-3 * total)),
+        }
         outcomes.append(Outcome(qconfig, PROTOCOL.digest, metrics, 8))
     return Bank(toy.space, outcomes, {PROTOCOL.digest: PROTOCOL})
 
@@ -51,9 +59,42 @@ def test_it_is_the_mean_of_the_closed_model_in_units_of_the_metric(
     assert model(labels.genes[:5]) == pytest.approx(measured, rel=0.1)
 
 
+def test_psnr_is_learned_as_the_squared_error_which_adds_up(
+    toy: Toy, encoding: Encoding, bank: Bank
+) -> None:
+    labels = bank.labels(Objective({"fd": -1}), 0, 8)
+    model = metric_model(bank, encoding, toy.table, labels, "psnr", True)
+    measured = np.array([outcome.metrics["psnr"] for outcome in labels.outcomes])
+    assert np.abs(model(labels.genes) - measured).max() < 0.02  # dB
+    assert in_decibels(squared(measured)) == pytest.approx(measured)
+
+
+def test_the_mean_counts_of_all_priors(toy: Toy, encoding: Encoding, bank: Bank) -> None:
+    labels = bank.labels(Objective({"fd": -1}), 0, 8)
+    full = Outcome(QuantConfig(toy.space.graph.denoiser, {}), PROTOCOL.digest, {"distance": 0.0}, 8)
+    alone = [
+        Outcome(
+            QuantConfig(toy.space.graph.denoiser, {weight.name: METHOD}),
+            PROTOCOL.digest,
+            {"distance": 1.0 + i},
+            8,
+        )
+        for i, weight in enumerate(toy.space.graph.weights)
+    ]
+    probed = Bank(toy.space, [*bank.outcomes, full, *alone], bank.protocols)
+    model = metric_model(probed, encoding, toy.table, labels, "distance", False)
+    hot = encoding.one_hot(labels.genes).astype(np.float64)
+    means = [one.predict(hot)[0] for one in model.mean.models]
+    assert len(means) == 2
+    assert not np.allclose(*means, rtol=1e-3)
+    assert -model(labels.genes) == pytest.approx(np.mean(means, axis=0), rel=1e-6)
+
+
 def test_a_metric_that_labels_lack_is_refused_with_those_they_hold(
     toy: Toy, encoding: Encoding, bank: Bank
 ) -> None:
     labels = bank.labels(Objective({"fd": -1}), 0, 8)
-    with pytest.raises(ValueError, match=r"hold no 'lpips' \(they hold distance, fd, similarity\)"):
+    with pytest.raises(
+        ValueError, match=r"hold no 'lpips' \(they hold distance, fd, psnr, similarity\)"
+    ):
         metric_model(bank, encoding, toy.table, labels, "lpips", False)
