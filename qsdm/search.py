@@ -10,7 +10,8 @@
     python -m qsdm.search +model=emoji_unet rounds=3 plan=true price_per_hour=2.5
 
 The objective may have an axis of fidelity (``objective=balanced``, the default): PSNR to the
-full-precision picture of the same noise is maximized beside quality, and the front is a surface. Limits and this axis are predicted by closed models of the labels' metrics
+full-precision picture of the same noise is maximized beside quality, and the front is a surface.
+Limits and this axis are predicted by closed models of the labels' metrics
 (`qsdm.predictor.by_metric`). ``limit.lora_retention`` is predicted from the probes of that adapter
 (`qsdm.predictor.retention`).
 
