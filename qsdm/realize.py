@@ -5,6 +5,7 @@
     python -m qsdm.realize +model=emoji_unet budget.size_bytes=1.6e6 limit.psnr=26
     python -m qsdm.realize +model=emoji_unet lora=FILE limit.lora_retention=0.9
     python -m qsdm.realize +model=emoji_unet activations=[8,16,6]    # and inputs of layers rounded
+    python -m qsdm.realize +model=emoji_unet steps=true              # after probe steps=5
 
 The front's best predicted points within the budget are measured under the protocol of the labels.
 Of them and of what the search's rounds have measured, the one with the best objective that keeps
@@ -17,6 +18,12 @@ configurations of a test set on the fresh seeds serve as random ones.
 With ``activations``, the chosen configuration and the best uniform one of each width are measured
 with their activations rounded, too, on the same captions and noise; the checkpoint's layers round
 their inputs to the first of these widths.
+
+With ``steps``, pairs of the front's points are measured as well, of which the larger applies in the
+bins of the sampler's steps that suffer most, and whose mean bits over the steps keep the budget of
+bits (`qsdm.measurement.bins`). The best of them is a row of its own beside the chosen one, and the
+checkpoint holds both of its versions, which takes more bytes than one. ``chosen-steps.json`` is
+this configuration.
 
 Writes ``summary.json`` (measured values only), ``chosen.json`` (the configuration), ``checkpoint/``
 (the pipeline with its denoiser packed, see `qsdm.checkpoint.load_quantized`, and a model card),
@@ -40,15 +47,17 @@ from qsdm.graph import canonical
 from qsdm.metrics import description
 from qsdm.outcome import Objective, Outcome, require_measured
 from qsdm.qconfig import OutsideSpace, QuantConfig, Space, cost
+from qsdm.report.summary import STEPPED
 from qsdm.store import StoreError, memo
 from qsdm.store.provenance import provenance
-from qsdm.store.schemas import CHOSEN, FRONT, REPORT, SUMMARY
+from qsdm.store.schemas import CHOSEN, CHOSEN_STEPS, FRONT, REPORT, SUMMARY
 from qsdm.strategies.constraints import Constraints, read_budget, with_bytes
 from qsdm.text import MANY, Log, ignore, require
 from qsdm.workspace import Workspace, takes_workspace
 
 if TYPE_CHECKING:
     from qsdm.engine import Engine
+    from qsdm.measurement.bins import Suffering
     from qsdm.measurement.session import Measured, Session
     from qsdm.outcome import Protocol
 
@@ -72,6 +81,7 @@ def realize(
     num_random: int = 5,
     seed: int = 0,
     activations: Sequence[int] = (),
+    steps: bool = False,
     batch_size: int = 16,
     engine: Engine = Local(),  # noqa: B008 (a frozen value)
     avg_bits: float | None = None,
@@ -98,6 +108,8 @@ def realize(
         seed: of the random configurations.
         activations: bits of activations to measure, 2 to 8 and 16, as [16,8,6]; the checkpoint has
             the first of them.
+        steps: whether to choose a pair of configurations for bins of the sampler's steps as well,
+            of the budget's mean bits, and to write the checkpoint with it; probe steps=5 first.
         batch_size: pictures that are drawn at a time.
         engine: where workers run.
         avg_bits: old spelling of budget.avg_bits.
@@ -123,6 +135,7 @@ def realize(
         >>> [row["name"] for row in summary["rows"]][::7]
         ['fp', 'ours']
     """
+    from qsdm.measurement import bins
     from qsdm.measurement.candidates import Terms
     from qsdm.measurement.rounded import measure_rounded, read_widths
     from qsdm.measurement.session import open_session
@@ -140,21 +153,30 @@ def realize(
     budget, _ = read_budget(budget, avg_bits=avg_bits)
     constraints = Constraints.of(with_bytes(budget), limit, pin, forbid, target, lora)
     require_fresh(workspace, seed_set, label_seed_set)
+    suffering = bins_of(workspace, objective, constraints, widths) if steps else None
     probed = None if lora is None else read_retention(workspace, lora)
     with open_session(workspace, engine, batch_size, check=False) as ready:
         front = ready.store.read(FRONT, f"search/{workspace.space_name}.json")
         retaining = None if probed is None else probed.measuring(ready)
         terms = Terms(ready.space, objective, constraints, workspace.model.metrics, retaining)
+        pairs = [] if suffering is None else bins.propose(terms, suffering, front)
         labels = ready.protocol(label_seed_set, num_images)
         require_measured(objective.metrics, ready.model.metrics)
         choice = terms.measured_choice(ready, front, labels, candidates, log)
         ours = choice.qconfig
         print(choice.why)
         CHOSEN.write(ready.store.path("chosen.json"), ours.to_json())
+        stepped = None
+        if pairs:
+            stepped = bins.measured_choice(ready, terms, pairs[:candidates], labels, log)
+            print(f"in bins of steps, {stepped.why}")
+            CHOSEN_STEPS.write(ready.store.path("chosen-steps.json"), stepped.qconfig.to_json())
 
         fresh = ready.protocol(seed_set, num_images)
         rivals = random_of_size(ready, fresh, ours, num_random, np.random.default_rng(seed))
         rows = compared(ready.space, ours, rivals)
+        if stepped is not None:
+            rows[STEPPED] = stepped.qconfig
         final = ready.measure(list(rows.values()), fresh, "realize", log)
         summary: dict[str, Any] = {
             "schema": SUMMARY.schema,
@@ -171,13 +193,17 @@ def realize(
             "protocol": fresh.to_json(),
             "rows": [row(ready.space, name, final.of(qconfig)) for name, qconfig in rows.items()],
             "differences": differences(rows, final),
-            "candidates": [
-                {"predicted": predicted} | row(ready.space, outcome.qconfig.digest[:12], outcome)
-                for predicted, outcome in choice.candidates
-            ],
+            "candidates": tried(ready.space, choice.candidates),
             "provenance": provenance(),
         }
         stored = ours
+        if stepped is not None and suffering is not None:
+            stored = stepped.qconfig
+            summary["steps"] = {
+                "why": stepped.why,
+                "bins": bins.chosen_bins(terms, suffering, stored),
+                "candidates": tried(ready.space, stepped.candidates),
+            }
         if widths:
             weights = {name: rows[name] for name in ("ours", *best_uniform(ready, summary["rows"]))}
             summary["activations"], rounded = measure_rounded(ready, weights, widths, fresh, log)
@@ -213,6 +239,44 @@ def require_fresh(workspace: Workspace, seed_set: int, label_seed_set: int) -> N
             f"wanted fresh noise, but the predictor's labels have seed_set={seed_set}: "
             "give another one"
         )
+
+
+def bins_of(
+    workspace: Workspace, objective: Objective, constraints: Constraints, widths: Sequence[int]
+) -> list[Suffering]:
+    """Read what bins of steps suffer, and refuse what does not go with them.
+
+    Args:
+        workspace: whose steps were probed.
+        objective: by which configurations are chosen.
+        constraints: that they must keep.
+        widths: of activations, that are measured.
+
+    Returns:
+        The bins.
+
+    Raises:
+        ModelError: several parts share a budget.
+        StoreError: the steps were not probed.
+        ValueError: what is quantized is no denoiser, fidelity is an axis of the objective, a LoRA
+            is limited, or activations are rounded.
+    """
+    from qsdm.measurement.bins import read_bins
+
+    require_one_part(workspace.model, "bins of steps are of")
+    if not workspace.model.denoisers:
+        raise ValueError(
+            "bins of steps are those in which a denoiser is called (got "
+            f"{workspace.model.component}): leave steps out"
+        )
+    for is_given, what, remedy in (
+        (objective.fidelity is not None, "an axis of fidelity", "objective=quality"),
+        (constraints.lora is not None, "a limit of lora_retention", "no lora"),
+        (bool(widths), "rounded activations", "no activations"),
+    ):
+        if is_given:
+            raise ValueError(f"bins of steps are not chosen with {what} yet: give {remedy}")
+    return read_bins(workspace, objective)
 
 
 def random_of_size(
@@ -324,6 +388,22 @@ def row(space: Space, name: str, outcome: Outcome) -> dict[str, Any]:
     }
 
 
+def tried(space: Space, candidates: Sequence[tuple[float, Outcome]]) -> list[dict[str, Any]]:
+    """Describe candidates that were measured.
+
+    Args:
+        space: of the configurations.
+        candidates: predicted quality and outcome of each.
+
+    Returns:
+        Rows of the summary, each with its predicted quality.
+    """
+    return [
+        {"predicted": predicted} | row(space, outcome.qconfig.digest[:12], outcome)
+        for predicted, outcome in candidates
+    ]
+
+
 def checkpoint(
     ready: Session, packed: Path, protocol: Protocol, outcomes: tuple[Outcome, Outcome]
 ) -> tuple[dict[str, int], str]:
@@ -429,7 +509,7 @@ def finish(ready: Session, summary: Mapping[str, Any], memory: str, log: Log) ->
         log: receives metrics, pictures and the page.
     """
     from qsdm.report import page, results
-    from qsdm.report.summary import activation_table, sentence
+    from qsdm.report.summary import activation_table, sentence, step_sentence
     from qsdm.report.tracked import track
 
     names = list(summary["rows"][0]["metrics"])
@@ -448,7 +528,7 @@ def finish(ready: Session, summary: Mapping[str, Any], memory: str, log: Log) ->
                 if value is not None
             }
         )
-    if (verdict := sentence(summary)) is not None:
+    for verdict in filter(None, [sentence(summary), step_sentence(summary)]):
         print(verdict)
     size = summary["checkpoint"]
     print(

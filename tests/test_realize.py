@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,8 +14,10 @@ from fabricated_store import predictor_report
 from PIL import Image
 
 from qsdm.calibrate import calibrate
+from qsdm.checkpoint import contents
 from qsdm.denoisers import Model
 from qsdm.engine.serial import Serial
+from qsdm.measurement.bins import Suffering, propose
 from qsdm.measurement.candidates import Terms, best_points, of_rounds
 from qsdm.measurement.intake import Measured
 from qsdm.measurement.paired import Difference
@@ -23,13 +26,23 @@ from qsdm.measurement.worker import WorkerStart
 from qsdm.metrics.fidelity import Psnr
 from qsdm.outcome import Objective, Outcome
 from qsdm.qconfig import QuantConfig, Space, SpaceSpec, cost
+from qsdm.qconfig.steps import bin_name
 from qsdm.quant.calibrated import read_table
 from qsdm.realize import random_of_size, realize
-from qsdm.report.summary import activation_table
+from qsdm.report.summary import activation_table, step_sentence
 from qsdm.store import Store, StoreError, room
 from qsdm.store.files import read_json
 from qsdm.store.room import NoRoom
-from qsdm.store.schemas import FRONT, REPORT, SUMMARY
+from qsdm.store.schemas import (
+    CHOSEN_STEPS,
+    FRONT,
+    REPORT,
+    STEPS,
+    STEPS_FILE,
+    SUMMARY,
+    StepRow,
+    StepTable,
+)
 from qsdm.store.tensors import check_tensors
 from qsdm.strategies import Problem
 from qsdm.strategies.constraints import Constraints
@@ -262,6 +275,104 @@ def test_nothing_is_drawn_or_packed_twice(
     packed.write_bytes(b"")  # a folder that somebody changed is written again
     realize(Workspace(tiny_model, SPEC, realized.root), QUALITY, **FEW)
     check_tensors(packed, "")
+
+
+def probed_steps(harms: Sequence[float]) -> StepTable:
+    """What `probe` writes of equal bins of steps that suffer so much."""
+    num = len(harms)
+    rows: list[StepRow] = [
+        {
+            "name": bin_name(i, num),
+            "start": i / num,
+            "stop": (i + 1) / num,
+            "num_steps": 1,
+            "metrics": {"fd_lite0": 100 + harm},
+            "standard_errors": {},
+            "differences": {"fd_lite0": [harm, 1.0]},
+            "qconfig": "",
+        }
+        for i, harm in enumerate(harms)
+    ]
+    rows.append({**rows[0], "name": "all"})
+    return {"denoiser": "tiny", "protocol": {}, "qconfig": {}, "full": {}, "rows": rows}
+
+
+def test_a_pair_of_configurations_is_chosen_for_bins_of_steps(
+    tiny_model: Model, searched: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = Path(shutil.copytree(searched, tmp_path / "store"))
+    workspace, few = Workspace(tiny_model, SPEC, root), FEW | {"activations": [], "num_random": 0}
+    store = workspace.store
+    with pytest.raises(StoreError, match=r"not probed: run .*qsdm\.probe \+model=tiny steps=5"):
+        realize(workspace, QUALITY, steps=True, **few)
+    STEPS.write(store.path(STEPS_FILE), probed_steps([-1.0, 3.0]))
+    summary = realize(workspace, QUALITY, steps=True, **few)
+
+    ours, stepped = summary["rows"][-2:]
+    assert (ours["name"], stepped["name"]) == ("ours", "ours-steps")
+    qconfig = CHOSEN_STEPS.read(store.path("chosen-steps.json"))
+    first, last = summary["steps"]["bins"]
+    assert [(first["share"], last["share"])] == [(0, 1)]  # what suffers less than nothing is noise
+    assert first["avg_bits"] < LIMIT < last["avg_bits"]
+    assert stepped["avg_bits"] == pytest.approx((first["avg_bits"] + last["avg_bits"]) / 2)
+    assert stepped["avg_bits"] <= LIMIT
+    assert stepped["qconfig"] == qconfig.digest
+    assert [one["qconfig"] for one in summary["steps"]["candidates"]] == [qconfig.digest]
+    assert set(summary["differences"]["ours-steps"]) == {"fd_lite0", "psnr"}
+
+    # The file holds both versions, and its bytes are those of the row.
+    written = contents(store.path("checkpoint"))
+    assert written.bins == ("0.5 to 1",)
+    assert summary["checkpoint"]["packed_bytes"] == stepped["size_bytes"]
+    assert stepped["size_bytes"] > 1.5 * ours["size_bytes"]
+    text = step_sentence(summary)
+    assert text is not None
+    assert text in capsys.readouterr().out
+    assert f"both versions take {stepped['size_bytes']:,} bytes" in text
+    assert "minus ours, paired: fd_lite0" in text
+    assert text.partition(";")[0] in store.path("report.html").read_text("utf-8")
+
+    for match, changed in {
+        "not chosen with rounded activations yet": {"activations": [8]},
+        "need points of the front above budget.avg_bits=9": {"budget": {"avg_bits": 9}},
+        "no two points of the front keep budget.size_bytes": {"budget": {"size_bytes": 24_900}},
+    }.items():
+        with pytest.raises(ValueError, match=match):
+            realize(workspace, QUALITY, steps=True, **few | changed)
+    balanced = Objective(QUALITY.weights, "psnr")
+    with pytest.raises(ValueError, match="not chosen with an axis of fidelity yet"):
+        realize(workspace, balanced, steps=True, **few)
+
+
+def test_the_larger_configuration_goes_where_steps_suffer(space: Space) -> None:
+    """For each number of bins, the pair with the best sum of predictions within the mean bits."""
+    rng = np.random.default_rng(3)
+    qconfigs = [space.sample(rng, share) for share in np.linspace(0, 1, 8)]
+    bits = [cost.avg_bits(space.graph, qconfig, 16) for qconfig in qconfigs]
+    points = [
+        {"qconfig": q.to_json(), "predicted": -100 * 2**-own}
+        for q, own in zip(qconfigs, bits, strict=True)
+    ]
+    terms = Terms(space, QUALITY, Constraints(avg_bits=3.6), {})
+    names = [("first", 0.1), ("middle", 0.2), ("last", 0.7)]
+    bins = [Suffering(n, i / 3, (i + 1) / 3, share) for i, (n, share) in enumerate(names)][::-1]
+    found = propose(terms, bins, {"points": points})
+    edges = [[(b.start, b.stop) for b in one.qconfig.steps] for one in found]
+    assert sorted(edges) == [[(1 / 3, 1)], [(2 / 3, 1)]]
+    assert found[0].predicted >= found[1].predicted
+    for one in found:
+        within, elsewhere = one.qconfig.steps[0].qconfig, one.qconfig.elsewhere
+        assert bits[qconfigs.index(within)] > bits[qconfigs.index(elsewhere)]
+        share = one.qconfig.steps[0].share
+        harm = 0.7 if share < 0.5 else 0.9
+        best = max(
+            harm * points[i]["predicted"] + (1 - harm) * points[j]["predicted"]
+            for i in range(8)
+            for j in range(8)
+            if share * bits[i] + (1 - share) * bits[j] <= 3.6 and bits[j] < bits[i]
+        )
+        assert one.predicted == pytest.approx(best)
+        assert cost.avg_bits(space.graph, one.qconfig, 16) <= 3.6
 
 
 def test_random_ones_that_were_measured_on_the_fresh_noise_come_first(space: Space) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import inf
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -90,15 +91,30 @@ class Terms:
         """Whether a configuration keeps budget, pins, forbidden methods and target.
 
         Args:
-            qconfig: of the space.
+            qconfig: of the space; with bins of steps, a budget of bits is one of their mean.
         """
         graph, full_bits = self.space.graph, self.space.full_bits
-        if cost.size_bytes(graph, qconfig, full_bits) > self.max_bytes:
+        size = cost.size_bytes(graph, qconfig, full_bits)
+        if qconfig.steps:  # all versions are stored
+            most = (self.constraints.size_bytes or inf, self.constraints.avg_bits or inf)
+            fits = size <= most[0] and cost.avg_bits(graph, qconfig, full_bits) <= most[1]
+        else:
+            fits = size <= self.max_bytes
+        if not fits:
             return False
-        most = self.constraints.tera_bops
-        if most is not None and cost.tera_bops(graph, qconfig, full_bits) > most:
+        operations = self.constraints.tera_bops
+        if operations is not None and cost.tera_bops(graph, qconfig, full_bits) > operations:
             return False
-        return all(method in self._offered[name] for name, method in qconfig.decisions.items())
+        return all(
+            method in self._offered[name]
+            for _, part in qconfig.parts
+            for name, method in part.decisions.items()
+        )
+
+    def without_budget(self) -> Terms:
+        """The same terms for configurations of any size."""
+        free = replace(self.constraints, size_bytes=None, avg_bits=None, tera_bops=None)
+        return replace(self, constraints=free)
 
     def sign(self, metric: str) -> int:
         """1 if a larger value of a metric is better, else -1."""

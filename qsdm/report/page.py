@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from qsdm.report import cards, figures, sections
 from qsdm.report.results import NotRun, Results
 from qsdm.report.steps import step_table
-from qsdm.report.summary import activation_table, descriptions, sentence
+from qsdm.report.summary import activation_table, descriptions, sentence, step_sentence
 from qsdm.store.files import write_text
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ def render(results: Results) -> str:
         table=sections.table(results),
         activations=activation_table(results.summary),
         steps=step_table(results.steps, descriptions(results.summary)),
+        stepped=step_sentence(results.summary),
         charts=dict.fromkeys(FIGURES) | dict(_drawn(results)),
         search_hint=sections.search_hint(results.front),
         rounds=sections.rounds(results.front),

@@ -11,6 +11,7 @@ from qsdm.report.results import Results
 from qsdm.report.summary import (
     FULL,
     OURS,
+    STEPPED,
     descriptions,
     head,
     kind_of,
@@ -21,7 +22,7 @@ from qsdm.report.summary import (
 )
 from qsdm.text import size
 
-TITLES = {FULL: "full precision", OURS: "ours"}
+TITLES = {FULL: "full precision", OURS: "ours", STEPPED: "ours in bins of steps"}
 PREDICTORS = {
     "gnn": "graph network",
     "mean": "mean of the closed models",

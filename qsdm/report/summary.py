@@ -13,8 +13,8 @@ from qsdm.qconfig import activations as widths
 if TYPE_CHECKING:
     import pandas
 
-OURS, FULL = "ours", "fp"
-KINDS = (FULL, OURS, "uniform", "random")
+OURS, FULL, STEPPED = "ours", "fp", "ours-steps"
+KINDS = (FULL, OURS, "steps", "uniform", "random")
 Row = Mapping[str, Any]
 Summary = Mapping[str, Any] | None
 """Contents of summary.json; None where nothing was realized."""
@@ -22,6 +22,8 @@ Summary = Mapping[str, Any] | None
 
 def rows(summary: Summary) -> list[Row]:
     """Sort the measured rows as they are read: full precision, ours, uniform by bits, random.
+
+    Ours in bins of steps follows ours.
 
     Args:
         summary: contents of summary.json.
@@ -44,10 +46,12 @@ def kind_of(name: str) -> str:
         name: of a measured row.
 
     Returns:
-        fp, ours, random or uniform.
+        fp, ours, steps, random or uniform.
     """
     if name in (FULL, OURS):
         return name
+    if name == STEPPED:
+        return "steps"
     return "random" if name.startswith("random") else "uniform"
 
 
@@ -153,6 +157,41 @@ def difference(summary: Summary, name: str, metric: str) -> str:
     """
     value, error = (summary or {}).get("differences", {}).get(name, {}).get(metric, (0, None))
     return "" if error is None else f"; paired difference {value:+.4g} ± {error:.2g}"
+
+
+def step_sentence(summary: Summary) -> str | None:
+    """Say what two configurations over the sampler's steps are worth.
+
+    Args:
+        summary: contents of summary.json.
+
+    Returns:
+        The sentence; None if there are none.
+    """
+    from qsdm.measurement.paired import Difference
+
+    found = (summary or {}).get("steps")
+    by_name = {row["name"]: row for row in rows(summary)}
+    if not summary or not found or STEPPED not in by_name:
+        return None
+    row, own = by_name[STEPPED], by_name[OURS]
+    most = max(one["avg_bits"] for one in found["bins"])
+    more = [one["name"] for one in found["bins"] if one["avg_bits"] == most]
+    least = min(one["avg_bits"] for one in found["bins"])
+    text = (
+        f"With {most:.2f} bits in {len(more)} of {len(found['bins'])} bins of steps "
+        f"({', '.join(more)}) and {least:.2f} elsewhere, {row['avg_bits']:.2f} on average, both "
+        f"versions take {row['size_bytes']:,} bytes, {row['size_bytes'] / own['size_bytes']:.2f} "
+        "times those of ours"
+    )
+    changes = []
+    for metric, (value, error) in summary.get("differences", {}).get(STEPPED, {}).items():
+        about = descriptions(summary).get(metric)
+        if about is not None:
+            change = f"{metric} {value:+.4g}" + ("" if error is None else f" ± {error:.2g}")
+            verdict = Difference(value, error).verdict(about["larger_is_better"])
+            changes.append(f"{change} ({verdict})")
+    return text + (f"; minus ours, paired: {', '.join(changes)}." if changes else ".")
 
 
 def table(summary: Summary) -> pandas.DataFrame:

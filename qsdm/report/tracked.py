@@ -44,6 +44,7 @@ FILES: dict[str, dict[str, str]] = {
     "realize": {
         "summary": "summary.json",
         "configuration": "chosen.json",
+        "configuration_in_steps": "chosen-steps.json",
         "pictures": "pictures/comparison.png",
         "page": "report.html",
     },

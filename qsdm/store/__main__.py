@@ -27,6 +27,7 @@ from qsdm.store.repair import problems, repair
 from qsdm.store.schemas import (
     CERTIFICATE,
     CHOSEN,
+    CHOSEN_STEPS,
     FRONT,
     GRAPH,
     REPORT,
@@ -40,6 +41,7 @@ from qsdm.store.tensors import check_tensors
 ARTIFACTS: dict[str, Artifact] = {
     "graph.json": GRAPH,
     "chosen.json": CHOSEN,
+    "chosen-steps.json": CHOSEN_STEPS,
     "summary.json": SUMMARY,
     "checkpoint.json": MEMO,
     "predictor/*/report.json": REPORT,

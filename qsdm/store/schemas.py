@@ -14,7 +14,7 @@ from qsdm.graph import SCHEMA as GRAPH_SCHEMA
 from qsdm.graph import Graph, canonical
 from qsdm.outcome import Objective
 from qsdm.qconfig import SCHEMA as CONFIGURATION_SCHEMA
-from qsdm.qconfig import SCHEMA_OF_ACTIVATIONS, QuantConfig
+from qsdm.qconfig import SCHEMA_OF_ACTIVATIONS, SCHEMA_OF_STEPS, QuantConfig
 from qsdm.store.artifacts import Artifact, typed
 from qsdm.store.files import decode
 
@@ -209,6 +209,25 @@ class StepTable(TypedDict):
     rows: list[StepRow]
 
 
+class ChosenBin(TypedDict):
+    """A bin of steps, its share of what quantization costs, and the bits that apply there."""
+
+    name: str
+    start: float
+    stop: float
+    share: float
+    avg_bits: float
+    qconfig: str
+
+
+class StepChoice(TypedDict):
+    """Two configurations over the sampler's steps, see `qsdm.measurement.bins`."""
+
+    why: str
+    bins: list[ChosenBin]
+    candidates: list[Candidate]
+
+
 class Lora(TypedDict):
     """lora/<adapter>-<protocol>-<steps>.json, see `qsdm.measurement.retention`.
 
@@ -243,6 +262,7 @@ class Summary(TypedDict):
     candidates: list[Candidate]
     differences: NotRequired[dict[str, dict[str, tuple[float, float | None]]]]
     activations: NotRequired[ActivationTable]
+    steps: NotRequired[StepChoice]
     checkpoint: NotRequired[dict[str, int]]
     provenance: NotRequired[dict[str, Any]]
 
@@ -691,6 +711,7 @@ CHOSEN = Artifact(
     by_hand=True,
     later=(SCHEMA_OF_ACTIVATIONS,),
 )
+CHOSEN_STEPS = Artifact(SCHEMA_OF_STEPS, "realize", QuantConfig.from_json, by_hand=True)
 FRONT = Artifact("qsdm/front/1", "search", _front)
 ROUNDS = Artifact("qsdm/rounds/1", "search", _rounds)
 SUMMARY: Artifact[Summary] = Artifact("qsdm/summary/1", "realize", typed(Summary))

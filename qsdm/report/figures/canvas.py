@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 PALETTE = {
     "ours": "#3b76f6",
+    "steps": "#c2418f",
     "uniform": "#e8912d",
     "random": "#8b93a1",
     "full": "#2aa876",

@@ -35,8 +35,18 @@ BASELINES = {
     "greedy_error": "greedy by error",
     "greedy": "greedy by sensitivity",
 }
-MARKS = {"ours": ("*", 220), "uniform": ("s", 60), "random": ("o", 40)}  # shape, area in pt²
-TITLES = {"ours": "ours", "uniform": "uniform", "random": "random, size of ours"}
+MARKS = {  # shape, area in pt²
+    "ours": ("*", 220),
+    "steps": ("D", 60),
+    "uniform": ("s", 60),
+    "random": ("o", 40),
+}
+TITLES = {
+    "ours": "ours",
+    "steps": "ours in bins of steps",
+    "uniform": "uniform",
+    "random": "random, size of ours",
+}
 
 
 def search(results: Results, width: float = WIDTH_IN) -> Figure:

@@ -1,0 +1,257 @@
+"""In which bins of a sampler's steps a larger and in which a smaller configuration applies.
+
+`probe steps=5` has measured what quantization in each bin costs. With the bins' shares s of what
+all of them cost together, a configuration that is c₁ in some bins and c₂ in the others is predicted
+to be as good as
+
+    Σ s·f(c₁) + Σ s·f(c₂)
+
+by the front's predictions f. So of any number of bins, the larger configuration belongs into those
+with the largest shares, and all pairs of the front's points can be compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qsdm.measurement.candidates import Terms
+from qsdm.outcome import Objective
+from qsdm.qconfig import QuantConfig, cost
+from qsdm.qconfig.steps import StepBin
+from qsdm.store import StoreError
+from qsdm.store.room import require_disk
+from qsdm.store.schemas import STEPS, STEPS_FILE, ChosenBin
+from qsdm.text import Log
+from qsdm.workspace import Workspace
+
+if TYPE_CHECKING:
+    from qsdm.measurement.session import Session
+    from qsdm.outcome import Outcome, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Suffering:
+    """A bin of steps, and its share of what quantization costs.
+
+    Attributes:
+        name: as ``last``.
+        start: fraction of the steps.
+        stop: fraction of the steps.
+        share: 0 to 1; that of all bins together is 1.
+    """
+
+    name: str
+    start: float
+    stop: float
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """Two configurations of a front, one of them in some bins of steps.
+
+    Attributes:
+        qconfig: with bins of steps.
+        predicted: its objective.
+    """
+
+    qconfig: QuantConfig
+    predicted: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stepped:
+    """What was chosen of the proposals.
+
+    Attributes:
+        qconfig: with bins of steps.
+        why: one sentence.
+        candidates: predicted quality and outcome of each that was measured.
+    """
+
+    qconfig: QuantConfig
+    why: str
+    candidates: list[tuple[float, Outcome]]
+
+
+def read_bins(workspace: Workspace, objective: Objective) -> list[Suffering]:
+    """Read what each bin of steps suffers.
+
+    Args:
+        workspace: whose steps were probed.
+        objective: whose loss counts.
+
+    Returns:
+        The bins, those that suffer most first.
+
+    Raises:
+        StoreError: the steps were not probed, or not in a metric of the objective.
+        ValueError: there is one bin alone, or quantization costs nothing in any of them.
+    """
+    remedy = f"run python -m qsdm.probe +model={workspace.name} steps=5"
+    if not workspace.store.path(STEPS_FILE).is_file():
+        raise StoreError(f"the steps of {workspace.name} were not probed: {remedy}")
+    rows = workspace.store.read(STEPS, STEPS_FILE)["rows"][:-1]
+    harms = []
+    for row in rows:
+        harm = 0.0
+        for metric in objective.metrics:
+            # A distance to full precision has no value there: it is a difference itself.
+            found = row["differences"].get(metric, [row["metrics"].get(metric)])[0]
+            if found is None:
+                raise StoreError(
+                    f"{workspace.store.path(STEPS_FILE)} lacks {metric}, a metric of the "
+                    f"objective: {remedy} with this objective"
+                )
+            harm -= objective.weights[metric] * found
+        harms.append(max(0.0, harm))  # what is less than nothing is noise
+    if len(rows) < 2 or not sum(harms):
+        raise ValueError(
+            "wanted two or more bins of steps of which one suffers "
+            f"(got {len(rows)}, which suffer {sum(harms):g}): {remedy}, with config=FILE for one "
+            "of fewer bits"
+        )
+    bins = [
+        Suffering(row["name"], row["start"], row["stop"], harm / sum(harms))
+        for row, harm in zip(rows, harms, strict=True)
+    ]
+    return sorted(bins, key=lambda one: one.share, reverse=True)
+
+
+def propose(terms: Terms, bins: Sequence[Suffering], front: Mapping[str, Any]) -> list[Proposal]:
+    """For each number of bins, find the best predicted pair of points within the budget.
+
+    Args:
+        terms: that a proposal must keep; its budget of bits is that of the mean over the steps,
+            and its budget of bytes that of both configurations.
+        bins: equally long, those that suffer most first.
+        front: what `search` has written; of its points, those count that keep all other terms.
+
+    Returns:
+        The proposals, best first, of one number of bins each.
+
+    Raises:
+        ValueError: none keeps the budget, or no point is larger than it.
+    """
+    free, graph, full_bits = terms.without_budget(), terms.space.graph, terms.space.full_bits
+    read = [(QuantConfig.from_json(point["qconfig"]), point) for point in front["points"]]
+    points = [(qconfig, point) for qconfig, point in read if free.allow(qconfig)]
+    qconfigs = [qconfig for qconfig, _ in points]
+    bits = np.array([cost.avg_bits(graph, qconfig, full_bits) for qconfig in qconfigs])
+    quality = np.array([point["predicted"] for _, point in points])
+    most = 8 * terms.max_bytes / graph.num_values
+    if not len(points) or bits.max() <= most:
+        raise ValueError(
+            f"bins of steps need points of the front above {terms.constraints.budget_text}, for "
+            f"those that suffer most (it ends at {max(bits, default=0):.4f} bits): run python -m "
+            "qsdm.search with a larger budget, or without one"
+        )
+    found: list[Proposal] = []
+    for num in range(1, len(bins)):
+        share = sum(one.share for one in bins[:num])
+        mean = (num * bits[:, None] + (len(bins) - num) * bits[None, :]) / len(bins)
+        predicted = share * quality[:, None] + (1 - share) * quality[None, :]
+        fits = (mean <= most) & (bits[:, None] > bits[None, :])
+        pairs = np.argwhere(fits)
+        order = np.argsort(-predicted[fits], kind="stable")
+        for high, low in pairs[order]:
+            qconfig = in_bins(bins[:num], qconfigs[high], qconfigs[low])
+            if terms.allow(qconfig):
+                found.append(Proposal(qconfig, float(predicted[high, low])))
+                break
+    if not found:
+        raise ValueError(
+            f"no two points of the front keep {terms.constraints.budget_text} in bins of steps: "
+            "give a larger budget; of bytes, both of them count"
+        )
+    return sorted(found, key=lambda one: one.predicted, reverse=True)
+
+
+def in_bins(bins: Sequence[Suffering], within: QuantConfig, elsewhere: QuantConfig) -> QuantConfig:
+    """Let a configuration apply in some bins, and another one elsewhere.
+
+    Args:
+        bins: one or more, in any order; neighbors become one bin.
+        within: without bins.
+        elsewhere: without bins.
+
+    Returns:
+        The configuration.
+    """
+    edges: list[tuple[float, float]] = []
+    for start, stop in sorted((one.start, one.stop) for one in bins):
+        if edges and edges[-1][1] == start:
+            start, _ = edges.pop()
+        edges.append((start, stop))
+    steps = tuple(StepBin(start, stop, within) for start, stop in edges)
+    return QuantConfig(elsewhere.denoiser, elsewhere.methods, steps=steps)
+
+
+def measured_choice(
+    ready: Session, terms: Terms, proposals: Sequence[Proposal], protocol: Protocol, log: Log
+) -> Stepped:
+    """Measure proposals, and take the best.
+
+    Args:
+        ready: the running session.
+        terms: by which they are compared.
+        proposals: of `propose`.
+        protocol: with the noise of the labels.
+        log: receives the metrics of every outcome.
+
+    Returns:
+        The choice.
+
+    Raises:
+        EvaluationError: none can be measured.
+        NoRoom: the disk does not suffice for the checkpoint.
+        ValueError: none keeps the limits.
+    """
+    from qsdm.measurement.memory import checkpoint_bytes
+
+    qconfigs = [proposal.qconfig for proposal in proposals]
+    if not (folder := ready.store.path("checkpoint")).exists():  # else it takes its place
+        written = checkpoint_bytes(ready.model, ready.space.graph, qconfigs)
+        require_disk("the checkpoint", written, folder)
+    measured = ready.measure(qconfigs, protocol, "candidates", log)
+    qconfig, why = terms.choose(measured, qconfigs, None)
+    found = [
+        (proposal.predicted, measured.of(proposal.qconfig))
+        for proposal in proposals
+        if proposal.qconfig.digest in measured.outcomes
+    ]
+    return Stepped(qconfig, why, found)
+
+
+def chosen_bins(terms: Terms, bins: Sequence[Suffering], qconfig: QuantConfig) -> list[ChosenBin]:
+    """Describe what applies in each bin.
+
+    Args:
+        terms: whose space says what is counted.
+        bins: in any order.
+        qconfig: with bins of steps.
+
+    Returns:
+        The bins, by their start.
+    """
+    graph, full_bits = terms.space.graph, terms.space.full_bits
+    described: list[ChosenBin] = []
+    for one in sorted(bins, key=lambda one: one.start):
+        middle = (one.start + one.stop) / 2
+        holding = (b.qconfig for b in qconfig.steps if b.start <= middle < b.stop)
+        part = next(holding, qconfig.elsewhere)
+        described.append(
+            {
+                "name": one.name,
+                "start": one.start,
+                "stop": one.stop,
+                "share": one.share,
+                "avg_bits": cost.avg_bits(graph, part, full_bits),
+                "qconfig": part.digest,
+            }
+        )
+    return described
