@@ -47,7 +47,7 @@ def fake_quantize(x: torch.Tensor, bits: int, from_zero: bool = False) -> torch.
     rows = (
         x.flatten(2).flatten(0, 1) if x.ndim == 4 and not from_zero else x.reshape(-1, x.shape[-1])
     )
-    return kernels.tokens(rows, bits, from_zero).view(x.shape)
+    return kernels.round_tokens(rows, bits, from_zero).view(x.shape)
 
 
 class Rounding:
@@ -230,11 +230,10 @@ class Probabilities(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        kwargs = kwargs or {}
         if function is F.scaled_dot_product_attention:
-            return _attention(*args, **kwargs)
-        out = function(*args, **kwargs)
-        if function in (torch.softmax, F.softmax, torch.Tensor.softmax):
+            return _attention(*args, **(kwargs or {}))
+        out = function(*args, **kwargs) if kwargs else function(*args)
+        if function is F.softmax or function is torch.softmax or function is torch.Tensor.softmax:
             return fake_quantize(out, SOFTMAX_BITS, from_zero=True)
         return out
 
@@ -253,11 +252,12 @@ def _attention(
     if enable_gqa:
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
         value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
-    scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    # Queries are scaled, as they are smaller than their products with keys.
+    scores = query * (query.shape[-1] ** -0.5 if scale is None else scale) @ key.transpose(-2, -1)
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if attn_mask is not None:
         masked = attn_mask.dtype == torch.bool
         scores = scores.masked_fill(~attn_mask, -torch.inf) if masked else scores + attn_mask
-    probabilities = fake_quantize(scores.softmax(-1), SOFTMAX_BITS, from_zero=True)
-    return F.dropout(probabilities, dropout_p) @ value
+    rounded = kernels.round_softmax(scores.flatten(0, -2), SOFTMAX_BITS).view(scores.shape)
+    return (F.dropout(rounded, dropout_p) if dropout_p else rounded) @ value

@@ -133,22 +133,33 @@ def extent(x: np.ndarray) -> tuple[np.float32, np.float32]:
     return np.int32(low).view(np.float32), np.int32(high).view(np.float32)
 
 
-def _chebyshev(
+def chebyshev(
     function: Callable[[np.ndarray], np.ndarray],
     low: float,
     high: float,
     center: float,
     degree: int,
 ) -> tuple[float, ...]:
-    """A polynomial in x - center through Chebyshev nodes of [low, high], lowest degree first."""
+    """Fit a polynomial in x - center through Chebyshev nodes.
+
+    Args:
+        function: of float64 arrays.
+        low: end of the interval.
+        high: end of the interval.
+        center: 0 of the polynomial.
+        degree: of the polynomial.
+
+    Returns:
+        Its coefficients, lowest degree first.
+    """
     from numpy.polynomial import Chebyshev, Polynomial
 
     series = Chebyshev.interpolate(function, degree, domain=[low, high])
     return tuple(series.convert(kind=Polynomial)(Polynomial([center, 1.0])).coef.tolist())
 
 
-LOG2 = _chebyshev(np.log2, 1.0, 2.0, 1.5, 6)
-EXP2 = _chebyshev(np.exp2, -0.5, 0.5, 0.0, 4)
+LOG2 = chebyshev(np.log2, 1.0, 2.0, 1.5, 6)
+EXP2 = chebyshev(np.exp2, -0.5, 0.5, 0.0, 4)
 
 
 def power_sums(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -219,6 +219,38 @@ def test_tokens_twin_is_the_reference(
     expected = reference.tokens(x, bits, from_zero)
     assert same(twin("tokens", dtype, (12, n), (x,), numbers), expected)
     assert same(kernels.tokens(x, bits, from_zero), expected)
+    assert same(kernels.round_tokens(x, bits, from_zero), expected)
+
+
+@pytest.mark.parametrize("n", [1, 31, 77, 4096])
+@pytest.mark.parametrize("bits", [6, 8])
+@by_dtype
+def test_softmax_and_rounding_in_one_operation_are_both_of_them(
+    dtype: torch.dtype, bits: int, n: int
+) -> None:
+    """Of 10,000 codes, fewer than one is another: the next. All else differs by a type's ulps."""
+    x = 4 * values((300, n), dtype)
+    x[3] = -torch.inf
+    x[4, n // 2] = torch.nan
+    x[5, n // 2] = -torch.nan
+    x[6, n // 2] = torch.inf
+    x[7, 1:] = -torch.inf
+    x[8] = 0
+    exact = kernels.tokens(x.float().softmax(-1), bits, from_zero=True)
+    expected = exact.to(dtype).float()
+    found = kernels.round_softmax(x, bits)
+    assert found.dtype == dtype
+    undefined = expected.isnan()
+    assert torch.equal(found.isnan(), undefined)
+    assert undefined.any(1).nonzero().flatten().tolist() == [3, 4, 5, 6]
+    step = x.float().softmax(-1).amax(-1, keepdim=True) / (2**bits - 1)
+    apart = ((found.float() - expected) / step)[~undefined].abs()
+    ulps = {torch.float32: 2e-4, torch.float16: 0.13, torch.bfloat16: 1.1}[dtype]
+    assert (apart > ulps).float().mean() < 1e-4
+    assert apart.max() < 1 + ulps
+    x.requires_grad_()
+    kernels.round_softmax(x[8:], bits).sum().backward()
+    assert x.grad is not None
 
 
 def test_every_half_is_converted_as_torch_does(twin: Twin) -> None:

@@ -13,11 +13,13 @@ import numpy as np
 import torch
 
 from qsdm.quant import packing
-from qsdm.quant.rows import exact, extent, over_rows
+from qsdm.quant.rows import chebyshev, exact, extent, fast, over_rows
 
 # Fewest values of a thread, and most of 16-bit inputs at a time, which stay cached as float32.
 _VALUES = 1 << 16
 _DECODED = 1 << 18  # values at a time that are decoded and then converted
+_EXP2 = chebyshev(np.exp2, -0.5, 0.5, 0.0, 6)  # 2^f with a relative error below 1e-7
+_LOG2_E = 1.4426950408889634
 
 
 def affine(
@@ -116,7 +118,28 @@ def tokens(x: torch.Tensor, bits: int, from_zero: bool, out: torch.Tensor) -> No
         from_zero: whether ranges begin at 0.
         out: the shape and type of ``x``.
     """
-    _by_rows(_tokens, (x,), out, np.float32(2**bits - 1), from_zero)
+    levels = np.float32(2**bits - 1)
+    if x.dtype == torch.bfloat16:
+        _by_rows_of_words(_tokens_of_words, x, out, levels, from_zero)
+    else:
+        _by_rows(_tokens, (x,), out, levels, from_zero)
+
+
+def softmax(x: torch.Tensor, bits: int, out: torch.Tensor) -> None:
+    """Fill ``out`` with probabilities, rounded from zero.
+
+    The largest exponential of a row is 1, so that the codes of e / sum(e) are those of e.
+
+    Args:
+        x: [rows, n] of float32, float16 or bfloat16.
+        bits: of a code, 2 to 8.
+        out: the shape and type of ``x``.
+    """
+    levels = np.float32(2**bits - 1)
+    if x.dtype == torch.bfloat16:
+        _by_rows_of_words(_softmax_of_words, x, out, levels)
+    else:
+        _by_rows(_softmax, (x,), out, levels)
 
 
 def _by_rows(
@@ -143,6 +166,15 @@ def _by_rows(
             out[a:b] = wide[0]
 
     over_rows(widen, num_rows, min_rows=block)
+
+
+def _by_rows_of_words(
+    kernel: Callable[..., None], x: torch.Tensor, out: torch.Tensor, *args: Any
+) -> None:
+    """Call ``kernel(first, last, x, out, *args)`` with bfloat16 as int16, row by row widened."""
+    num_rows, n = out.shape
+    words = (one.detach().view(torch.int16).numpy() for one in (x, out))
+    over_rows(kernel, num_rows, *words, *args, min_rows=max(1, _VALUES // max(1, n)))
 
 
 @exact
@@ -208,9 +240,91 @@ def _tokens(
     from_zero: bool,
 ) -> None:
     for r in range(first, last):
-        low, high = extent(x[r])
-        if from_zero:
-            low = np.float32(0.0) if low == low else low
-        s = (high - low) / levels
-        s = np.float32(1e-8) if s < np.float32(1e-8) else s
-        _affine_run(x[r], out[r], s, np.rint(-low / s), levels)
+        _tokens_row(x[r], out[r], levels, from_zero)
+
+
+@exact
+def _tokens_of_words(
+    first: int, last: int, x: np.ndarray, out: np.ndarray, levels: np.float32, from_zero: bool
+) -> None:
+    n = x.shape[1]
+    row, result = np.empty(n, np.float32), np.empty(n, np.float32)  # one alone is not vectorized
+    for r in range(first, last):
+        _widen(x[r], row)
+        _tokens_row(row, result, levels, from_zero)
+        _narrow(result, out[r])
+
+
+@exact
+def _tokens_row(x: np.ndarray, out: np.ndarray, levels: np.float32, from_zero: bool) -> None:
+    low, high = extent(x)
+    if from_zero:
+        low = np.float32(0.0) if low == low else low
+    s = (high - low) / levels
+    s = np.float32(1e-8) if s < np.float32(1e-8) else s
+    _affine_run(x, out, s, np.rint(-low / s), levels)
+
+
+@exact
+def _softmax(
+    first: int, last: int, _offset: int, x: np.ndarray, out: np.ndarray, levels: np.float32
+) -> None:
+    for r in range(first, last):
+        _softmax_row(x[r], out[r], levels)
+
+
+@exact
+def _softmax_of_words(
+    first: int, last: int, x: np.ndarray, out: np.ndarray, levels: np.float32
+) -> None:
+    n = x.shape[1]
+    row, result = np.empty(n, np.float32), np.empty(n, np.float32)  # one alone is not vectorized
+    for r in range(first, last):
+        _widen(x[r], row)
+        _softmax_row(row, result, levels)
+        _narrow(result, out[r])
+
+
+@exact
+def _softmax_row(x: np.ndarray, out: np.ndarray, levels: np.float32) -> None:
+    low, high = extent(x)
+    if low == low and -np.inf < high and high < np.inf:
+        _softmax_run(x, out, high, levels)
+    else:
+        out[:] = np.nan
+
+
+@fast
+def _softmax_run(x: np.ndarray, out: np.ndarray, high: np.float32, levels: np.float32) -> None:
+    total = np.float32(0.0)
+    for i in range(x.shape[0]):
+        y = max((x[i] - high) * np.float32(_LOG2_E), np.float32(-126.0))
+        whole = np.rint(y)
+        f = y - whole
+        p = np.float32(_EXP2[6])
+        for k in range(5, -1, -1):
+            p = p * f + np.float32(_EXP2[k])
+        e = p * np.int32((np.int32(whole) + 127) << 23).view(np.float32)
+        out[i] = e
+        total += e
+    s = max(np.float32(1.0) / (levels * total), np.float32(1e-8))
+    codes = np.float32(1.0) / (total * s)  # levels, unless a row has very many values
+    for i in range(out.shape[0]):
+        out[i] = np.rint(out[i] * codes) * s
+
+
+@exact
+def _widen(words: np.ndarray, wide: np.ndarray) -> None:
+    """Convert bfloat16 as int16, the upper half of a float32."""
+    for i in range(wide.shape[0]):
+        wide[i] = np.int32(np.int32(words[i]) << 16).view(np.float32)
+
+
+@exact
+def _narrow(wide: np.ndarray, words: np.ndarray) -> None:
+    """Round to the nearest bfloat16, ties to even, as torch does."""
+    values = wide.view(np.int32)
+    for i in range(wide.shape[0]):
+        value = values[i]
+        rounded = (value + 0x7FFF + ((value >> 16) & 1)) >> 16
+        words[i] = np.int16(0x7FC0 if (value & 0x7FFFFFFF) > 0x7F800000 else rounded)
