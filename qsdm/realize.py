@@ -276,7 +276,7 @@ def bins_of(
     ):
         if is_given:
             raise ValueError(f"bins of steps are not chosen with {what} yet: give {remedy}")
-    return read_bins(workspace, objective)
+    return read_bins(workspace.store, objective)
 
 
 def random_of_size(

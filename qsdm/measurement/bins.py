@@ -22,11 +22,10 @@ from qsdm.measurement.candidates import Terms
 from qsdm.outcome import Objective
 from qsdm.qconfig import QuantConfig, cost
 from qsdm.qconfig.steps import StepBin
-from qsdm.store import StoreError
+from qsdm.store import Store, StoreError
 from qsdm.store.room import require_disk
 from qsdm.store.schemas import STEPS, STEPS_FILE, ChosenBin
 from qsdm.text import Log
-from qsdm.workspace import Workspace
 
 if TYPE_CHECKING:
     from qsdm.measurement.session import Session
@@ -78,11 +77,11 @@ class Stepped:
     candidates: list[tuple[float, Outcome]]
 
 
-def read_bins(workspace: Workspace, objective: Objective) -> list[Suffering]:
+def read_bins(store: Store, objective: Objective) -> list[Suffering]:
     """Read what each bin of steps suffers.
 
     Args:
-        workspace: whose steps were probed.
+        store: of the model whose steps were probed.
         objective: whose loss counts.
 
     Returns:
@@ -92,10 +91,10 @@ def read_bins(workspace: Workspace, objective: Objective) -> list[Suffering]:
         StoreError: the steps were not probed, or not in a metric of the objective.
         ValueError: there is one bin alone, or quantization costs nothing in any of them.
     """
-    remedy = f"run python -m qsdm.probe +model={workspace.name} steps=5"
-    if not workspace.store.path(STEPS_FILE).is_file():
-        raise StoreError(f"the steps of {workspace.name} were not probed: {remedy}")
-    rows = workspace.store.read(STEPS, STEPS_FILE)["rows"][:-1]
+    remedy = f"run python -m qsdm.probe +model={store.denoiser} steps=5"
+    if not store.path(STEPS_FILE).is_file():
+        raise StoreError(f"the steps of {store.denoiser} were not probed: {remedy}")
+    rows = store.read(STEPS, STEPS_FILE)["rows"][:-1]
     harms = []
     for row in rows:
         harm = 0.0
@@ -104,7 +103,7 @@ def read_bins(workspace: Workspace, objective: Objective) -> list[Suffering]:
             found = row["differences"].get(metric, [row["metrics"].get(metric)])[0]
             if found is None:
                 raise StoreError(
-                    f"{workspace.store.path(STEPS_FILE)} lacks {metric}, a metric of the "
+                    f"{store.path(STEPS_FILE)} lacks {metric}, a metric of the "
                     f"objective: {remedy} with this objective"
                 )
             harm -= objective.weights[metric] * found
