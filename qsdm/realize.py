@@ -5,7 +5,7 @@
     python -m qsdm.realize +model=emoji_unet budget.size_bytes=1.6e6 limit.psnr=26
     python -m qsdm.realize +model=emoji_unet lora=FILE limit.lora_retention=0.9
     python -m qsdm.realize +model=emoji_unet activations=[8,16,6]    # and inputs of layers rounded
-    python -m qsdm.realize +model=emoji_unet steps=true              # after probe steps=5
+    python -m qsdm.realize +model=emoji_unet objective=quality steps=true    # after probe steps=5
 
 The front's best predicted points within the budget are measured under the protocol of the labels.
 Of them and of what the search's rounds have measured, the one with the best objective that keeps
