@@ -298,9 +298,9 @@ def best_points(
         The points, best first.
     """
 
-    def score(point: Mapping[str, Any]) -> float:
+    def score(point: Mapping[str, Any]) -> tuple[bool, float]:
         if tradeoff is None:
-            return float(point["predicted"])
+            return True, float(point["predicted"])
         return tradeoff.score(point["predicted"], point["metrics"][tradeoff.metric])
 
     ordered = sorted(points, key=score, reverse=True)

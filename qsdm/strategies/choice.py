@@ -9,7 +9,8 @@ so measured values can be compared by it, too, whatever the offset of their pred
 
 Quality beyond that of full precision counts for nothing: a configuration that is *better* by a
 Fréchet distance draws other pictures than the denoiser that the user has, and the search would pay
-for them with fidelity.
+for them with fidelity. So where points are as good as full precision, the knee is the one of them
+that is nearest to it.
 
 References:
     Finding Knees in Multi-objective Optimization (Branke et al., 2004), section 1: knees as what a
@@ -44,15 +45,19 @@ class Tradeoff:
     metric_span: float
     enough: float = np.inf
 
-    def score(self, quality: float, value: float) -> float:
-        """Compute how good a point is; larger is better.
+    def score(self, quality: float, value: float) -> tuple[bool, float]:
+        """Compute how good a point is.
 
         Args:
             quality: by the objective.
             value: of the metric.
+
+        Returns:
+            Whether it is as good as full precision, and its score; larger is better.
         """
         counted = min(quality, self.enough)
-        return counted / self.quality_span + self.sign * value / self.metric_span
+        score = counted / self.quality_span + self.sign * value / self.metric_span
+        return quality >= self.enough, score
 
     @staticmethod
     def of(
@@ -131,9 +136,9 @@ def choose(
         best = max(kept, key=lambda i: quality[i])
         return Choice(best, f"chosen for the best objective, {quality[best]:.4g}, of {among}")
 
-    def score(i: int) -> float:
+    def score(i: int) -> tuple[bool, float]:
         value = metrics[i].get(tradeoff.metric)
-        return -np.inf if value is None else tradeoff.score(quality[i], value)
+        return (False, -np.inf) if value is None else tradeoff.score(quality[i], value)
 
     best = max(kept, key=score)
     top = max(kept, key=lambda i: quality[i])

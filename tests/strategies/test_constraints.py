@@ -303,7 +303,7 @@ def test_the_knee_is_farthest_from_the_line_between_the_ends() -> None:
 def test_quality_beyond_full_precision_buys_no_distance() -> None:
     quality_of, distance = np.array([0.0, 7.0, 12.0, 20.0]), np.array([10.0, 11.0, 13.0, 20.0])
     metrics = [{"distance": value} for value in distance]
-    for enough, chosen in ((np.inf, 2), (8.0, 1), (-1.0, 0)):
+    for enough, chosen in ((np.inf, 2), (6.0, 1), (-1.0, 0)):
         tradeoff = Tradeoff.of("distance", -1, quality_of, distance, enough)
         choice = choose(quality_of.tolist(), metrics, {"distance": -1}, {}, tradeoff)
         assert choice.index == chosen
