@@ -46,7 +46,8 @@ def guidance_of(
     Returns:
         Arguments by name; the call may lack some of them.
     """
-    configs = [getattr(part, "config", None) for part in pipeline.components.values()]
+    parts: dict[str, Any] = pipeline.components  # type: ignore[attr-defined]
+    configs = [getattr(part, "config", None) for part in parts.values()]
     is_distilled = any(getattr(config, "guidance_embeds", False) for config in configs)
     if is_distilled or not has_true_cfg(type(pipeline)):
         return {"guidance_scale": model.guidance}

@@ -125,11 +125,10 @@ def metric_model(
         held = sorted({n for o in labels.outcomes for n, v in o.metrics.items() if v is not None})
         raise ValueError(f"the labels hold no {name!r} (they hold {', '.join(held)})")
     own = sets[0]
+    at_full = at_full_precision(bank, own, objective, name)
     if name == PSNR:
         halves = None if own.halves is None else squared(own.halves)
-        own, at_full = replace(own, values=squared(own.values), halves=halves), 0.0
-    else:
-        at_full = at_full_precision(bank, own, objective, name)
+        own = replace(own, values=squared(own.values), halves=halves)
     priors: list[Probes | None] = [None]
     with contextlib.suppress(ProbeError, OutsideSpace):
         priors = [*best_of_each_fidelity(bank, table, objective).values(), None]
@@ -153,6 +152,8 @@ def at_full_precision(bank: Bank, own: Labels, objective: Objective, name: str) 
     Returns:
         The label; None if it is not known.
     """
+    if name == PSNR:
+        return 0.0  # its squared error
     if (full := OF_FULL_PRECISION.get(name)) is not None:
         return objective({name: full})
     return label_of_full(bank.outcomes, own.protocol.digest, objective, bank.space.full_bits)
