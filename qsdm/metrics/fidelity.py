@@ -63,7 +63,8 @@ class Psnr:
     ) -> np.ndarray:
         def compare(a: np.ndarray, b: np.ndarray) -> np.ndarray:
             error = np.square(a.astype(np.float32) - b.astype(np.float32)).mean((1, 2, 3))
-            return 10 * np.log10(255.0**2 / np.maximum(error, 255.0**2 / 10 ** (CAP_DB / 10)))
+            decibels = 10 * np.log10(255.0**2 / np.maximum(error, 255.0**2 / 10 ** (CAP_DB / 10)))
+            return np.minimum(decibels, CAP_DB)  # a logarithm of float32 may be a bit larger
 
         return _pairs(self.name, images, full, compare)
 

@@ -114,7 +114,7 @@ class Front(TypedDict):
     denoiser: str
     space: str
     objective: dict[str, float]
-    strategy: dict[str, str | float | bool | None]
+    strategy: dict[str, str | int | float | bool | None]
     seed: int
     evaluations: int
     kappa: float
@@ -329,7 +329,7 @@ class PredictorReport(TypedDict):
     denoiser: str
     space: str
     objective: dict[str, float]
-    predictor: dict[str, str | float | bool]
+    predictor: dict[str, str | int | float | bool]
     seed: int
     seed_set: int
     protocol: str

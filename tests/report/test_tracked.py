@@ -28,6 +28,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
         picture = store.path("pictures/comparison.png").read_bytes()
         store.path(f"sensitivity/traced-{name}.png").write_bytes(picture)
     store.path("predictor/traced/fold-0.safetensors").write_bytes(b"a fold")
+    store.path("chosen-steps.json").write_bytes(store.path("chosen.json").read_bytes())
     return store
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
+from fabricated_store import fabricate
 from toy_unet import Toy
 
 from qsdm.outcome import Objective, Outcome
@@ -39,6 +41,7 @@ from qsdm.sensitivity.curves import (
     ways,
 )
 from qsdm.sensitivity.stability import Stability, shuffled, stability
+from qsdm.store.schemas import REPORT
 
 QUALITY = Objective({"fd_lite0": -1.0})
 
@@ -213,3 +216,10 @@ def test_attributions_of_folds_and_of_wrong_labels(toy: Toy, predictor: Predicto
     assert sorted(result.label_counts) == [20]
     assert len(result.shuffled) == 1
     assert all(abs(v) <= 1 for v in (*result.folds, *result.label_counts.values()))
+
+
+def test_what_was_trained_can_be_trained_again(tmp_path: Path) -> None:
+    """Whole numbers of a report stay whole: there is no range of 5.0 folds."""
+    report = fabricate(tmp_path).read(REPORT, "predictor/traced/report.json")
+    options = FitOptions(**report["predictor"])  # type: ignore[arg-type]
+    assert list(range(options.folds)) == [0, 1, 2, 3, 4]
