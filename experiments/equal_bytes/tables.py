@@ -195,15 +195,17 @@ def rivals(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.name not in (*ALSO_OURS, FULL)]
 
 
-def summary(everything: Mapping[str, Mapping[str, Any]], budget: str) -> list[str]:
-    """Format ours minus all rivals at one budget, with standard errors; no line of a rival that was
-    measured nowhere."""
-    of = {name: rows for name, b, _, rows in compared_rows(everything) if b == budget}
+def summary(
+    everything: Mapping[str, Mapping[str, Any]], budget: str, base: str = OURS
+) -> list[str]:
+    """Format ours, or another rule, minus all rivals at one budget, with standard errors; no line
+    of a rival that was measured nowhere."""
+    of = {name: rows for name, b, _, rows in compared_rows(everything, base) if b == budget}
     if not of:
         return []
     names = list(dict.fromkeys(one.name for rows in of.values() for one in rivals(rows)))
     lines = [
-        f"### Ours minus the rival at {float(budget):g} bits",
+        f"### `{base}` minus the rival at {float(budget):g} bits",
         "",
         "| | " + " | ".join(f"`{name}`: fd_lite0 | PSNR, dB" for name in of) + " |",
         "|---" * (1 + 2 * len(of)) + "|",
@@ -223,7 +225,8 @@ def markdown(everything: Mapping[str, Mapping[str, Any]]) -> str:
     """Format all tables."""
     budgets = {budget for results in everything.values() for budget in results["rules"]}
     lines = [line for base in (OURS, BALANCED) for line in verdicts(everything, base)]
-    lines += [line for b in sorted(budgets, key=float) for line in summary(everything, b)]
+    for base in (OURS, BALANCED):
+        lines += [line for b in sorted(budgets, key=float) for line in summary(everything, b, base)]
     for name, results in everything.items():
         for budget in sorted(results["rules"], key=float):
             compared = rows_of(results, budget)
