@@ -12,6 +12,7 @@ from fabricated_store import fabricate
 
 from qsdm.report import figures, results
 from qsdm.report.figures.canvas import fit
+from qsdm.report.figures.quality import path_of
 from qsdm.report.page import FIGURES
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -57,6 +58,14 @@ def test_front_draws_every_measured_row(whole):
     shown = [len(dots.get_offsets()) for dots in measured.collections]
     assert shown == [1, 6, 5]  # ours, uniform, random
     assert len(measured.lines) == 1  # full precision
+
+
+def test_the_path_of_a_baseline_is_its_best_quality_by_bits():
+    found = ((3.0, -9.0), (4.0, -5.0), (3.4, -6.0), (3.2, -4.0))
+    points = [{"avg_bits": bits, "predicted": quality} for bits, quality in found]
+    bits, quality = path_of(points)
+    assert bits.tolist() == [3.0, 3.2, 3.4, 4.0]
+    assert quality.tolist() == [-9.0, -4.0, -4.0, -4.0]
 
 
 def test_every_mark_that_a_reader_would_point_at_has_a_tip(whole):

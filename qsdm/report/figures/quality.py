@@ -106,6 +106,20 @@ def front(results: Results, width: float | None = None) -> Figure:
     return figure
 
 
+def path_of(points: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """The best predicted quality of a baseline by bits, whatever its other axes.
+
+    Args:
+        points: of the baseline; with an axis of fidelity, some give up quality for it.
+
+    Returns:
+        Average bits, ascending, and quality, float64 [P] each.
+    """
+    bits, quality = (np.array([p[key] for p in points]) for key in ("avg_bits", "predicted"))
+    order = np.argsort(bits, kind="stable")
+    return bits[order], np.maximum.accumulate(quality[order])
+
+
 def _search(axes: Axes, results: Results) -> None:
     if results.front is None or not results.front["points"]:
         raise NotRun(results.denoiser, "front", "search")
@@ -124,8 +138,8 @@ def _search(axes: Axes, results: Results) -> None:
     for name, text in BASELINES.items():
         points = results.front.get("baselines", {}).get(name, {}).get("points", [])
         if name != "uniform":
-            x, y = ([point[key] for point in points] for key in ("avg_bits", "predicted"))
             if points:
+                x, y = path_of(points)
                 axes.plot(x, y, ":", color=PALETTE[name], label=f"predicted, {text}")
             continue
         tips = [f"{text}: {p['avg_bits']:.3f} bits, {short(p['predicted'])}" for p in points]
