@@ -244,7 +244,7 @@ def readme(entries: Mapping[str, Mapping[str, Any]]) -> str:
         "`qsdm recipe use NAME +model=…` puts it into the model's store and says how far its",
         "weights are from those that it was measured on. `experiments/shelf` makes all of this.",
         "",
-        "**Measured** ones were drawn and scored: 512 pictures on noise that nothing has learned",
+        "**Measured** ones were drawn and scored: 1,024 pictures on noise that nothing has learned",
         "from; `fd_lite0` is smaller where pictures are better. **Unmeasured** ones are starting",
         "points: what the labels of the three emoji pipelines teach about ops, roles, depth and",
         "sizes, carried over to a denoiser whose weights nobody has read. Measure them first.",
