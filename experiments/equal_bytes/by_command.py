@@ -13,11 +13,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from choose import BITS, WIDE
+from choose import BITS, WIDE, bits_of
 
 from qsdm.measurement.candidates import Terms, best_points
 from qsdm.outcome import Objective
-from qsdm.qconfig import QuantConfig, cost
+from qsdm.qconfig import QuantConfig
 from qsdm.search import search
 from qsdm.store.files import read_json, write_json
 from qsdm.strategies.constraints import Constraints
@@ -66,7 +66,7 @@ def main() -> None:
         workspace = named(args.name, "wide" if bits <= WIDE else "traced", args.store)
         for rule, objective in OBJECTIVES.items():
             qconfig = found(workspace, objective, bits)
-            own = cost.avg_bits(workspace.space.graph, qconfig, workspace.space.full_bits)
+            own = bits_of(workspace, qconfig)
             print(f"  {bits} {rule:<18}{own:8.4f} {qconfig.digest[:12]}")
             chosen[str(bits)][rule] = qconfig.to_json()
             qconfigs.append(qconfig)

@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qsdm.measurement.candidates import Terms
+from qsdm.measurement.candidates import Terms, measure_candidates
 from qsdm.outcome import Objective
 from qsdm.qconfig import QuantConfig, cost
 from qsdm.qconfig.steps import StepBin
 from qsdm.store import Store, StoreError
-from qsdm.store.room import require_disk
 from qsdm.store.schemas import STEPS, STEPS_FILE, ChosenBin
 from qsdm.text import Log
 
@@ -210,13 +209,8 @@ def measured_choice(
         NoRoom: the disk does not suffice for the checkpoint.
         ValueError: none keeps the limits.
     """
-    from qsdm.measurement.memory import checkpoint_bytes
-
     qconfigs = [proposal.qconfig for proposal in proposals]
-    if not (folder := ready.store.path("checkpoint")).exists():  # else it takes its place
-        written = checkpoint_bytes(ready.model, ready.space.graph, qconfigs)
-        require_disk("the checkpoint", written, folder)
-    measured = ready.measure(qconfigs, protocol, "candidates", log)
+    measured = measure_candidates(ready, qconfigs, protocol, log)
     qconfig, why = terms.choose(measured, qconfigs, None)
     found = [
         (proposal.predicted, measured.of(proposal.qconfig))

@@ -261,10 +261,7 @@ class Terms:
         tradeoff = self.tradeoff(points, enough)
         points = best_points(points, num, tradeoff)
         proposed = [QuantConfig.from_json(point["qconfig"]) for point in points]
-        if not (folder := ready.store.path("checkpoint")).exists():  # else it takes its place
-            written = checkpoint_bytes(ready.model, ready.space.graph, proposed)
-            require_disk("the checkpoint", written, folder)
-        measured = ready.measure(proposed, protocol, "candidates", log)
+        measured = measure_candidates(ready, proposed, protocol, log)
         for entry, outcome in of_rounds(ready, front, protocol):
             if outcome.qconfig.digest not in measured.outcomes and self.allow(outcome.qconfig):
                 measured.outcomes[outcome.qconfig.digest] = outcome
@@ -279,6 +276,29 @@ class Terms:
             if qconfig.digest in measured.outcomes
         ]
         return Choice(ours, why, found)
+
+
+def measure_candidates(
+    ready: Session, qconfigs: Sequence[QuantConfig], protocol: Protocol, log: Log = ignore
+) -> Measured:
+    """Measure configurations, if the checkpoint of one of them has room.
+
+    Args:
+        ready: the running session.
+        qconfigs: the candidates.
+        protocol: with the noise of the labels.
+        log: receives the metrics of every outcome.
+
+    Returns:
+        Their outcomes.
+
+    Raises:
+        NoRoom: the disk does not suffice for the checkpoint.
+    """
+    if not (folder := ready.store.path("checkpoint")).exists():  # else it takes its place
+        written = checkpoint_bytes(ready.model, ready.space.graph, qconfigs)
+        require_disk("the checkpoint", written, folder)
+    return ready.measure(qconfigs, protocol, "candidates", log)
 
 
 def best_points(
