@@ -161,12 +161,15 @@ class Workspace:
         """Error and bytes of each weight under each method.
 
         Raises:
-            StoreError: the model was not calibrated in this space.
+            StoreError: the model was not calibrated in this space, or with other bits of values
+                that are not quantized.
         """
-        from qsdm.quant.calibrated import read_table
+        from qsdm.quant.calibrated import read_table, require_full_bits
 
         name = f"calibration/{self.space_name}/table.safetensors"
-        return self._opened(name, "calibrate", lambda path: read_table(path.parent))
+        table = self._opened(name, "calibrate", lambda path: read_table(path.parent))
+        require_full_bits(table, self.space)
+        return table
 
     @property
     def packed(self) -> Path:

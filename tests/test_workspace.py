@@ -73,3 +73,10 @@ def test_a_command_still_takes_a_model_a_space_and_a_store(tmp_path: Path) -> No
         assert command(MODEL, SPACE, tmp_path, number=4) == (own, 4)
     with pytest.warns(DeprecationWarning, match="command"):
         assert command(model=MODEL, space=SPACE, store=tmp_path) == (own, 0)
+
+
+def test_a_table_of_other_full_bits_is_refused(workspace: Workspace) -> None:
+    assert workspace.table.size_bytes.shape[0] > 0
+    wider = Workspace(replace(MODEL, full_bits=32), SPACE, workspace.root)
+    with pytest.raises(StoreError, match=r"other full_bits than the model's 32 .*qsdm.calibrate again"):
+        _ = wider.table

@@ -9,7 +9,7 @@ from typing import NotRequired, TypedDict
 import torch
 
 from qsdm.graph import Graph
-from qsdm.qconfig import QuantMethod
+from qsdm.qconfig import QuantMethod, Space
 from qsdm.qconfig.cost import MethodTable, TableFile
 from qsdm.quant.decoding import dequantize
 from qsdm.quant.digests import bytes_of, digest_of
@@ -54,6 +54,32 @@ def read_table(path: Path) -> MethodTable:
             f"{path / TABLE} is not a table of methods ({error}): "
             "run python -m qsdm.calibrate again"
         ) from error
+
+
+def require_full_bits(table: MethodTable, space: Space) -> None:
+    """Refuse a table whose sizes count scales and centroids of another width.
+
+    Args:
+        table: of a calibration.
+        space: whose ``full_bits`` the model has now.
+
+    Raises:
+        StoreError: they differ; the message says what to do.
+    """
+    weights = space.graph.weights
+    if not weights or table.weights[:1] != (weights[0].name,):
+        return  # of another trace, of which others tell
+    offered = set(space.options[0])
+    for method, counted in zip(table.methods, table.size_bytes[0].tolist(), strict=True):
+        if method not in offered:
+            continue
+        wanted = method.size_bits(weights[0], space.full_bits) // 8
+        if counted != wanted:
+            raise StoreError(
+                f"calibrated with other full_bits than the model's {space.full_bits} "
+                f"({weights[0].name} as {method} took {counted:,} bytes, and takes {wanted:,}): "
+                "run python -m qsdm.calibrate again, or give the earlier model.full_bits"
+            )
 
 
 class PackedFile(TypedDict):
