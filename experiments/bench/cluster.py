@@ -32,7 +32,6 @@ import numpy as np
 from qsdm.engine.ray import Ray
 from qsdm.measurement.intake import Intake
 from qsdm.measurement.scoring import ScoredShard
-from qsdm.measurement.worker import ScoreTask
 from qsdm.outcome import Protocol
 from qsdm.qconfig import QuantConfig, QuantMethod
 from qsdm.store import Store
@@ -195,21 +194,27 @@ class Mean:
         return float(features.mean())
 
 
-def features_of(qconfig: QuantConfig, start: int, stop: int) -> np.ndarray:
-    """Made-up features of the pictures of a configuration, float32 [N, 1]."""
-    rng = np.random.default_rng([int(qconfig.digest[:12], 16), start])
-    return rng.standard_normal((stop - start, 1)).astype(np.float32)
+Span = tuple[str, int, int]
+"""Digest of a configuration, its first picture, and the one after its last."""
 
 
-def start() -> Callable[[ScoreTask], ScoredShard]:
+def features_of(span: Span) -> np.ndarray:
+    """Made-up features of pictures, float32 [N, 1]."""
+    digest, first, after = span
+    rng = np.random.default_rng([int(digest[:12], 16), first])
+    return rng.standard_normal((after - first, 1)).astype(np.float32)
+
+
+def scored(span: Span) -> ScoredShard:
+    """What a worker returns of pictures."""
+    features = features_of(span)
+    digests = np.zeros((len(features), 32), np.uint8)
+    return ScoredShard({"mean": features}, digests, {"drawing_s": TASK_S, "scoring_s": 0.0})
+
+
+def start() -> Callable[[Span], ScoredShard]:
     """In each worker."""
-
-    def work(task: ScoreTask) -> ScoredShard:
-        features = features_of(task.qconfig, task.start, task.stop)
-        digests = np.zeros((len(features), 32), np.uint8)
-        return ScoredShard({"mean": features}, digests, {"drawing_s": TASK_S, "scoring_s": 0.0})
-
-    return work
+    return scored
 
 
 class DriverLost(Exception):
@@ -242,14 +247,19 @@ class Report:
 
 
 def drive(
-    store: Store, qconfigs: Sequence[QuantConfig], cluster: Cluster, lost_after: int | None
+    store: Store,
+    qconfigs: Sequence[QuantConfig],
+    engine: Ray,
+    start: Callable[[], Callable[[Span], ScoredShard]] = start,
+    lost_after: int | None = None,
 ) -> Intake:
     """One run of the driver.
 
     Args:
         store: that it writes.
         qconfigs: to be measured.
-        cluster: of the workers.
+        engine: of the workers.
+        start: in each worker.
         lost_after: number of results after which the driver is lost; None: it lives.
 
     Returns:
@@ -261,12 +271,27 @@ def drive(
     intake = Intake(store, PROTOCOL, {"mean": Mean()}, NUM_IMAGES // NUM_SHARDS)
     intake.expect(qconfigs)
     tasks = intake.tasks(Path("full"))
-    with in_place_of_ray(cluster), Ray().open(start) as pool:
-        for num, (i, result) in enumerate(pool.map(tasks), 1):
+    spans = [(task.qconfig.digest, task.start, task.stop) for task in tasks]
+    with engine.open(start) as pool:
+        for num, (i, result) in enumerate(pool.map(spans), 1):
             intake.take(tasks[i], result)
             if num == lost_after:
                 raise DriverLost
     return intake
+
+
+def made_up_qconfigs(num: int, rng: np.random.Generator) -> list[QuantConfig]:
+    """Different configurations of a model that is not there."""
+    names = [f"layer{i}" for i in range(20)]
+    methods = [QuantMethod("uaq", 3), QuantMethod("uaq", 4)]
+    configs = {
+        one.digest: one
+        for one in (
+            QuantConfig("toy", {name: methods[rng.integers(2)] for name in names})
+            for _ in range(2 * num)
+        )
+    }
+    return list(configs.values())[:num]
 
 
 def simulate(folder: Path, num_workers: int, num_configs: int, seed: int) -> Report:
@@ -281,25 +306,16 @@ def simulate(folder: Path, num_workers: int, num_configs: int, seed: int) -> Rep
     Returns:
         What happened.
     """
-    names = [f"layer{i}" for i in range(20)]
     rng, began = np.random.default_rng(seed), time.process_time()
-    methods = [QuantMethod("uaq", 3), QuantMethod("uaq", 4)]
-    configs = {
-        one.digest: one
-        for one in (
-            QuantConfig("toy", {name: methods[rng.integers(2)] for name in names})
-            for _ in range(2 * num_configs)
-        )
-    }
-    qconfigs = list(configs.values())[:num_configs]
+    qconfigs = made_up_qconfigs(num_configs, rng)
     store, report = Store(folder, "toy"), Report()
     num_tasks = num_configs * NUM_SHARDS
     while report.runs < 20:
         cluster = Cluster(num_workers, rng)
         lost_after = num_tasks // 2 if report.runs == 0 else None
         aside = 0
-        with suppress(DriverLost):
-            measured = drive(store, qconfigs, cluster, lost_after).measured
+        with suppress(DriverLost), in_place_of_ray(cluster):
+            measured = drive(store, qconfigs, Ray(), lost_after=lost_after).measured
             aside = len(measured.failures)
         report.runs += 1
         report.tasks += cluster.results
@@ -316,17 +332,18 @@ def simulate(folder: Path, num_workers: int, num_configs: int, seed: int) -> Rep
         if lost_after is None and not aside:
             break
     report.driver_s = time.process_time() - began
-    report.faults = faults_in(store, qconfigs, report)
+    report.faults = faults_in(store, qconfigs)
+    if report.simulated_s > report.bound_s:
+        report.faults.append(f"it took {report.simulated_s:.0f} s of at most {report.bound_s:.0f}")
     return report
 
 
-def faults_in(store: Store, qconfigs: Sequence[QuantConfig], report: Report) -> list[str]:
+def faults_in(store: Store, qconfigs: Sequence[QuantConfig]) -> list[str]:
     """Compare the store with what should be in it.
 
     Args:
         store: that the drivers have written.
         qconfigs: that were to be measured.
-        report: of the runs.
 
     Returns:
         A sentence per fault.
@@ -339,15 +356,14 @@ def faults_in(store: Store, qconfigs: Sequence[QuantConfig], report: Report) -> 
     if lost := {one.digest for one in qconfigs} - set(digests):
         faults.append(f"{len(lost)} of {len(qconfigs)} configurations have no outcome")
     size = NUM_IMAGES // NUM_SHARDS
-    spans = [(first, first + size) for first in range(0, NUM_IMAGES, size)]
     for outcome in outcomes:
-        features = np.concatenate([features_of(outcome.qconfig, *span) for span in spans])
+        digest = outcome.qconfig.digest
+        spans = [(digest, first, first + size) for first in range(0, NUM_IMAGES, size)]
+        features = np.concatenate([features_of(span) for span in spans])
         if outcome.metrics["mean"] != float(features.mean()):
-            faults.append(f"{outcome.qconfig.digest[:12]} has the value of other pictures")
+            faults.append(f"{digest[:12]} has the value of other pictures")
     if left := list(store.path("shards").rglob("*.safetensors")):
         faults.append(f"{len(left)} files of shards are left over")
-    if report.simulated_s > report.bound_s:
-        faults.append(f"it took {report.simulated_s:.0f} s of at most {report.bound_s:.0f}")
     return faults
 
 

@@ -21,7 +21,7 @@ def test_64_workers_that_die_and_a_lost_driver_lose_nothing(tmp_path: Path) -> N
     # What was running when the driver was lost is drawn again, and nothing else.
     assert num_tasks <= report.tasks <= num_tasks + 64
     more = [cluster.QuantConfig("toy", {})]  # a fault would be told
-    (told,) = cluster.faults_in(cluster.Store(tmp_path, "toy"), more, report)
+    (told,) = cluster.faults_in(cluster.Store(tmp_path, "toy"), more)
     assert told == "1 of 1 configurations have no outcome"
 
 
