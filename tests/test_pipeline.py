@@ -7,6 +7,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import multiprocessing
+import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -179,6 +182,47 @@ def test_what_was_measured_is_never_measured_again(tiny_model: Model, tmp_path: 
 
     forced = main(**{**given, "force": True})
     assert ran(forced) == [name for name in NAMES if name not in ("probe", "measure")]
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_killed_again_and_again_it_ends_with_the_same_configuration(
+    tiny_model: Model, tmp_path: Path
+) -> None:
+    """Whatever stage runs when it is killed: what is stored, trained and chosen is the same."""
+    whole, killed = (arguments(tiny_model, tmp_path / name) for name in ("whole", "killed"))
+    began = time.monotonic()
+    main(**whole)
+    longest = (time.monotonic() - began) / 8
+    rng = random.Random(0)
+    num_kills = 0
+    while True:
+        process = multiprocessing.get_context("fork").Process(target=main, kwargs=killed)
+        process.start()
+        process.join(rng.uniform(0, longest) if num_kills < 25 else None)
+        if process.exitcode == 0:
+            break
+        assert process.exitcode is None, "it must not fail"
+        process.kill()
+        process.join()
+        num_kills += 1
+    assert num_kills >= 8
+    stores = [Store(tmp_path / name, tiny_model.name) for name in ("whole", "killed")]
+    outcomes = [{one.key: one.metrics for one in store.outcomes()} for store in stores]
+    assert outcomes[0] == outcomes[1]
+    assert len(outcomes[1]) == len(stores[1].outcomes()), "none is stored twice"
+    for name in ("chosen.json", f"predictor/{SPACE.name}/report.json"):
+        first, second = (without_time(read_json(store.path(name))) for store in stores)
+        assert first == second, name
+    assert not list(stores[1].path("shards").rglob("*.safetensors")), "left over"
+
+
+def without_time(value: Any) -> Any:
+    """What a file says, but when it was written and how long that took."""
+    if isinstance(value, dict):
+        varying = ("provenance", "seconds", "checksum")
+        return {key: without_time(of) for key, of in value.items() if key not in varying}
+    return value
 
 
 def test_options_of_later_stages_are_checked_first(tiny_model: Model, tmp_path: Path) -> None:

@@ -78,5 +78,7 @@ def test_a_command_still_takes_a_model_a_space_and_a_store(tmp_path: Path) -> No
 def test_a_table_of_other_full_bits_is_refused(workspace: Workspace) -> None:
     assert workspace.table.size_bytes.shape[0] > 0
     wider = Workspace(replace(MODEL, full_bits=32), SPACE, workspace.root)
-    with pytest.raises(StoreError, match=r"other full_bits than the model's 32 .*qsdm.calibrate again"):
+    with pytest.raises(
+        StoreError, match=r"other full_bits than the model's 32 .*qsdm.calibrate again"
+    ):
         _ = wider.table
