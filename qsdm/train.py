@@ -268,12 +268,15 @@ def taught(
     from qsdm.predictor.transfer import NoTransfer, Teacher, transferred
     from qsdm.workspace import named
 
+    names = list(dict.fromkeys([names] if isinstance(names, str) else names))
+    if workspace.name in names:
+        raise NoTransfer(f"from names {workspace.name!r} itself: give other models' names")
+    models = [named(name, store=workspace.root).model for name in names]
+    others = [Workspace(model, workspace.spec, workspace.root) for model in models]
+    for other in others:  # before one teaches, which takes a while
+        _ = other.space, other.table
     teachers = []
-    for name in dict.fromkeys([names] if isinstance(names, str) else names):
-        if name == workspace.name:
-            raise NoTransfer(f"from names {name!r} itself: give other models' names")
-        model = named(name, store=workspace.root).model
-        other = Workspace(model, workspace.spec, workspace.root)
+    for name, other in zip(names, others, strict=True):
         bank, table = other.bank(), other.table
         labels = bank.labels(objective, seed_set, num_images)
         lessons = Lessons.of(

@@ -305,7 +305,7 @@ def test_what_cannot_teach_is_refused(toy: Toy, tmp_path: Path) -> None:
     with pytest.raises(NoTransfer, match="from names 'toy_unet' itself: give other models' names"):
         train(workspace, QUALITY, QUICK, num_images=64, from_=["toy_unet"])
     with pytest.raises(ModelError, match="no model 'nobody': give a NAME"):
-        train(workspace, QUALITY, QUICK, num_images=64, from_=["nobody"])
+        train(workspace, QUALITY, QUICK, num_images=64, from_=["emoji_unet", "nobody"])
     with pytest.raises(StoreError, match=r"python -m qsdm.trace \+model=emoji_unet"):
         train(workspace, QUALITY, QUICK, num_images=64, from_="emoji_unet")
 

@@ -244,7 +244,8 @@ def _method(config: Mapping[str, Any] | None) -> tuple[QuantMethod | None, list[
         return None, []
     kind, data = config.get("_type"), _data_of(config)
     if kind in ("Int8WeightOnlyConfig", "Int8DynamicActivationInt8WeightConfig"):
-        return _named(kind, affine(8, _size(data.get("group_size"))), symmetric=True)
+        grain = data.get("granularity")
+        return _named(kind, affine(8, _size(data.get("group_size"))), None, True, grain)
     if kind == "Int4WeightOnlyConfig":
         return _named(kind, affine(4, _size(data.get("group_size", 128))), data.get("group_size"))
     if kind in ("Float8WeightOnlyConfig", "Float8DynamicActivationFloat8WeightConfig"):
@@ -260,7 +261,7 @@ def _method(config: Mapping[str, Any] | None) -> tuple[QuantMethod | None, list[
         if isinstance(grain, Mapping) and grain.get("_type") == "PerGroup":
             group = _size(_data_of(grain).get("group_size"))
         symmetric = _enum(data.get(f"{prefix}mapping_type"), "SYMMETRIC") != "ASYMMETRIC"
-        return _named(kind, affine(int(bits[1]), group), group, symmetric)
+        return _named(kind, affine(int(bits[1]), group), group, symmetric, grain)
     raise RecipeError(
         "wanted one of torchao's Int4WeightOnlyConfig, Int8WeightOnlyConfig, IntxWeightOnlyConfig, "
         "Float8WeightOnlyConfig, their forms with dynamic activations or an FqnToConfig of them "
@@ -269,9 +270,17 @@ def _method(config: Mapping[str, Any] | None) -> tuple[QuantMethod | None, list[
 
 
 def _named(
-    kind: str, method: QuantMethod, group: object = None, symmetric: bool = False
+    kind: str,
+    method: QuantMethod,
+    group: object = None,
+    symmetric: bool = False,
+    grain: object = None,
 ) -> tuple[QuantMethod, list[str]]:
     differences = []
+    # A pair is of activations and weights.
+    of_weights = grain[-1] if isinstance(grain, list) and grain else grain
+    if isinstance(of_weights, Mapping) and of_weights.get("_type") == "PerTensor":
+        differences.append("one scale for the whole weight there, one per output channel here")
     if method.name != "fp8_e4m3":
         how = ", symmetric there" if symmetric else ""
         differences.append(f"{kind} is taken as {method}{how}, with our search of the range")

@@ -142,14 +142,19 @@ def choose(
 
     best = max(kept, key=score)
     top = max(kept, key=lambda i: quality[i])
-    why = (
+    name = tradeoff.metric
+    value, at_top = (f"{metrics[i][name]:.4g}" for i in (best, top))
+    if quality[best] >= tradeoff.enough:
+        return Choice(
+            best,
+            f"chosen for {name} ({value}; the best objective, {quality[top]:.4g}, has {at_top}) of "
+            f"what reaches full precision's objective, {tradeoff.enough:.4g}, among {among}",
+        )
+    return Choice(
+        best,
         f"chosen as the knee of the objective ({quality[best]:.4g}; the best has "
-        f"{quality[top]:.4g}) and {tradeoff.metric} ({metrics[best][tradeoff.metric]:.4g}; there "
-        f"{metrics[top][tradeoff.metric]:.4g}) among {among}"
+        f"{quality[top]:.4g}) and {name} ({value}; there {at_top}) among {among}",
     )
-    if quality[top] > tradeoff.enough:
-        why += f"; more than full precision's objective, {tradeoff.enough:.4g}, counts for nothing"
-    return Choice(best, why)
 
 
 def _nearest(

@@ -183,6 +183,26 @@ def test_a_saved_fqn_config_names_what_is_quantized() -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "grain", "is_told"),
+    [
+        ("Int8WeightOnlyConfig", {"_type": "PerTensor", "_data": {}}, True),
+        ("Int8WeightOnlyConfig", {"_type": "PerRow", "_data": {"dim": -1}}, False),
+        (
+            "Int8DynamicActivationInt8WeightConfig",
+            [{"_type": "PerRow", "_data": {}}, {"_type": "PerTensor", "_data": {}}],
+            True,
+        ),
+        ("IntxWeightOnlyConfig", {"_type": "PerTensor", "_data": {}}, True),
+        ("IntxWeightOnlyConfig", {"_type": "PerAxis", "_data": {"axis": 0}}, False),
+    ],
+)
+def test_one_scale_for_a_whole_weight_is_told(kind: str, grain: object, is_told: bool) -> None:
+    data = {"_type": kind, "_data": {"granularity": grain}}
+    notes = read(graph_of("a"), json.dumps(data), UAQ4).notes
+    assert any("one scale for the whole weight there" in note for note in notes) == is_told
+
+
+@pytest.mark.parametrize(
     ("data", "told"),
     [
         ({"_type": "UIntXWeightOnlyConfig", "_data": {}}, r"wanted one of torchao's .*UIntX"),

@@ -307,5 +307,5 @@ def test_quality_beyond_full_precision_buys_no_distance() -> None:
         tradeoff = Tradeoff.of("distance", -1, quality_of, distance, enough)
         choice = choose(quality_of.tolist(), metrics, {"distance": -1}, {}, tradeoff)
         assert choice.index == chosen
-        told = f"more than full precision's objective, {enough:g}, counts for nothing"
+        told = f"best objective, 20, has 20) of what reaches full precision's objective, {enough:g}"
         assert (told in choice.why) == np.isfinite(enough)
