@@ -44,9 +44,10 @@ def stored_names(module: nn.Module) -> set[str]:
     Args:
         module: of transformers.
     """
-    parameters = {name for name, _ in module.named_parameters()}
-    shared = {name for name, _ in module.named_parameters(remove_duplicate=False)} - parameters
-    return module.state_dict().keys() - shared
+    tensors = module.named_parameters, module.named_buffers  # a packed weight is of buffers
+    once = {name for named in tensors for name, _ in named()}
+    every = {name for named in tensors for name, _ in named(remove_duplicate=False)}
+    return module.state_dict().keys() - (every - once)
 
 
 def load_encoder(
@@ -73,6 +74,7 @@ def load_encoder(
     options = {k: v for k, v in config.items() if k not in ("quantization_config", "dtype")}
     with accelerate.init_empty_weights(include_buffers=False):
         module = cls(cls.config_class(**options))
+    module.tie_weights()  # which were made one by one
     # As transformers does with float16 weights; bfloat16 has the exponents of float32.
     keep = (getattr(cls, "_keep_in_fp32_modules", None) or ()) if dtype == torch.float16 else ()
     nn.Module.to(module, dtype)
@@ -94,11 +96,22 @@ def load_encoder(
             plain[name] = tensor.to(dtype)
         else:
             plain[name] = tensor.float() if tensor.is_floating_point() else tensor
-    module.load_state_dict(plain, strict=False, assign=True)
-    module.tie_weights()
+    module.load_state_dict(plain | _tied(module, plain), strict=False, assign=True)
     quantizer._process_model_after_weight_loading(module)
     module.save_pretrained = refuse_to_save
     return module.eval().requires_grad_(False)
+
+
+def _tied(module: nn.Module, values: Mapping[str, torch.Tensor]) -> dict[str, nn.Parameter]:
+    """One parameter, under all its names, for each of the values that several names share."""
+    first = {id(parameter): name for name, parameter in module.named_parameters()}
+    sources = {
+        name: first[id(parameter)]
+        for name, parameter in module.named_parameters(remove_duplicate=False)
+    }
+    shared = {source for name, source in sources.items() if name != source} & values.keys()
+    one = {source: nn.Parameter(values[source], requires_grad=False) for source in shared}
+    return {name: one[source] for name, source in sources.items() if source in one}
 
 
 def encoder_class(folder: Path, config: Mapping[str, Any]) -> Any:
