@@ -14,6 +14,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +31,9 @@ from qsdm.qconfig import QuantConfig
 
 NUM_CALLS = 64
 """Calls of the denoiser that are recorded, at least."""
+
+NUM_DRAWN = 16
+"""Pictures that suffice for text encoders and VAEs, which a picture calls once."""
 
 _SEED_SET = 64  # noise that nothing is measured on by default
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -68,7 +72,7 @@ def importances(drawer: Drawer, prompts: Sequence[Prompt]) -> dict[str, np.ndarr
 
     Returns:
         Float32 [in] by the name of a weight of the drawer's graph; weights of layers that were not
-        called, or that read something else than one tensor, are missing.
+        called, or that read something else than one tensor, and embedding tables are missing.
 
     Raises:
         EvaluationError: the denoiser was not called, or an input is not finite.
@@ -91,10 +95,12 @@ def importances(drawer: Drawer, prompts: Sequence[Prompt]) -> dict[str, np.ndarr
     hooks = [drawer.parts[name].register_forward_pre_hook(count) for name in names]
     for name, moment in moments.items():
         layer = drawer.denoiser.get_submodule(name.rpartition(".")[0])
-        hooks.append(layer.register_forward_pre_hook(moment))
+        if not isinstance(layer, nn.Embedding):  # it reads numbers of rows
+            hooks.append(layer.register_forward_pre_hook(moment))
+    enough = math.inf if drawer.model.denoisers else NUM_DRAWN
     num_drawn = 0
     try:
-        while calls < NUM_CALLS:
+        while calls < NUM_CALLS and num_drawn < enough:
             numbers = range(num_drawn, num_drawn + min(4, drawer.batch_size))
             num_drawn, before = numbers.stop, calls
             drawer.draw(
