@@ -4,6 +4,7 @@
     python -m qsdm.trace +model=any path=DIRECTORY_OR_HUB_ID
     python -m qsdm.trace +model=emoji_unet model.component=text_encoder   # or vae
     python -m qsdm.trace +model=emoji_unet 'model.component=[unet,text_encoder,vae]'  # one budget
+    python -m qsdm.trace +model=emoji_unet model.component=text_encoder embeddings=true
     python -m qsdm.trace +model=flux export=[graphml,pyg]
 
 Writes graph.json and graph.html, an interactive page, into the store. Once calibrate has run, the
@@ -49,6 +50,7 @@ def trace(
     workspace: Workspace,
     page: bool = True,
     export: Sequence[str] = (),
+    embeddings: bool = False,
     log: Log = ignore,
 ) -> Graph:
     """Trace a model's denoiser, and write the graph to the store.
@@ -58,6 +60,8 @@ def trace(
         page: also write graph.html.
         export: further formats, graphml or pyg or [graphml,pyg]: graph.graphml for Gephi, yEd,
             Cytoscape; graph.pyg.safetensors for `qsdm.predictor.pyg.read_pyg`.
+        embeddings: whether the tables of text encoders, in which tokens are looked up, get methods
+            like all other weights, row by row; by default they keep full precision.
         log: takes what is logged.
 
     Returns:
@@ -66,7 +70,8 @@ def trace(
     Raises:
         ModelError: neither a config nor a directory says what the denoiser is.
         TraceError: it cannot be traced; the message says why.
-        ValueError: an unknown format is to be exported.
+        ValueError: an unknown format is to be exported, or embeddings are asked for where no part
+            has any that could get a method.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -90,6 +95,8 @@ def trace(
             raise ValueError(f"export takes {' or '.join(EXPORTS)} (got {form!r})")
     began = process_time()
     traced = [traced_part(part) for part in model.parts]
+    if embeddings:
+        traced = with_embeddings(model, traced)
     seconds = process_time() - began
     if len(traced) == 1:
         ((module, graph, origin),) = traced
@@ -144,6 +151,36 @@ def traced_part(model: Model) -> tuple[nn.Module, Graph, str]:
         return module, graph, origin
     graph, how = tracing.trace_unaided(module, model.inputs, model.name, model.exclude, model.tied)
     return module, graph, f"{origin}; {how}"
+
+
+def with_embeddings(
+    model: Model, traced: Sequence[tuple[nn.Module, Graph, str]]
+) -> list[tuple[nn.Module, Graph, str]]:
+    """Give the embedding tables of the parts that are no denoisers a weight.
+
+    Args:
+        model: of one or several parts.
+        traced: what `traced_part` returns, in their order.
+
+    Returns:
+        The same with other graphs.
+
+    Raises:
+        ValueError: no part has a table.
+    """
+    from qsdm.tracing.tables import with_tables
+
+    result = [
+        (module, graph if part.denoisers else with_tables(graph, module), origin)
+        for part, (module, graph, origin) in zip(model.parts, traced, strict=True)
+    ]
+    if all(old[1] == new[1] for old, new in zip(traced, result, strict=True)):
+        raise ValueError(
+            f"embeddings=true is for tables of text encoders in which tokens are looked up (got "
+            f"{', '.join(model.components)}, without any): leave it out, or give "
+            "model.component=text_encoder"
+        )
+    return result
 
 
 def together(
@@ -389,10 +426,11 @@ def left_out(graph: Graph, module: nn.Module, missing: Sequence[str]) -> list[tu
     from qsdm.tracing.entry import entry
 
     rows = []
+    quantized = {weight.parameter for weight in graph.weights}
     tables = {
         path: child.weight.numel()
         for path, child in module.named_modules()
-        if isinstance(child, nn.Embedding)
+        if isinstance(child, nn.Embedding) and f"{path}.weight" not in quantized
     }
     if tables:
         num_values = f"{sum(tables.values()):,} values"

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from qsdm.graph import Graph
+from qsdm.graph import Graph, Op
 from qsdm.measurement.drawer import Drawer
 from qsdm.measurement.forward import Call
 from qsdm.outcome import Protocol
@@ -31,7 +31,7 @@ class InputsTask:
 
 
 def by_role(graph: Graph) -> dict[str, tuple[str, ...]]:
-    """Group weights by what they are for.
+    """Group weights by what they are for; embedding tables, which read no values, are left out.
 
     Args:
         graph: of the denoiser.
@@ -42,7 +42,7 @@ def by_role(graph: Graph) -> dict[str, tuple[str, ...]]:
     first: dict[str, str] = {}
     groups: dict[str, dict[str, None]] = {}
     for node in graph.nodes:
-        if node.weight is not None:
+        if node.weight is not None and node.op != Op.EMBEDDING:
             role = first.setdefault(node.weight.parameter, str(node.role) or str(node.op))
             groups.setdefault(role, {})[node.weight.name] = None
     return {role: tuple(names) for role, names in groups.items()}
@@ -89,14 +89,16 @@ def outliers(drawer: Drawer, calls: Sequence[Call]) -> np.ndarray:
 
     Returns:
         Float64 [W], for the weights of the graph; NaN for a layer that reads a constant, or whose
-        module was not called.
+        module was not called, and for an embedding table.
     """
     drawer.switch(QuantConfig(drawer.model.name, {}))
     weights = drawer.graph.weights
     extents = {weight.parameter: Extent() for weight in weights}
+    layers = {name: drawer.denoiser.get_submodule(name.rpartition(".")[0]) for name in extents}
     hooks = [
-        drawer.denoiser.get_submodule(name.rpartition(".")[0]).register_forward_pre_hook(extent)
-        for name, extent in extents.items()
+        layer.register_forward_pre_hook(extents[name])
+        for name, layer in layers.items()
+        if not isinstance(layer, nn.Embedding)  # which reads numbers of rows
     ]
     try:
         for call in calls:

@@ -24,7 +24,7 @@ from typing import Any, NotRequired, TypedDict, TypeVar
 
 import numpy as np
 
-from qsdm.graph import Graph, Weight, canonical, merge_splits
+from qsdm.graph import Graph, Op, Weight, canonical, merge_splits
 from qsdm.qconfig import activations as widths
 from qsdm.qconfig.steps import StepBin, in_order
 from qsdm.quant.methods import METHODS
@@ -451,7 +451,7 @@ def input_bits(graph: Graph, qconfig: QuantConfig) -> dict[str, int]:
 
     Returns:
         2 to 8 by the name of a layer's parameter, tied ones included; layers that do not round
-        are not named.
+        are not named, nor are embedding tables, which read the numbers of rows.
 
     Raises:
         OutsideSpace: the configuration names a weight that the graph lacks, as one of a layer that
@@ -464,6 +464,8 @@ def input_bits(graph: Graph, qconfig: QuantConfig) -> dict[str, int]:
         )
     bits: dict[str, int] = {}
     for weight in graph.weights:
+        if graph.node_of(weight.name).op == Op.EMBEDDING:
+            continue
         own = qconfig.inputs.get(weight.name, qconfig.activations or widths.FULL)
         for name in (weight.parameter, *weight.ties):
             if bits.setdefault(name, own) != own:

@@ -1,4 +1,4 @@
-"""Linear and Conv layers with packed weights: the permanent form of a configuration.
+"""Linear, Conv and Embedding layers with packed weights: the permanent form of a configuration.
 
 A layer keeps codes, scales and codebooks in their stored types, whatever `module.to(dtype)` says;
 that only decides the type to which its weight is decoded, anew at each use. A weight whose input
@@ -19,6 +19,7 @@ from torch import nn
 
 from qsdm.qconfig import QuantMethod
 from qsdm.quant.decoding import decode, layout
+from qsdm.quant.methods import METHODS
 from qsdm.quant.quantized import Quantized
 
 
@@ -67,6 +68,29 @@ class PackedWeight(nn.Module):
             if part != "codes" and tensor is not None
         ]
         return decode(self.codes, others, str(self.method), list(self.shape), dtype)
+
+    def rows(self, numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """The values of some rows; the others are not decoded if each row is stored by itself.
+
+        Args:
+            numbers: of the rows, integers of any shape.
+            dtype: any floating type.
+
+        Returns:
+            ``[*numbers.shape, in, *kernel]`` on the device of the codes.
+        """
+        num_rows, *others = self.shape
+        tensors = {part: t for part, t in self._buffers.items() if t is not None}
+        codes, wanted = tensors.pop("codes"), numbers.flatten()
+        shared = METHODS[self.method.name].per_tensor
+        if len(codes) % num_rows or not (
+            shared or all(len(tensor) == num_rows for tensor in tensors.values())
+        ):
+            return self(dtype)[numbers]
+        own = [tensor if shared else tensor[wanted] for tensor in tensors.values()]
+        codes = codes.view(num_rows, -1)[wanted].flatten()
+        values = decode(codes, own, str(self.method), [len(wanted), *others], dtype)
+        return values.view(*numbers.shape, *others)
 
     def _apply(
         self,
@@ -168,7 +192,8 @@ class PackedLayer(nn.Module):
         packed.__dict__.update(
             {key: value for key, value in vars(layer).items() if key not in registries}
         )
-        packed.register_parameter("bias", layer.bias)
+        others = {name: p for name, p in layer._parameters.items() if name != "weight"}
+        packed._parameters.update(others)
         # Before the parts, as diffusers takes the type of a module from its first floating buffer.
         device = "cpu" if layer.weight.is_meta else layer.weight.device
         like = torch.empty(0, dtype=layer.weight.dtype, device=device)
@@ -218,7 +243,7 @@ class PackedLayer(nn.Module):
         own = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
         own |= {"versions", "version"}
         layer.__dict__.update({key: value for key, value in vars(self).items() if key not in own})
-        layer._parameters.update(weight=weight, bias=self._parameters["bias"])
+        layer._parameters.update({"weight": weight, **self._parameters})
         return layer
 
     def _load_from_state_dict(
@@ -274,9 +299,19 @@ class PackedConv3d(PackedLayer, nn.Conv3d):  # type: ignore[misc,override]
         return self._conv_forward(input, self.decoded(), self.bias)
 
 
+class PackedEmbedding(PackedLayer, nn.Embedding):  # type: ignore[misc,override]
+    """A packed `torch.nn.Embedding`, of which only the rows that are looked up are decoded."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        (number,) = self.versions[self.version]  # a table is never split along its columns
+        table: Any = self.packed[number]
+        return table.rows(input, self.compute_dtype)
+
+
 PACKED: dict[type[nn.Module], type[PackedLayer]] = {
     nn.Linear: PackedLinear,
     nn.Conv1d: PackedConv1d,
     nn.Conv2d: PackedConv2d,
     nn.Conv3d: PackedConv3d,
+    nn.Embedding: PackedEmbedding,
 }

@@ -92,6 +92,18 @@ def test_decoding_gives_the_methods_values_in_any_type(text: str) -> None:
         assert torch.equal(part(dtype), dequantize(quantized).to(dtype))
 
 
+@pytest.mark.parametrize(
+    "text", ["uaq-3", "uaq-8", "uaq_g32-4", "kmeans_c-3", "kmeans_a-4", "nf4_g64-4"]
+)
+def test_rows_are_decoded_as_in_the_whole(text: str) -> None:
+    numbers = torch.tensor([[3, 39, 3], [0, 7, 8]])
+    for width in (12, 136):  # of 3 bits, rows of 12 do not fill whole bytes
+        weight = torch.randn(40, width, generator=torch.Generator().manual_seed(0))
+        packed = PackedWeight.of(fit(weight, QuantMethod.parse(text)))
+        values = packed.rows(numbers, torch.float16)
+        assert torch.equal(values, packed(torch.float16)[numbers])
+
+
 def test_packed_layers_compute_what_fake_quantization_does(toy: Toy, x: torch.Tensor) -> None:
     expected = faked(toy, x)
     toy.b.weight.data[:, :10] = (
