@@ -36,12 +36,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
+from qsdm.quant.lanes import LANES, best_of_lanes
 from qsdm.quant.rows import exact, extent, fast, half, over_rows
 
 NUM_BINS = 2048
 Fit = tuple[np.ndarray, dict[str, np.ndarray]]  # codes and tensors
 
-Index = int | np.unsignedinteger
 Scale = tuple[np.float32, np.float32, np.float32]  # what `_bin` needs: c, start, density
 
 _EXACT = 256  # longest row that is solved without bins
@@ -227,13 +227,30 @@ def optimal(p0: np.ndarray, p1: np.ndarray, split: np.ndarray) -> None:
         p1: prefix sums of values, float64 [m + 1].
         split: uint32 [K, m + 1], to be filled: ``split[k, i]`` begins the last of k + 1 clusters.
     """
-    gain, new = np.empty(p0.size), np.empty(p0.size)
-    _first_cluster(p0, p1, gain, split)
+    gain, new = _room(p0.size), _room(p0.size)
+    sums, values = _room(p0.size), _room(p0.size)
+    sums[:], values[:] = p0, p1
+    _first_cluster(sums, values, gain, split)
     for k in range(1, split.shape[0]):
         over_rows(
-            _next_cluster, p0.size, p0, p1, gain, new, 0, split[k - 1], split[k], min_rows=4096
+            _next_cluster,
+            p0.size,
+            sums,
+            values,
+            gain,
+            new,
+            0,
+            split[k - 1],
+            split[k],
+            min_rows=4096,
         )
         gain, new = new, gain
+
+
+@fast
+def _room(size: int) -> np.ndarray:
+    """An empty float64 [size] that `best_of_lanes` may read, with what lies behind."""
+    return np.empty(size + LANES - 1)[:size]
 
 
 @fast
@@ -241,18 +258,6 @@ def _first_cluster(p0: np.ndarray, p1: np.ndarray, gain: np.ndarray, split: np.n
     gain[0], split[0, 0] = 0.0, 0
     for i in range(1, p0.shape[0]):
         gain[i], split[0, i] = p1[i] * p1[i] / p0[i], 0
-
-
-@fast
-def _gain(p0: np.ndarray, p1: np.ndarray, gain: np.ndarray, j: Index, i: Index) -> float:
-    """The gain of the first ``j`` points and one cluster of the points from there to ``i``."""
-    s = p1[i] - p1[j]
-    return gain[j] + s * s / (p0[i] - p0[j])
-
-
-@fast
-def _better(a: float, i: Index, b: float, j: Index) -> tuple[float, Index]:
-    return (b, j) if b > a else (a, i)
 
 
 @fast
@@ -287,17 +292,12 @@ def _next_cluster(
                 right = max(left, split[np.uint32(at + step)])  # equal except for ties
             best, chosen = -1.0, left
             end = np.uint64(min(right + np.uint32(1), i))
-            # Four at a time, as no processor predicts which is best.
-            for j in range(np.uint64(left), end, np.uint64(4)):
-                j1 = min(j + np.uint64(1), end - np.uint64(1))
-                j2 = min(j + np.uint64(2), end - np.uint64(1))
-                j3 = min(j + np.uint64(3), end - np.uint64(1))
-                g1, c1 = _better(_gain(p0, p1, gain, j, i), j, _gain(p0, p1, gain, j1, i), j1)
-                g2, c2 = _better(_gain(p0, p1, gain, j2, i), j2, _gain(p0, p1, gain, j3, i), j3)
-                g1, c1 = _better(g1, c1, g2, c2)
-                best, chosen = _better(best, chosen, g1, np.uint32(c1))
-            if right == i:
-                best, chosen = _better(best, chosen, gain[i], i)  # an empty cluster
+            for j in range(np.uint64(left), end, np.uint64(LANES)):
+                value, start = best_of_lanes(p0, p1, gain, j, i, end)
+                if value > best:
+                    best, chosen = value, np.uint32(start)
+            if right == i and gain[i] > best:  # an empty cluster
+                best, chosen = gain[i], i
             new[i], split[i] = best, chosen
         step //= 2
 
@@ -373,7 +373,7 @@ def _solve(
 @fast
 def _fit_short(first: int, last: int, x: np.ndarray, sizes: np.ndarray, out: np.ndarray) -> None:
     n = x.shape[1]
-    p0, p1, gain, new = np.empty(n + 1), np.empty(n + 1), np.empty(n + 1), np.empty(n + 1)
+    p0, p1, gain, new = _room(n + 1), _room(n + 1), _room(n + 1), _room(n + 1)
     split = np.empty((max(16, sizes[-1]), n + 1), np.uint32)
     ones = np.ones(n, np.float32)
     for r in range(first, last):
@@ -400,7 +400,7 @@ def _fit_weighted(
     run = 1 if n <= _POINTS else -(-(n - 2 * tail) // (2 * tail))
     m = n if run == 1 else 2 * tail - (-(n - 2 * tail) // run)
     q0, q1 = np.empty(n + 1), np.empty(n + 1)
-    p0, p1, gain, new = np.empty(m + 1), np.empty(m + 1), np.empty(m + 1), np.empty(m + 1)
+    p0, p1, gain, new = _room(m + 1), _room(m + 1), _room(m + 1), _room(m + 1)
     split = np.empty((K, m + 1), np.uint32)
     for r in range(first, last):
         order = np.argsort(x[r])
@@ -437,8 +437,7 @@ def _fit_long(first: int, last: int, x: np.ndarray, sizes: np.ndarray, out: np.n
     n, K = x.shape[1], max(16, sizes[-1])
     num_nodes = max(_NODES, 3 * K)
     capacity = 2 * num_nodes + 1
-    p0, p1 = np.empty(capacity), np.empty(capacity)
-    gain, new = np.empty(capacity), np.empty(capacity)
+    p0, p1, gain, new = _room(capacity), _room(capacity), _room(capacity), _room(capacity)
     split = np.empty((K, capacity), np.uint32)
     index, bins = np.empty(n, np.uint32), np.empty((NUM_BINS, 2), np.float32)
     edges = np.empty(NUM_BINS + 1, np.float32)

@@ -1,7 +1,7 @@
 """Shared by the numba kernels: compiler options, rows spread over threads, fp16, powers, errors.
 
 Numba's cache does not notice that a function of another file changed, so kernels call nothing of
-other files except `half`, `pow24` and `extent`.
+other files except `half`, `pow24`, `extent` and `best_of_lanes`.
 """
 
 from __future__ import annotations

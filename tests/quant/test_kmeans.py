@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 import torch
 
 import qsdm
 from qsdm.quant import kmeans
+from qsdm.quant.lanes import LANES, best_of_lanes
 
 RNG = np.random.default_rng(0)
 N = 640
@@ -84,6 +86,25 @@ def test_kmeans_a_is_optimal(name: str, bits: int) -> None:
     actual = loss(x.reshape(1, -1), tensors["codebook"])[0]
     rounding = x.size * (2.0**-12 * np.abs(np.median(x))) ** 2  # of the codebook, to fp16
     assert actual <= (1 + 1e-3) * optimum(x.reshape(-1), 2**bits) + rounding + 1e-12
+
+
+def test_lanes_choose_the_first_of_the_best_below_the_end() -> None:
+    @numba.njit
+    def best(
+        p0: np.ndarray, p1: np.ndarray, gain: np.ndarray, j: int, i: int, end: int
+    ) -> tuple[float, int]:
+        return best_of_lanes(p0, p1, gain, np.uint64(j), np.uint64(i), np.uint64(end))
+
+    m, rng = 20, np.random.default_rng(0)
+    p0, p1 = np.arange(m + LANES, dtype=float), np.zeros(m + LANES)
+    p1[3:m] = 2.0
+    gain = rng.integers(0, 3, m + LANES).astype(float)  # with ties
+    gain[m:] = np.nan  # what lies behind is anything
+    for j in range(m - 1):
+        for end in range(j + 1, m):
+            starts = np.arange(j, min(end, j + LANES))
+            values = gain[starts] + (p1[m - 1] - p1[starts]) ** 2 / (p0[m - 1] - p0[starts])
+            assert best(p0, p1, gain, j, m - 1, end) == (values.max(), j + values.argmax())
 
 
 def test_rows_of_up_to_256_values_are_optimal() -> None:
