@@ -5,7 +5,7 @@
     python -m qsdm.realize +model=emoji_unet budget.size_bytes=1.6e6 limit.psnr=26
     python -m qsdm.realize +model=emoji_unet lora=FILE limit.lora_retention=0.9
     python -m qsdm.realize +model=emoji_unet activations=[8,16,6]    # and inputs of layers rounded
-    python -m qsdm.realize +model=emoji_unet objective=quality steps=true    # after probe steps=5
+    python -m qsdm.realize +model=emoji_unet steps=true    # after probe steps=5
 
 The front's best predicted points within the budget are measured under the protocol of the labels.
 Of them and of what the search's rounds have measured, the one with the best objective that keeps
@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -159,16 +160,20 @@ def realize(
         front = ready.store.read(FRONT, f"search/{workspace.space_name}.json")
         retaining = None if probed is None else probed.measuring(ready)
         terms = Terms(ready.space, objective, constraints, workspace.model.metrics, retaining)
-        pairs = [] if suffering is None else bins.propose(terms, suffering, front)
         labels = ready.protocol(label_seed_set, num_images)
         require_measured(objective.metrics, ready.model.metrics)
+        pairs = None
+        if suffering is not None:
+            enough = terms.enough(ready.store.outcomes(labels), labels)
+            pairs = bins.propose(terms, suffering, front, enough)
         choice = terms.measured_choice(ready, front, labels, candidates, log)
         ours = choice.qconfig
         print(choice.why)
         CHOSEN.write(ready.store.path("chosen.json"), ours.to_json())
         stepped = None
-        if pairs:
-            stepped = bins.measured_choice(ready, terms, pairs[:candidates], labels, log)
+        if pairs is not None:
+            pairs = replace(pairs, best=pairs.best[:candidates])
+            stepped = bins.measured_choice(ready, terms, pairs, labels, log)
             print(f"in bins of steps, {stepped.why}")
             CHOSEN_STEPS.write(ready.store.path("chosen-steps.json"), stepped.qconfig.to_json())
 
@@ -258,10 +263,11 @@ def bins_of(
     Raises:
         ModelError: several parts share a budget.
         StoreError: the steps were not probed.
-        ValueError: what is quantized is no denoiser, fidelity is an axis of the objective, a LoRA
-            is limited, or activations are rounded.
+        ValueError: what is quantized is no denoiser, the axis of fidelity is no distance, a LoRA is
+            limited, or activations are rounded.
     """
     from qsdm.measurement.bins import read_bins
+    from qsdm.predictor.by_metric import PSNR
 
     require_one_part(workspace.model, "bins of steps are of")
     if not workspace.model.denoisers:
@@ -269,8 +275,10 @@ def bins_of(
             "bins of steps are those in which a denoiser is called (got "
             f"{workspace.model.component}): leave steps out"
         )
+    axis = objective.fidelity
+    is_similarity = axis not in (None, PSNR) and workspace.model.metrics[axis].larger_is_better
     for is_given, what, remedy in (
-        (objective.fidelity is not None, "an axis of fidelity", "objective=quality"),
+        (is_similarity, f"the axis {axis}, which is no distance,", "the axis psnr"),
         (constraints.lora is not None, "a limit of lora_retention", "no lora"),
         (bool(widths), "rounded activations", "no activations"),
     ):

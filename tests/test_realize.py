@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from qsdm.calibrate import calibrate
 from qsdm.checkpoint import contents
 from qsdm.denoisers import Model
 from qsdm.engine.serial import Serial
-from qsdm.measurement.bins import Suffering, propose
+from qsdm.measurement.bins import Suffering, propose, read_bins
 from qsdm.measurement.candidates import Terms, best_points, of_rounds
 from qsdm.measurement.intake import Measured
 from qsdm.measurement.paired import Difference
@@ -286,7 +287,7 @@ def probed_steps(harms: Sequence[float]) -> StepTable:
             "start": i / num,
             "stop": (i + 1) / num,
             "num_steps": 1,
-            "metrics": {"fd_lite0": 100 + harm},
+            "metrics": {"fd_lite0": 100 + harm, "psnr": 30.0 - i},
             "standard_errors": {},
             "differences": {"fd_lite0": [harm, 1.0]},
             "qconfig": "",
@@ -340,8 +341,11 @@ def test_a_pair_of_configurations_is_chosen_for_bins_of_steps(
         with pytest.raises(ValueError, match=match):
             realize(workspace, QUALITY, steps=True, **few | changed)
     balanced = Objective(QUALITY.weights, "psnr")
-    with pytest.raises(ValueError, match="not chosen with an axis of fidelity yet"):
+    with pytest.raises(ValueError, match="front was searched without the axis 'psnr'"):
         realize(workspace, balanced, steps=True, **few)
+    distance = 10**0.1  # of the second bin, where the first has 1
+    shares = [one.fidelity_share for one in read_bins(store, balanced)]
+    assert shares == pytest.approx([distance / (1 + distance), 1 / (1 + distance)])
 
 
 def test_the_larger_configuration_goes_where_steps_suffer(space: Space) -> None:
@@ -356,7 +360,7 @@ def test_the_larger_configuration_goes_where_steps_suffer(space: Space) -> None:
     terms = Terms(space, QUALITY, Constraints(avg_bits=3.6), {})
     names = [("first", 0.1), ("middle", 0.2), ("last", 0.7)]
     bins = [Suffering(n, i / 3, (i + 1) / 3, share) for i, (n, share) in enumerate(names)][::-1]
-    found = propose(terms, bins, {"points": points})
+    found = propose(terms, bins, {"points": points}).best
     edges = [[(b.start, b.stop) for b in one.qconfig.steps] for one in found]
     assert sorted(edges) == [[(1 / 3, 1)], [(2 / 3, 1)]]
     assert found[0].predicted >= found[1].predicted
@@ -373,6 +377,39 @@ def test_the_larger_configuration_goes_where_steps_suffer(space: Space) -> None:
         )
         assert one.predicted == pytest.approx(best)
         assert cost.avg_bits(space.graph, one.qconfig, 16) <= 3.6
+
+
+def test_pairs_have_the_tradeoff_of_single_points(space: Space, tiny_model: Model) -> None:
+    rng = np.random.default_rng(4)
+    qconfigs = [space.sample(rng, share) for share in np.linspace(0, 1, 12)]
+    bits = np.array([cost.avg_bits(space.graph, qconfig, 16) for qconfig in qconfigs])
+    quality, psnr = -100 * 2**-bits + rng.normal(0, 1, 12), 90 - 20 * bits + rng.normal(0, 2, 12)
+    points = [
+        {"qconfig": q.to_json(), "predicted": own, "metrics": {"psnr": value}}
+        for q, own, value in zip(qconfigs, quality, psnr, strict=True)
+    ]
+    balanced = Objective(QUALITY.weights, "psnr")
+    terms = Terms(space, balanced, Constraints(avg_bits=3.6), tiny_model.metrics)
+    bins = [Suffering("last", 0.5, 1, 0.9, 0.4), Suffering("first", 0, 0.5, 0.1, 0.6)]
+    found = propose(terms, bins, {"points": points}, enough=-8.0)
+    within = [points[i] for i in np.flatnonzero(bits <= 3.6)]
+    assert found.tradeoff == terms.tradeoff(within, -8.0)
+    assert found.tradeoff is not None
+    scores = {
+        (i, j): found.tradeoff.score(
+            0.9 * quality[i] + 0.1 * quality[j],
+            -10 * np.log10(0.4 * 10 ** (-psnr[i] / 10) + 0.6 * 10 ** (-psnr[j] / 10)),
+        )
+        for i in range(12)
+        for j in range(12)
+        if bits[j] < bits[i] <= 7.2 - bits[j]
+    }
+    high, low = max(scores, key=scores.__getitem__)
+    (best,) = found.best
+    assert best.qconfig.steps[0].qconfig == qconfigs[high]
+    assert best.qconfig.elsewhere == qconfigs[low]
+    without = propose(dataclasses.replace(terms, objective=QUALITY), bins, {"points": points})
+    assert without.best[0].qconfig != best.qconfig
 
 
 def test_random_ones_that_were_measured_on_the_fresh_noise_come_first(space: Space) -> None:

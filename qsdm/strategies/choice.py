@@ -55,8 +55,21 @@ class Tradeoff:
         Returns:
             Whether it is as good as full precision, and its score; larger is better.
         """
-        counted = min(quality, self.enough)
-        score = counted / self.quality_span + self.sign * value / self.metric_span
+        is_enough, score = self.scores(np.array(quality), np.array(value))
+        return bool(is_enough), float(score)
+
+    def scores(self, quality: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`score` of many points.
+
+        Args:
+            quality: float64 of any shape.
+            values: of the same shape.
+
+        Returns:
+            Bool and float64 of this shape.
+        """
+        counted = np.minimum(quality, self.enough)
+        score = counted / self.quality_span + self.sign * values / self.metric_span
         return quality >= self.enough, score
 
     @staticmethod
