@@ -11,14 +11,13 @@ Differences from full precision are paired: the same captions and noise.
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from common import Results, prepared, run
+
 import qsdm
-from qsdm.calibrate import calibrate
 from qsdm.denoisers import load_pipeline, parts_in, pipeline_index, prompts_of
 from qsdm.engine.serial import Serial
 from qsdm.measurement.drawer import Drawer
@@ -30,13 +29,10 @@ from qsdm.outcome import Outcome, Protocol
 from qsdm.qconfig import QuantConfig, cost
 from qsdm.quant.calibrated import PackedWeights
 from qsdm.quant.swap import Switch
-from qsdm.store.files import write_json
-from qsdm.trace import trace
 from qsdm.tracing.entry import as_forward
 from qsdm.workspace import Workspace
 
-RESULTS = Path(__file__).with_name("results.json")
-METRICS = ("fd_lite0", "psnr")
+RESULTS = Results(Path(__file__).with_name("results.json"))
 ALONE = ("kmeans_a-4", "kmeans_a-3")
 TOGETHER = ("kmeans_a-4", "kmeans_a-3")
 ALL = "all parts"
@@ -47,18 +43,7 @@ def opened(name: str, store: str) -> dict[str, Workspace]:
     first = qsdm.open(name, store=store)
     own = first.model.component
     others = [part for part in parts_in(pipeline_index(first.model)) if part != own]
-    result = {}
-    for part in (own, *others):
-        workspace = qsdm.open(name, store=store, component=part)
-        chosen = {metric: workspace.model.metrics[metric] for metric in METRICS}
-        model = dataclasses.replace(workspace.model, metrics=chosen)
-        workspace = dataclasses.replace(workspace, model=model)
-        if not workspace.path("graph.json").exists():
-            trace(workspace, page=False)
-        if not workspace.path("calibration/traced/table.safetensors").exists():
-            calibrate(workspace)
-        result[part] = workspace
-    return result
+    return {part: prepared(qsdm.open(name, store=store, component=part)) for part in (own, *others)}
 
 
 def full_bytes(workspace: Workspace) -> int:
@@ -84,12 +69,13 @@ def alone(workspace: Workspace, part: str, seed_set: int, num: int) -> list[dict
 def together(
     parts: Mapping[str, Workspace], method: str, seed_set: int, num: int
 ) -> dict[str, Any]:
-    """All parts with one method in all their weights."""
+    """All parts with one method in all their weights; the denoiser with few bits is a rival."""
     (_, denoiser), *others = parts.items()
     with open_session(denoiser, Serial(), 32) as ready:
         protocol: Protocol = ready.protocol(seed_set, num)
-        full = QuantConfig(denoiser.name, {})
-        reference = ready.measure([full], protocol).of(full)
+        full, low = QuantConfig(denoiser.name, {}), denoiser.space.uniform(ALONE[-1])
+        measured = ready.measure([full, low], protocol)
+        reference, rival = measured.of(full), measured.of(low)
         images = read_full(ready.full(protocol))
     pipeline = load_pipeline(denoiser.model)
     for part, workspace in others:
@@ -105,9 +91,12 @@ def together(
     evaluator = Evaluator(drawer, metrics, protocol, prompts_of(denoiser.model))
     evaluator.full(images)
     outcome = evaluator.outcome(denoiser.space.uniform(method))
+    change = difference(outcome, rival, "fd_lite0")
+    assert change is not None
     sizes = [cost.size_bytes(w.space.graph, w.space.uniform(method)) for w in parts.values()]
     return row(ALL, method, outcome, reference) | {
         "bytes": sum(sizes),
+        "minus the denoiser alone": {ALONE[-1]: [change.value, change.standard_error]},
         "full_bytes": sum(map(full_bytes, parts.values())),
     }
 
@@ -126,18 +115,13 @@ def row(part: str, method: str, outcome: Outcome, full: Outcome) -> dict[str, An
     }
 
 
-def stored() -> dict[str, Any]:
-    """All results so far."""
-    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-
-
-def table(results: Mapping[str, Mapping[str, Any]]) -> str:
+def table() -> str:
     """All rows as Markdown; the last column is harm for each 100 kB that are saved."""
     lines = [
         "| | part | method | bytes | saved | fd_lite0 ↓ | change | PSNR, dB ↑ | of 100 kB |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for name, measured in results.items():
+    for name, measured in RESULTS.read().items():
         for one in measured["rows"]:
             saved = one["full_bytes"] - one["bytes"]
             value, error = one["change"]
@@ -157,28 +141,21 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--name")
-    parser.add_argument("--store", default="store")
-    parser.add_argument("--seed-set", type=int, default=1)
-    parser.add_argument("--images", type=int, default=128)
-    args = parser.parse_args()
-    if args.name:
-        drawn = {"seed_set": args.seed_set, "num_images": args.images}
-        own = stored().get(args.name, {})
-        rows = own.get("rows", []) if drawn.items() <= own.items() else []
-        parts = opened(args.name, args.store)
-        for part, workspace in parts.items():
-            if not any(one["part"] == part for one in rows):
-                rows += alone(workspace, part, args.seed_set, args.images)
-                write_json(RESULTS, stored() | {args.name: {**drawn, "rows": rows}})
-        for method in TOGETHER:
-            if not any((one["part"], one["method"]) == (ALL, method) for one in rows):
-                rows.append(together(parts, method, args.seed_set, args.images))
-                write_json(RESULTS, stored() | {args.name: {**drawn, "rows": rows}})
-    print(table(stored()))
+def measure(args: argparse.Namespace) -> None:
+    """Measure the parts of a pipeline, except for what the results hold."""
+    drawn = {"seed_set": args.seed_set, "num_images": args.images}
+    own = RESULTS.read().get(args.name, {})
+    rows = own.get("rows", []) if drawn.items() <= own.items() else []
+    parts = opened(args.name, args.store)
+    for part, workspace in parts.items():
+        if not any(one["part"] == part for one in rows):
+            rows += alone(workspace, part, args.seed_set, args.images)
+            RESULTS.add(args.name, {**drawn, "rows": rows})
+    for method in TOGETHER:
+        if not any((one["part"], one["method"]) == (ALL, method) for one in rows):
+            rows.append(together(parts, method, args.seed_set, args.images))
+            RESULTS.add(args.name, {**drawn, "rows": rows})
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, measure, table, seed_set=1, images=128)
