@@ -52,7 +52,7 @@ def commands(folder: Path, num_configs: int) -> dict[str, list[str]]:
         f"prompts.path={folder / 'prompts.json'}",
         "+model.metrics.psnr._target_=qsdm.metrics.fidelity.Psnr",
     ]
-    objective = ["~objective.weights.fd_lite0", "+objective.weights.psnr=1"]
+    objective = ["objective=quality", "~objective.weights.fd_lite0", "+objective.weights.psnr=1"]
     pictures = [f"batch_size={NUM_IMAGES}", "engine=one_worker", "engine.num_threads=2"]
     every = [*model, *space, *drawn]
     images = f"num_images={NUM_IMAGES}"
