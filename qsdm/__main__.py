@@ -66,7 +66,7 @@ COMMANDS = (
 )
 
 # They change no result, or are digested apart.
-SKIPPED_ARGUMENTS = {"workspace", "log", "engine", "batch_size", "page"}
+SKIPPED_ARGUMENTS = {"workspace", "log", "engine", "batch_size", "page", "price_per_hour"}
 
 
 class StageEntry(TypedDict):
@@ -157,9 +157,12 @@ def main(
     evaluations: int = 10_000,
     rounds: int = 1,
     per_round: int = 4,
+    max_pictures: int | None = None,
+    patience: int = 2,
     candidates: int = 1,
     num_random: int = 3,
     batch_size: int = 16,
+    price_per_hour: float | None = None,
     seed: int = 0,
     avg_bits: float | None = None,
     force: bool = False,
@@ -189,10 +192,14 @@ def main(
         evaluations: number of configurations that the search may have predicted.
         rounds: how often the search measures what promises most, and searches again.
         per_round: configurations that a round measures.
+        max_pictures: of all rounds together; None for no limit.
+        patience: rounds without gain, in a row, after which there are no more.
         candidates: number of points of the last front that are measured, too; the best of them and
             of the rounds' is chosen.
         num_random: number of random configurations of the same size in the final table.
         batch_size: pictures that are drawn at a time.
+        price_per_hour: of one worker, in any currency; probe, measure and search say what they are
+            going to draw, how long it takes and, with this, what it costs.
         seed: of sampling, folds and search.
         avg_bits: old spelling of budget.avg_bits.
         force: rerun stages that are up to date; no configuration is measured again.
@@ -204,7 +211,9 @@ def main(
     parameters = dict(locals())
     require(1, MANY, num_labels=num_labels, candidates=candidates, batch_size=batch_size)
     require(2, MANY, num_images=num_images)
-    require(1, MANY, per_round=per_round)
+    require(1, MANY, per_round=per_round, patience=patience)
+    require(1, max_pictures=max_pictures)
+    require(0, price_per_hour=price_per_hour)
     require(2, MANY, probe_images=probe_images)
     require(0, MANY, num_random=num_random, rounds=rounds)
     require(1, evaluations=evaluations, avg_bits=avg_bits)
