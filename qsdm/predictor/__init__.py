@@ -88,7 +88,7 @@ class FitOptions:
     """
 
     folds: int = 5
-    width: int = 64
+    width: int = 32
     hops: int = 4
     epochs: int = 60
     patience: int = 6

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Event, Lock
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -252,9 +252,7 @@ def _train(
     )
     steps = max(1, len(course.fit) // options.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.epochs * steps)
-    averaged = torch.optim.swa_utils.AveragedModel(
-        gnn, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(options.ema), use_buffers=True
-    )
+    averaged, decay = copy.deepcopy(gnn), 0.0
     best = _Best(np.inf, 0, 1.0, copy.deepcopy(gnn.state_dict()))
     for epoch in range(1, options.epochs + 1):
         gnn.train()
@@ -266,21 +264,31 @@ def _train(
             torch.nn.utils.clip_grad_norm_(gnn.parameters(), 1.0)
             optimizer.step()
             schedule.step()
-            averaged.update_parameters(gnn)
+            _average(averaged, gnn, decay)
+            decay = options.ema
             total += loss.item() / steps
-        network = cast(Gnn, averaged.module)
-        score, share, figures = _validate(network, course, options)
+        score, share, figures = _validate(averaged, course, options)
         if score < best.score:
-            best = _Best(score, epoch, share, copy.deepcopy(network.state_dict()))
+            best = _Best(score, epoch, share, copy.deepcopy(averaged.state_dict()))
         tell({"train/loss": total, **figures})
         if epoch - best.epoch >= options.patience:
             break
     return best
 
 
+@torch.no_grad()
+def _average(averaged: Gnn, gnn: Gnn, decay: float) -> None:
+    """Move what is trained and the running statistics toward those of ``gnn``, in place."""
+    moved: list[Tensor] = [*averaged.parameters(), *averaged.norms.buffers()]
+    new: list[Tensor] = [*gnn.parameters(), *gnn.norms.buffers()]
+    for one, end in zip(moved, new, strict=True):
+        if one.is_floating_point():  # not the number of batches
+            one.lerp_(end, 1 - decay)
+
+
 def _loss(gnn: Gnn, course: _Course, batch: np.ndarray, options: FitOptions) -> Tensor:
     columns = course.columns[batch]
-    out = gnn.at(columns, gnn.wiring.shared(columns.numpy(), everywhere=True))
+    out = gnn.at(columns, gnn.wiring.shared(columns.numpy()))
     loss = torch.nn.functional.mse_loss(out.value, course.target[batch])
     if options.ranking != "none":
         ranking = ranking_loss(

@@ -74,7 +74,7 @@ class Gnn(nn.Module):
     pairs: Tensor
     share: Tensor
 
-    def __init__(self, encoding: Encoding, width: int = 64, hops: int = 4, forms: int = 1) -> None:
+    def __init__(self, encoding: Encoding, width: int = 32, hops: int = 4, forms: int = 1) -> None:
         super().__init__()
         self.width, self.hops, self.forms = width, hops, forms
         self.wiring = Wiring(encoding, hops)
@@ -105,7 +105,7 @@ class Gnn(nn.Module):
         Returns:
             Labels and embeddings.
         """
-        rows = rows or self.wiring.separate(len(configurations), self.training)
+        rows = rows or self.wiring.separate(len(configurations))
         table = self.embed_decision(self.decisions)  # [W, M + 1, width]
         chosen = torch.einsum("bwm,wmf->wbf", configurations, table)
         nothing = chosen.new_zeros(1, *chosen.shape[1:])  # of nodes without a weight
@@ -122,7 +122,7 @@ class Gnn(nn.Module):
 
         Args:
             columns: int64 [B, W], column of each decision's method.
-            rows: of these configurations, see `Wiring.shared`; if training, everywhere.
+            rows: of these configurations, see `Wiring.shared`.
 
         Returns:
             Labels and embeddings.

@@ -4,6 +4,9 @@ An embedding after m hops depends on the methods of the weights up to m hops bef
 nothing else. Configurations that agree there share it. Of 256 random configurations of SDXL, a
 tenth of the embeddings after one hop and a third of those after two are distinct, of 2,500 a
 seventieth and a fifteenth; configurations that differ in a few weights share nearly all of them.
+
+A node from which the hops that are left reach no weight has no row, also in training: it changes no
+prediction, and batch statistics are those of the others.
 """
 
 from __future__ import annotations
@@ -80,7 +83,6 @@ class Wiring:
         sources, targets = encoding.edges
         self._sources = np.ascontiguousarray(sources)
         self._starts = np.searchsorted(targets, np.arange(num_nodes + 1))
-        self._everywhere = [np.ones(num_nodes, dtype=bool)] * (hops + 1)
         at_weights = np.zeros(num_nodes, dtype=bool)
         at_weights[self.weight_node] = True
         self._needed = [at_weights]
@@ -89,12 +91,11 @@ class Wiring:
             before[sources[self._needed[0][targets]]] = True
             self._needed.insert(0, before)
 
-    def shared(self, columns: np.ndarray, everywhere: bool = False) -> Rows:
+    def shared(self, columns: np.ndarray) -> Rows:
         """Find the distinct rows of one-hot configurations.
 
         Args:
             columns: int64 [B, W], column of each decision's method.
-            everywhere: whether nodes count that lead to no weight; batch statistics need them.
 
         Returns:
             The rows.
@@ -102,16 +103,14 @@ class Wiring:
         nothing = np.zeros((len(columns), 1), dtype=np.int64)  # at nodes without a weight
         decisions = np.concatenate([columns, nothing], axis=1)[:, self.node_weight].T
         loops = np.arange(len(self.node_weight) + 1), np.arange(len(self.node_weight))
-        masks = self._everywhere if everywhere else self._needed
-        rows, first, _, _, _ = _share(np.ascontiguousarray(decisions), *loops, masks[0])
-        return self._unrolled(rows, first, masks)
+        rows, first, _, _, _ = _share(np.ascontiguousarray(decisions), *loops, self._needed[0])
+        return self._unrolled(rows, first)
 
-    def separate(self, num: int, everywhere: bool = False) -> Rows:
+    def separate(self, num: int) -> Rows:
         """List the rows of configurations that share nothing.
 
         Args:
             num: number of configurations, B.
-            everywhere: as in `shared`.
 
         Returns:
             The rows; before the first hop, all of them, by node and configuration.
@@ -119,11 +118,11 @@ class Wiring:
         num_nodes = len(self.node_weight)
         rows = np.arange(num_nodes * num).reshape(num_nodes, num)
         first = np.stack([rows.ravel() // max(num, 1), rows.ravel() % max(num, 1)])
-        return self._unrolled(rows, first, self._everywhere if everywhere else self._needed)
+        return self._unrolled(rows, first)
 
-    def _unrolled(self, rows: np.ndarray, first: np.ndarray, masks: Sequence[np.ndarray]) -> Rows:
+    def _unrolled(self, rows: np.ndarray, first: np.ndarray) -> Rows:
         hops, units = [], [rows[self.weight_node]]
-        for mask in masks[1:]:
+        for mask in self._needed[1:]:
             before = rows
             rows, new, starts, sources, counts = _share(before, self._starts, self._sources, mask)
             hops.append(Hop(before[new[0], new[1]], starts, sources, counts))
