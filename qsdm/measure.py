@@ -4,11 +4,16 @@
     python -m qsdm.measure +model=emoji_unet configs=FILE     # these instead of random ones
     python -m qsdm.measure +model=emoji_unet seed_set=1       # the same ones with other noise
     python -m qsdm.measure +model=emoji_unet alone=uaq-3      # each weight alone, others unchanged
+    python -m qsdm.measure +model=emoji_unet num_configs=60 activations=[16,8,6]  # inputs rounded
     python -m qsdm.measure +model=emoji_unet num_configs=60 seed=1 test=true   # a test set
     python -m qsdm.measure +model=emoji_unet plan=true price_per_hour=2.5      # only time and price
 
 Configurations that the same protocol has measured before are skipped, so a killed run continues
 where it stopped. Picture i of all configurations has the same caption and starting noise.
+
+With ``activations``, the first random configurations are measured again with the input of each
+layer rounded to one of these widths by chance. What that adds to the same weights is what their
+inputs suffer (`qsdm.predictor.rounding`).
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qsdm import run, text
+from qsdm.denoisers import require_one_part
 from qsdm.engine.local import Local
 from qsdm.engine.serial import Serial
 from qsdm.outcome import EvaluationError, Outcome
@@ -43,6 +49,7 @@ def measure(
     num_configs: int = 80,
     configs: Path | None = None,
     alone: str | None = None,
+    activations: Sequence[int] = (),
     test: bool = False,
     num_images: int = 256,
     seed_set: int = 0,
@@ -62,6 +69,8 @@ def measure(
         configs: JSON with a configuration, a list of them, or what `search` wrote.
         alone: a method, such as uaq-3: measure each weight with it while all others keep full
             precision, instead of random configurations.
+        activations: bits of layers' inputs, 2 to 8 and 16, as [16,8,6]: each layer of a random
+            configuration rounds its input to one of them.
         test: store the outcomes as a test set, on which `train` reports and never trains; choose
             another seed than that of the labels.
         num_images: pictures per configuration.
@@ -96,12 +105,21 @@ def measure(
     """
     from qsdm.measurement.memory import memory_of
     from qsdm.measurement.plan import plan_session
+    from qsdm.measurement.rounded import random_widths, read_widths
     from qsdm.measurement.session import open_session
     from qsdm.report.tracked import track
 
     require(1, MANY, num_configs=num_configs, batch_size=batch_size, shard=shard)
     require(2, MANY, num_images=num_images)
     require(0, price_per_hour=price_per_hour)
+    widths = read_widths(activations)
+    if widths:
+        require_one_part(workspace.model, "activations are measured in")
+        if configs is not None or alone is not None:
+            raise ValueError(
+                f"random configurations get random activations (got {list(widths)} with configs or "
+                "alone): leave activations out, or these"
+            )
     listed = None if configs is None else read_configs(configs)
     if listed is not None:
         chosen = listed
@@ -109,6 +127,8 @@ def measure(
         chosen = one_by_one(workspace.space, alone)
     else:
         chosen = sample(workspace.space, num_configs, seed)
+    if widths:
+        chosen = random_widths(workspace.space.graph, chosen, widths, seed)
     # A plan starts no workers.
     with open_session(workspace, Serial() if plan else engine, batch_size, shard=shard) as ready:
         protocol = ready.protocol(seed_set, num_images)

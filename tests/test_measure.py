@@ -26,8 +26,11 @@ from qsdm.engine import EngineError
 from qsdm.engine.serial import Serial
 from qsdm.graph import Graph
 from qsdm.measure import measure, read_configs, sample
+from qsdm.measurement.rounded import errors_of_rounding
+from qsdm.measurement.session import open_session
 from qsdm.metrics.frechet import FrechetLite0
 from qsdm.outcome import EvaluationError, Objective, Outcome
+from qsdm.predictor.rounding import rounding_labels
 from qsdm.probe import probe
 from qsdm.qconfig import QuantConfig, QuantMethod, Space, SpaceSpec
 from qsdm.recipes import RecipeError
@@ -118,6 +121,27 @@ def test_measures_each_configuration_once(
     kept = Store(store, tiny_model.name).outcomes()
     assert len(kept) == 4  # full precision is one of them
     assert [outcome.metrics["psnr"] for outcome in kept if not outcome.qconfig.methods] == [None]
+
+
+def test_the_same_weights_are_measured_with_random_widths_of_inputs(
+    tiny_model: Model, store: Path
+) -> None:
+    workspace = Workspace(tiny_model, SPACE, store)
+    few = {"num_configs": 2, "num_images": 4, "batch_size": 4, "engine": Serial()}
+    plain = measure(workspace, **few)
+    rounded = measure(workspace, activations=[8, 4, 3], **few)
+    assert [o.qconfig.methods for o in rounded] == [o.qconfig.methods for o in plain]
+    assert {bits for o in rounded for bits in o.qconfig.inputs.values()} == {8, 4, 3}
+    assert all(a.metrics != b.metrics for a, b in zip(plain, rounded, strict=True))
+    protocols, objective = workspace.store.protocols(), Objective({"psnr": 1})
+    labels = rounding_labels(workspace.store.outcomes(), protocols, objective)
+    assert [o.qconfig for o in labels.outcomes] == [o.qconfig for o in rounded]
+    with open_session(workspace, Serial(), 4) as ready:
+        error = errors_of_rounding(ready, labels.bits)
+    assert error.shape == (len(workspace.graph.weights), 3)
+    assert (np.diff(error, axis=1) > 0).all()  # of 8, 4 and 3 bits
+    with pytest.raises(ValueError, match=r"random activations \(got \[8\] with configs or alone"):
+        measure(workspace, activations=[8], alone="uaq-3", **few)
 
 
 def test_measures_the_configurations_of_a_file(

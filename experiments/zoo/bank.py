@@ -37,9 +37,11 @@ SPACES = ("traced", "wide")
 
 
 def kind(outcome: Outcome, spaces: dict[str, Space]) -> str:
-    """Which part of the bank an outcome belongs to: full_precision, alone, or the narrowest space
-    that holds it.
+    """Which part of the bank an outcome belongs to: rounded, full_precision, alone, or the narrowest
+    space that holds it.
     """
+    if outcome.qconfig.rounds_activations:
+        return "rounded"
     methods = outcome.qconfig.methods
     if not methods:
         return "full_precision"
@@ -127,7 +129,8 @@ and protocol. Made by `sh experiments/zoo/bank.sh {name}` between {dates[0][:10]
 `traced`: the paper's six methods (UAQ, K-Means per channel and per tensor, 3 and 4 bits) on every weight, skip layers split by their inputs;
 `wide`: 2 to 8 bits with group-wise UAQ and NF4; `alone`: one weight by `uaq-3` (or what takes its place where its overhead is too large), all
 others in full precision. Stage `test` is held out: predictors are judged on it and never trained. Stage `realize`: uniform configurations, one method
-for every weight, to compare a chosen configuration with. Random configurations are drawn so that average
+for every weight, to compare a chosen configuration with. `rounded`: the first traced labels again, each layer's input rounded to 16, 8, 6 or 4
+bits by chance; compare them with the first 64 pictures of the same weights. Random configurations are drawn so that average
 bits spread evenly. Picture i of every configuration has the same caption and, within a seed set, the same starting noise.
 
 {drawn}

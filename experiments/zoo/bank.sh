@@ -14,7 +14,8 @@ for name in $NAMES; do
 	done
 done
 for part in "num_configs=240" "num_configs=60 seed=1 test=true" "num_configs=60 seed=1 test=true num_images=1024" \
-	"num_configs=60 seed=1 test=true seed_set=1" "alone=uaq-3" "space=wide num_configs=100"; do
+	"num_configs=60 seed=1 test=true seed_set=1" "alone=uaq-3" "space=wide num_configs=100" \
+	"num_configs=60 num_images=64 activations=[16,8,6,4]"; do
 	for name in $NAMES; do
 		$PY -m qsdm.measure +model=$name $part
 		$PY experiments/zoo/bank.py --name $name

@@ -1,8 +1,8 @@
-"""Outliers in the inputs of layers, and which layers round their inputs together."""
+"""What the inputs of layers are like: outliers, errors of rounding, and who rounds together."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from qsdm.measurement.drawer import Drawer
 from qsdm.measurement.forward import Call
 from qsdm.outcome import Protocol
 from qsdm.qconfig import QuantConfig
+from qsdm.quant.activations import fake_quantize
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,22 @@ class InputsTask:
 
     protocol: Protocol
     num_steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class RoundingTask:
+    """Round the inputs of all layers; the result is float64 [W, K], as `rounding_errors` returns
+    it.
+
+    Attributes:
+        protocol: how pictures are drawn.
+        num_steps: time steps whose inputs are recorded.
+        bits: K widths, 2 to 8.
+    """
+
+    protocol: Protocol
+    num_steps: int
+    bits: tuple[int, ...]
 
 
 def by_role(graph: Graph) -> dict[str, tuple[str, ...]]:
@@ -79,6 +96,32 @@ class Extent:
         return self.largest / float(np.sqrt(variance)) if variance > 0 else float("nan")
 
 
+@dataclass(slots=True)
+class RoundingError:
+    """A hook that rounds what a layer reads, which reads it as it is.
+
+    Attributes:
+        bits: K widths, 2 to 8.
+        errors: float64 [K], sums of squared errors.
+        squares: sum of the values' squares.
+    """
+
+    bits: tuple[int, ...]
+    errors: np.ndarray
+    squares: float = 0.0
+
+    def __call__(self, _layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        x = inputs[0].detach()
+        self.squares += float(x.double().square().sum())
+        for k, bits in enumerate(self.bits):
+            self.errors[k] += float((fake_quantize(x, bits) - x).double().square().sum())
+
+    @property
+    def relative(self) -> np.ndarray:
+        """Squared errors over the squares, float64 [K]; 0 for an input of zeros."""
+        return self.errors / self.squares if self.squares else np.zeros_like(self.errors)
+
+
 @torch.inference_mode()
 def outliers(drawer: Drawer, calls: Sequence[Call]) -> np.ndarray:
     """Compute the largest magnitude of every layer's input over its standard deviation.
@@ -91,12 +134,37 @@ def outliers(drawer: Drawer, calls: Sequence[Call]) -> np.ndarray:
         Float64 [W], for the weights of the graph; NaN for a layer that reads a constant, or whose
         module was not called, and for an embedding table.
     """
-    drawer.switch(QuantConfig(drawer.model.name, {}))
     weights = drawer.graph.weights
     extents = {weight.parameter: Extent() for weight in weights}
-    layers = {name: drawer.denoiser.get_submodule(name.rpartition(".")[0]) for name in extents}
-    hooks = [
-        layer.register_forward_pre_hook(extents[name])
+    _watch(drawer, calls, extents)
+    return np.array([extents[weight.parameter].ratio for weight in weights])
+
+
+@torch.inference_mode()
+def rounding_errors(drawer: Drawer, calls: Sequence[Call], bits: tuple[int, ...]) -> np.ndarray:
+    """Compute the error of rounding every layer's input, as of weights (`MethodTable`).
+
+    Args:
+        drawer: the pipeline, which is set to full precision.
+        calls: recorded inputs of the denoiser.
+        bits: K widths, 2 to 8.
+
+    Returns:
+        Squared error over squared norm, float64 [W, K], for the weights of the graph; 0 for a layer
+        that is not called as a module.
+    """
+    weights = drawer.graph.weights
+    errors = {weight.parameter: RoundingError(bits, np.zeros(len(bits))) for weight in weights}
+    _watch(drawer, calls, errors)
+    return np.stack([errors[weight.parameter].relative for weight in weights])
+
+
+def _watch(drawer: Drawer, calls: Sequence[Call], hooks: Mapping[str, Any]) -> None:
+    """Call the denoiser in full precision, with a hook for the layer of each parameter."""
+    drawer.switch(QuantConfig(drawer.model.name, {}))
+    layers = {name: drawer.denoiser.get_submodule(name.rpartition(".")[0]) for name in hooks}
+    handles = [
+        layer.register_forward_pre_hook(hooks[name])
         for name, layer in layers.items()
         if not isinstance(layer, nn.Embedding)  # which reads numbers of rows
     ]
@@ -105,6 +173,5 @@ def outliers(drawer: Drawer, calls: Sequence[Call]) -> np.ndarray:
             args, kwargs = call.arguments
             drawer.denoiser(*args, **kwargs)
     finally:
-        for hook in hooks:
-            hook.remove()
-    return np.array([extents[weight.parameter].ratio for weight in weights])
+        for handle in handles:
+            handle.remove()

@@ -17,7 +17,7 @@ from qsdm.measurement.drawer import Drawer
 from qsdm.measurement.evaluator import Evaluator
 from qsdm.measurement.forward import Call, ForwardTask, forward_errors, record
 from qsdm.measurement.heap import keep_freed_memory
-from qsdm.measurement.inputs import InputsTask, outliers
+from qsdm.measurement.inputs import InputsTask, RoundingTask, outliers, rounding_errors
 from qsdm.measurement.scoring import ScoredShard
 from qsdm.outcome import Protocol
 from qsdm.qconfig import QuantConfig
@@ -62,7 +62,7 @@ class ScoreTask:
     stop: int
 
 
-Task = DrawTask | ScoreTask | ForwardTask | InputsTask | AdapterTask
+Task = DrawTask | ScoreTask | ForwardTask | InputsTask | RoundingTask | AdapterTask
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +124,9 @@ class WorkerStart:
                 return known.squares(task.qconfigs)
             if isinstance(task, InputsTask):
                 return outliers(drawer(), recorded(task.protocol, task.num_steps))
+            if isinstance(task, RoundingTask):
+                calls = recorded(task.protocol, task.num_steps)
+                return rounding_errors(drawer(), calls, task.bits)
             ready = evaluator(task.protocol)
             if isinstance(task, DrawTask):
                 return ready.pictures(task.qconfig, task.start, task.stop)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from qsdm.graph import Graph
 from qsdm.outcome import Objective
 from qsdm.predictor.encode import Encoding, errors
 from qsdm.predictor.kernels import Pairs, Part, Sums, neighbors, within
@@ -154,9 +155,6 @@ def prior_of(
     error = np.concatenate([error, np.zeros_like(error[:, :1])], axis=1)
     offered = encoding.allowed[:, :-1]
     mean = np.where(offered, damage[:, :-1], 0).sum(axis=1) / offered.sum(axis=1)
-    graph = space.graph
-    names = {weight.name: i for i, weight in enumerate(graph.weights)}
-    nodes = [graph.node_of(weight.name) for weight in graph.weights]
     return Prior(
         offset,
         costs,
@@ -165,6 +163,22 @@ def prior_of(
         error / (np.median(error[error > 0]) if (error > 0).any() else 1.0),
         scale * float(mean.sum()) or 1.0,
         full is not None,
+        *grouped(space.graph),
+    )
+
+
+def grouped(graph: Graph) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tell which weights of a graph belong together.
+
+    Args:
+        graph: of the denoiser, with W weights.
+
+    Returns:
+        Roles and blocks, int64 [W] each, and edges, int64 [P, 2], as `Prior` holds them.
+    """
+    names = {weight.name: i for i, weight in enumerate(graph.weights)}
+    nodes = [graph.node_of(weight.name) for weight in graph.weights]
+    return (
         _numbered([str(node.role) for node in nodes]),
         _numbered([node.block for node in nodes]),
         neighbors(

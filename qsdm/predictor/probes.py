@@ -147,12 +147,23 @@ class Probes:
             ValueError: the table lacks a weight or a method that the space offers.
         """
         self.require(space)
-        error = np.nan_to_num(errors(space, table))
+        parts = self.parts_at(np.nan_to_num(errors(space, table)))
+        return np.concatenate([parts, np.zeros_like(parts[:, :1])], axis=1)
+
+    def parts_at(self, error: np.ndarray) -> np.ndarray:
+        """Compute what part of each probe an error takes.
+
+        Args:
+            error: float64 [W, M], relative squared error of each weight, or of what stands for it.
+
+        Returns:
+            Float64 [W, M, K]; the harm of an error is the sum over probes of part × harm.
+        """
         parts = np.zeros((*error.shape, self.harm.shape[1]))
         for w, row in enumerate(error):
             for m, value in enumerate(row):
                 parts[w, m] = _parts(value, self.error[w])
-        return np.concatenate([parts, np.zeros_like(parts[:, :1])], axis=1)
+        return parts
 
     def damage(self, space: Space, table: MethodTable) -> np.ndarray:
         """Compute the harm of each decision.
