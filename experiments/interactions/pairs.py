@@ -2,13 +2,14 @@
 
     python -m qsdm.probe +model=emoji_unet pairs=8 num_images=256
     python -m qsdm.probe +model=emoji_unet pairs=8 pairs_by=shapley num_images=256
-    python -m qsdm.probe +model=emoji_unet pairs=4 pairs_of=blocks num_images=256
+    python -m qsdm.probe +model=emoji_unet pairs=8 pairs_of=blocks num_images=256
     python experiments/interactions/pairs.py --name emoji_unet
 
-Adds a pipeline's measured pairs to results.json, prints them as a table, and draws those of all
-pipelines in it: docs/interactions.png. Positive: more harm than the sum. Bars are standard errors
-of the paired difference of four configurations: none, each weight alone, both. Pairs that an
-earlier store measured stay, with what its predictor said.
+Adds a pipeline's measured pairs to results.json, prints them as tables, and draws those of all
+pipelines in it: docs/interactions.png, weights above and blocks below. Positive: more harm than the
+sum. Bars are standard errors of the paired difference of four configurations: none, each part
+alone, both. Pairs that an earlier store measured stay, with what its predictor said. Without the
+package shapiq, the predictor tells second differences alone.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +40,7 @@ def measured(workspace: Workspace) -> list[dict[str, Any]]:
     uniform, predictor = workspace.space.uniform(METHOD), workspace.predictor(QUALITY)
     graph = workspace.space.graph
     predicted: dict[frozenset[tuple[str, ...]], dict[str, float]] = {}
-    for by in BY:
+    for by in BY if find_spec("shapiq") else BY[:1]:
         for groups in (None, blocks(graph)):
             for one in candidates(predictor, uniform, MANY, groups, by):
                 excess = predicted.setdefault(frozenset(one.groups), {})
@@ -64,6 +66,10 @@ def measured(workspace: Workspace) -> list[dict[str, Any]]:
     ]
 
 
+def of_blocks(pair: Mapping[str, Any]) -> bool:
+    return any(name.endswith(" weights)") for name in pair["pair"])
+
+
 def table(pairs: Sequence[Mapping[str, Any]]) -> str:
     lines = [
         "| pair | harm alone | of both | beyond the sum | second difference | Shapley |",
@@ -82,8 +88,13 @@ def table(pairs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def figure(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    drawn, side_by_side = canvas(13, 3.6, len(results))
-    for axes, (name, pairs) in zip(side_by_side, results.items(), strict=True):
+    drawn, every = canvas(13, 7.2, len(results), 2)
+    panels = [
+        (name, [pair for pair in pairs if of_blocks(pair) == chosen])
+        for chosen in (False, True)
+        for name, pairs in results.items()
+    ]
+    for axes, (name, pairs) in zip(every, panels, strict=True):
         names = ["\n+ ".join(pair["pair"]) for pair in pairs]
         values = [pair["excess"] for pair in pairs]
         colors = [
@@ -96,7 +107,7 @@ def figure(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
         ]
         errors = [pair["standard_error"] for pair in pairs]
         axes.barh(names, values, xerr=errors, color=colors, ecolor=INK)
-        for by, marker in zip(BY, "|x", strict=True):
+        for by, marker in zip(BY, "|x", strict=True):  # what the predictor said
             said = [pair["predicted"].get(by, float("nan")) for pair in pairs]
             axes.plot(said, names, marker, color=PALETTE["ours"], markersize=7)
         axes.axvline(0, color=INK, linewidth=0.6)
@@ -119,7 +130,8 @@ def main() -> None:
     pairs += [pair for pair in results.get(args.name, ()) if pair["pair"] not in known]
     results[args.name] = sorted(pairs, key=lambda pair: -pair["excess"])
     path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    print(table(results[args.name]))
+    for chosen in (False, True):
+        print(table([pair for pair in results[args.name] if of_blocks(pair) == chosen]))
     write(args.out, figure(results))
 
 
