@@ -63,6 +63,7 @@ from qsdm.store.provenance import provenance
 from qsdm.store.schemas import FRONT, RoundsReport
 from qsdm.strategies import Problem, StrategyOptions
 from qsdm.strategies.archive import Goal, Metric, OfPart, Predict
+from qsdm.strategies.choice import Tradeoff
 from qsdm.strategies.constraints import BitOperations, Constraints, Restriction, read_budget
 from qsdm.strategies.explorer import Explorer
 from qsdm.strategies.feasible import reachable
@@ -72,11 +73,13 @@ from qsdm.workspace import Workspace, takes_workspace
 if TYPE_CHECKING:
     from qsdm.engine import Engine
     from qsdm.measurement.labels import Labels
-    from qsdm.measurement.rounds import Limits, Loop
+    from qsdm.measurement.rounds import Journal, Limits, Loop
     from qsdm.measurement.session import Session
+    from qsdm.measurement.worth import Worth
     from qsdm.predictor import Predictor
     from qsdm.predictor.by_metric import MetricModel
     from qsdm.predictor.update import Updated
+    from qsdm.strategies.acquisition import Believer
 
 
 @takes_workspace("model", "space", "objective", "strategy", "store")
@@ -186,11 +189,15 @@ def search(
     whole = Problem.of(space, workspace.table)
     aim = aim_of(constraints, restriction.space, avg_bits)
     goal = goal_of(workspace, objective, constraints, restriction, aim)
+
+    def learn() -> None:  # what rounds have measured tells of limits and axes, too
+        explorer.goal = goal_of(workspace, objective, constraints, restriction, aim)
+
     explorer = Explorer(
         Problem(restriction.space, restriction.errors(whole.error)),
         strategy,
         goal,
-        -(-evaluations // (rounds + 1)),
+        -(-evaluations // (rounds + 1 + bool(rounds and objective.fidelity))),
         kappa,
         max_points,
         seed,
@@ -205,16 +212,24 @@ def search(
         # A plan starts no workers.
         with open_session(workspace, Serial() if plan else engine, batch_size) as ready:
             require_same_way(ready, labels)
-            loop = loop_of(ready, workspace, objective, labels, explorer, aim)
+            journal = journal_of(workspace, objective, labels)
             planned = replace(
-                plan_rounds(ready, labels.protocol, loop.journal.read(), limits),
+                plan_rounds(ready, labels.protocol, journal.read(), limits),
                 num_workers=engine.num_workers,
                 price_per_hour=price_per_hour,
             )
             print(f"rounds, at most: {planned}", flush=True)
             if plan:
                 return {}
+            worth = worth_of(workspace, objective, labels, explorer)
+
+            def explore(model: Believer) -> np.ndarray:
+                learn()
+                return explorer.candidates(model)
+
+            loop = loop_of(ready, workspace, objective, labels, explore, aim, worth)
             model, reports = loop.run(limits, log)
+        learn()
         report = loop.report(aim, reports)
         print(table_of_rounds(report))
     else:
@@ -255,8 +270,9 @@ def loop_of(
     workspace: Workspace,
     objective: Objective,
     labels: Labels,
-    explorer: Explorer,
+    explore: Callable[[Believer], np.ndarray],
     aim: float | None,
+    worth: Worth | None,
 ) -> Loop:
     """Put together what rounds need.
 
@@ -265,30 +281,89 @@ def loop_of(
         workspace: model, space and store, with the predictor.
         objective: that labels measure.
         labels: that the predictor has learned from.
-        explorer: proposes configurations.
+        explore: gives the configurations that a search with a predictor comes by.
         aim: average bits that count; None for the whole front.
+        worth: of configurations, if fidelity counts, too.
 
     Returns:
         The loop.
     """
-    from qsdm.measurement.rounds import Journal, Loop, region_of
+    from qsdm.measurement.rounds import Loop, region_of
 
     space = workspace.space
     whole = Problem.of(space, workspace.table)
-    journal = Journal(
-        workspace.path(f"search/{workspace.space_name}-rounds.json"),
-        {**about_of(workspace, objective), "protocol": labels.protocol.digest},
-    )
+    valued = labels
+    if worth is not None:
+        labels = worth.known(labels)
+        valued = worth.of_labels(labels)
     return Loop(
         ready,
         objective,
         labels,
         whole,
-        region_of(space, whole, labels, aim),
-        journal,
+        region_of(space, whole, valued, aim),
+        journal_of(workspace, objective, labels),
         updater(workspace.predictor(objective)),
-        explorer.candidates,
+        explore,
+        worth,
     )
+
+
+def journal_of(workspace: Workspace, objective: Objective, labels: Labels) -> Journal:
+    """Find the file of what rounds have proposed.
+
+    Args:
+        workspace: model, space and store.
+        objective: that is maximized, with its axis of fidelity.
+        labels: that the predictor has learned from.
+    """
+    from qsdm.measurement.rounds import Journal
+
+    return Journal(
+        workspace.path(f"search/{workspace.space_name}-rounds.json"),
+        {
+            **about_of(workspace, objective),
+            "fidelity": objective.fidelity,
+            "protocol": labels.protocol.digest,
+        },
+    )
+
+
+def worth_of(
+    workspace: Workspace, objective: Objective, labels: Labels, explorer: Explorer
+) -> Worth | None:
+    """Measure the tradeoff that rounds look for, on the front that the trained predictor sees.
+
+    Args:
+        workspace: model, space and store, with the predictor.
+        objective: that is maximized, with its axis of fidelity.
+        labels: that the predictor has learned from.
+        explorer: searches; it predicts the fidelity.
+
+    Returns:
+        What configurations are worth; None without an axis of fidelity.
+    """
+    from qsdm.measurement.candidates import enough_of
+    from qsdm.measurement.worth import Worth
+
+    if (name := objective.fidelity) is None:
+        return None
+    points = explorer.search(workspace.predictor(objective).predict)["points"]
+    protocol, full_bits = labels.protocol, workspace.space.full_bits
+    outcomes = workspace.store.outcomes(protocol)
+    tradeoff = Tradeoff.of(
+        name,
+        1 if workspace.model.metrics[name].larger_is_better else -1,
+        np.array([point["predicted"] for point in points]),
+        np.array([point["metrics"][name] for point in points]),
+        enough_of(objective, outcomes, protocol, full_bits),
+    )
+
+    def fidelity() -> Metric:
+        parts = [metric for metric in explorer.goal.metrics if isinstance(metric, OfPart)]
+        return next(part.metric for part in parts if part.name == name)
+
+    return Worth(tradeoff, fidelity)
 
 
 def print_reach(

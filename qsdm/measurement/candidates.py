@@ -128,13 +128,9 @@ class Terms:
             protocol: of the candidates.
 
         Returns:
-            The objective; infinite if it has a cost, or if full precision was not measured.
+            See `enough_of`.
         """
-        if len(self.objective.metrics) < len(self.objective.weights):
-            return np.inf
-        full_bits = self.space.full_bits
-        label = label_of_full(outcomes, protocol.digest, self.objective, full_bits)
-        return np.inf if label is None else label
+        return enough_of(self.objective, outcomes, protocol, self.space.full_bits)
 
     def tradeoff(
         self, points: Sequence[Mapping[str, Any]], enough: float = np.inf
@@ -276,6 +272,26 @@ class Terms:
             if qconfig.digest in measured.outcomes
         ]
         return Choice(ours, why, found)
+
+
+def enough_of(
+    objective: Objective, outcomes: Sequence[Outcome], protocol: Protocol, full_bits: int
+) -> float:
+    """Look up the quality of full precision, beyond which a tradeoff pays for nothing.
+
+    Args:
+        objective: of quality.
+        outcomes: of the model.
+        protocol: of the labels.
+        full_bits: of the denoiser's own values.
+
+    Returns:
+        The objective; infinite if it has a cost, or if full precision was not measured.
+    """
+    if len(objective.metrics) < len(objective.weights):
+        return np.inf
+    label = label_of_full(outcomes, protocol.digest, objective, full_bits)
+    return np.inf if label is None else label
 
 
 def measure_candidates(

@@ -12,6 +12,8 @@ Per round:
 - *volume*: mean height of the measured front above the worst label, over the sizes that matter
   (hypervolume ÷ width), in units of the objective; of one size, how far the best configuration lies
   above the worst label
+- with an axis of fidelity, both of what configurations are worth (`qsdm.measurement.worth`), in
+  units of the objective, too; optimism stays that of quality
 - *gain* of volume by the round. Its error is paired: half the difference of the gains on two halves
   of the pictures, which are the same for all configurations, as the root mean square over the ways
   to halve them
@@ -33,6 +35,7 @@ from tqdm import tqdm
 from qsdm import text
 from qsdm.measurement.labels import Bank, Labels
 from qsdm.measurement.session import Session
+from qsdm.measurement.worth import Worth
 from qsdm.outcome import Objective, Protocol
 from qsdm.qconfig import QuantConfig, Space
 from qsdm.store.provenance import provenance
@@ -155,6 +158,8 @@ class Loop:
         update: conditions the predictor on configurations, int64 [R, W], and what they measured,
             float64 [R].
         explore: searches with a predictor; gives all configurations that it came by, int64 [B, W].
+        worth: of configurations, if fidelity counts, too; then the labels hold it, and it is what
+            the region is about.
     """
 
     ready: Session
@@ -165,6 +170,7 @@ class Loop:
     journal: Journal
     update: Callable[[np.ndarray, np.ndarray], Believer]
     explore: Callable[[Believer], np.ndarray]
+    worth: Worth | None = None
 
     @property
     def protocol(self) -> Protocol:
@@ -256,7 +262,7 @@ class Loop:
         Returns:
             At most ``num`` points.
         """
-        space, measured = self.ready.space, joined(self.labels, proposed)
+        space, measured = self.ready.space, self.valued(joined(self.labels, proposed))
         earlier = [space.encode(QuantConfig.from_json(p["qconfig"])) for r in rounds for p in r]
         tests = [genes for test in self.bank().sets(self.objective, "test") for genes in test.genes]
         known = {genes.tobytes() for genes in (*measured.genes, *earlier, *tests)}
@@ -264,7 +270,9 @@ class Loop:
         genes = genes[[row.tobytes() not in known for row in genes]]
         size = self.problem.size_of(genes).astype(np.float64)
         sizes = self.problem.size_of(measured.genes).astype(np.float64)
-        chosen = genes[choose_batch(model, genes, size, self.region, (sizes, measured.values), num)]
+        wanted = model if self.worth is None else self.worth.of_model(model)
+        known_values = (sizes, measured.values)
+        chosen = genes[choose_batch(wanted, genes, size, self.region, known_values, num)]
         mean, deviation = model(chosen)
         return [
             {
@@ -356,7 +364,16 @@ class Loop:
         Args:
             measured: outcomes.
         """
-        return self.region.volume(self.problem.size_of(measured.genes), measured.values)
+        size = self.problem.size_of(measured.genes)
+        return self.region.volume(size, self.valued(measured).values)
+
+    def valued(self, measured: Labels) -> Labels:
+        """Let outcomes tell what is maximized: the quality, or what they are worth.
+
+        Args:
+            measured: outcomes.
+        """
+        return measured if self.worth is None else self.worth.of_labels(measured)
 
     def front(self, measured: Labels) -> list[tuple[float, float]]:
         """List average bits and quality of the measured front.
@@ -370,12 +387,13 @@ class Loop:
         return list(zip(map(float, bits), map(float, measured.values[best]), strict=True))
 
     def _gain_error(self, before: Labels, after: Labels) -> float | None:
-        if after.halves is None or before.halves is None:
+        halves = self.valued(after).halves
+        if halves is None or before.halves is None:
             return None
         num_before = len(before)
         sizes = self.problem.size_of(after.genes).astype(np.float64)
         squares = []
-        for pair in after.halves:
+        for pair in halves:
             gains = []
             for values in pair:
                 region = Region(self.region.low_bytes, self.region.high_bytes, values.min())

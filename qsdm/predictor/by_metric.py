@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from qsdm.measurement.labels import Bank, Labels, label_of_full
+from qsdm.measurement.labels import PROPOSED, Bank, Labels, label_of_full, stage_of
 from qsdm.outcome import Objective
 from qsdm.predictor.encode import Encoding
 from qsdm.predictor.informed import Lessons
@@ -100,7 +100,8 @@ def in_decibels(quality: np.ndarray) -> np.ndarray:
 def metric_model(
     bank: Bank, encoding: Encoding, table: MethodTable, labels: Labels, name: str, larger: bool
 ) -> MetricModel:
-    """Learn a metric from the labels that measured it.
+    """Learn a metric from the labels that measured it, and from what a search has proposed and was
+    measured in the same way.
 
     Args:
         bank: everything that was measured of the model.
@@ -120,7 +121,7 @@ def metric_model(
     from qsdm.predictor.probes import ProbeError, Probes
 
     objective = Objective({name: 1.0 if larger else -1.0})
-    sets = bank.sets(objective, "measure", [labels.protocol])
+    sets = bank.sets(objective, ("measure", *PROPOSED), [labels.protocol])
     if not sets:
         held = sorted({n for o in labels.outcomes for n, v in o.metrics.items() if v is not None})
         raise ValueError(f"the labels hold no {name!r} (they hold {', '.join(held)})")
@@ -137,7 +138,9 @@ def metric_model(
         Lessons.of(encoding, table, objective, own, prior, at_full).model(rows) for prior in priors
     ]
     mean = Mean(tuple(models))
-    return MetricModel(name, 1 if larger else -1, encoding, mean, srcc(own.values, mean.left_out))
+    random = [stage_of(outcome) == "measure" for outcome in own.outcomes]
+    rank = srcc(own.values[random], mean.left_out[random])  # near copies would flatter it
+    return MetricModel(name, 1 if larger else -1, encoding, mean, rank)
 
 
 def at_full_precision(bank: Bank, own: Labels, objective: Objective, name: str) -> float | None:

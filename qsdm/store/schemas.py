@@ -92,6 +92,7 @@ class Rounds(TypedDict):
     denoiser: str
     space: str
     objective: dict[str, float]
+    fidelity: NotRequired[str | None]
     protocol: str
     rounds: list[list[FrontPoint]]
     provenance: NotRequired[dict[str, Any]]

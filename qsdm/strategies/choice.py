@@ -72,6 +72,18 @@ class Tradeoff:
         score = counted / self.quality_span + self.sign * values / self.metric_span
         return quality >= self.enough, score
 
+    def worth(self, quality: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """Compute the score of points in units of quality.
+
+        Args:
+            quality: float64 [...], by the objective.
+            values: float64 [...], of the metric.
+
+        Returns:
+            Float64 [...]; larger is better.
+        """
+        return self.quality_span * self.scores(quality, values)[1]
+
     @staticmethod
     def of(
         metric: str, sign: int, quality: np.ndarray, values: np.ndarray, enough: float = np.inf

@@ -13,6 +13,7 @@ from toy_unet import Toy, fill_store
 
 from qsdm.measurement.labels import Bank
 from qsdm.measurement.rounds import Journal, Limits, Loop, joined, line, region_of, table
+from qsdm.measurement.worth import Worth
 from qsdm.outcome import Objective, Outcome, Protocol
 from qsdm.predictor.encode import encode
 from qsdm.predictor.informed import Informed, Lessons
@@ -23,6 +24,7 @@ from qsdm.store import Store, StoreError
 from qsdm.store.outcomes import OutcomeDatabase
 from qsdm.strategies import Problem
 from qsdm.strategies.acquisition import Believer
+from qsdm.strategies.choice import Tradeoff
 from qsdm.text import ignore
 
 QUALITY = Objective({"fd_lite0": -1})
@@ -62,12 +64,26 @@ class Workers:
             value = float(self.toy.true_fd([qconfig])[0])
             halves = {"fd_lite0": ((value + 0.1, value - 0.1),)}
             about = {"stage": stage}
-            found = Outcome(
-                qconfig, protocol.digest, {"fd_lite0": value}, 64, halves, provenance=about
-            )
-            database.add(found, protocol)
+            metrics = {"fd_lite0": value}
+            found = Outcome(qconfig, protocol.digest, metrics, 64, halves, provenance=about)
+            database.add(with_psnr(self.space, found), protocol)
             self.drawn.append(qconfig.digest)
             self.stages.append(stage)
+
+
+class Fidelity:
+    """A fidelity that falls with each weight that has its first option, and is known exactly."""
+
+    name, sign = "psnr", 1
+
+    def __call__(self, genes: np.ndarray) -> np.ndarray:
+        return 30 - 10 * (genes == 0).mean(axis=1)
+
+
+def with_psnr(space: Space, outcome: Outcome) -> Outcome:
+    psnr = float(Fidelity()(space.encode(outcome.qconfig)[None])[0])
+    halves = {**outcome.halves, "psnr": ((psnr, psnr),)}
+    return dataclasses.replace(outcome, metrics={**outcome.metrics, "psnr": psnr}, halves=halves)
 
 
 def loop_of(toy: Toy, root: Path, avg_bits: float | None = 3.5, lives: float = np.inf) -> Loop:
@@ -148,6 +164,37 @@ def test_rounds_report_optimism_and_gain(toy: Toy, tmp_path: Path, avg_bits: flo
     summary = loop.report(avg_bits, reports)
     assert len(table(summary).splitlines()) == 2 + 1 + len(reports)
     assert line(1, first).startswith("round 1: optimism ")
+
+
+def test_with_an_axis_of_fidelity_rounds_ask_for_the_largest_worth(
+    toy: Toy, tmp_path: Path
+) -> None:
+    plain = loop_of(toy, tmp_path)
+    worth = Worth(Tradeoff("psnr", 1, quality_span=500.0, metric_span=1.0, enough=-40.0), Fidelity)
+    assert not len(worth.known(plain.labels))
+    outcomes = [with_psnr(toy.space, outcome) for outcome in plain.labels.outcomes]
+    labels = dataclasses.replace(plain.labels, outcomes=tuple(outcomes))
+    assert len(worth.known(labels)) == len(labels)
+    valued = worth.of_labels(labels)
+    fidelity = Fidelity()(labels.genes)
+    assert valued.values == pytest.approx(np.minimum(labels.values, -40) + 500 * fidelity)
+    assert valued.halves is not None
+    region = region_of(toy.space, plain.problem, valued, 3.5)
+    loop = dataclasses.replace(plain, labels=labels, region=region, worth=worth)
+    _, (report,) = loop.run(Limits(1, 1))
+    (entry,) = report["proposals"]
+    proposed = loop.proposed()
+    assert proposed is not None
+    # It is the nearest to full precision of those that fit, and optimism stays that of quality.
+    tried = loop.explore(loop.model(None))
+    fits = loop.problem.size_of(tried) <= loop.region.low_bytes
+    assert Fidelity()(proposed.genes)[0] == Fidelity()(tried[fits]).max()
+    assert entry["measured"] == pytest.approx(-toy.true_fd([proposed.outcomes[0].qconfig])[0])
+    assert report["optimism"] == pytest.approx(entry["predicted"] - entry["measured"])
+    small = loop.problem.size_of(labels.genes) <= loop.region.low_bytes
+    best = [valued.values[small].max(), float(worth.of_labels(proposed).values[0])]
+    assert report["gain"] == pytest.approx(max(best) - best[0])
+    assert report["gain_error"] is not None
 
 
 def test_a_killed_loop_goes_on_and_measures_nothing_twice(toy: Toy, tmp_path: Path) -> None:
