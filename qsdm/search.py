@@ -15,8 +15,9 @@ Limits and this axis are predicted by closed models of the labels' metrics
 (`qsdm.predictor.by_metric`). ``limit.lora_retention`` is predicted from the probes of that adapter
 (`qsdm.predictor.retention`).
 
-With ``rounds``, each round measures the configurations that promise the largest gain, and the next
-search knows what came out (`qsdm.measurement.rounds`). What a round proposes is written to
+With ``rounds``, each round measures the configurations that promise the largest gain, of quality or
+of quality and fidelity together (`qsdm.measurement.worth`), and the next search knows what came out
+(`qsdm.measurement.rounds`). What a round proposes is written to
 ``search/<space>-rounds.json`` first; a killed search goes on, and a larger ``rounds`` continues.
 The networks are not trained again: outcomes of proposals condition their predictions
 (`qsdm.predictor.update`), in this search and in every later one.

@@ -39,7 +39,7 @@ NAMES = [stage.name for stage in stages(SPACE.name)]
 def arguments(model: Model, store: Path) -> dict[str, Any]:
     return {
         "workspace": Workspace(model, SPACE, store),
-        "objective": Objective({"fd_lite0": -1}),
+        "objective": Objective({"fd_lite0": -1}, "psnr"),
         "predictor": FitOptions(folds=3, width=8, hops=2, epochs=2),
         "attribution": AttributionOptions(num_configs=4),
         "strategy": Evolution(population=8, offspring=8),

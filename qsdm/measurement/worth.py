@@ -6,7 +6,8 @@ less. So they ask for the largest worth,
 
     quality, at most that of full precision + fidelity × span of quality ÷ span of fidelity,
 
-whose largest value on the front is that point. Fidelity that was not measured counts as it is
+and a span of quality more for those that are as good as full precision; its largest value on the
+front is that point. Fidelity that was not measured counts as it is
 predicted: that has less noise than quality.
 """
 

@@ -73,7 +73,8 @@ class Tradeoff:
         return quality >= self.enough, score
 
     def worth(self, quality: np.ndarray, values: np.ndarray) -> np.ndarray:
-        """Compute the score of points in units of quality.
+        """Compute the score of points in units of quality, a span more for those that are as good
+        as full precision: along the front, that counts for more than any score.
 
         Args:
             quality: float64 [...], by the objective.
@@ -82,7 +83,8 @@ class Tradeoff:
         Returns:
             Float64 [...]; larger is better.
         """
-        return self.quality_span * self.scores(quality, values)[1]
+        is_enough, score = self.scores(quality, values)
+        return self.quality_span * (score + is_enough)
 
     @staticmethod
     def of(
