@@ -95,6 +95,9 @@ def figure(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
         for name, pairs in results.items()
     ]
     for axes, (name, pairs) in zip(every, panels, strict=True):
+        if not pairs:
+            axes.set_axis_off()
+            continue
         names = ["\n+ ".join(pair["pair"]) for pair in pairs]
         values = [pair["excess"] for pair in pairs]
         colors = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from outcomes import PROTOCOL
@@ -98,3 +100,17 @@ def test_a_metric_that_labels_lack_is_refused_with_those_they_hold(
         ValueError, match=r"hold no 'lpips' \(they hold distance, fd, psnr, similarity\)"
     ):
         metric_model(bank, encoding, toy.table, labels, "lpips", False)
+
+
+def test_what_a_search_has_proposed_counts_as_well(
+    toy: Toy, encoding: Encoding, bank: Bank
+) -> None:
+    asked = [replace(outcome, provenance={"stage": "rounds"}) for outcome in bank.outcomes[::2]]
+    mixed = replace(bank, outcomes=[*asked, *bank.outcomes[1::2]])
+    whole = replace(bank, outcomes=[*bank.outcomes[::2], *bank.outcomes[1::2]])
+    labels = mixed.labels(Objective({"fd": -1}), 0, 8)
+    assert len(labels) == len(bank.outcomes) // 2
+    some, every = (
+        metric_model(one, encoding, toy.table, labels, "distance", False) for one in (mixed, whole)
+    )
+    assert some(labels.genes) == pytest.approx(every(labels.genes))
