@@ -207,8 +207,14 @@ def main() -> None:
         raise SystemExit(
             f"no outcomes of the present weights in {store.root}: run python -m qsdm.measure first"
         )
-    rows.sort(
-        key=lambda row: (row[2].seed_set, row[2].num_images, row[0], row[1].provenance["made"])
+    rows.sort(  # those of few pictures last
+        key=lambda row: (
+            row[2].num_images < 256,
+            row[2].seed_set,
+            row[2].num_images,
+            row[0],
+            row[1].provenance["made"],
+        )
     )
     home = args.zoo / args.name / "store"
     columns = {
