@@ -267,7 +267,7 @@ def bins_of(
             limited, or activations are rounded.
     """
     from qsdm.measurement.bins import read_bins
-    from qsdm.predictor.by_metric import PSNR
+    from qsdm.measurement.decibels import PSNR
 
     require_one_part(workspace.model, "bins of steps are of")
     if not workspace.model.denoisers:

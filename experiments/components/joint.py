@@ -40,6 +40,7 @@ import qsdm
 from qsdm.denoisers import parts_in, pipeline_index, prompts_of
 from qsdm.engine.serial import Serial
 from qsdm.graph import subgraph
+from qsdm.measurement.decibels import squared
 from qsdm.measurement.drawer import Drawer, Drawing
 from qsdm.measurement.forward import Call, output_of, squares_of
 from qsdm.measurement.paired import difference
@@ -138,7 +139,7 @@ def within(problem: Problem, harm: np.ndarray, part: str, bits: float) -> QuantC
 
 def squared_error(psnr: float) -> float:
     """Mean squared error of pixels of so many dB, in millionths of the squared range."""
-    return 1e6 * 10 ** (-psnr / 10)
+    return -1e6 * squared(psnr)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ from pathlib import Path
 
 import numpy as np
 
+from qsdm.measurement.decibels import squared
 from qsdm.outcome import Objective, Outcome
 from qsdm.predictor.encode import Encoding, encode, errors
 from qsdm.predictor.informed import Informed, Lessons
@@ -306,7 +307,7 @@ def value(name: str, outcome: Outcome) -> float:
 
 
 def signed(name: str, measured: float) -> float:
-    return -measured if name == QUALITY else -(10 ** (-measured / 10))
+    return -measured if name == QUALITY else squared(measured)
 
 
 def units(workspace: Workspace) -> list[str]:

@@ -32,10 +32,11 @@ from study import BUDGETS_OF_PICTURES, LABEL_IMAGES
 
 from qsdm.engine.serial import Serial
 from qsdm.measurement.candidates import Terms, best_points
+from qsdm.measurement.decibels import PSNR
 from qsdm.measurement.labels import Bank, Labels
 from qsdm.measurement.session import open_session
 from qsdm.outcome import Objective, Outcome
-from qsdm.predictor.by_metric import PSNR, MetricModel, metric_model
+from qsdm.predictor.by_metric import MetricModel, metric_model
 from qsdm.predictor.encode import encode
 from qsdm.predictor.mean import Coefficients, Mean
 from qsdm.qconfig import QuantConfig

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qsdm.measurement.candidates import Terms, measure_candidates
+from qsdm.measurement.decibels import PSNR, in_decibels, squared
 from qsdm.outcome import Objective
-from qsdm.predictor.by_metric import PSNR, in_decibels, squared
 from qsdm.qconfig import QuantConfig, cost
 from qsdm.qconfig.steps import StepBin
 from qsdm.store import Store, StoreError

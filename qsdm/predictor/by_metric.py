@@ -8,8 +8,7 @@ where it errs: the mean counts of those that start without probes and from the b
 fidelity, as for the objective (`qsdm.predictor.mean`). It is a table and a few quadratic forms, so
 thousands of configurations are predicted in no time.
 
-PSNR is learned as the squared error of pixels, in which the harms of weights add up; decibels do
-not.
+PSNR is learned as the squared error of pixels (`qsdm.measurement.decibels`).
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from qsdm.measurement.decibels import PSNR, in_decibels, squared
 from qsdm.measurement.labels import PROPOSED, Bank, Labels, label_of_full, stage_of
 from qsdm.outcome import Objective
 from qsdm.predictor.encode import Encoding
@@ -30,8 +30,6 @@ from qsdm.qconfig.cost import MethodTable
 
 OF_FULL_PRECISION = {"lite0_distance": 0.0, "lpips": 0.0, "ssim": 1.0}
 """Metrics of fidelity, and what full precision has by definition."""
-
-PSNR = "psnr"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,24 +75,6 @@ class MetricModel:
             chosen = amplitude[rows, columns]
             quality += ((chosen @ form) * chosen).sum(axis=1)
         return in_decibels(quality) if self.name == PSNR else self.sign * quality
-
-
-def squared(psnr: np.ndarray) -> np.ndarray:
-    """Minus the squared error of pixels, in units of the largest one's square.
-
-    Args:
-        psnr: in dB.
-    """
-    return -(10 ** (-psnr / 10))
-
-
-def in_decibels(quality: np.ndarray) -> np.ndarray:
-    """The inverse of `squared`; a predicted error is at least that of 80 dB.
-
-    Args:
-        quality: minus the squared error.
-    """
-    return -10 * np.log10(np.maximum(-quality, 1e-8))
 
 
 def metric_model(

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from qsdm.measurement.decibels import PSNR, squared
 from qsdm.outcome import Objective, Outcome, Protocol
 from qsdm.predictor.encode import errors
 from qsdm.qconfig import OutsideSpace, QuantMethod, Space
@@ -37,7 +38,7 @@ PAIRS = "pairs"  # what outcomes of two weights were measured for, see `interact
 DISTANCES: Mapping[str, Callable[[float], float]] = {
     "lpips": lambda value: value,
     "lite0_distance": lambda value: value,
-    "psnr": lambda value: 10 ** (-value / 10),  # squared error of pixels
+    PSNR: lambda value: -squared(value),
     "output_error": lambda value: value,
 }
 """Metrics that say how far from full precision a configuration is, best first, and the distance."""

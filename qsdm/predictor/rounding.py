@@ -22,8 +22,8 @@ from functools import partial
 import numpy as np
 
 from qsdm.graph import Graph
+from qsdm.measurement.decibels import PSNR, squared
 from qsdm.outcome import Objective, Outcome, Protocol
-from qsdm.predictor.by_metric import PSNR, squared
 from qsdm.predictor.informed import Informed, fit_informed, noise_of
 from qsdm.predictor.prior import Prior, grouped
 from qsdm.predictor.probes import Probes, differing

@@ -9,9 +9,10 @@ import pytest
 from outcomes import PROTOCOL
 from toy_unet import Toy
 
+from qsdm.measurement.decibels import in_decibels, squared
 from qsdm.measurement.labels import Bank
 from qsdm.outcome import Objective, Outcome
-from qsdm.predictor.by_metric import in_decibels, metric_model, squared
+from qsdm.predictor.by_metric import metric_model
 from qsdm.predictor.encode import Encoding, errors
 from qsdm.predictor.informed import Lessons
 from qsdm.qconfig import QuantConfig, QuantMethod
