@@ -9,8 +9,8 @@ so measured values can be compared by it, too, whatever the offset of their pred
 
 Quality beyond that of full precision counts for nothing: a configuration that is *better* by a
 Fréchet distance draws other pictures than the denoiser that the user has, and the search would pay
-for them with fidelity. So where points are as good as full precision, the knee is the one of them
-that is nearest to it.
+for them with fidelity. So where points are as good as full precision, the one of them that is
+nearest to it is taken. The spans are those of the whole front.
 
 References:
     Finding Knees in Multi-objective Optimization (Branke et al., 2004), section 1: knees as what a
@@ -102,9 +102,9 @@ class Tradeoff:
         Returns:
             The tradeoff; a span is 1 where the front is one point.
         """
-        counted = np.minimum(quality, enough)
-        best = front(np.stack([-counted, -sign * values], axis=1))
-        spans = (float(np.ptp(counted[best])) or 1.0, float(np.ptp(values[best])) or 1.0)
+        # Of the whole front: what is left of it below ``enough`` may be next to nothing.
+        best = front(np.stack([-quality, -sign * values], axis=1))
+        spans = (float(np.ptp(quality[best])) or 1.0, float(np.ptp(values[best])) or 1.0)
         return Tradeoff(metric, sign, *spans, enough)
 
 

@@ -305,6 +305,7 @@ def test_quality_beyond_full_precision_buys_no_distance() -> None:
     metrics = [{"distance": value} for value in distance]
     for enough, chosen in ((np.inf, 2), (6.0, 1), (-1.0, 0)):
         tradeoff = Tradeoff.of("distance", -1, quality_of, distance, enough)
+        assert (tradeoff.quality_span, tradeoff.metric_span) == (20.0, 10.0)
         choice = choose(quality_of.tolist(), metrics, {"distance": -1}, {}, tradeoff)
         assert choice.index == chosen
         told = f"best objective, 20, has 20) of what reaches full precision's objective, {enough:g}"
