@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qsdm.report import cards, figures, sections
+from qsdm.report.parts import part_table
 from qsdm.report.results import NotRun, Results
 from qsdm.report.steps import step_table
 from qsdm.report.summary import activation_table, descriptions, sentence, step_sentence
@@ -88,6 +89,7 @@ def render(results: Results) -> str:
         pictures=sections.pictures(results),
         table=sections.table(results),
         activations=activation_table(results.summary),
+        parts=part_table(results.parts),
         steps=step_table(results.steps, descriptions(results.summary)),
         stepped=step_sentence(results.summary),
         charts=dict.fromkeys(FIGURES) | dict(_drawn(results)),

@@ -16,6 +16,7 @@ from qsdm.graph import Graph, merge_splits
 from qsdm.measurement.labels import Bank, Labels
 from qsdm.outcome import Objective
 from qsdm.qconfig import QuantConfig, QuantMethod, Space, cost
+from qsdm.report.parts import Part, parts
 from qsdm.store import Store, StoreError
 from qsdm.store.artifacts import Artifact
 from qsdm.store.schemas import (
@@ -78,6 +79,7 @@ class Results:
         summary: the measured table (`realize`).
         steps: what each bin of the sampler's steps suffers (`probe`).
         chosen: method by weight name of the configuration that was chosen.
+        parts: what each part of the pipeline takes of it; none if the graph is of one.
         pictures: PNG by name, in the order of the page.
         protocol: of the labels.
         versions: of their metrics, by name.
@@ -103,6 +105,7 @@ class Results:
     summary: Mapping[str, Any] | None = None
     steps: StepTable | None = None
     chosen: Mapping[str, str] | None = None
+    parts: tuple[Part, ...] = ()
     pictures: Mapping[str, bytes] = field(default_factory=dict)
     protocol: Mapping[str, Any] | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -147,6 +150,7 @@ def read(store: Store, space: str = "traced", full_bits: int = 16) -> Results:
         summary=_optional(store, SUMMARY, "summary.json"),
         steps=_optional(store, STEPS, STEPS_FILE),
         chosen=None if chosen is None else {k: str(m) for k, m in chosen.decisions.items()},
+        parts=parts(calibrated.graph, chosen, full_bits) if chosen and calibrated else (),
         pictures={path.stem: path.read_bytes() for path in pictures},
         protocol=labels.protocol.to_json() if labels else None,
         versions={name: version for o in outcomes for name, version in sorted(o.versions.items())},

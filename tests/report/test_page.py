@@ -14,8 +14,11 @@ from fabricated_store import fabricate
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from qsdm.graph import union
 from qsdm.metrics import description
+from qsdm.qconfig import QuantConfig, QuantMethod, cost
 from qsdm.report import page, results, sections, summary
+from qsdm.report.parts import parts
 from qsdm.run.conf import CONF
 from qsdm.store import Store
 
@@ -201,6 +204,25 @@ def test_a_section_without_data_is_left_out(whole, field, head, monkeypatch):
     heads = Reader(page.render(less)).heads
     assert head not in heads
     assert "How it was made" in heads
+
+
+def test_parts_share_the_bytes_of_the_chosen_configuration(whole):
+    part = whole.graph
+    graph = union("both", {"unet": part, "vae": part}, [("unet", "vae")])
+    qconfig = QuantConfig(
+        "both",
+        {w.name: QuantMethod("uaq", 3 if w.name.startswith("unet.") else 4) for w in graph.weights},
+    )
+    unet, vae = parts(graph, qconfig, 16)
+    assert (unet.name, vae.name) == ("unet", "vae")
+    assert unet.size_bytes + vae.size_bytes == cost.size_bytes(graph, qconfig)
+    assert unet.full_bytes == vae.full_bytes == 2 * part.num_values
+    uniform = QuantConfig(part.denoiser, {w.name: QuantMethod("uaq", 4) for w in part.weights})
+    assert vae.avg_bits == cost.avg_bits(part, uniform) > unet.avg_bits + 0.9
+    reader = Reader(page.render(dataclasses.replace(whole, parts=(unet, vae))))
+    assert "Parts" in reader.heads
+    assert f"{vae.size_bytes:,}" in reader.cells
+    assert parts(part, uniform, 16) == ()
 
 
 def test_an_empty_store_makes_a_page_without_sections(tmp_path):
