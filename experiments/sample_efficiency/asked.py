@@ -25,7 +25,9 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from study import BUDGETS, BUDGETS_OF_PICTURES, QUALITY, Study
@@ -36,7 +38,7 @@ from qsdm.measurement.rounds import joined
 from qsdm.measurement.session import Session, open_session
 from qsdm.predictor.mean import Mean
 from qsdm.predictor.scores import srcc
-from qsdm.qconfig import QuantConfig
+from qsdm.qconfig import QuantConfig, Space
 from qsdm.store.files import write_json
 from qsdm.workspace import named
 
@@ -92,17 +94,35 @@ class Asking:
         self, model: Mean, labels: Labels, num: int, rng: np.random.Generator
     ) -> list[dict]:
         """Sample configurations that were not measured yet, from the models in turn."""
-        known = {genes.tobytes() for genes in labels.genes}
-        points: list[dict] = []
-        for i in range(20 * num):
-            if len(points) == num:
-                break
+
+        def best(i: int) -> np.ndarray:
             one = Mean((model.models[i % len(model.models)],))
-            genes = self.study.best_of(one, (BITS,), one.sampled(rng, SPREAD))[0]
-            if genes.tobytes() not in known:
-                known.add(genes.tobytes())
-                points.append(self.study.space.decode(genes).to_json())
-        return points
+            return self.study.best_of(one, (BITS,), one.sampled(rng, SPREAD))[0]
+
+        return unlabeled(best, labels, self.study.space, num)
+
+
+def unlabeled(
+    propose: Callable[[int], np.ndarray], labels: Labels, space: Space, num: int
+) -> list[Any]:
+    """Take proposals until there are enough that have no label, as JSON.
+
+    Args:
+        propose: gives genes, int64 [W], by the number of the try.
+        labels: that are known.
+        space: of both.
+        num: of proposals; fewer after 20 times as many tries.
+    """
+    known = {genes.tobytes() for genes in labels.genes}
+    points: list[Any] = []
+    for i in range(20 * num):
+        if len(points) == num:
+            break
+        genes = propose(i)
+        if genes.tobytes() not in known:
+            known.add(genes.tobytes())
+            points.append(space.decode(genes).to_json())
+    return points
 
 
 def main() -> None:

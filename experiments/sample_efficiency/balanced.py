@@ -23,11 +23,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from asked import PROBE_IMAGES, SPREAD, read
+from asked import PROBE_IMAGES, SPREAD, read, unlabeled
 from study import BUDGETS_OF_PICTURES, LABEL_IMAGES
 
 from qsdm.engine.serial import Serial
@@ -173,16 +174,16 @@ class Finder:
         self,
         models: tuple[MetricModel, MetricModel],
         tradeoff: Tradeoff,
-        number: int,
         rng: np.random.Generator,
+        number: int,
     ) -> np.ndarray:
         """Find the best configuration for one draw from the posteriors.
 
         Args:
             models: of quality and fidelity.
             tradeoff: of the last search.
-            number: of the draw; the closed models come in turn.
             rng: source of the draw.
+            number: of the draw; the closed models come in turn.
 
         Returns:
             Genes, int64 [W].
@@ -302,29 +303,9 @@ def from_rounds(
             yield name, budget.pictures(len(labels)), found.genes
             if number == len(own) < num_rounds:
                 rng = np.random.default_rng((draw, number))
-                own.append(asked_for(finder, models, labels, found.tradeoff, budget.per_round, rng))
+                propose = partial(finder.propose, models, found.tradeoff, rng)
+                own.append(unlabeled(propose, labels, finder.space, budget.per_round))
                 write_json(journal, rounds)
-
-
-def asked_for(
-    finder: Finder,
-    models: tuple[MetricModel, MetricModel],
-    labels: Labels,
-    tradeoff: Tradeoff,
-    num: int,
-    rng: np.random.Generator,
-) -> list[Any]:
-    """Configurations that a round measures, as JSON; none has a label."""
-    known = {genes.tobytes() for genes in labels.genes}
-    points: list[Any] = []
-    for i in range(20 * num):
-        if len(points) == num:
-            break
-        genes = finder.propose(models, tradeoff, i, rng)
-        if genes.tobytes() not in known:
-            known.add(genes.tobytes())
-            points.append(finder.space.decode(genes).to_json())
-    return points
 
 
 def rows_of(finder: Finder, budget: Budget, draw: int) -> np.ndarray:

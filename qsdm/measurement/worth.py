@@ -7,8 +7,8 @@ less. So they ask for the largest worth,
     quality, at most that of full precision + fidelity × span of quality ÷ span of fidelity,
 
 and a span of quality more for those that are as good as full precision; its largest value on the
-front is that point. Fidelity that was not measured counts as it is
-predicted: that has less noise than quality.
+front is that point. Fidelity that was not measured counts as it is predicted: that has less noise
+than quality.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ def rounding_labels(
 
 def _quality(objective: Objective) -> Callable[[Callable[[str], float | None]], float]:
     if objective.metrics == [PSNR]:
-        return lambda of: float(squared(np.array(of(PSNR), dtype=np.float64)))
+        return lambda of: squared(float(of(PSNR) or 0))
     return lambda of: sum(
         w * float(of(name) or 0)
         for name, w in objective.weights.items()
