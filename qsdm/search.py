@@ -232,7 +232,7 @@ def search(
             model, reports = loop.run(limits, log)
         learn()
         report = loop.report(aim, reports)
-        print(table_of_rounds(report))
+        print(table_of_rounds(report, objective.fidelity))
     else:
         model = predictor_of(predictor, workspace, objective)
     front = {

@@ -455,11 +455,12 @@ def line(number: int, report: RoundReport) -> str:
     )
 
 
-def table(report: RoundsReport) -> str:
+def table(report: RoundsReport, fidelity: str | None = None) -> str:
     """Format a line per round.
 
     Args:
         report: of the rounds.
+        fidelity: the metric that counts beside the quality; None for quality alone.
     """
     rows: list[list[Any]] = [["labels", "", "", f"{report['volume']:.2f}", ""]]
     for number, entry in enumerate(report["rounds"], 1):
@@ -473,9 +474,10 @@ def table(report: RoundsReport) -> str:
             ]
         )
     at = "the whole front" if report["avg_bits"] is None else f"{report['avg_bits']:g} bits"
+    of = f"of quality and {fidelity} together, " if fidelity else ""
     heads = ["round", "configurations", "optimism", "measured front", "gain"]
     return (
-        f"rounds, for {at} (optimism: predicted minus measured; front: above the worst label)\n"
+        f"rounds, for {at} (optimism: predicted minus measured; front: {of}above the worst label)\n"
         + text.table(heads, rows)
     )
 

@@ -263,10 +263,12 @@ def rounds_hint(front: Report) -> str:
     at = "over all sizes"
     if report["avg_bits"] is not None:
         at = f"at {report['avg_bits']:g} bits"
+    fidelity = (front or {}).get("fidelity")
+    together = f" of quality and {fidelity} together" if fidelity else ""
     return (
         "Each round measured what promised the largest gain, with the labels' captions and noise. "
         "Optimism: predicted minus measured quality, with the standard error over the round's "
-        f"configurations. Gain: of the measured front, {at}, with its paired error."
+        f"configurations. Gain: of the measured front{together}, {at}, with its paired error."
     )
 
 

@@ -121,6 +121,12 @@ def test_every_round_is_in_the_table(text):
     assert {"512", "+5.0 ± 1.0", "256", "+3.0", "+10.0 ± 2.5"} <= set(cells)
 
 
+def test_what_a_gain_is_of_is_said(whole):
+    assert "measured front, " in sections.rounds_hint({**whole.front, "fidelity": None})
+    together = sections.rounds_hint({**whole.front, "fidelity": "psnr"})
+    assert "measured front of quality and psnr together, " in together
+
+
 def test_the_heading_tells_paired_differences(whole):
     assert "paired" not in summary.sentence(whole.summary)
     away = {"kmeans_c-3": [40.0, 2.5], "uaq-3": [40.0, 2.5], "kmeans_a-3": [40.0, 2.5]}
